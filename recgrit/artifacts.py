@@ -1,0 +1,258 @@
+"""What a stage leaves on disk: a folder of files and one ``manifest.json``, written atomically.
+
+A stage writes into a temporary folder beside its destination, which takes the destination's place
+only when everything is there: a killed stage leaves the previous artifact, or none.
+
+Two fingerprints tell artifacts apart. The ``key`` is a hash of what a stage starts from (its
+settings, its parents, its input files), so equal keys mean that nothing has to be done again. The
+``fingerprint`` adds the content of the files written, and it is what a child records of its
+parents: two fits with equal settings need not give equal bytes on every machine, and a checkpoint
+belongs to one ID table only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import recgrit
+from recgrit.config import Config
+from recgrit.errors import ArtifactError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class Manifest(Config):
+    """What an artifact folder holds, what it was built from, and how long that took."""
+
+    schema_version: int
+    recgrit_version: str
+    stage: str
+    key: str
+    fingerprint: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    inputs: dict[str, str]
+    files: dict[str, str]
+    summary: dict[str, Any]
+    created: str
+    seconds: float
+
+
+@dataclass
+class ArtifactWriter:
+    """Where a stage puts its files while it runs, and what it wants to say of them."""
+
+    path: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def digest_json(value: Any) -> str:
+    """Hash of a JSON-able value, the same for equal values whatever their key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def build_key(
+    stage: str,
+    config: Mapping[str, Any],
+    parents: Mapping[str, str],
+    inputs: Mapping[str, str],
+) -> str:
+    """Hash of all that a stage starts from."""
+    return digest_json(
+        {
+            "schema": SCHEMA_VERSION,
+            "stage": stage,
+            "config": dict(config),
+            "parents": dict(parents),
+            # Keyed by name, not path: the same files elsewhere are the same input.
+            "inputs": sorted((Path(name).name, digest) for name, digest in inputs.items()),
+        }
+    )
+
+
+@contextlib.contextmanager
+def write_artifact(
+    directory: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    parents: Mapping[str, str],
+    inputs: Mapping[str, str] | None = None,
+) -> Iterator[ArtifactWriter]:
+    """Collect a stage's files in a temporary folder and put it in place when the block ends well.
+
+    Args:
+        directory: Where the artifact will be.
+        stage: The stage's name.
+        config: The settings the stage ran with.
+        parents: Fingerprint of each parent artifact, by stage name.
+        inputs: SHA-256 of each raw input file, by path.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    started = time.perf_counter()
+    temporary = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(directory)
+        temporary.mkdir()
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write to {directory.parent}: {error.strerror}. "
+            "Choose another folder with run.dir=PATH."
+        ) from None
+    try:
+        writer = ArtifactWriter(temporary)
+        yield writer
+        files = {
+            path.relative_to(temporary).as_posix(): digest_file(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
+        }
+        key = build_key(stage, config, parents, inputs or {})
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            recgrit_version=recgrit.__version__,
+            stage=stage,
+            key=key,
+            fingerprint=digest_json([key, files]),
+            config=dict(config),
+            parents=dict(parents),
+            inputs=dict(inputs or {}),
+            files=files,
+            summary=writer.summary,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        (temporary / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+        _replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small text file so that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of an artifact folder.
+
+    Raises:
+        ArtifactError: There is none, it is damaged, a newer recgrit wrote it, or files it lists
+            are gone.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise ArtifactError(
+            f"No artifact at {directory}: {MANIFEST_NAME} is missing. "
+            "Build it with 'recgrit run CONFIG', or name the right run folder."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(
+            f"{path} is damaged: expected JSON with a schema_version. "
+            f"Delete {directory} and run again."
+        ) from None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{directory} was written with schema version {version}, this recgrit "
+            f"({recgrit.__version__}) reads up to {SCHEMA_VERSION}. Upgrade recgrit, or choose "
+            "another run.dir."
+        )
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"{path} is damaged ({error.error_count()} fields cannot be read). "
+            f"Delete {directory} and run again."
+        ) from None
+    missing = [name for name in manifest.files if not (directory / name).is_file()]
+    if missing:
+        raise ArtifactError(
+            f"{directory} lacks {', '.join(missing)}, which its manifest lists. "
+            f"Delete the folder and run again."
+        )
+    return manifest
+
+
+def is_current(directory: Path, key: str) -> bool:
+    """Whether an intact artifact built from exactly this key is already there.
+
+    Raises:
+        ArtifactError: A newer recgrit wrote the folder, so it must not be overwritten.
+    """
+    if not (directory / MANIFEST_NAME).is_file():
+        return False
+    return read_manifest(directory).key == key
+
+
+def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest: Manifest) -> None:
+    """Refuse a child that was built from another parent than the one at hand.
+
+    Raises:
+        ArtifactError: The fingerprints differ; names both and the command that rebuilds.
+    """
+    expected = manifest.parents.get(parent_manifest.stage)
+    if expected != parent_manifest.fingerprint:
+        raise ArtifactError(
+            f"{child} ({manifest.stage}) was built from {parent_manifest.stage} artifact "
+            f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with "
+            f"'recgrit run {child.parent}', or bring back the artifact it belongs to."
+        )
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Temporary folders of killed runs; a live process with that number keeps its own."""
+    for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
+        process = leftover.name.rsplit("-", 1)[-1]
+        if process.isdigit() and int(process) != os.getpid() and _is_alive(int(process)):
+            continue
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _replace(source: Path, destination: Path) -> None:
+    """Swap folders: a rename cannot overwrite a folder that has files in it."""
+    retired = destination.with_name(f".{destination.name}.partial-{os.getpid()}-old")
+    if destination.exists():
+        destination.rename(retired)
+    source.rename(destination)
+    shutil.rmtree(retired, ignore_errors=True)

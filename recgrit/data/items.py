@@ -1,0 +1,72 @@
+"""What is known of each item: one row per item, in the order of ``item_idx``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+
+from recgrit.errors import DataError
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Item features; row i is ``item_idx`` i.
+
+    Args:
+        frame: ``item_id`` str and ``title`` str (the id where no title is known), then the fields
+            the source has: ``categories`` list[str], and text or number columns such as ``brand``,
+            ``genres``, ``year``, ``price``. Nulls mark what is unknown.
+
+    Raises:
+        DataError: ``item_id`` or ``title`` is missing, null, or an id is repeated.
+    """
+
+    frame: pl.DataFrame
+
+    def __post_init__(self) -> None:
+        for name in ("item_id", "title"):
+            if name not in self.frame.columns:
+                raise DataError(f"An item table needs the column {name!r}, got {self.frame.columns}.")
+            if self.frame[name].null_count():
+                raise DataError(f"Column {name!r} of an item table must not hold nulls.")
+        repeated = self.frame.filter(pl.col("item_id").is_duplicated())["item_id"].unique(
+            maintain_order=True
+        )
+        if len(repeated):
+            raise DataError(
+                f"Item ids must be unique; {len(repeated)} are repeated, the first "
+                f"{repeated.head(3).to_list()}."
+            )
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def item_ids(self) -> pl.Series:
+        """External id of each item."""
+        return self.frame["item_id"]
+
+    @property
+    def titles(self) -> pl.Series:
+        """Title of each item."""
+        return self.frame["title"]
+
+    def to_polars(self) -> pl.DataFrame:
+        """The table itself."""
+        return self.frame
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a pandas frame."""
+        return self.frame.to_pandas()
+
+    def save(self, directory: Path) -> None:
+        """Write ``items.parquet``."""
+        self.frame.write_parquet(directory / "items.parquet")
+
+    @classmethod
+    def load(cls, directory: Path) -> ItemTable:
+        """Read what `save` wrote."""
+        return cls(pl.read_parquet(directory / "items.parquet"))

@@ -1,0 +1,73 @@
+"""Ranked items for a set of users, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import polars as pl
+
+from recgrit.errors import DataError
+
+# Fills the end of a list that has fewer than K items.
+NO_ITEM = -1
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The best items of each user, best first.
+
+    Args:
+        users: int64 [U], user_idx of each row.
+        items: int32 [U, K], item_idx by rank; `NO_ITEM` fills the end of short lists.
+        scores: float32 [U, K], the score of each item (for the retriever: log P(item)).
+
+    Raises:
+        DataError: Shapes disagree, a list has a hole, or an item appears twice in one list.
+    """
+
+    users: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.items.shape != self.scores.shape or len(self.users) != len(self.items):
+            raise DataError(
+                f"Recommendations need items and scores of one shape [U, K] and U users, got "
+                f"{self.items.shape}, {self.scores.shape} and {len(self.users)} users."
+            )
+        filled = self.items != NO_ITEM
+        if np.any(filled[:, 1:] & ~filled[:, :-1]):
+            raise DataError("A list of recommendations has a hole before its end.")
+        ordered = np.sort(self.items, axis=1)
+        if np.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ITEM)):
+            raise DataError("An item is recommended twice to one user.")
+
+    @property
+    def num_users(self) -> int:
+        """Number of lists."""
+        return len(self.users)
+
+    @property
+    def top_k(self) -> int:
+        """Length of the longest possible list."""
+        return self.items.shape[1]
+
+    def to_polars(self) -> pl.DataFrame:
+        """One row per recommended item: ``user_idx``, ``rank`` (from 1), ``item_idx``, ``score``."""
+        filled = self.items != NO_ITEM
+        ranks = np.broadcast_to(np.arange(1, self.top_k + 1, dtype=np.int32), self.items.shape)
+        return pl.DataFrame(
+            {
+                "user_idx": np.repeat(self.users, filled.sum(axis=1)),
+                "rank": ranks[filled],
+                "item_idx": self.items[filled],
+                "score": self.scores[filled],
+            }
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`to_polars` as a pandas frame."""
+        return self.to_polars().to_pandas()

@@ -1,0 +1,150 @@
+"""Per-user sequences and the leave-one-out split over them.
+
+All histories are one flat array of items plus offsets, memory-mapped from disk: a user's history
+for any split is a slice, never a copy, and memory stays linear in the number of interactions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recgrit.data.interactions import Interactions
+from recgrit.errors import DataError
+
+Split = Literal["valid", "test"]
+
+# A user needs a target in valid and in test, and at least one earlier item as history.
+MIN_SEQUENCE_LENGTH = 3
+
+
+@dataclass(frozen=True)
+class SequenceSplit:
+    """Every user's items in time order, and where training ends and the targets stand.
+
+    Args:
+        items: int32 [num_interactions], the item_idx of all users one after another.
+        offsets: int64 [num_users + 1]; user u owns ``items[offsets[u]:offsets[u + 1]]``.
+        train_ends: int64 [num_users], the position in ``items`` where user u's training part ends.
+        valid_targets: int64 [num_users], position of the validation target, -1 where none.
+        test_targets: int64 [num_users], position of the test target, -1 where none.
+        num_items: Size of the catalogue.
+
+    Raises:
+        DataError: Offsets do not fit the items, or a target is not behind its training part.
+    """
+
+    items: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    train_ends: npt.NDArray[np.int64]
+    valid_targets: npt.NDArray[np.int64]
+    test_targets: npt.NDArray[np.int64]
+    num_items: int
+
+    def __post_init__(self) -> None:
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
+            raise DataError(
+                f"Offsets must run from 0 to the number of interactions ({len(self.items)}), "
+                f"got {self.offsets[0]} to {self.offsets[-1]}."
+            )
+        starts, ends = self.offsets[:-1], self.offsets[1:]
+        if np.any(self.train_ends < starts) or np.any(self.train_ends > ends):
+            raise DataError("A training part must lie within its user's sequence.")
+        for name, targets in (("valid", self.valid_targets), ("test", self.test_targets)):
+            has_target = targets >= 0
+            if np.any(targets[has_target] < self.train_ends[has_target]) or np.any(
+                targets[has_target] >= ends[has_target]
+            ):
+                raise DataError(f"A {name} target must lie behind its user's training part.")
+
+    @property
+    def num_users(self) -> int:
+        """Number of users, with or without targets."""
+        return len(self.offsets) - 1
+
+    def target_positions(self, split: Split) -> npt.NDArray[np.int64]:
+        """int64 [num_users], where each user's target stands in ``items``; -1 where none."""
+        return self.valid_targets if split == "valid" else self.test_targets
+
+    def target_users(self, split: Split) -> npt.NDArray[np.int64]:
+        """The users that have a target in this split."""
+        return np.flatnonzero(self.target_positions(split) >= 0)
+
+    def targets(self, split: Split, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """int32 [len(users)], the item each of these users is to be recommended."""
+        return self.items[self.target_positions(split)[users]]
+
+    def history(self, user_idx: int, split: Split) -> npt.NDArray[np.int32]:
+        """All items before the target of this split: the test history includes the valid item."""
+        return self.items[self.offsets[user_idx] : self.target_positions(split)[user_idx]]
+
+    def train_sequence(self, user_idx: int) -> npt.NDArray[np.int32]:
+        """The items a model may learn from."""
+        return self.items[self.offsets[user_idx] : self.train_ends[user_idx]]
+
+    def full_sequence(self, user_idx: int) -> npt.NDArray[np.int32]:
+        """All items of a user: the history from which to recommend what comes next."""
+        return self.items[self.offsets[user_idx] : self.offsets[user_idx + 1]]
+
+    def train_item_counts(self) -> npt.NDArray[np.int64]:
+        """int64 [num_items], how often each item stands in the training parts."""
+        return np.bincount(self.items[self.train_mask()], minlength=self.num_items)
+
+    def train_mask(self) -> npt.NDArray[np.bool_]:
+        """bool [num_interactions], whether each interaction may be learned from."""
+        ends = np.repeat(self.train_ends, np.diff(self.offsets))
+        return np.arange(len(self.items)) < ends
+
+    def save(self, directory: Path) -> None:
+        """Write one ``.npy`` file per array."""
+        np.save(directory / "sequence_items.npy", self.items)
+        np.save(directory / "sequence_offsets.npy", self.offsets)
+        np.save(
+            directory / "sequence_splits.npy",
+            np.stack([self.train_ends, self.valid_targets, self.test_targets]),
+        )
+
+    @classmethod
+    def load(cls, directory: Path, num_items: int) -> SequenceSplit:
+        """Memory-map what `save` wrote."""
+        train_ends, valid_targets, test_targets = np.load(
+            directory / "sequence_splits.npy", mmap_mode="r"
+        )
+        return cls(
+            items=np.load(directory / "sequence_items.npy", mmap_mode="r"),
+            offsets=np.load(directory / "sequence_offsets.npy", mmap_mode="r"),
+            train_ends=train_ends,
+            valid_targets=valid_targets,
+            test_targets=test_targets,
+            num_items=num_items,
+        )
+
+
+def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
+    """Last item of each user for test, last but one for validation, the rest for training.
+
+    Users with fewer than three items have no targets: all their items are for training.
+    """
+    counts = (
+        interactions.frame.group_by("user_idx")
+        .agg(pl.len().alias("count"))
+        .sort("user_idx")["count"]
+        .to_numpy()
+        .astype(np.int64)
+    )
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    ends = offsets[1:]
+    has_targets = counts >= MIN_SEQUENCE_LENGTH
+    return SequenceSplit(
+        items=interactions.frame["item_idx"].to_numpy().astype(np.int32),
+        offsets=offsets,
+        train_ends=np.where(has_targets, ends - 2, ends),
+        valid_targets=np.where(has_targets, ends - 2, -1),
+        test_targets=np.where(has_targets, ends - 1, -1),
+        num_items=interactions.num_items,
+    )

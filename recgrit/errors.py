@@ -1,0 +1,33 @@
+"""What goes wrong for a reason the user can mend: one base class, one subclass per cause.
+
+The command line prints the message of a `RecgritError` in one panel and exits with code 2. Any
+other exception is a fault of ours and shows its traceback.
+"""
+
+
+class RecgritError(Exception):
+    """Base of all errors a user can cause; says what was expected, got, where, and what to do."""
+
+
+class ConfigError(RecgritError):
+    """A setting is unknown, has the wrong type, or contradicts another."""
+
+
+class DataError(RecgritError):
+    """An input file is missing, malformed, or empty after filtering."""
+
+
+class ArtifactError(RecgritError):
+    """A stage's output on disk is missing, damaged, too new, or built from another parent."""
+
+
+class EncoderError(RecgritError):
+    """An item encoder or its weights cannot be had on this machine."""
+
+
+class TrainingError(RecgritError):
+    """Training cannot go on, for example because the loss is no longer finite."""
+
+
+class TrackingError(RecgritError):
+    """The experiment tracker cannot be reached or refuses a run."""
