@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 import recgrit
 from recgrit.config import Config
-from recgrit.errors import ArtifactError
+from recgrit.errors import ArtifactError, NewerSchemaError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -61,7 +61,7 @@ class ArtifactWriter:
 
 def digest_json(value: Any) -> str:
     """Hash of a JSON-able value, the same for equal values whatever their key order."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -140,11 +140,13 @@ def write_artifact(
             parents=dict(parents),
             inputs=dict(inputs or {}),
             files=files,
-            summary=writer.summary,
+            summary=json.loads(json.dumps(writer.summary, default=_as_plain)),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.perf_counter() - started, 3),
         )
-        (temporary / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+        (temporary / MANIFEST_NAME).write_text(
+            manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+        )
         _replace(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -183,7 +185,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"Delete {directory} and run again."
         ) from None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise ArtifactError(
+        raise NewerSchemaError(
             f"{directory} was written with schema version {version}, this recgrit "
             f"({recgrit.__version__}) reads up to {SCHEMA_VERSION}. Upgrade recgrit, or choose "
             "another run.dir."
@@ -208,11 +210,16 @@ def is_current(directory: Path, key: str) -> bool:
     """Whether an intact artifact built from exactly this key is already there.
 
     Raises:
-        ArtifactError: A newer recgrit wrote the folder, so it must not be overwritten.
+        NewerSchemaError: A newer recgrit wrote the folder, so it must not be overwritten.
     """
     if not (directory / MANIFEST_NAME).is_file():
         return False
-    return read_manifest(directory).key == key
+    try:
+        return read_manifest(directory).key == key
+    except NewerSchemaError:
+        raise
+    except ArtifactError:  # Damaged: to be built again.
+        return False
 
 
 def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest: Manifest) -> None:
@@ -226,8 +233,13 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
         raise ArtifactError(
             f"{child} ({manifest.stage}) was built from {parent_manifest.stage} artifact "
             f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with "
-            f"'recgrit run {child.parent}', or bring back the artifact it belongs to."
+            f"'recgrit run {child.parent}', or bring back the artifact it was built from."
         )
+
+
+def _as_plain(value: Any) -> Any:
+    """Scalars and arrays of numpy and torch as Python's own; a stage must not fail at its end."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _remove_leftovers(directory: Path) -> None:
@@ -254,5 +266,10 @@ def _replace(source: Path, destination: Path) -> None:
     retired = destination.with_name(f".{destination.name}.partial-{os.getpid()}-old")
     if destination.exists():
         destination.rename(retired)
-    source.rename(destination)
+    try:
+        source.rename(destination)
+    except OSError:
+        if retired.exists():
+            retired.rename(destination)
+        raise
     shutil.rmtree(retired, ignore_errors=True)

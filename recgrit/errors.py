@@ -21,6 +21,10 @@ class ArtifactError(RecgritError):
     """A stage's output on disk is missing, damaged, too new, or built from another parent."""
 
 
+class NewerSchemaError(ArtifactError):
+    """A newer recgrit wrote this artifact: it can neither be read nor may it be overwritten."""
+
+
 class EncoderError(RecgritError):
     """An item encoder or its weights cannot be had on this machine."""
 

@@ -29,7 +29,9 @@ class ItemTable:
     def __post_init__(self) -> None:
         for name in ("item_id", "title"):
             if name not in self.frame.columns:
-                raise DataError(f"An item table needs the column {name!r}, got {self.frame.columns}.")
+                raise DataError(
+                    f"An item table needs the column {name!r}, got {self.frame.columns}."
+                )
             if self.frame[name].null_count():
                 raise DataError(f"Column {name!r} of an item table must not hold nulls.")
         repeated = self.frame.filter(pl.col("item_id").is_duplicated())["item_id"].unique(

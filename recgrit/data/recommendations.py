@@ -53,10 +53,10 @@ class Recommendations:
     @property
     def top_k(self) -> int:
         """Length of the longest possible list."""
-        return self.items.shape[1]
+        return int(self.items.shape[1])
 
     def to_polars(self) -> pl.DataFrame:
-        """One row per recommended item: ``user_idx``, ``rank`` (from 1), ``item_idx``, ``score``."""
+        """One row per item: ``user_idx``, ``rank`` (from 1), ``item_idx``, ``score``."""
         filled = self.items != NO_ITEM
         ranks = np.broadcast_to(np.arange(1, self.top_k + 1, dtype=np.int32), self.items.shape)
         return pl.DataFrame(

@@ -76,12 +76,32 @@ class SequenceSplit:
         return np.flatnonzero(self.target_positions(split) >= 0)
 
     def targets(self, split: Split, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """int32 [len(users)], the item each of these users is to be recommended."""
-        return self.items[self.target_positions(split)[users]]
+        """int32 [len(users)], the item each of these users is to be recommended.
+
+        Raises:
+            DataError: A user has no target in this split.
+        """
+        return self.items[self._positions_of(split, users)]
 
     def history(self, user_idx: int, split: Split) -> npt.NDArray[np.int32]:
-        """All items before the target of this split: the test history includes the valid item."""
-        return self.items[self.offsets[user_idx] : self.target_positions(split)[user_idx]]
+        """All items before the target of this split: the test history includes the valid item.
+
+        Raises:
+            DataError: The user has no target in this split.
+        """
+        (end,) = self._positions_of(split, np.array([user_idx]))
+        return self.items[self.offsets[user_idx] : end]
+
+    def _positions_of(
+        self, split: Split, users: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        positions = self.target_positions(split)[users]
+        if np.any(positions < 0):
+            raise DataError(
+                f"User {users[positions < 0][0]} has no {split} target: a target needs at least "
+                f"{MIN_SEQUENCE_LENGTH} interactions. Choose users from target_users({split!r})."
+            )
+        return positions
 
     def train_sequence(self, user_idx: int) -> npt.NDArray[np.int32]:
         """The items a model may learn from."""
@@ -96,7 +116,7 @@ class SequenceSplit:
         return np.bincount(self.items[self.train_mask()], minlength=self.num_items)
 
     def train_mask(self) -> npt.NDArray[np.bool_]:
-        """bool [num_interactions], whether each interaction may be learned from."""
+        """Whether each interaction may be learned from: bool [num_interactions]."""
         ends = np.repeat(self.train_ends, np.diff(self.offsets))
         return np.arange(len(self.items)) < ends
 

@@ -1,0 +1,1 @@
+"""Models to beat: the same data types in, the same `Recommendations` out."""

@@ -1,0 +1,200 @@
+"""From a source's files to what every later stage starts from, with an account of each row.
+
+The funnel records what each step dropped: published results on the same data set often differ
+because of a silent filter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from pydantic import Field, field_validator
+
+from recgrit.config import Config
+from recgrit.data.download import fetch_movielens_100k
+from recgrit.data.filtering import count_repeats, drop_exact_duplicates, filter_k_core
+from recgrit.data.funnel import Funnel
+from recgrit.data.interactions import Interactions
+from recgrit.data.items import ItemTable
+from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, load_source
+from recgrit.data.splits import SequenceSplit, build_leave_one_out
+from recgrit.errors import ConfigError, DataError
+
+
+class DataConfig(Config):
+    """Which data, where it is, and what is left out of it."""
+
+    source: str = "movielens-100k"
+    path: Path | None = None
+    download_dir: Path = Path("downloads")
+    min_user_interactions: int = Field(default=5, ge=1)
+    min_item_interactions: int = Field(default=5, ge=1)
+    min_weight: float | None = Field(default=None, allow_inf_nan=False)
+    max_malformed_share: float = Field(default=DEFAULT_MAX_MALFORMED_SHARE, ge=0, le=1)
+
+    @field_validator("source")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        load_source(name)
+        return name
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Dense interactions, their items and their split; row i of ``items`` is ``item_idx`` i.
+
+    Args:
+        interactions: What is left after all filters.
+        items: One row per item that has interactions.
+        split: Leave-one-out over the interactions.
+        funnel: One row per step, as `Funnel.to_polars` describes.
+
+    Raises:
+        DataError: The parts do not belong together.
+    """
+
+    interactions: Interactions
+    items: ItemTable
+    split: SequenceSplit
+    funnel: pl.DataFrame
+
+    def __post_init__(self) -> None:
+        if not self.items.item_ids.equals(self.interactions.item_ids):
+            raise DataError("The item table must list the items of the interactions, in order.")
+        sizes = (self.split.num_users, self.split.num_items, len(self.split.items))
+        expected = (
+            self.interactions.num_users,
+            self.interactions.num_items,
+            len(self.interactions),
+        )
+        if sizes != expected:
+            raise DataError(
+                f"The split has {sizes} users, items and interactions, the data {expected}."
+            )
+
+    def save(self, directory: Path) -> None:
+        """Write all parts, and the funnel as ``funnel.parquet``, into an existing folder."""
+        self.interactions.save(directory)
+        self.items.save(directory)
+        self.split.save(directory)
+        self.funnel.write_parquet(directory / "funnel.parquet")
+
+    @classmethod
+    def load(cls, directory: Path) -> PreparedData:
+        """Read what `save` wrote."""
+        interactions = Interactions.load(directory)
+        return cls(
+            interactions=interactions,
+            items=ItemTable.load(directory),
+            split=SequenceSplit.load(directory, num_items=interactions.num_items),
+            funnel=pl.read_parquet(directory / "funnel.parquet"),
+        )
+
+
+def find_input_files(config: DataConfig) -> tuple[Path, ...]:
+    """The raw files that `prepare` will read; only MovieLens-100K is fetched where it is missing.
+
+    Raises:
+        ConfigError: ``path`` is not set and the source is not one that can be fetched.
+        DataError: The files are not there.
+    """
+    source = load_source(config.source)
+    if config.path is not None:
+        return source.find_files(config.path)
+    if config.source == "movielens-100k":
+        return source.find_files(fetch_movielens_100k(config.download_dir))
+    raise ConfigError(
+        f"data.path is not set: the source {config.source} needs {source.expected}. "
+        "Download the files and set data.path=FOLDER."
+    )
+
+
+def prepare(config: DataConfig) -> PreparedData:
+    """Read, filter, index and split a data set.
+
+    Raises:
+        ConfigError: A setting does not fit the source.
+        DataError: Files are missing or malformed, or a filter leaves nothing.
+    """
+    files = find_input_files(config)
+    raw = load_source(config.source).read(files, max_malformed_share=config.max_malformed_share)
+    funnel = Funnel.start(raw)
+    kept = drop_exact_duplicates(raw.interactions)
+    funnel.add("exact duplicates", kept)
+    if config.min_weight is not None:
+        kept = _filter_by_weight(kept, config)
+        funnel.add(f"weight below {config.min_weight:g}", kept)
+    kept = _filter_k_core(kept, config)
+    funnel.add(
+        f"k-core of {config.min_user_interactions} per user, "
+        f"{config.min_item_interactions} per item",
+        kept,
+    )
+    interactions = build_interactions(kept)
+    items = build_item_table(interactions.item_ids, raw.items)
+    known, needed = raw.items["item_id"], interactions.item_ids
+    untitled = items.item_ids.is_in(raw.items.drop_nulls("title")["item_id"].implode()).not_()
+    funnel.count("repeats of an item at another time", count_repeats(kept))
+    funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
+    funnel.count("items titled by their id", int(untitled.sum()))
+    funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
+    funnel.add("kept", kept)
+    return PreparedData(interactions, items, build_leave_one_out(interactions), funnel.to_polars())
+
+
+def build_interactions(interactions: pl.DataFrame) -> Interactions:
+    """Dense ids in order of first appearance, sorted by user and time, ties in the given order."""
+    values = [name for name in interactions.columns if name not in ("user_id", "item_id")]
+    ids = {}
+    for name in ("user", "item"):
+        ids[name] = interactions.select(f"{name}_id").unique(maintain_order=True)
+        interactions = interactions.join(
+            ids[name].with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias(f"{name}_idx")),
+            on=f"{name}_id",
+            how="left",
+            maintain_order="left",
+        )
+    return Interactions(
+        frame=interactions.select("user_idx", "item_idx", *values).sort(
+            ["user_idx", "timestamp"], maintain_order=True
+        ),
+        user_ids=ids["user"]["user_id"],
+        item_ids=ids["item"]["item_id"],
+    )
+
+
+def build_item_table(item_ids: pl.Series, metadata: pl.DataFrame) -> ItemTable:
+    """The metadata of these items, in their order; the id stands in for an unknown title."""
+    frame = item_ids.alias("item_id").to_frame()
+    joined = frame.join(metadata, on="item_id", how="left", maintain_order="left")
+    return ItemTable(joined.with_columns(pl.col("title").fill_null(pl.col("item_id"))))
+
+
+def _filter_by_weight(interactions: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
+    if "weight" not in interactions.columns:
+        raise ConfigError(
+            f"data.min_weight is {config.min_weight:g}, but these files of {config.source} have "
+            "no ratings. Set data.min_weight=null."
+        )
+    # In float32 as the column, else 3.1 would not be at least 3.1.
+    kept = interactions.filter(pl.col("weight") >= pl.lit(config.min_weight, dtype=pl.Float32))
+    if kept.is_empty():
+        raise DataError(
+            f"No interaction has a weight of at least {config.min_weight:g}; the largest is "
+            f"{interactions['weight'].to_numpy().max():g}. Lower data.min_weight."
+        )
+    return kept
+
+
+def _filter_k_core(interactions: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
+    per_user, per_item = config.min_user_interactions, config.min_item_interactions
+    kept = filter_k_core(interactions, per_user, per_item)
+    if kept.is_empty():
+        raise DataError(
+            f"None of {interactions.height} interactions is left after dropping users with fewer "
+            f"than {per_user} interactions and items with fewer than {per_item}. Lower "
+            "data.min_user_interactions or data.min_item_interactions."
+        )
+    return kept

@@ -1,0 +1,55 @@
+"""Data sources by name: one small file per family of published formats.
+
+A source only reads: filters, dense ids and splits are the same for all and live in
+`recgrit.data.prepare`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from recgrit.data.sources.amazon import Amazon2014
+from recgrit.data.sources.movielens import MovieLens100K, MovieLensLatestSmall
+from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData, Source
+from recgrit.data.sources.recbole import RecBole
+from recgrit.errors import ConfigError
+
+__all__ = [
+    "DEFAULT_MAX_MALFORMED_SHARE",
+    "SOURCES",
+    "SOURCE_FAMILIES",
+    "RawData",
+    "Source",
+    "load_source",
+]
+
+SOURCES: dict[str, Source] = {
+    "movielens-100k": MovieLens100K(),
+    "movielens-latest-small": MovieLensLatestSmall(),
+    "recbole": RecBole(),
+}
+
+# Families whose files carry a category in their names: 'family/Category' names one source.
+SOURCE_FAMILIES: dict[str, Callable[[str], Source]] = {
+    "amazon2014": Amazon2014,
+}
+
+
+def load_source(name: str) -> Source:
+    """The source of this name, for example ``movielens-100k`` or ``amazon2014/Beauty``.
+
+    Raises:
+        ConfigError: There is no such source; lists those there are.
+    """
+    if name in SOURCES:
+        return SOURCES[name]
+    family, _, category = name.partition("/")
+    # The category becomes part of a file name, so it must not lead elsewhere.
+    if family in SOURCE_FAMILIES and re.fullmatch(r"\w+", category):
+        return SOURCE_FAMILIES[family](category)
+    known = [*SOURCES, *(f"{family}/<Category>" for family in SOURCE_FAMILIES)]
+    raise ConfigError(
+        f"Unknown data source {name!r}. Set data.source to one of: {', '.join(known)} "
+        "(for example amazon2014/Beauty or amazon2014/Sports_and_Outdoors)."
+    )

@@ -1,0 +1,195 @@
+"""From fields to valid rows: ids, times and ratings checked, repeats found, scraped text tidied."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from recgrit.data.sources.raw import RawData
+from recgrit.errors import DataError
+
+# In seconds this is the year 5138: larger numbers are milliseconds, or damage.
+MAX_TIMESTAMP = 100_000_000_000
+
+# Only names that are tags: titles such as 'Size <M>' or 'I <3 You' are no markup. A title cut in
+# the middle of a tag has no closing bracket.
+_TAG = re.compile(
+    r"</?(?:a|b|br|div|em|font|h\d|i|img|li|p|small|span|strong|sub|sup|table|td|tr|u|ul)\b"
+    r"[^<>]*(?:>|$)",
+    re.IGNORECASE,
+)
+_SCRIPT = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.DOTALL)
+# Page code that was scraped in place of the text, its <script> tag already lost.
+_BARE_SCRIPT = re.compile(
+    r"\bfunction\s*\w*\([\w\s,]*\)\s*\{|\bvar aPageStart\b|\(new Date\(\)\)|^\s*[.#][\w-]+\s*\{"
+)
+_PRICE = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class CleanRows:
+    """The rows that can be used, and how many could not."""
+
+    frame: pl.DataFrame
+    num_read: int
+    num_malformed: int
+    num_without_id: int = 0
+    num_repeated: int = 0
+
+
+def clean_interactions(
+    rows: pl.DataFrame, label: str, expected: str, max_malformed_share: float
+) -> CleanRows:
+    """The rows that have both ids, a time, and a rating where the file has ratings.
+
+    Args:
+        rows: ``line`` and ``user_id``, ``item_id``, ``timestamp`` and maybe ``weight``, as text or
+            numbers; null where a line could not be split.
+        label: The file, for messages.
+        expected: What a line should look like, for messages.
+        max_malformed_share: More malformed lines than this share stop the run.
+
+    Raises:
+        DataError: Too many lines are malformed, or none is left.
+    """
+    names = [name for name in ("timestamp", "weight") if name in rows.columns]
+    number = {
+        name: pl.col(name).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+        for name in names
+    }
+    has_ids = _is_given("user_id") & _is_given("item_id")
+    has_numbers = pl.all_horizontal(
+        value.is_finite().fill_null(False) for value in number.values()
+    ) & (number["timestamp"].abs() <= MAX_TIMESTAMP).fill_null(False)
+    checked = rows.with_columns(has_ids.alias("has_ids"), (has_ids & has_numbers).alias("usable"))
+    refuse_malformed(
+        checked.filter(~pl.col("usable"))["line"], rows.height, label, expected, max_malformed_share
+    )
+    # A line that could not be split at all lacks its ids too, but for another reason.
+    splittable = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_not_null())
+    frame = checked.filter("usable").select(
+        pl.col("user_id").str.strip_chars(),
+        pl.col("item_id").str.strip_chars(),
+        number["timestamp"].cast(pl.Int64).alias("timestamp"),
+        *(number[name].cast(pl.Float32).alias(name) for name in names if name == "weight"),
+    )
+    return CleanRows(
+        frame=frame,
+        num_read=rows.height,
+        num_malformed=rows.height - frame.height,
+        num_without_id=checked.filter(~pl.col("has_ids") & splittable).height,
+    )
+
+
+def clean_items(
+    rows: pl.DataFrame, label: str, expected: str, max_malformed_share: float
+) -> CleanRows:
+    """The rows that have an id, each id once; ``line`` is dropped.
+
+    Raises:
+        DataError: Too many lines are malformed, or two rows of one id differ.
+    """
+    has_id = _is_given("item_id")
+    refuse_malformed(
+        rows.filter(~has_id)["line"], rows.height, label, expected, max_malformed_share
+    )
+    valid = rows.filter(has_id).drop("line").with_columns(pl.col("item_id").str.strip_chars())
+    first = valid.unique("item_id", keep="first", maintain_order=True)
+    repeated = valid.filter(pl.col("item_id").is_duplicated())
+    if not repeated.is_empty():
+        _refuse_contradictions(repeated, label)
+    return CleanRows(
+        frame=first,
+        num_read=rows.height,
+        num_malformed=rows.height - valid.height,
+        num_repeated=valid.height - first.height,
+    )
+
+
+def to_raw_data(interactions: CleanRows, items: CleanRows, files: tuple[Path, ...]) -> RawData:
+    """Both tables with their counts."""
+    return RawData(
+        interactions=interactions.frame,
+        items=items.frame,
+        counts={
+            "rows_read": interactions.num_read,
+            "rows_malformed": interactions.num_malformed,
+            "rows_without_id": interactions.num_without_id,
+            "items_read": items.num_read,
+            "items_malformed": items.num_malformed,
+            "items_repeated": items.num_repeated,
+        },
+        files=files,
+    )
+
+
+def refuse_malformed(
+    lines: pl.Series, num_read: int, label: str, expected: str, max_malformed_share: float
+) -> None:
+    """Stop if too many lines of a file are malformed.
+
+    Raises:
+        DataError: They are more than ``max_malformed_share`` or all of them, or there are none.
+    """
+    if num_read == 0:
+        raise DataError(f"{label} holds no lines of data. Expected {expected}.")
+    if len(lines) > max_malformed_share * num_read or len(lines) == num_read:
+        where = ", ".join(str(line) for line in lines.head(3))
+        raise DataError(
+            f"{label}: {len(lines)} of {num_read} lines are malformed, the first at line "
+            f"{where}. Expected {expected}. Check that this is the right file and that its "
+            f"download is complete; up to {max_malformed_share:.0%} are skipped "
+            "(data.max_malformed_share)."
+        )
+
+
+def clean_text(text: object) -> str | None:
+    r"""Readable text, or None if there is none: entities resolved, markup and line breaks gone.
+
+    >>> clean_text("Crabtree &amp; Evelyn\t<b>Hand\nTherapy</b>")
+    'Crabtree & Evelyn Hand Therapy'
+    """
+    if not isinstance(text, str):
+        return None
+    text = html.unescape(text)
+    if "<" in text:
+        text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
+    if _BARE_SCRIPT.search(text):
+        return None
+    return " ".join(text.split()) or None
+
+
+def parse_price(price: object) -> float | None:
+    """A price as a number, or None for ranges, scraps of a page and other text.
+
+    >>> parse_price("$1,299.00")
+    1299.0
+    """
+    if isinstance(price, str):
+        match = _PRICE.fullmatch(price.strip())
+        price = float(match[1].replace(",", "")) if match else None
+    if isinstance(price, bool) or not isinstance(price, int | float):
+        return None
+    return float(price) if math.isfinite(price) and price >= 0 else None
+
+
+def _is_given(name: str) -> pl.Expr:
+    return (pl.col(name).str.strip_chars() != "").fill_null(False)
+
+
+def _refuse_contradictions(repeated: pl.DataFrame, label: str) -> None:
+    kept: dict[str, tuple[object, ...]] = {}
+    differing: dict[str, None] = {}
+    for row in repeated.select("item_id", pl.exclude("item_id")).iter_rows():
+        if kept.setdefault(row[0], row) != row:
+            differing[row[0]] = None
+    if differing:
+        raise DataError(
+            f"Item ids must be unique: {label} describes {len(differing)} ids more than once and "
+            f"differently, the first {list(differing)[:3]}. Keep one line for each."
+        )

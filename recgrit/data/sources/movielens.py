@@ -1,0 +1,212 @@
+"""MovieLens: the official files of 100K and latest-small, and RecBole's copy of 100K.
+
+Titles end with the year, as in 'Toy Story (1995)'. It is moved to the column ``year``: RecBole's
+copy has it there already, so both copies of MovieLens-100K give equal titles, and whoever wants
+the year in an item's text can put it there from its own column.
+
+F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", TiiS 5(4), 2015.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from recgrit.data.sources.cleaning import (
+    CleanRows,
+    clean_interactions,
+    clean_items,
+    clean_text,
+    to_raw_data,
+)
+from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
+from recgrit.data.sources.reading import (
+    ColumnType,
+    RawFile,
+    decode,
+    find_files,
+    read_files,
+    require_header,
+    split_fields,
+    split_lines,
+)
+from recgrit.data.sources.recbole import read_atomic_files
+
+RATING_FIELDS = ("user_id", "item_id", "weight", "timestamp")
+OFFICIAL_100K = ("u.data", "u.item")
+RECBOLE_100K = ("ml-100k.inter", "ml-100k.item")
+LATEST = ("ratings.csv", "movies.csv")
+
+# The order of the 19 flags that end each line of u.item.
+GENRES_100K = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+# Item 267 of MovieLens-100K was never identified; RecBole's copy spells its title as in the second.
+PLACEHOLDERS = ("unknown", "unkonwn", "(no genres listed)")
+
+ITEM_SCHEMA: dict[str, ColumnType] = {
+    "line": pl.Int64,
+    "item_id": pl.String,
+    "title": pl.String,
+    "year": pl.Int32,
+    "genres": pl.List(pl.String),
+}
+# 'Death Note (2006–2007)' spans years: the first counts.
+_YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)$")
+
+
+@dataclass(frozen=True)
+class MovieLens100K:
+    """943 users, 1,682 movies, 100,000 ratings; the official files or RecBole's atomic files."""
+
+    @property
+    def expected(self) -> str:
+        """The files wanted, in words."""
+        return "u.data and u.item, or ml-100k.inter and ml-100k.item, or ml-100k.zip"
+
+    def find_files(self, path: Path) -> tuple[Path, ...]:
+        """The two files, or the archive; the official ones where both copies are there."""
+        return find_files(path, (OFFICIAL_100K, RECBOLE_100K), self.expected, "ml-100k.zip")
+
+    def read(
+        self,
+        files: tuple[Path, ...],
+        max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+    ) -> RawData:
+        """Read either copy."""
+        contents = read_files(files, (OFFICIAL_100K, RECBOLE_100K))
+        if RECBOLE_100K[0] in contents:
+            raw = read_atomic_files(
+                contents[RECBOLE_100K[0]], contents[RECBOLE_100K[1]], files, max_malformed_share
+            )
+            return RawData(raw.interactions, _drop_placeholders(raw.items), raw.counts, files)
+        ratings = contents[OFFICIAL_100K[0]]
+        interactions = clean_interactions(
+            split_fields(split_lines(decode(ratings)), "\t", RATING_FIELDS),
+            ratings.label,
+            "user id, item id, rating and timestamp, separated by tabs",
+            max_malformed_share,
+        )
+        items = _read_flagged_items(contents[OFFICIAL_100K[1]], max_malformed_share)
+        return to_raw_data(interactions, items, files)
+
+
+@dataclass(frozen=True)
+class MovieLensLatestSmall:
+    """610 users, about 9,700 movies, 100,836 ratings: comma-separated files with headers."""
+
+    @property
+    def expected(self) -> str:
+        """The files wanted, in words."""
+        return "ratings.csv and movies.csv, or ml-latest-small.zip"
+
+    def find_files(self, path: Path) -> tuple[Path, ...]:
+        """The two files, or the archive."""
+        return find_files(path, (LATEST,), self.expected, "ml-latest-small.zip")
+
+    def read(
+        self,
+        files: tuple[Path, ...],
+        max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+    ) -> RawData:
+        """Read the ratings and the movies."""
+        contents = read_files(files, (LATEST,))
+        ratings = contents[LATEST[0]]
+        lines = require_header(
+            ratings, split_lines(decode(ratings)), "userId,movieId,rating,timestamp"
+        )
+        interactions = clean_interactions(
+            split_fields(lines, ",", RATING_FIELDS),
+            ratings.label,
+            "userId,movieId,rating,timestamp",
+            max_malformed_share,
+        )
+        items = _read_quoted_items(contents[LATEST[1]], max_malformed_share)
+        return to_raw_data(interactions, items, files)
+
+
+def _read_flagged_items(file: RawFile, max_malformed_share: float) -> CleanRows:
+    """u.item: id | title | release date | video date | address | 19 flags, in latin-1."""
+    num_fields = 5 + len(GENRES_100K)
+    rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
+    for line, text in split_lines(decode(file, "latin-1")).iter_rows():
+        fields = text.split("|")
+        if len(fields) != num_fields:
+            rows.append((line, None, None, None, None))
+            continue
+        title, year = split_year(fields[1])
+        if year is None and fields[2][-4:].isdigit():  # 01-Jan-1995
+            year = int(fields[2][-4:])
+        genres = [name for name, flag in zip(GENRES_100K, fields[5:], strict=True) if flag == "1"]
+        rows.append((line, fields[0], title, year, genres))
+    return clean_items(
+        _drop_placeholders(pl.DataFrame(rows, schema=ITEM_SCHEMA, orient="row")),
+        file.label,
+        f"{num_fields} fields separated by '|', the last {len(GENRES_100K)} of them genre flags",
+        max_malformed_share,
+    )
+
+
+def _read_quoted_items(file: RawFile, max_malformed_share: float) -> CleanRows:
+    """movies.csv: id, title (quoted where it holds a comma), genres separated by '|'."""
+    header = "movieId,title,genres"
+    rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
+    for line, text in require_header(file, split_lines(decode(file)), header).iter_rows():
+        # Line by line, so that a stray quote costs one movie and not all that follow.
+        fields = next(csv.reader([text]))
+        if len(fields) != header.count(",") + 1:
+            rows.append((line, None, None, None, None))
+            continue
+        title, year = split_year(fields[1])
+        rows.append((line, fields[0], title, year, fields[2].split("|")))
+    return clean_items(
+        _drop_placeholders(pl.DataFrame(rows, schema=ITEM_SCHEMA, orient="row")),
+        file.label,
+        header,
+        max_malformed_share,
+    )
+
+
+def split_year(text: str) -> tuple[str | None, int | None]:
+    """A title without its year, and the year.
+
+    >>> split_year("Seven (a.k.a. Se7en) (1995) ")
+    ('Seven (a.k.a. Se7en)', 1995)
+    """
+    title = clean_text(text)
+    match = _YEAR.search(title or "")
+    if title is None or match is None:
+        return title, None
+    return title[: match.start()] or None, int(match[1])
+
+
+def _drop_placeholders(items: pl.DataFrame) -> pl.DataFrame:
+    """Nulls for words that stand for 'not known', which a text encoder would take as content."""
+    known = pl.element().filter(~pl.element().is_in(PLACEHOLDERS))
+    genres = pl.col("genres").list.eval(known)
+    return items.with_columns(
+        pl.when(~pl.col("title").is_in(PLACEHOLDERS)).then("title").alias("title"),
+        pl.when(genres.list.len() > 0).then(genres).alias("genres"),
+    )

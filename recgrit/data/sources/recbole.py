@@ -1,0 +1,165 @@
+"""RecBole's atomic files: tab-separated, with a header of ``name:type`` fields.
+
+``<name>.inter`` holds the interactions and the optional ``<name>.item`` the items; the types are
+``token``, ``token_seq`` (separated by blanks), ``float`` and ``float_seq``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from recgrit.data.sources.cleaning import (
+    CleanRows,
+    clean_interactions,
+    clean_items,
+    clean_text,
+    to_raw_data,
+)
+from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
+from recgrit.data.sources.reading import (
+    RawFile,
+    decode,
+    list_folder,
+    read_files,
+    require_path,
+    split_fields,
+    split_lines,
+)
+from recgrit.errors import DataError
+
+# The published files name the same thing differently.
+ITEM_FIELDS = {
+    "movie_title": "title",
+    "item_name": "title",
+    "name": "title",
+    "release_year": "year",
+    "class": "genres",
+    "genre": "genres",
+}
+LIST_FIELDS = ("genres", "categories")
+
+
+@dataclass(frozen=True)
+class RecBole:
+    """Any data set in RecBole's atomic files."""
+
+    @property
+    def expected(self) -> str:
+        """The files wanted, in words."""
+        return "exactly one *.inter file and, with the same name, an optional *.item file"
+
+    def find_files(self, path: Path) -> tuple[Path, ...]:
+        """The interaction file, and the item file where there is one."""
+        require_path(path, self.expected)
+        found = sorted(path.glob("*.inter")) if path.is_dir() else [path]
+        if len(found) != 1 or found[0].suffix != ".inter":
+            folder = path if path.is_dir() else path.parent
+            raise DataError(
+                f"{path} does not hold a data set in atomic files: expected {self.expected}; "
+                f"found {list_folder(folder)}. Set data.path to the folder, or to one .inter file."
+            )
+        items = found[0].with_suffix(".item")
+        return (found[0], items) if items.is_file() else (found[0],)
+
+    def read(
+        self,
+        files: tuple[Path, ...],
+        max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+    ) -> RawData:
+        """Read the interactions and, where given, the items."""
+        contents = list(read_files(files, ()).values())
+        items = contents[1] if len(contents) > 1 else None
+        return read_atomic_files(contents[0], items, files, max_malformed_share)
+
+
+def read_atomic_files(
+    inter: RawFile, item: RawFile | None, files: tuple[Path, ...], max_malformed_share: float
+) -> RawData:
+    """Interactions and items of one data set in atomic files.
+
+    Raises:
+        DataError: A header lacks a field that is needed, or the content is malformed.
+    """
+    interactions = _read_inter(inter, max_malformed_share)
+    if item is None:
+        schema = {"item_id": pl.String, "title": pl.String}
+        items = CleanRows(pl.DataFrame(schema=schema), num_read=0, num_malformed=0)
+    else:
+        items = _read_item(item, max_malformed_share)
+    return to_raw_data(interactions, items, files)
+
+
+def _read_inter(file: RawFile, max_malformed_share: float) -> CleanRows:
+    rows, types = _read_table(file)
+    # Without times there is no order to learn from: the file's own may be anything.
+    missing = [name for name in ("user_id", "item_id", "timestamp") if name not in types]
+    if missing:
+        raise DataError(
+            f"{file.label} lacks {', '.join(missing)}: expected the header fields user_id:token, "
+            f"item_id:token, timestamp:float and maybe rating:float, got {', '.join(types)}."
+        )
+    names = ["line", "user_id", "item_id", "timestamp"]
+    weight = [pl.col("rating").alias("weight")] if "rating" in types else []
+    return clean_interactions(
+        rows.select(*names, *weight),
+        file.label,
+        f"{len(types)} fields separated by tabs",
+        max_malformed_share,
+    )
+
+
+def _read_item(file: RawFile, max_malformed_share: float) -> CleanRows:
+    rows, types = _read_table(file)
+    renamed = {name: ITEM_FIELDS.get(name, name) for name in types}
+    if "item_id" not in types or len(set(renamed.values())) != len(types):
+        raise DataError(
+            f"{file.label} needs the header field item_id:token and no field twice (title and "
+            f"movie_title are one), got {', '.join(types)}."
+        )
+    columns = [
+        _convert(pl.col(name), new_name, types[name]).alias(new_name)
+        for name, new_name in renamed.items()
+    ]
+    if "title" not in renamed.values():
+        columns.append(pl.lit(None, dtype=pl.String).alias("title"))
+    frame = rows.select("line", *columns)
+    return clean_items(
+        frame.select("line", "item_id", "title", pl.exclude("line", "item_id", "title")),
+        file.label,
+        f"{len(types)} fields separated by tabs",
+        max_malformed_share,
+    )
+
+
+def _convert(column: pl.Expr, name: str, field_type: str) -> pl.Expr:
+    """A text column as what its name or else its type says; empty fields are null."""
+    words = column.str.extract_all(r"\S+")
+    if name == "item_id":
+        converted = column
+    elif name == "year":
+        converted = column.cast(pl.Float64, strict=False).cast(pl.Int32, strict=False)
+    elif name in LIST_FIELDS or (field_type == "token_seq" and name != "title"):
+        converted = pl.when(words.list.len() > 0).then(words)
+    elif field_type == "float":
+        converted = column.cast(pl.Float64, strict=False)
+    elif field_type == "float_seq":
+        converted = words.cast(pl.List(pl.Float64), strict=False)
+    else:
+        converted = column.map_elements(clean_text, return_dtype=pl.String)
+    return converted
+
+
+def _read_table(file: RawFile) -> tuple[pl.DataFrame, dict[str, str]]:
+    """All fields as text, with ``line``; and the type of each field by its name."""
+    lines = split_lines(decode(file))
+    header = str(lines["text"].first()).split("\t")
+    types = dict(field.strip().partition(":")[::2] for field in header)
+    if not all(types.values()) or len(types) != len(header):
+        raise DataError(
+            f"{file.label} does not start with a header of name:type fields separated by tabs, "
+            f"got {str(lines['text'].first())[:80]!r}. Use RecBole's atomic files."
+        )
+    return split_fields(lines.slice(1), "\t", list(types)), types

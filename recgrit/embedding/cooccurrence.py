@@ -1,0 +1,100 @@
+"""Item vectors from who was taken near whom: positive PMI of item pairs, reduced by SVD.
+
+Skip-gram with negative sampling implicitly factorizes a shifted PMI matrix (Levy & Goldberg, 2014,
+"Neural word embedding as implicit matrix factorization"); factorizing positive PMI by SVD does as
+well with fewer choices (Levy, Goldberg & Dagan, 2015, "Improving distributional similarity with
+lessons learned from word embeddings"). From there also the context distribution raised to .75, so
+that rare contexts do not get the largest PMI, and rows of U sqrt(S).
+
+Only the training parts are counted: a pair that involves a validation or test target would tell
+the model what it is to predict. Memory is linear in the number of distinct pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recgrit.data.splits import SequenceSplit
+from recgrit.embedding.embeddings import Embeddings, normalize_rows
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+log = logging.getLogger(__name__)
+
+CONTEXT_POWER = 0.75
+# Catalogues have flat spectra: fewer power iterations leave the trailing directions to chance.
+POWER_ITERATIONS = 7
+# Directions this much weaker than the first are rounding residue.
+MIN_RELATIVE_STRENGTH = 1e-6
+
+
+def build_cooccurrence_vectors(
+    split: SequenceSplit, *, dim: int = 64, window: int = 10, seed: int = 0
+) -> Embeddings:
+    """Vectors that are close for items taken near one another in training sequences.
+
+    Args:
+        split: The sequences; only their training parts are read.
+        dim: Length of the vectors; columns beyond the rank of the matrix are zero.
+        window: How many positions apart two items of a user may stand to count as a pair.
+        seed: Of the randomized SVD.
+
+    Returns:
+        Normalized vectors; zeros for items that no other item meets more often than by
+        chance in training.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    matrix = positive_pmi(count_pairs(split, window))
+    vectors = np.zeros((split.num_items, dim), np.float32)
+    seen = np.flatnonzero(np.diff(matrix.indptr))
+    if len(seen):
+        left, strengths, _ = randomized_svd(
+            matrix[seen], min(dim, len(seen)), n_iter=POWER_ITERATIONS, random_state=seed
+        )
+        strengths[strengths < MIN_RELATIVE_STRENGTH * strengths[0]] = 0
+        vectors[seen, : len(strengths)] = normalize_rows(left * np.sqrt(strengths))
+    log.info("Co-occurrence vectors for %d of %d items", len(seen), split.num_items)
+    return Embeddings(vectors, f"cooccurrence-w{window}", normalized=True)
+
+
+def count_pairs(split: SequenceSplit, window: int) -> csr_array:
+    """How often two items stand within ``window`` positions of each other in training.
+
+    Returns:
+        Symmetric float64 [num_items, num_items]; an item beside itself is not counted.
+    """
+    from scipy.sparse import coo_array, csr_array
+
+    mask = split.train_mask()
+    items = np.asarray(split.items)[mask]
+    users = np.repeat(np.arange(split.num_users), np.diff(split.offsets))[mask]
+    shape = (split.num_items, split.num_items)
+    counts = csr_array(shape, dtype=np.float64)
+    # One offset at a time: a user's training part is contiguous, so shifting the flat array
+    # aligns all pairs of that distance, and only distinct pairs are kept between offsets.
+    for distance in range(1, min(window, len(items) - 1) + 1):
+        earlier, later = items[:-distance], items[distance:]
+        is_pair = (users[:-distance] == users[distance:]) & (earlier != later)
+        pairs = (earlier[is_pair], later[is_pair])
+        counts = counts + coo_array((np.ones(len(pairs[0])), pairs), shape=shape).tocsr()
+    return (counts + counts.T).tocsr()
+
+
+def positive_pmi(counts: csr_array) -> csr_array:
+    """Positive pointwise mutual information, max(0, log P(i, j) / (P(i) P'(j))).
+
+    P' is the context distribution, proportional to each item's count to the power of .75.
+    """
+    matrix = counts.tocoo()
+    totals = np.asarray(counts.sum(axis=1), dtype=np.float64)
+    contexts = totals**CONTEXT_POWER
+    rows, columns = matrix.coords
+    expected = totals[rows] * contexts[columns] / contexts.sum()
+    matrix.data = np.maximum(np.log(matrix.data / expected), 0)
+    matrix.eliminate_zeros()
+    return matrix.tocsr()

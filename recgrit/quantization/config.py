@@ -1,0 +1,70 @@
+"""Settings of the tokenizer; free of torch, so that a config is read in no time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from recgrit.config import Config
+from recgrit.errors import ConfigError
+
+
+class TokenizerConfig(Config):
+    """Settings of the tokenizer.
+
+    Args:
+        num_levels: Codebooks in the stack.
+        codebook_size: Codes per level: one number, or one per level.
+        radius: How the gradient splits between encoder and codes.
+        transform_rank: Rank of the integrated transform's mixing over codes.
+        normalized_from: First level, from 0, that compares directions; ``num_levels`` for none.
+        autoencoder: ``none`` quantizes the features themselves, ``mlp`` a latent of ``code_dim``.
+        hidden_dims: Layer widths of the MLP encoder.
+        code_dim: Size of the MLP's latent.
+        epochs: Passes over the items; 0 keeps the k-means start.
+        batch_size: Items per step.
+        learning_rate: Of Adam, falling to 0 along a cosine.
+        commitment_weight: Pulls latents to their codes (``mlp`` only).
+        reset_interval: Steps between revivals of dead codes.
+        unique_ids: ``greedy`` moves colliding items to free codes, ``disambiguation`` adds a level.
+    """
+
+    num_levels: int = Field(3, ge=1, le=16)
+    codebook_size: int | tuple[int, ...] = 256
+    radius: Literal["euclidean", "power", "straight_through"] = "euclidean"
+    transform_rank: int = Field(8, ge=0)
+    normalized_from: int = Field(1, ge=0)
+    autoencoder: Literal["none", "mlp"] = "none"
+    hidden_dims: tuple[int, ...] = (256, 128)
+    code_dim: int = Field(32, ge=1)
+    epochs: int = Field(40, ge=0)
+    batch_size: int = Field(1024, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    commitment_weight: float = Field(0.05, ge=0)
+    reset_interval: int = Field(50, ge=1)
+    unique_ids: Literal["greedy", "disambiguation"] = "greedy"
+
+    @field_validator("codebook_size")
+    @classmethod
+    def _check_sizes(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        sizes = (value,) if isinstance(value, int) else value
+        if not sizes or min(sizes) < 2:
+            raise ValueError("codebook_size must be at least 2 on every level")
+        return value
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """One size per level.
+
+        Raises:
+            ConfigError: A list of sizes does not have one entry per level.
+        """
+        if isinstance(self.codebook_size, int):
+            return (self.codebook_size,) * self.num_levels
+        if len(self.codebook_size) != self.num_levels:
+            raise ConfigError(
+                f"tokenizer.codebook_size lists {len(self.codebook_size)} sizes for "
+                f"{self.num_levels} levels: give one per level, or a single number."
+            )
+        return self.codebook_size

@@ -1,0 +1,135 @@
+"""Training batches: every interaction but a user's first is a target exactly once.
+
+Long histories become overlapping windows; the loss skips the overlap, whose positions serve as
+context only. Windows of like length share a batch and a batch has about as many targets as asked,
+so that little of the work is spent on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recgrit.data.splits import SequenceSplit
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Slices of ``SequenceSplit.items`` to train on.
+
+    Args:
+        starts: int64 ``[W]``, first history item of each window.
+        lengths: int64 ``[W]``, history items; the targets are one further on.
+        first_targets: int64 ``[W]``, first supervised position within the window.
+    """
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    first_targets: npt.NDArray[np.int64]
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised positions in all windows."""
+        return int((self.lengths - self.first_targets).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories ``[B, T]``, the items that follow, and which positions are supervised."""
+
+    histories: Tensor
+    targets: Tensor
+    supervised: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(
+            self.histories.to(device), self.targets.to(device), self.supervised.to(device)
+        )
+
+
+def build_windows(split: SequenceSplit, history_length: int) -> Windows:
+    """Cut all training parts into windows of at most ``history_length`` history items.
+
+    Windows of one user advance by half their length: each target has at least half a window of
+    context, where the user has it.
+    """
+    starts, lengths, first_targets = [], [], []
+    stride = max(1, history_length // 2)
+    num_pairs = split.train_ends - split.offsets[:-1] - 1
+    for offset, pairs in zip(split.offsets[:-1].tolist(), num_pairs.tolist(), strict=True):
+        if pairs < 1:
+            continue
+        begin, done = 0, 0
+        while done < pairs:
+            length = min(history_length, pairs - begin)
+            starts.append(offset + begin)
+            lengths.append(length)
+            first_targets.append(done - begin)
+            done = begin + length
+            begin += stride
+    return Windows(
+        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(first_targets, np.int64)
+    )
+
+
+def iterate_batches(
+    split: SequenceSplit, windows: Windows, *, batch_targets: int, generator: np.random.Generator
+) -> Iterator[Batch]:
+    """One epoch of batches in random order, each of about ``batch_targets`` targets."""
+    for chosen in plan_batches(windows, batch_targets=batch_targets, generator=generator):
+        yield collate(split, windows, chosen)
+
+
+def plan_batches(
+    windows: Windows, *, batch_targets: int, generator: np.random.Generator
+) -> list[npt.NDArray[np.int64]]:
+    """Window numbers of each batch.
+
+    Windows are sorted by length with random ties, cut where the targets are enough, and the
+    batches shuffled.
+    """
+    order = np.lexsort([generator.random(len(windows.lengths)), windows.lengths])
+    targets = (windows.lengths - windows.first_targets)[order]
+    batch_of = (np.cumsum(targets) - 1) // batch_targets
+    cuts = np.flatnonzero(np.diff(batch_of)) + 1
+    batches = np.split(order, cuts)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def collate(
+    split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64]
+) -> Batch:
+    """The batch of these windows, padded at the end with item 0."""
+    lengths = windows.lengths[chosen]
+    positions = np.arange(lengths.max())
+    inside = positions < lengths[:, None]
+    index = np.where(inside, windows.starts[chosen][:, None] + positions, 0)
+    histories = np.where(inside, split.items[index], 0)
+    targets = np.where(inside, split.items[np.where(inside, index + 1, 0)], 0)
+    supervised = inside & (positions >= windows.first_targets[chosen][:, None])
+    return Batch(
+        torch.from_numpy(histories.astype(np.int64)),
+        torch.from_numpy(targets.astype(np.int64)),
+        torch.from_numpy(supervised),
+    )
+
+
+def last_items(
+    split_items: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    history_length: int,
+) -> tuple[Tensor, Tensor]:
+    """The last items of slices, padded at the end: ``[B, T]`` and their lengths ``[B]``."""
+    lengths = np.minimum(ends - starts, history_length)
+    positions = np.arange(max(1, int(lengths.max(initial=1))))
+    inside = positions < lengths[:, None]
+    index = np.where(inside, (ends - lengths)[:, None] + positions, 0)
+    histories = np.where(inside, split_items[index], 0).astype(np.int64)
+    return torch.from_numpy(histories), torch.from_numpy(lengths)

@@ -1,0 +1,73 @@
+"""Settings of the retriever and of recommendations; free of torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from recgrit.config import Config
+
+
+class RetrieverConfig(Config):
+    """Settings of the retriever and its training.
+
+    Args:
+        model_dim: Size of all vectors.
+        num_layers: Transformer layers of the history encoder.
+        num_heads: Attention heads.
+        history_length: Longest history read, in items.
+        dropout: Rate in encoder and decoder.
+        node_dropout: Share of nodes that use the fallback vector in a training step.
+        content: Project item features into the node vectors.
+        epochs: At most so many passes over the training targets.
+        patience: Epochs without a better validation NDCG@10 before stopping.
+        batch_targets: Targets per step, about.
+        learning_rate: Of AdamW, after warm-up; falls to a tenth along a cosine over ``epochs``.
+        weight_decay: Of AdamW, on matrices and embeddings.
+        warmup_steps: Steps of linear warm-up.
+        label_smoothing: Share of each target spread over its siblings.
+        valid_beam_width: Beam width of validation while training.
+        valid_users: Users read by validation while training; None for all.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto`` is bfloat16 where the hardware has instructions for it.
+    """
+
+    model_dim: int = Field(128, ge=8)
+    num_layers: int = Field(2, ge=1)
+    num_heads: int = Field(4, ge=1)
+    history_length: int = Field(50, ge=1)
+    dropout: float = Field(0.5, ge=0, lt=1)
+    node_dropout: float = Field(0.3, ge=0, lt=1)
+    content: bool = True
+    epochs: int = Field(40, ge=1)
+    patience: int = Field(4, ge=1)
+    batch_targets: int = Field(1024, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(200, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    valid_beam_width: int = Field(30, ge=10)
+    valid_users: int | None = Field(None, ge=1)
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> RetrieverConfig:
+        if self.model_dim % self.num_heads:
+            raise ValueError(
+                f"model_dim {self.model_dim} must be a multiple of num_heads {self.num_heads}"
+            )
+        return self
+
+
+class RecommendationConfig(Config):
+    """What is recommended to every user at the end of a run.
+
+    Args:
+        top_k: Items per user.
+        exclude_seen: Keep out what the user already has.
+    """
+
+    top_k: int = Field(10, ge=1)
+    exclude_seen: bool = True

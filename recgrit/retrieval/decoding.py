@@ -1,0 +1,176 @@
+"""From a state to ranked items: beam search down the trie, and exact scores of every item.
+
+Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no
+item twice. A score is log P(item | history) under that trie; a filter removes items and never
+renormalises what is left. While descending, prefixes without an allowed leaf are dropped: the
+leaves below a node are a range, and how many of them are excluded is two binary searches.
+
+Shapes: B users, W beams, C children, L levels, V nodes, N items, D model dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recgrit.data.recommendations import NO_ITEM
+from recgrit.retrieval.model import TrieRetriever, ragged_index
+
+NEVER = float("-inf")
+# With this many rows a node, one product per node beats gathering every child's vector.
+MIN_GROUP = 8
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best items of some users.
+
+    Args:
+        items: int64 ``[B, K]``, best first; `NO_ITEM` where fewer than K are allowed.
+        scores: float32 ``[B, K]``, log P(item); -inf where there is no item.
+    """
+
+    items: Tensor
+    scores: Tensor
+
+
+def excluded_leaves(model: TrieRetriever, items: Tensor, present: Tensor) -> Tensor:
+    """Leaf positions to keep out, ``[B, E]``, sorted, repeats and padding moved past the end.
+
+    Args:
+        model: Whose trie counts.
+        items: int64 ``[B, E]``, item indices.
+        present: bool ``[B, E]``, which of them are meant.
+    """
+    beyond = model.num_items
+    leaves = torch.where(present, model.paths[items][..., -1] - model.first_leaf, beyond)
+    leaves = leaves.sort(dim=-1).values
+    repeated = torch.zeros_like(leaves, dtype=torch.bool)
+    repeated[:, 1:] = leaves[:, 1:] == leaves[:, :-1]
+    return leaves.masked_fill(repeated, beyond).sort(dim=-1).values
+
+
+@torch.inference_mode()
+def beam_search(
+    model: TrieRetriever,
+    states: Tensor,
+    node_vectors: Tensor,
+    *,
+    beam_width: int,
+    top_k: int,
+    excluded: Tensor | None = None,
+) -> Ranked:
+    """The best items by beam search.
+
+    With ``beam_width`` ≥ ``top_k``, min(top_k, allowed items) items always come back: each kept
+    prefix has at least one allowed leaf.
+
+    Args:
+        model: In eval mode.
+        states: ``[B, D]``, the last state of each history.
+        node_vectors: ``[V, D]``, what ``model.nodes()`` returned.
+        beam_width: W, prefixes kept at each level.
+        top_k: K, items wanted; at most W.
+        excluded: ``[B, E]`` from `excluded_leaves`, items to keep out.
+
+    Raises:
+        ValueError: ``top_k`` exceeds ``beam_width``.
+    """
+    if top_k > beam_width:
+        raise ValueError(f"top_k ({top_k}) must not exceed beam_width ({beam_width}).")
+    num_users = len(states)
+    nodes = torch.zeros(num_users, 1, dtype=torch.long, device=states.device)
+    scores = torch.zeros(num_users, 1, device=states.device)
+    chosen: Tensor | None = None
+    for level in range(model.num_levels):
+        queries = model.decoder(states.unsqueeze(1), chosen, level)
+        children, log_probs = _expand(model, queries, nodes, node_vectors)  # [B, W, C]
+        candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
+        children = children.flatten(1)
+        if excluded is not None:
+            candidates = candidates.masked_fill(~_allowed(model, children, excluded), NEVER)
+        best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
+        scores, nodes = best.values, children.gather(1, best.indices)
+        # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
+        nodes = nodes.masked_fill(scores == NEVER, len(model.leaf_ends) - 1)
+        kept_prefix = best.indices // log_probs.shape[-1]
+        vectors = model.input_scale * F.embedding(nodes, node_vectors)
+        if chosen is not None:
+            index = kept_prefix.unsqueeze(-1).expand(-1, -1, chosen.shape[-1])
+            vectors = vectors + chosen.gather(1, index)
+        chosen = vectors
+    items = model.leaf_items[nodes - model.first_leaf]
+    items = items.masked_fill(scores == NEVER, NO_ITEM)
+    return Ranked(items=items[:, :top_k], scores=scores[:, :top_k])
+
+
+@torch.inference_mode()
+def score_all_items(model: TrieRetriever, states: Tensor, node_vectors: Tensor) -> Tensor:
+    """log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
+
+    Costs one query per user and inner node: for small catalogues, and as the check on the beam.
+    """
+    num_users = len(states)
+    scores = torch.zeros(num_users, 1, device=states.device)
+    nodes = torch.zeros(1, dtype=torch.long, device=states.device)
+    chosen: Tensor | None = None
+    for level in range(model.num_levels):
+        queries = model.decoder(states.unsqueeze(1), chosen, level)
+        children, log_probs = _expand(model, queries, nodes.expand(num_users, -1), node_vectors)
+        filled = children[0] >= 0  # Breadth-first order: kept entries are the next level, in order.
+        scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
+        parents = filled.nonzero()[:, 0]
+        nodes = children[0][filled]
+        vectors = model.input_scale * F.embedding(nodes, node_vectors).expand(num_users, -1, -1)
+        chosen = vectors if chosen is None else vectors + chosen[:, parents]
+    by_item = torch.empty_like(scores)
+    by_item[:, model.leaf_items] = scores
+    return by_item
+
+
+def _expand(
+    model: TrieRetriever, queries: Tensor, nodes: Tensor, node_vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Children of nodes ``[B, W]`` and their log-probabilities, both ``[B, W, C]``.
+
+    C is the largest number of children here; the rest is filled with node -1 and -inf.
+    """
+    rows = queries.flatten(0, 1)
+    starts = model.child_starts[nodes].flatten()
+    counts = model.child_starts[nodes + 1].flatten() - starts
+    size = (len(counts), max(1, int(counts.max())))
+    scores = rows.new_full(size, NEVER, dtype=torch.float32)
+    children = starts.new_full(size, -1)
+    standing_at, row_order, group_sizes = _group(nodes.flatten())
+    if len(standing_at) * MIN_GROUP <= len(rows):
+        # Rows that stand at one node share its children: one matrix product a node.
+        for node, group in zip(standing_at, row_order.split(group_sizes), strict=True):
+            below = model.child_nodes[model.child_starts[node] : model.child_starts[node + 1]]
+            scores[group, : len(below)] = rows[group] @ F.embedding(below, node_vectors).T
+            children[group, : len(below)] = below
+    else:
+        owners, columns, flat = ragged_index(starts, counts)
+        below = model.child_nodes[flat]
+        flat_scores = (F.embedding(below, node_vectors) * rows[owners]).sum(dim=-1)
+        scores.index_put_((owners, columns), flat_scores)
+        children.index_put_((owners, columns), below)
+    log_probs = scores.log_softmax(dim=-1).nan_to_num(nan=NEVER, neginf=NEVER)
+    return children.view(*nodes.shape, -1), log_probs.view(*nodes.shape, -1)
+
+
+def _group(nodes: Tensor) -> tuple[list[int], Tensor, list[int]]:
+    """Different nodes, the rows sorted by node, and how many rows stand at each node."""
+    ordered, rows = nodes.sort(stable=True)
+    different, counts = ordered.unique_consecutive(return_counts=True)
+    return different.tolist(), rows, counts.tolist()
+
+
+def _allowed(model: TrieRetriever, nodes: Tensor, excluded: Tensor) -> Tensor:
+    """Whether each node ``[B, C]`` has a leaf that is not excluded ``[B, E]``."""
+    present = nodes.clamp_min(0)
+    starts, ends = model.leaf_starts[present], model.leaf_ends[present]
+    num_excluded = torch.searchsorted(excluded, ends) - torch.searchsorted(excluded, starts)
+    return (nodes >= 0) & (ends - starts > num_excluded)

@@ -1,0 +1,351 @@
+"""The trie-softmax retriever: P(item | history) as a walk down the trie of semantic IDs.
+
+Published semantic-ID retrievers take a softmax over all codes at every level and keep to existing
+IDs only while decoding. Here each step is normalised over the **children of the current node**, so
+that no probability goes to IDs that do not exist, the product over levels is a proper probability
+over items, and later levels, with few children, cost almost nothing.
+
+A *node vector* is the embedding of the level's code (shared by all nodes with that code: it
+generalises) plus an embedding of the node itself (it memorises) plus a projection of the mean
+content of the items below it. The vector of an item in a history is the sum of its path's node
+vectors. Nodes never trained on, and a random share of the others in training, have one learned
+fallback per level in place of their own embedding: so the fallback is trained, and new items can
+be scored. A disambiguation level has no code embedding, for its digits mean nothing.
+
+Shapes: B users, T history items, M targets, L levels, V nodes, N items, C children, D model
+dimensions, F content features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recgrit.retrieval.transformer import HistoryEncoder
+from recgrit.semantic_ids.trie import Trie
+
+
+class NodeVectors(nn.Module):
+    """Vectors of all nodes of a trie.
+
+    Args:
+        trie: The trie of the whole catalogue.
+        codebook_sizes: Of each level.
+        disambiguation_level: The level without a code embedding, if there is one.
+        known_nodes: bool ``[V]``, the nodes training may reach; the others use the fallback.
+        content: float32 ``[N, F]`` item features to project into the vectors, None for none.
+        dim: D.
+        node_dropout: Share of nodes that use the fallback in a training step.
+    """
+
+    def __init__(
+        self,
+        trie: Trie,
+        codebook_sizes: tuple[int, ...],
+        *,
+        disambiguation_level: int | None,
+        known_nodes: Tensor,
+        content: Tensor | None,
+        dim: int,
+        node_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.node_dropout = node_dropout
+        levels, code_rows, num_code_rows = _code_rows(trie, codebook_sizes, disambiguation_level)
+        self.code_embedding = nn.Embedding(num_code_rows, dim)
+        self.node_embedding = nn.Embedding(trie.num_nodes, dim)
+        self.fallback = nn.Embedding(trie.num_levels + 1, dim)
+        for table in (self.code_embedding, self.node_embedding, self.fallback):
+            nn.init.normal_(table.weight, std=0.02)
+        self.node_levels: Tensor
+        self.code_rows: Tensor
+        self.known_nodes: Tensor
+        self.node_content: Tensor
+        # Derived from the ID table, so not in the checkpoint.
+        self.register_buffer("node_levels", levels, persistent=False)
+        self.register_buffer("code_rows", code_rows, persistent=False)
+        self.register_buffer("known_nodes", known_nodes, persistent=False)
+        self.content_projection: nn.Linear | None = None
+        if content is not None:
+            self.register_buffer("node_content", _mean_content(trie, content), persistent=False)
+            self.content_projection = nn.Linear(content.shape[1], dim, bias=False)
+            nn.init.normal_(self.content_projection.weight, std=0.02)
+
+    def forward(self, dropped: Tensor | None = None) -> Tensor:
+        """Vectors of all nodes, ``[V, D]``.
+
+        Args:
+            dropped: bool ``[V]``, nodes to give the fallback, as `draw_dropped` returns.
+        """
+        own = self.known_nodes if dropped is None else self.known_nodes & ~dropped
+        vectors = torch.where(
+            own.unsqueeze(-1), self.node_embedding.weight, self.fallback(self.node_levels)
+        )
+        vectors = vectors + self.code_embedding(self.code_rows)
+        if self.content_projection is not None:
+            vectors = vectors + self.content_projection(self.node_content)
+        return vectors
+
+    def draw_dropped(self) -> Tensor | None:
+        """The nodes to drop in one training step; None outside training."""
+        if not self.training or self.node_dropout == 0.0:
+            return None
+        return torch.rand(self.known_nodes.shape, device=self.known_nodes.device) < self.node_dropout
+
+
+class CodeDecoder(nn.Module):
+    """The query for the next code, from a state and the vectors of the nodes chosen so far."""
+
+    def __init__(self, dim: int, *, num_levels: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(dim),
+                nn.Linear(dim, 2 * dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(2 * dim, dim),
+            )
+            for _ in range(num_levels)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_levels))
+
+    def forward(self, state: Tensor, chosen: Tensor | None, level: int) -> Tensor:
+        """``[..., D]`` from states ``[..., D]`` and sums of node vectors ``[..., D]``."""
+        x = state if chosen is None else state + chosen
+        query: Tensor = self.norms[level](x + self.layers[level](x))
+        return query
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """Loss of one batch.
+
+    Args:
+        value: Scalar, mean of -log P(target) over the supervised positions.
+        level_accuracy: ``[L]``, share of positions whose right child scored best, given the right
+            prefix.
+        num_targets: Supervised positions.
+    """
+
+    value: Tensor
+    level_accuracy: Tensor
+    num_targets: int
+
+
+class TrieRetriever(nn.Module):
+    """History encoder, node vectors and code decoder over one ID table.
+
+    Args:
+        trie: The trie of the whole catalogue.
+        codebook_sizes: Of each level.
+        disambiguation_level: The level that only tells items apart, if there is one.
+        train_items: bool ``[N]``, the items that stand in training histories: only they are
+            candidates in training, lest a cold item become a permanent negative.
+        content: float32 ``[N, F]`` item features, or None.
+        model_dim: D.
+        num_layers: Layers of the history encoder.
+        num_heads: Attention heads.
+        history_length: Longest history, in items.
+        dropout: Rate in encoder and decoder.
+        node_dropout: Share of nodes that use the fallback in a training step.
+        label_smoothing: Share of the target spread evenly over the siblings, at each level.
+    """
+
+    paths: Tensor
+    child_starts: Tensor
+    child_nodes: Tensor
+    train_child_starts: Tensor
+    train_child_nodes: Tensor
+    leaf_starts: Tensor
+    leaf_ends: Tensor
+    leaf_items: Tensor
+
+    def __init__(
+        self,
+        trie: Trie,
+        codebook_sizes: tuple[int, ...],
+        *,
+        disambiguation_level: int | None = None,
+        train_items: Tensor,
+        content: Tensor | None = None,
+        model_dim: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        history_length: int = 50,
+        dropout: float = 0.5,
+        node_dropout: float = 0.3,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        train_trie = trie.restrict(train_items.numpy())
+        known_nodes = torch.zeros(trie.num_nodes, dtype=torch.bool)
+        known_nodes[torch.from_numpy(trie.paths)[train_items].flatten()] = True
+        self.num_levels = trie.num_levels
+        # Node vectors are small, as scores ask for; beside states of unit variance they must not be.
+        self.input_scale = model_dim**0.5
+        self.label_smoothing = label_smoothing
+        self.first_leaf = trie.first_leaf
+        self.nodes = NodeVectors(
+            trie,
+            codebook_sizes,
+            disambiguation_level=disambiguation_level,
+            known_nodes=known_nodes,
+            content=content,
+            dim=model_dim,
+            node_dropout=node_dropout,
+        )
+        self.encoder = HistoryEncoder(
+            model_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            history_length=history_length,
+            dropout=dropout,
+        )
+        self.decoder = CodeDecoder(model_dim, num_levels=trie.num_levels, dropout=dropout)
+        for name, table in {
+            "paths": trie.paths,
+            "child_starts": trie.child_starts,
+            "child_nodes": trie.children,
+            "train_child_starts": train_trie.child_starts,
+            "train_child_nodes": train_trie.children,
+            "leaf_starts": trie.leaf_starts,
+            "leaf_ends": trie.leaf_ends,
+            "leaf_items": trie.leaf_items,
+        }.items():
+            self.register_buffer(name, torch.from_numpy(table), persistent=False)
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.paths.shape[0]
+
+    def item_vectors(self, items: Tensor, node_vectors: Tensor) -> Tensor:
+        """Input vectors ``[..., D]`` of items ``[...]``: the sum over their paths."""
+        return self.input_scale * F.embedding(self.paths[items], node_vectors).sum(dim=-2)
+
+    def encode(self, histories: Tensor, node_vectors: Tensor) -> Tensor:
+        """States ``[B, T, D]`` of histories ``[B, T]``; padding holds any item, at the end."""
+        states: Tensor = self.encoder(self.item_vectors(histories, node_vectors))
+        return states
+
+    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
+        """Negative log-likelihood of the next item at every supervised position.
+
+        Args:
+            histories: int64 ``[B, T]``.
+            targets: int64 ``[B, T]``, the item that follows each position.
+            supervised: bool ``[B, T]``, which positions count.
+        """
+        node_vectors = self.nodes(self.nodes.draw_dropped())
+        states = self.encode(histories, node_vectors)[supervised]  # [M, D]
+        paths = self.paths[targets[supervised]]  # [M, L]
+        total = states.new_zeros((), dtype=torch.float32)
+        accuracy = []
+        chosen: Tensor | None = None
+        parents = torch.zeros_like(paths[:, 0])
+        for level in range(self.num_levels):
+            wanted = paths[:, level]
+            # An only child has probability 1: no need to score it.
+            starts = self.train_child_starts[parents]
+            counts = self.train_child_starts[parents + 1] - starts
+            open_ = (counts > 1).nonzero().squeeze(-1)
+            queries = self.decoder(
+                states[open_], None if chosen is None else chosen[open_], level
+            )
+            scores, columns = self._train_child_scores(
+                queries, starts[open_], counts[open_], wanted[open_], node_vectors, level
+            )
+            log_probs = scores.log_softmax(dim=-1)
+            wanted_log_probs = log_probs.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
+            total = total - (1 - self.label_smoothing) * wanted_log_probs.sum()
+            if self.label_smoothing:
+                spread = log_probs.masked_fill(log_probs.isinf(), 0.0).sum(dim=-1)
+                total = total - self.label_smoothing * (spread / counts[open_]).sum()
+            num_right = (scores.detach().argmax(dim=-1) == columns).sum() + len(paths) - len(open_)
+            accuracy.append(num_right / max(1, len(paths)))
+            parents = wanted
+            vectors = self.input_scale * F.embedding(parents, node_vectors)
+            chosen = vectors if chosen is None else chosen + vectors
+        return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy), len(paths))
+
+    def _train_child_scores(
+        self,
+        queries: Tensor,
+        starts: Tensor,
+        counts: Tensor,
+        wanted: Tensor,
+        node_vectors: Tensor,
+        level: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of each parent's training children ``[M, C]``, and the wanted child's column."""
+        if level == 0:  # One parent for all, the root: a matrix product instead of gathers.
+            nodes = self.train_child_nodes[: int(self.train_child_starts[1])]
+            scores = (queries @ F.embedding(nodes, node_vectors).T).float()
+            return scores, torch.searchsorted(nodes, wanted)
+        rows, columns, flat = ragged_index(starts, counts)
+        nodes = self.train_child_nodes[flat]
+        flat_scores = (F.embedding(nodes, node_vectors) * queries[rows]).sum(dim=-1).float()
+        scores = flat_scores.new_full((len(counts), int(counts.max())), float("-inf"))
+        scores = scores.index_put((rows, columns), flat_scores)
+        return scores, columns[nodes == wanted[rows]]
+
+    def num_parameters(self) -> dict[str, int]:
+        """Trainable parameters by part."""
+        nodes = self.nodes
+        num_leaves = self.num_items * nodes.node_embedding.embedding_dim
+        parts = {
+            "code embeddings": nodes.code_embedding.weight.numel(),
+            "inner node embeddings": nodes.node_embedding.weight.numel() - num_leaves,
+            "leaf embeddings (one per item)": num_leaves,
+            "fallbacks": nodes.fallback.weight.numel(),
+            "history encoder": sum(p.numel() for p in self.encoder.parameters()),
+            "code decoder": sum(p.numel() for p in self.decoder.parameters()),
+        }
+        if nodes.content_projection is not None:
+            parts["content projection"] = nodes.content_projection.weight.numel()
+        return parts
+
+
+def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and flat position of every entry of ragged slices ``starts[i] + 0 … counts[i]``.
+
+    Example:
+        >>> [t.tolist() for t in ragged_index(torch.tensor([5, 0]), torch.tensor([2, 1]))]
+        [[0, 0, 1], [0, 1, 0], [5, 6, 0]]
+    """
+    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    columns = torch.arange(len(rows), device=counts.device) - before[rows]
+    return rows, columns, starts[rows] + columns
+
+
+def _code_rows(
+    trie: Trie, codebook_sizes: tuple[int, ...], disambiguation_level: int | None
+) -> tuple[Tensor, Tensor, int]:
+    """Level of each node, its row in the table of code embeddings, and the table's size.
+
+    Row 0 belongs to no code: the root has it, and each node of a disambiguation level.
+    """
+    levels = torch.zeros(trie.num_nodes, dtype=torch.long)
+    rows = torch.zeros(trie.num_nodes, dtype=torch.long)
+    node_codes = torch.from_numpy(trie.node_codes)
+    offset = 1
+    for level, size in enumerate(codebook_sizes):
+        nodes = slice(int(trie.level_starts[level + 1]), int(trie.level_starts[level + 2]))
+        levels[nodes] = level + 1
+        if level != disambiguation_level:
+            rows[nodes] = offset + node_codes[nodes]
+            offset += size
+    return levels, rows, offset
+
+
+def _mean_content(trie: Trie, content: Tensor) -> Tensor:
+    """Mean features of the items below each node, ``[V, F]``."""
+    ordered = content[torch.from_numpy(trie.leaf_items)].double()
+    sums = torch.cat([ordered.new_zeros(1, ordered.shape[1]), ordered.cumsum(dim=0)])
+    starts, ends = torch.from_numpy(trie.leaf_starts), torch.from_numpy(trie.leaf_ends)
+    return ((sums[ends] - sums[starts]) / (ends - starts).unsqueeze(-1)).float()

@@ -1,0 +1,207 @@
+"""A finished run, opened: its tables, its model, and recommendations with titles.
+
+This is what notebooks and services use. Parts are loaded when first asked for, and each is checked
+against the artifacts it was built from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recgrit.artifacts import Manifest, check_parent, read_manifest
+from recgrit.config import load_config
+from recgrit.data.prepare import PreparedData
+from recgrit.embedding.embeddings import Embeddings
+from recgrit.errors import ArtifactError, DataError
+from recgrit.evaluation.report import EvaluationReport
+from recgrit.experiment import ExperimentConfig
+from recgrit.retrieval.config import RetrieverConfig
+from recgrit.semantic_ids.table import SemanticIdTable
+
+if TYPE_CHECKING:
+    from recgrit.retrieval.model import TrieRetriever
+
+CONFIG_NAME = "config.yaml"
+WEIGHTS_NAME = "retriever.safetensors"
+
+# Stage -> (its folder in the run, the stages it is built from).
+LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "prepare": ("data", ()),
+    "embed": ("embeddings", ("prepare",)),
+    "tokenize": ("semantic_ids", ("prepare", "embed")),
+    "train": ("retriever", ("prepare", "embed", "tokenize")),
+    "evaluate": ("evaluation", ("prepare", "embed", "tokenize", "train")),
+    "recommend": ("recommendations", ("prepare", "embed", "tokenize", "train")),
+}
+
+
+def stage_directory(run_directory: Path, stage: str) -> Path:
+    """Where a stage of this run has its artifact."""
+    return run_directory / LAYOUT[stage][0]
+
+
+class Run:
+    """A run folder, read-only.
+
+    Args:
+        directory: The folder that ``run.dir`` named.
+
+    Raises:
+        ArtifactError: The folder holds no run.
+
+    Example:
+        ``Run("runs/movielens-100k").recommend(["42"])`` is a table of items with titles.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = Path(directory)
+        if not stage_directory(self.directory, "prepare").is_dir():
+            raise ArtifactError(
+                f"No run at {self.directory}: expected a folder that 'recgrit run' wrote, with "
+                f"{', '.join(folder for folder, _ in LAYOUT.values())} in it."
+            )
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The settings of the run, its folder being where it is now."""
+        overrides = [f"run.dir={self.directory}"]
+        return load_config(ExperimentConfig, self.directory / CONFIG_NAME, overrides)
+
+    def manifest(self, stage: str) -> Manifest:
+        """What a stage recorded of itself, checked against its parents.
+
+        Raises:
+            ArtifactError: The stage has not run, or was built from other parents than are here.
+        """
+        directory = stage_directory(self.directory, stage)
+        manifest = read_manifest(directory)
+        for parent in LAYOUT[stage][1]:
+            parent_directory = stage_directory(self.directory, parent)
+            check_parent(directory, manifest, parent_directory, read_manifest(parent_directory))
+        return manifest
+
+    @cached_property
+    def data(self) -> PreparedData:
+        """Interactions, items, split and funnel."""
+        self.manifest("prepare")
+        return PreparedData.load(stage_directory(self.directory, "prepare"))
+
+    @cached_property
+    def features(self) -> Embeddings:
+        """The item features that were tokenized."""
+        self.manifest("embed")
+        return Embeddings.load(stage_directory(self.directory, "embed"), "features")
+
+    @cached_property
+    def semantic_ids(self) -> SemanticIdTable:
+        """The item-ID table."""
+        self.manifest("tokenize")
+        return SemanticIdTable.load(stage_directory(self.directory, "tokenize"))
+
+    @cached_property
+    def retriever(self) -> TrieRetriever:
+        """The trained retriever, in eval mode, on the CPU or the GPU if there is one."""
+        from safetensors.torch import load_file
+
+        from recgrit.retrieval.fit import build_retriever, choose_device
+
+        manifest = self.manifest("train")
+        config = RetrieverConfig.model_validate(manifest.config["retriever"])
+        model = build_retriever(
+            self.semantic_ids, self.data.split, self.features.vectors, config
+        )
+        path = stage_directory(self.directory, "train") / WEIGHTS_NAME
+        try:
+            model.load_state_dict(load_file(path))
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{path} does not fit the ID table of {self.directory}: {error}"
+            ) from None
+        return model.to(choose_device("auto")).eval()
+
+    @cached_property
+    def reports(self) -> dict[str, EvaluationReport]:
+        """Evaluation reports by name, such as ``test`` or ``popularity_test_masked``."""
+        self.manifest("evaluate")
+        directory = stage_directory(self.directory, "evaluate")
+        return {
+            path.name: EvaluationReport.load(path)
+            for path in sorted(directory.iterdir())
+            if path.is_dir()
+        }
+
+    def recommend(
+        self,
+        user_ids: Sequence[str] | None = None,
+        *,
+        top_k: int = 10,
+        beam_width: int = 50,
+        exclude_seen: bool = True,
+    ) -> pl.DataFrame:
+        """What these users are likely to take next, after all they have taken.
+
+        Args:
+            user_ids: External user ids; None for all users.
+            top_k: Items per user.
+            beam_width: Prefixes kept at each level; at least ``top_k`` are.
+            exclude_seen: Keep out what a user already has.
+
+        Returns:
+            Columns user_id, rank, item_id, title, semantic_id, score (log P of the item).
+
+        Raises:
+            DataError: A user is unknown.
+        """
+        from recgrit.retrieval.recommend import recommend_items
+
+        users = self._user_indices(user_ids)
+        found = recommend_items(
+            self.retriever,
+            self.data.split,
+            "all",
+            users,
+            top_k=top_k,
+            beam_width=max(beam_width, top_k),
+            masked=exclude_seen,
+        )
+        items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
+        names = self.data.interactions.user_ids
+        return (
+            found.to_polars()
+            .with_columns(pl.lit(names).gather(pl.col("user_idx")).alias("user_id"))
+            .join(
+                items.with_row_index("item_idx").cast({"item_idx": pl.Int32}),
+                on="item_idx",
+                how="left",
+                maintain_order="left",
+            )
+            .select("user_id", "rank", "item_id", "title", "semantic_id", "score")
+        )
+
+    def history(self, user_id: str) -> pl.DataFrame:
+        """What a user has taken, in time order: item_id, title, semantic_id."""
+        user = int(self._user_indices([user_id])[0])
+        taken = self.data.split.full_sequence(user)
+        items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
+        return items[taken.tolist()]
+
+    def _user_indices(self, user_ids: Sequence[str] | None) -> npt.NDArray[np.int64]:
+        known = self.data.interactions.user_ids
+        if user_ids is None:
+            return np.arange(len(known))
+        index = {user_id: user_idx for user_idx, user_id in enumerate(known)}
+        unknown = [user_id for user_id in user_ids if user_id not in index]
+        if unknown:
+            raise DataError(
+                f"Unknown user(s) {', '.join(map(repr, unknown[:3]))}: the run has {len(known)} "
+                f"users, such as {', '.join(map(repr, known.head(3).to_list()))}. Users with too "
+                "few interactions were filtered out."
+            )
+        return np.array([index[user_id] for user_id in user_ids], dtype=np.int64)

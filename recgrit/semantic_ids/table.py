@@ -1,0 +1,196 @@
+"""The item-ID table: every item's semantic ID, and every ID's item."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import polars as pl
+
+from recgrit.errors import DataError
+
+_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+
+
+@dataclass(frozen=True)
+class SemanticIdTable:
+    """Semantic IDs of all items; row i is ``item_idx`` i.
+
+    Args:
+        codes: int32 ``[num_items, id_length]``, unique rows.
+        codebook_sizes: Number of codes of each level.
+        disambiguation_level: The level that only tells items apart, None if every level has
+            meaning.
+        item_ids: External item ids.
+        titles: Item titles.
+
+    Raises:
+        DataError: Rows are not unique, codes are out of range, or lengths disagree.
+    """
+
+    codes: npt.NDArray[np.int32]
+    codebook_sizes: tuple[int, ...]
+    disambiguation_level: int | None
+    item_ids: pl.Series
+    titles: pl.Series
+
+    def __post_init__(self) -> None:
+        num_items, id_length = self.codes.shape
+        if len(self.item_ids) != num_items or len(self.titles) != num_items:
+            raise DataError(
+                f"An ID table needs one id and one title per row: {num_items} rows, "
+                f"{len(self.item_ids)} ids, {len(self.titles)} titles."
+            )
+        if len(self.codebook_sizes) != id_length or id_length > len(string.ascii_lowercase):
+            raise DataError(
+                f"Expected one codebook size for each of {id_length} levels (at most 26), got "
+                f"{len(self.codebook_sizes)}."
+            )
+        if np.any(self.codes < 0) or np.any(self.codes >= np.array(self.codebook_sizes)):
+            raise DataError(f"Codes must lie within the codebook sizes {self.codebook_sizes}.")
+        if len(np.unique(self.codes, axis=0)) != num_items:
+            raise DataError("Two items share a semantic ID; resolve collisions first.")
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def id_length(self) -> int:
+        """Number of levels of an ID, a disambiguation level included."""
+        return len(self.codebook_sizes)
+
+    @cached_property
+    def _item_by_id(self) -> dict[str, int]:
+        return {item_id: item_idx for item_idx, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def _item_by_codes(self) -> dict[tuple[int, ...], int]:
+        return {tuple(row): item_idx for item_idx, row in enumerate(self.codes.tolist())}
+
+    def item_idx(self, item_id: str) -> int:
+        """Dense index of an external item id.
+
+        Raises:
+            DataError: No item has it.
+        """
+        if item_id not in self._item_by_id:
+            raise DataError(
+                f"No item {item_id!r} among the {len(self)} items of this table. Ids are those of "
+                f"the source files, such as {self.item_ids.head(3).to_list()}."
+            )
+        return self._item_by_id[item_id]
+
+    def codes_of(self, item_id: str) -> tuple[int, ...]:
+        """The semantic ID of an item."""
+        return tuple(self.codes[self.item_idx(item_id)].tolist())
+
+    def item_of(self, codes: Sequence[int]) -> str | None:
+        """The item id that has this semantic ID, None if no item has."""
+        item_idx = self._item_by_codes.get(tuple(codes))
+        return None if item_idx is None else str(self.item_ids[item_idx])
+
+    def text_of(self, item_id: str) -> str:
+        """The semantic ID of an item as text, such as ``<a_12><b_7><c_201>``."""
+        return format_semantic_id(self.codes_of(item_id))
+
+    def items_with_prefix(self, prefix: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Indices of all items whose ID begins with these codes."""
+        return np.flatnonzero(np.all(self.codes[:, : len(prefix)] == list(prefix), axis=1))
+
+    def neighbours(self, item_id: str, *, limit: int = 10) -> pl.DataFrame:
+        """The items that share the longest prefixes with this one, nearest first.
+
+        Returns:
+            Columns ``shared_levels``, ``item_id``, ``title``, ``semantic_id``; items that do not
+            even share the first code are left out.
+        """
+        item_idx = self.item_idx(item_id)
+        same = self.codes == self.codes[item_idx]
+        shared = np.logical_and.accumulate(same, axis=1).sum(axis=1)
+        shared[item_idx] = 0
+        order = np.argsort(-shared, kind="stable")[:limit]
+        nearest = order[shared[order] > 0]
+        rows = self.to_polars()[nearest.tolist()].select("item_id", "title", "semantic_id")
+        return rows.insert_column(0, pl.Series("shared_levels", shared[nearest]))
+
+    def to_polars(self) -> pl.DataFrame:
+        """Columns ``item_id``, ``title``, ``level_0`` …, and ``semantic_id`` as text."""
+        levels = {f"level_{level}": self.codes[:, level] for level in range(self.id_length)}
+        text = [format_semantic_id(row) for row in self.codes.tolist()]
+        return pl.DataFrame(
+            {"item_id": self.item_ids, "title": self.titles, **levels, "semantic_id": text}
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`to_polars` as a pandas frame."""
+        return self.to_polars().to_pandas()
+
+    def save(self, directory: Path) -> None:
+        """Write ``semantic_ids.parquet``; sizes and the disambiguation level in its metadata."""
+        self.to_polars().write_parquet(
+            directory / "semantic_ids.parquet",
+            metadata={
+                "recgrit.codebook_sizes": ",".join(map(str, self.codebook_sizes)),
+                "recgrit.disambiguation_level": (
+                    "" if self.disambiguation_level is None else str(self.disambiguation_level)
+                ),
+            },
+        )
+
+    @classmethod
+    def load(cls, directory: Path) -> SemanticIdTable:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The file is not an ID table.
+        """
+        path = directory / "semantic_ids.parquet"
+        metadata = pl.read_parquet_metadata(path)
+        if "recgrit.codebook_sizes" not in metadata:
+            raise DataError(f"{path} is not an item-ID table: its codebook sizes are missing.")
+        frame = pl.read_parquet(path)
+        sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
+        level = metadata["recgrit.disambiguation_level"]
+        return cls(
+            codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype(np.int32),
+            codebook_sizes=sizes,
+            disambiguation_level=int(level) if level else None,
+            item_ids=frame["item_id"],
+            titles=frame["title"],
+        )
+
+
+def format_semantic_id(codes: Sequence[int]) -> str:
+    """Codes as text, one letter per level.
+
+    Example:
+        >>> format_semantic_id([12, 7, 201, 0])
+        '<a_12><b_7><c_201><d_0>'
+    """
+    return "".join(
+        f"<{letter}_{code}>" for letter, code in zip(string.ascii_lowercase, codes, strict=False)
+    )
+
+
+def parse_semantic_id(text: str) -> tuple[int, ...]:
+    """The codes of an ID written as text.
+
+    Raises:
+        DataError: The text is not an ID with levels a, b, c, … in order.
+
+    Example:
+        >>> parse_semantic_id('<a_12><b_7>')
+        (12, 7)
+    """
+    tokens = _TOKEN.findall(text)
+    letters = "".join(letter for letter, _ in tokens)
+    if not tokens or _TOKEN.sub("", text) or not string.ascii_lowercase.startswith(letters):
+        raise DataError(f"{text!r} is not a semantic ID; expected the form <a_12><b_7><c_201>.")
+    return tuple(int(code) for _, code in tokens)

@@ -1,0 +1,1 @@
+"""Where runs are recorded: a small `Tracker` protocol and its implementations."""

@@ -1,0 +1,208 @@
+"""Runs in MLflow. Importing this module imports MLflow, which takes about two seconds.
+
+Only the client with an explicit URI is used, none of MLflow's global state: neither the working
+directory, nor an ``mlruns`` folder in it, nor a run that another library has started, matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from recgrit.errors import TrackingError
+from recgrit.tracking.names import (
+    MAX_TAG_LENGTH,
+    clean_name,
+    flatten_params,
+    name_metrics,
+    shorten,
+)
+
+# MLflow's limits for one call of log_batch.
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+
+# MLflow would retry an unreachable server for minutes before the first line of a run is shown.
+FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+
+T = TypeVar("T")
+
+
+class MLflowTracker:
+    """One MLflow run, from its creation to `end`.
+
+    Args:
+        uri: MLflow tracking URI: a database such as ``sqlite:////runs/mlflow.db``, or a server.
+        experiment: Name of the experiment; created where there is none.
+        run_name: Name of the run.
+        artifact_directory: Where a new experiment in a database keeps its artifacts. A SQLite
+            file keeps them beside it instead, and a server decides for itself.
+
+    Raises:
+        TrackingError: The store cannot be reached or refuses the run.
+    """
+
+    def __init__(
+        self, *, uri: str, experiment: str, run_name: str, artifact_directory: Path
+    ) -> None:
+        self._uri = uri
+        self._experiment = experiment
+        self._run_name = run_name
+        try:
+            with _environment(FIRST_CONTACT):
+                _check_sqlite_folder(uri)
+                self._client = MlflowClient(tracking_uri=uri)
+                self._experiment_id = _find_experiment(
+                    self._client, experiment, _artifact_location(uri, artifact_directory)
+                )
+                run = self._client.create_run(self._experiment_id, run_name=run_name)
+        # Each kind of store has its own exceptions, SQLAlchemy's and requests' among them.
+        except Exception as error:
+            raise TrackingError(
+                _hide_password(
+                    f"Cannot start a run in MLflow at {uri}: {error}\n"
+                    "Check that the server runs and that the address is right, or set "
+                    "tracking.uri to another store, or tracking.backend=none to go on without."
+                )
+            ) from None
+        self._run_id: str = run.info.run_id
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self._run_id
+
+    @property
+    def location(self) -> str:
+        """The page of the run on a server, or the command that shows a local store."""
+        uri = _hide_password(self._uri)
+        if _is_server(uri):
+            return f"{uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
+        return (
+            f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+            f" (experiment {self._experiment}, run {self._run_name})"
+        )
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record settings; nested mappings become dotted names, long text is cut."""
+        entries = [Param(name, value) for name, value in flatten_params(params).items()]
+        with self._refusals("settings"):
+            for batch in _batches(entries, PARAMS_PER_BATCH):
+                self._client.log_batch(self._run_id, params=batch, synchronous=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers in one request; ``@`` in a name becomes ``_at_``."""
+        now = int(time.time() * 1000)
+        entries = [Metric(name, v, now, step or 0) for name, v in name_metrics(metrics).items()]
+        with self._refusals("metrics"):
+            for batch in _batches(entries, METRICS_PER_BATCH):
+                self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+
+    def log_artifact(self, path: Path) -> None:
+        """Keep a copy of a file, or of a folder under its name."""
+        with self._refusals(f"the artifact {path}"):
+            self._client.log_artifact(self._run_id, str(path))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Record what helps to find the run again."""
+        entries = [
+            RunTag(clean_name(name), shorten(str(value), MAX_TAG_LENGTH))
+            for name, value in tags.items()
+        ]
+        with self._refusals("tags"):
+            for batch in _batches(entries, PARAMS_PER_BATCH):
+                self._client.log_batch(self._run_id, tags=batch, synchronous=True)
+
+    def end(self, status: str) -> None:
+        """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        with self._refusals(f"the status {status}"):
+            self._client.set_terminated(self._run_id, status)
+
+    @contextlib.contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """What MLflow refuses is told as a `TrackingError`; OSError covers lost connections."""
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                _hide_password(
+                    f"MLflow at {self._uri} did not take {what} of run {self._run_id}: {error}\n"
+                    "Mend the store, or set tracking.backend=none to go on without."
+                )
+            ) from None
+
+
+def _find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """Id of the experiment, created where there is none."""
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location)
+        except MlflowException:
+            # Another process may have created it since; any other refusal stands.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return experiment.experiment_id
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _artifact_location(uri: str, directory: Path) -> str | None:
+    """A URI of the artifact folder for a database; None where the store has its own place.
+
+    Without one MLflow would take ``mlruns`` in the working directory.
+    """
+    database = _sqlite_file(uri)
+    if database is not None:
+        return (database.resolve().parent / "mlartifacts").as_uri()
+    if uri.startswith(("postgresql", "mysql", "mssql")):
+        return directory.resolve().as_uri()
+    return None
+
+
+def _check_sqlite_folder(uri: str) -> None:
+    """Refuse at once what SQLAlchemy would retry for more than a minute."""
+    database = _sqlite_file(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(database.parent, os.W_OK):
+            raise PermissionError(f"no permission to write to {database.parent}")
+
+
+def _hide_password(text: str) -> str:
+    """URIs without their ``user:password@``, which must not end up in logs and reports."""
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
+
+
+def _batches(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]
+
+
+@contextlib.contextmanager
+def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the length of a block; those a user has set stay as they are."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

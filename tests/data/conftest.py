@@ -1,0 +1,154 @@
+"""A tiny data set, written in every format that can be read, and the way to real files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+# user, item, rating, time; user 7 has a tie at 100 whose file order (30, then 10) must survive.
+ROWS = (
+    ("7", "30", 4, 100),
+    ("9", "10", 5, 50),
+    ("7", "10", 3, 100),
+    ("7", "20", 5, 90),
+    ("9", "30", 2, 60),
+    ("9", "20", 1, 70),
+)
+# id, title, year, genres
+ITEMS = (
+    ("10", "Toy Story", 1995, ("Animation", "Comedy")),
+    ("20", "Misérables, Les", 1998, ("Drama",)),
+    ("30", None, None, ()),
+)
+GENRES = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
+
+Row = tuple[str, str, int, int]
+Writer = Callable[[Path, Sequence[Row]], None]
+
+
+def dated(title: str | None, year: int | None) -> str:
+    return "unknown" if title is None else f"{title} ({year})"
+
+
+def write_movielens_100k(folder: Path, rows: Sequence[Row]) -> None:
+    lines = ["\t".join(map(str, row)) for row in rows]
+    (folder / "u.data").write_text("\n".join(lines) + "\n")
+    items = []
+    for item, title, year, genres in ITEMS:
+        released = f"01-Jan-{year}" if year else ""
+        flags = [str(int(name in genres)) for name in GENRES]
+        if title is None:
+            flags[0] = "1"
+        items.append("|".join([item, dated(title, year), released, "", "http://x", *flags]))
+    (folder / "u.item").write_text("\n".join(items) + "\n", encoding="latin-1")
+
+
+def write_recbole(folder: Path, rows: Sequence[Row]) -> None:
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    lines = [header, *("\t".join(map(str, row)) for row in rows)]
+    (folder / "ml-100k.inter").write_text("\n".join(lines) + "\n")
+    items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
+    for item, title, year, genres in ITEMS:
+        values = (item, title or "unkonwn", str(year or "unkonwn"), " ".join(genres or ["unknown"]))
+        items.append("\t".join(values))
+    (folder / "ml-100k.item").write_text("\n".join(items) + "\n", encoding="utf-8")
+
+
+def write_latest_small(folder: Path, rows: Sequence[Row]) -> None:
+    lines = ["userId,movieId,rating,timestamp", *(",".join(map(str, row)) for row in rows)]
+    (folder / "ratings.csv").write_bytes("\r\n".join([*lines, ""]).encode())
+    items = ["movieId,title,genres"]
+    for item, title, year, genres in ITEMS:
+        named = dated(title, year)
+        quoted = f'"{named}"' if "," in named else named
+        items.append(f"{item},{quoted},{'|'.join(genres) or '(no genres listed)'}")
+    (folder / "movies.csv").write_bytes("\r\n".join([*items, ""]).encode())
+
+
+def write_amazon_2014(folder: Path, rows: Sequence[Row]) -> None:
+    reviews = [
+        json.dumps(
+            {
+                "reviewerID": user,
+                "asin": item,
+                "reviewText": "so so",
+                "overall": float(rating),
+                "unixReviewTime": time,
+            }
+        )
+        for user, item, rating, time in rows
+    ]
+    write_gzip(folder / "reviews_Beauty_5.json.gz", reviews)
+    metadata = []
+    for item, title, year, genres in ITEMS:
+        fields: dict[str, object] = {"asin": item, "related": {"also_bought": ["10", "20"]}}
+        if title is not None:
+            fields |= {"title": title, "price": float(year or 0), "brand": "Bell's"}
+            fields["categories"] = [["Beauty", genres[0]], ["Beauty", genres[-1]]]
+        metadata.append(repr(fields))
+    write_gzip(folder / "meta_Beauty.json.gz", metadata)
+
+
+def write_gzip(path: Path, lines: Sequence[str]) -> None:
+    path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+
+
+WRITERS: dict[str, Writer] = {
+    "movielens-100k": write_movielens_100k,
+    "movielens-100k as atomic files": write_recbole,
+    "recbole": write_recbole,
+    "movielens-latest-small": write_latest_small,
+    "amazon2014/Beauty": write_amazon_2014,
+}
+
+
+@pytest.fixture
+def write_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny data set, or other rows, in a format; gives the folder."""
+
+    def write(name: str, rows: Sequence[Row] = ROWS, folder: str = "raw") -> Path:
+        target = tmp_path / folder
+        target.mkdir(exist_ok=True)
+        WRITERS[name](target, rows)
+        return target
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """The folder of a real data set; skips where it is not at hand."""
+
+    def find(name: str) -> Path:
+        beside = Path(__file__).parents[2].parent / "shared" / "data"
+        folder = Path(os.environ.get("RECGRIT_TEST_DATA", beside)) / name
+        if not folder.is_dir():
+            pytest.skip(f"no real files at {folder}; name their parent in RECGRIT_TEST_DATA")
+        return folder
+
+    return find

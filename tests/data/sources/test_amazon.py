@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recgrit.data.sources import RawData, load_source
+from recgrit.data.sources.amazon import parse_literal
+from recgrit.errors import DataError
+
+
+def read(folder: Path, category: str = "Beauty", **settings: float) -> RawData:
+    source = load_source(f"amazon2014/{category}")
+    return source.read(source.find_files(folder), **settings)
+
+
+def write_metadata(folder: Path, *lines: str) -> None:
+    content = "".join(f"{line}\n" for line in lines).encode()
+    (folder / "meta_Beauty.json.gz").write_bytes(gzip.compress(content))
+
+
+@pytest.fixture
+def folder(write_dataset: Callable[..., Path]) -> Path:
+    return write_dataset("amazon2014/Beauty")
+
+
+def test_fields_of_an_item(folder: Path) -> None:
+    assert read(folder).items.rows(named=True)[0] == {
+        "item_id": "10",
+        "title": "Toy Story",
+        "brand": "Bell's",
+        "categories": ["Beauty", "Animation", "Comedy"],
+        "price": 1995.0,
+        "description": None,
+    }
+
+
+def test_scraped_values_become_null_or_clean(folder: Path) -> None:
+    write_metadata(
+        folder,
+        "{'asin': 'a', 'title': 'L&#39;Or\\n<b>No 5</b>', 'brand': 'Unknown', "
+        "'price': '$1,299.00'}",
+        "{'asin': 'b', 'title': '  ', 'brand': '', 'price': '.a-box { margin: 0 }'}",
+        "{'asin': 'c', 'title': None, 'brand': None, 'categories': []}",
+        "{'asin': 'd', 'title': ['odd'], 'brand': 'None', 'categories': None, 'price': True}",
+        '{"asin": "e", "title": "JSON \'too\'", "price": null, "categories": [["A"], ["A"]]}',
+    )
+    rows = {row["item_id"]: row for row in read(folder).items.iter_rows(named=True)}
+    assert (rows["a"]["title"], rows["a"]["brand"], rows["a"]["price"]) == ("L'Or No 5", None, 1299)
+    for item in "bcd":
+        assert set(rows[item].values()) == {item, None}
+    assert (rows["e"]["title"], rows["e"]["categories"]) == ("JSON 'too'", ["A"])
+
+
+def test_metadata_is_never_run(folder: Path, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    write_metadata(folder, f"__import__('pathlib').Path({str(trap)!r}).touch()", "{'asin': '10'}")
+    raw = read(folder, max_malformed_share=0.5)
+    assert raw.counts["items_malformed"] == 1
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{'a': }", "(" * 5000, "{'a': open}", "\0"])
+def test_what_is_no_dict_literal(text: str) -> None:
+    assert parse_literal(text) is None
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(), values, max_size=4))
+def test_every_dict_literal_is_read_back(fields: dict[str, object]) -> None:
+    assert parse_literal(repr(fields)) == fields
+
+
+def test_truncated_gzip(folder: Path) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="damaged or incomplete gzip"):
+        read(folder)
+
+
+def test_unpacked_under_its_old_name(folder: Path) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert read(folder).counts["rows_read"] == 6
+
+
+def test_times_as_text_are_read_line_by_line(folder: Path) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    text = gzip.decompress(path.read_bytes()).replace(b": 100}", b': "100"}')
+    path.write_bytes(gzip.compress(text))
+    assert read(folder).interactions["timestamp"].to_list() == [100, 50, 100, 90, 60, 70]
+
+
+def test_copies_without_stars_have_no_weight(folder: Path) -> None:
+    path = folder / "reviews_Beauty_5.json.gz"
+    text = gzip.decompress(path.read_bytes()).replace(b"overall", b"helpful")
+    path.write_bytes(gzip.compress(text))
+    assert read(folder).interactions.columns == ["user_id", "item_id", "timestamp"]
+
+
+def test_other_category_is_not_taken(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"expected reviews_Baby_5\.json\.gz and meta_Baby"):
+        read(folder, "Baby")
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "category", "users", "items", "rows", "titles"),
+    [
+        ("amazon2014-beauty", "Beauty", 22_363, 12_101, 198_502, 12_094),
+        ("amazon2014-sports", "Sports_and_Outdoors", 35_598, 18_357, 296_337, 18_357),
+    ],
+)
+def test_real_files(
+    folder_name: str,
+    category: str,
+    users: int,
+    items: int,
+    rows: int,
+    titles: int,
+    real_data: Callable[[str], Path],
+) -> None:
+    started = time.perf_counter()
+    raw = read(real_data(folder_name), category)
+    assert raw.interactions["user_id"].n_unique() == users
+    assert raw.interactions["item_id"].n_unique() == items
+    assert raw.interactions.height == rows
+    assert raw.items["title"].count() == titles
+    assert raw.items["title"].str.contains("&amp;|<|\n").sum() == 0
+    assert raw.counts["rows_malformed"] == raw.counts["items_malformed"] == 0
+    assert time.perf_counter() - started < 20

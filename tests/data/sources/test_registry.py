@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from recgrit.data.sources import SOURCES, load_source
+from recgrit.data.sources.amazon import Amazon2014
+from recgrit.errors import ConfigError
+
+
+def test_every_registered_name_loads() -> None:
+    assert [load_source(name) for name in SOURCES] == list(SOURCES.values())
+
+
+def test_family_takes_its_category_from_the_name() -> None:
+    assert load_source("amazon2014/Sports_and_Outdoors") == Amazon2014("Sports_and_Outdoors")
+
+
+@pytest.mark.parametrize(
+    "name", ["movielens", "amazon2014", "amazon2014/", "amazon2014/../x", "recbole/x", ""]
+)
+def test_unknown_names_list_the_known(name: str) -> None:
+    known = r"movielens-100k, movielens-latest-small, recbole, amazon2014/<Category>"
+    with pytest.raises(ConfigError, match=f"Unknown data source '{name}'.*{known}"):
+        load_source(name)

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recgrit.config import load_config
+from recgrit.data.items import ItemTable
+from recgrit.data.prepare import DataConfig, PreparedData, find_input_files, prepare
+from recgrit.data.splits import SequenceSplit
+from recgrit.errors import ConfigError, DataError
+
+NAME = "movielens-latest-small"
+# A dense core of four users and four items, each pair at its own time.
+CORE = [(f"u{u}", f"{10 * i}", 1 + (u + i) % 5, 10 * u + i) for u in range(4) for i in range(1, 5)]
+
+
+def steps(data: PreparedData, column: str) -> dict[str, int | None]:
+    return dict(data.funnel.select("step", column).iter_rows())
+
+
+@pytest.fixture
+def prepare_rows(write_dataset: Callable[..., Path]) -> Callable[..., PreparedData]:
+    def run(rows: Sequence[tuple[str, str, float, int]] = CORE, **settings: object) -> PreparedData:
+        settings = {"min_user_interactions": 1, "min_item_interactions": 1} | settings
+        config = DataConfig.model_validate(
+            {"source": NAME, "path": write_dataset(NAME, rows)} | settings
+        )
+        return prepare(config)
+
+    return run
+
+
+def test_ids_follow_first_appearance_and_ties_follow_the_file(
+    write_dataset: Callable[..., Path],
+) -> None:
+    path = write_dataset(NAME)
+    config = DataConfig(source=NAME, path=path, min_user_interactions=1, min_item_interactions=1)
+    data = prepare(config)
+    assert data.interactions.user_ids.to_list() == ["7", "9"]
+    assert data.interactions.item_ids.to_list() == ["30", "10", "20"]
+    assert data.interactions.to_polars().select("user_id", "item_id", "timestamp").rows() == [
+        ("7", "20", 90),
+        ("7", "30", 100),
+        ("7", "10", 100),
+        ("9", "10", 50),
+        ("9", "30", 60),
+        ("9", "20", 70),
+    ]
+    assert data.interactions.frame.schema == {
+        "user_idx": pl.Int32,
+        "item_idx": pl.Int32,
+        "timestamp": pl.Int64,
+        "weight": pl.Float32,
+    }
+
+
+def test_untitled_items_are_titled_by_their_id(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    data = prepare_rows()
+    titles = dict(data.items.frame.select("item_id", "title").iter_rows())
+    # 30 has metadata without a title, 40 has none at all.
+    assert titles == {"10": "Toy Story", "20": "Misérables, Les", "30": "30", "40": "40"}
+    counted = steps(data, "counted")
+    assert counted["items without metadata"] == 1
+    assert counted["items titled by their id"] == 2
+    assert counted["metadata of items left out"] == 0
+
+
+def test_every_row_is_accounted_for(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    user, item, _, time = CORE[0]
+    extra = [
+        ("", "10", 5.0, 1),
+        ("u1", "10", "five", 2),
+        (user, item, 5, time),
+        (user, item, 5, time + 500),
+        ("rare", "10", 5, 3),
+    ]
+    data = prepare_rows(
+        [*CORE, *extra],
+        max_malformed_share=0.2,
+        min_weight=2,
+        min_user_interactions=2,
+        min_item_interactions=2,
+    )
+    low = sum(row[2] < 2 for row in CORE)
+    assert steps(data, "dropped") == {
+        "rows read": 0,
+        "malformed": 1,
+        "without user or item id": 1,
+        "exact duplicates": 1,
+        "weight below 2": low,
+        "k-core of 2 per user, 2 per item": 1,
+        "repeats of an item at another time": 0,
+        "items without metadata": 0,
+        "items titled by their id": 0,
+        "metadata of items left out": 0,
+        "kept": 0,
+    }
+    left = steps(data, "interactions")
+    assert left["rows read"] == len(CORE) + len(extra)
+    assert left["kept"] == len(data.interactions) == len(CORE) + 1 - low
+    assert steps(data, "counted")["repeats of an item at another time"] == 1
+    assert steps(data, "users")["exact duplicates"] == 5
+    assert steps(data, "users")["kept"] == 4
+
+
+def test_weight_threshold_includes_its_value(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    rows = [("a", "10", weight, i) for i, weight in enumerate([3.0, 3.1, 3.2])]
+    assert len(prepare_rows(rows, min_weight=3.1).interactions) == 2
+
+
+def test_too_high_a_weight_names_the_setting(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    message = r"at least 5\.5; the largest is 5\. Lower data\.min_weight"
+    with pytest.raises(DataError, match=message):
+        prepare_rows(min_weight=5.5)
+
+
+def test_too_high_a_core_names_the_settings(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    message = r"fewer than 5 interactions.*Lower data\.min_user_interactions"
+    with pytest.raises(DataError, match=message):
+        prepare_rows(min_user_interactions=5)
+
+
+def test_weight_threshold_without_ratings(tmp_path: Path) -> None:
+    (tmp_path / "shop.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ti\t1\n")
+    with pytest.raises(ConfigError, match=r"have no ratings\. Set data\.min_weight=null"):
+        prepare(DataConfig(source="recbole", path=tmp_path, min_weight=3))
+
+
+def test_save_and_load(prepare_rows: Callable[..., PreparedData], tmp_path: Path) -> None:
+    data = prepare_rows()
+    data.save(tmp_path)
+    loaded = PreparedData.load(tmp_path)
+    assert loaded.interactions.to_polars().equals(data.interactions.to_polars())
+    assert loaded.items.frame.equals(data.items.frame)
+    assert loaded.funnel.equals(data.funnel)
+    for field in dataclasses.fields(SequenceSplit):
+        assert np.array_equal(getattr(loaded.split, field.name), getattr(data.split, field.name))
+
+
+def test_parts_must_belong_together(prepare_rows: Callable[..., PreparedData]) -> None:
+    data = prepare_rows()
+    with pytest.raises(DataError, match="must list the items of the interactions"):
+        dataclasses.replace(data, items=ItemTable(data.items.frame.reverse()))
+    with pytest.raises(DataError, match="The split has"):
+        dataclasses.replace(data, split=dataclasses.replace(data.split, num_items=9))
+
+
+def test_source_without_path() -> None:
+    with pytest.raises(ConfigError, match=r"needs ratings\.csv and movies\.csv.*data\.path=FOLDER"):
+        find_input_files(DataConfig(source=NAME))
+
+
+def test_movielens_100k_without_path_takes_the_copy_at_hand(
+    write_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write_dataset("movielens-100k", folder="ml-100k")
+    files = find_input_files(DataConfig(download_dir=tmp_path))
+    assert files == (folder / "u.data", folder / "u.item")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("source=netflix", "Unknown data source 'netflix'"),
+        ("min_user_interactions=0", "min_user_interactions"),
+        ("min_item_interactions=-1", "min_item_interactions"),
+        ("min_weight=.nan", "min_weight"),
+        ("max_malformed_share=1.5", "max_malformed_share"),
+        ("min_users=3", "unknown key"),
+    ],
+)
+def test_settings_that_cannot_be_used(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(DataConfig, overrides=[override])
+
+
+def test_real_beauty(real_data: Callable[[str], Path], tmp_path: Path) -> None:
+    data = prepare(DataConfig(source="amazon2014/Beauty", path=real_data("amazon2014-beauty")))
+    sizes = (data.interactions.num_users, data.interactions.num_items, len(data.interactions))
+    assert sizes == (22_363, 12_101, 198_502)
+    assert len(data.split.target_users("test")) == 22_363
+    assert steps(data, "counted")["items titled by their id"] == 7
+    data.save(tmp_path)
+    assert PreparedData.load(tmp_path).interactions.frame.equals(data.interactions.frame)
+
+
+def test_real_latest_small(real_data: Callable[[str], Path]) -> None:
+    data = prepare(DataConfig(source=NAME, path=real_data("ml-latest-small")))
+    sizes = (data.interactions.num_users, data.interactions.num_items, len(data.interactions))
+    assert sizes == (610, 3650, 90_274)

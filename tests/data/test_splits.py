@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recgrit.data.interactions import Interactions
+from recgrit.data.prepare import build_interactions
+from recgrit.data.splits import MIN_SEQUENCE_LENGTH, SequenceSplit, build_leave_one_out
+from recgrit.errors import DataError
+
+rows = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from("uvwxyz"), st.integers(0, 5)),
+    min_size=1,
+    max_size=40,
+)
+
+
+def build(values: list[tuple[str, str, int]]) -> Interactions:
+    schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
+    return build_interactions(pl.DataFrame(values, schema=schema, orient="row"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows)
+def test_leave_one_out_invariants(values: list[tuple[str, str, int]]) -> None:
+    interactions = build(values)
+    split = build_leave_one_out(interactions)
+    assert (split.num_users, split.num_items) == (interactions.num_users, interactions.num_items)
+    for user in range(split.num_users):
+        sequence = split.full_sequence(user).tolist()
+        # Python's sort is stable: time order, ties as in the file.
+        taken = sorted(
+            (row for row in values if row[0] == interactions.user_ids[user]), key=lambda r: r[2]
+        )
+        assert [interactions.item_ids[item] for item in sequence] == [row[1] for row in taken]
+        if len(sequence) < MIN_SEQUENCE_LENGTH:
+            assert split.train_sequence(user).tolist() == sequence
+            continue
+        one = np.array([user])
+        assert split.train_sequence(user).tolist() == sequence[:-2]
+        assert split.history(user, "valid").tolist() == sequence[:-2]
+        assert split.targets("valid", one).tolist() == [sequence[-2]]
+        assert split.history(user, "test").tolist() == sequence[:-1]
+        assert split.targets("test", one).tolist() == [sequence[-1]]
+        # By position: the same item may well stand in the history too.
+        for name in ("valid", "test"):
+            start, position = split.offsets[user], split.target_positions(name)[user]
+            assert position == start + len(split.history(user, name))
+    with_targets = [u for u in range(split.num_users) if len(split.full_sequence(u)) >= 3]
+    assert split.target_users("valid").tolist() == with_targets
+    assert split.target_users("test").tolist() == with_targets
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows)
+def test_training_mask_and_counts_agree(values: list[tuple[str, str, int]]) -> None:
+    split = build_leave_one_out(build(values))
+    learned = [item for user in range(split.num_users) for item in split.train_sequence(user)]
+    assert split.items[split.train_mask()].tolist() == learned
+    assert split.train_item_counts().tolist() == [
+        learned.count(item) for item in range(split.num_items)
+    ]
+
+
+def test_repeated_item_may_be_its_own_target() -> None:
+    split = build_leave_one_out(build([("a", "x", 1), ("a", "y", 2), ("a", "x", 3)]))
+    assert split.history(0, "test").tolist() == [0, 1]
+    assert split.targets("test", np.array([0])).tolist() == [0]
+
+
+@pytest.fixture
+def split() -> SequenceSplit:
+    return build_leave_one_out(build([("a", "x", i) for i in range(4)] + [("b", "y", 9)]))
+
+
+def test_save_and_memory_map(split: SequenceSplit, tmp_path: Path) -> None:
+    split.save(tmp_path)
+    loaded = SequenceSplit.load(tmp_path, num_items=2)
+    assert isinstance(loaded.items, np.memmap)
+    for field in dataclasses.fields(SequenceSplit):
+        assert np.array_equal(getattr(loaded, field.name), getattr(split, field.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("offsets", [0, 4, 6], "Offsets must run from 0"),
+        ("train_ends", [2, 3], "must lie within its user's sequence"),
+        ("valid_targets", [1, -1], "valid target must lie behind"),
+        ("test_targets", [4, -1], "test target must lie behind"),
+    ],
+)
+def test_what_does_not_fit(
+    split: SequenceSplit, name: str, values: list[int], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        dataclasses.replace(split, **{name: np.array(values)})

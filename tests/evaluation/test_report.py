@@ -1,0 +1,198 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from polars.testing import assert_frame_equal
+
+from recgrit.config import load_config
+from recgrit.data.recommendations import Recommendations
+from recgrit.data.splits import SequenceSplit
+from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.evaluation.report import (
+    EvaluationConfig,
+    EvaluationReport,
+    evaluate_recommendations,
+)
+
+
+@pytest.fixture
+def split() -> SequenceSplit:
+    """Three users with targets (valid 1, 5, 8; test 2, 0, 9) and one, of two items, without."""
+    return SequenceSplit(
+        items=np.array([0, 1, 2, 3, 4, 5, 0, 6, 7, 7, 8, 9], dtype=np.int32),
+        offsets=np.array([0, 3, 7, 9, 12]),
+        train_ends=np.array([1, 5, 9, 10]),
+        valid_targets=np.array([1, 5, -1, 10]),
+        test_targets=np.array([2, 6, -1, 11]),
+        num_items=10,
+    )
+
+
+def lists(users: list[int], items: list[list[int]]) -> Recommendations:
+    array = np.array(items, dtype=np.int32)
+    scores = -np.broadcast_to(np.arange(array.shape[1], dtype=np.float32), array.shape)
+    return Recommendations(users=np.array(users), items=array, scores=scores)
+
+
+def evaluate(recommendations: Recommendations, split: SequenceSplit, **changes) -> EvaluationReport:  # type: ignore[no-untyped-def]
+    arguments = {"masked": True, "beam_width": "exact", "seed": 0, "ks": (1, 3)} | changes
+    return evaluate_recommendations(recommendations, split, "test", **arguments)
+
+
+def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
+    # User 3 is listed before user 0, user 1 has no list, user 2 has one but no target.
+    report = evaluate(lists([3, 0, 2], [[1, 9, 2], [2, 1, 0], [5, 6, 7]]), split)
+    assert report.per_user.to_dict(as_series=False) == {
+        "user_idx": [0, 1, 3],
+        "item_idx": [2, 0, 9],
+        "rank": [1, 0, 2],
+    }
+    assert report.metrics() == pytest.approx(
+        {
+            "recall_at_1": 1 / 3,
+            "recall_at_3": 2 / 3,
+            "ndcg_at_1": 1 / 3,
+            "ndcg_at_3": (1 + 1 / math.log2(3)) / 3,
+        }
+    )
+    for name, (low, high) in report.intervals().items():
+        assert 0 <= low <= report.metrics()[name] <= high <= 1
+
+
+def test_the_protocol_says_how(split: SequenceSplit) -> None:
+    report = evaluate(lists([0], [[2, 1, 0]]), split, ks=[3, 1, 3], beam_width=30, masked=False)
+    assert report.protocol == {
+        "split": "test",
+        "masked": False,
+        "ks": (1, 3),
+        "beam_width": 30,
+        "ties": "file order",
+        "num_items": 10,
+        "num_users": 3,
+        "num_bootstrap": 1000,
+        "seed": 0,
+    }
+
+
+def test_a_sample_of_users(split: SequenceSplit) -> None:
+    report = evaluate(lists([0, 1], [[2, 1, 3], [1, 2, 3]]), split, users=np.array([0]))
+    assert report.metrics()["recall_at_1"] == 1.0
+    assert report.protocol["num_users"] == 1
+
+
+def test_short_lists_count_as_missed(split: SequenceSplit) -> None:
+    report = evaluate(lists([0, 1], [[-1, -1, -1], [3, -1, -1]]), split)
+    assert set(report.metrics().values()) == {0.0}
+
+
+def test_per_user_values(split: SequenceSplit) -> None:
+    report = evaluate(lists([3, 0], [[1, 9, 2], [2, 1, 0]]), split)
+    frame = report.to_polars()
+    assert frame.columns[3:] == ["recall_at_1", "recall_at_3", "ndcg_at_1", "ndcg_at_3"]
+    assert frame["ndcg_at_3"].round(4).to_list() == [1.0, 0.0, 0.6309]
+    assert report.to_pandas()["rank"].tolist() == [1, 0, 2]
+
+
+def test_saved_and_loaded(split: SequenceSplit, tmp_path: Path) -> None:
+    report = evaluate(lists([3, 0], [[1, 9, 2], [2, 1, 0]]), split)
+    report.save(tmp_path)
+    loaded = EvaluationReport.load(tmp_path)
+    assert_frame_equal(loaded.per_user, report.per_user)
+    assert loaded.protocol == report.protocol
+    assert loaded.metrics() == report.metrics()
+    assert loaded.intervals() == report.intervals()
+    values = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(values["metrics"]["recall_at_3"]) == {"mean", "low", "high"}
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "per_user.parquet"])
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_damaged_reports_are_refused(
+    split: SequenceSplit, tmp_path: Path, name: str, damage: str
+) -> None:
+    evaluate(lists([0], [[2, 1, 0]]), split).save(tmp_path)
+    if damage == "gone":
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
+    with pytest.raises(ArtifactError, match="run the evaluation again"):
+        EvaluationReport.load(tmp_path)
+
+
+def test_lists_that_do_not_fit_are_refused(split: SequenceSplit) -> None:
+    with pytest.raises(DataError, match="Lists of 2 items cannot be evaluated at k=3"):
+        evaluate(lists([0], [[1, 2]]), split)
+    with pytest.raises(DataError, match="more than one list"):
+        evaluate(lists([0, 0], [[1, 2, 3], [1, 2, 3]]), split)
+    with pytest.raises(DataError, match="item_idx 10, but the split has 10 items"):
+        evaluate(lists([0], [[1, 2, 10]]), split)
+    with pytest.raises(DataError, match="user_idx 4, but the split has 4 users"):
+        evaluate(lists([4], [[1, 2, 3]]), split)
+    with pytest.raises(DataError, match=r"1 of 2 users have no test target, the first \[2\]"):
+        evaluate(lists([0], [[1, 2, 3]]), split, users=np.array([0, 2]))
+
+
+def test_a_catalogue_smaller_than_k_is_no_obstacle(split: SequenceSplit) -> None:
+    items = [[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]]
+    report = evaluate(lists([0], items), split, ks=(20,), users=np.array([0]))
+    assert report.metrics()["recall_at_20"] == 1.0
+
+
+def test_nobody_to_evaluate() -> None:
+    empty = SequenceSplit(
+        items=np.array([0, 1], dtype=np.int32),
+        offsets=np.array([0, 2]),
+        train_ends=np.array([2]),
+        valid_targets=np.array([-1]),
+        test_targets=np.array([-1]),
+        num_items=2,
+    )
+    with pytest.raises(DataError, match="at least three interactions"):
+        evaluate(lists([0], [[0, 1, -1]]), empty)
+
+
+def test_random_lists_reach_chance_only() -> None:
+    num_users, num_items = 4000, 200
+    rng = np.random.default_rng(0)
+    split = SequenceSplit(
+        items=rng.integers(0, num_items, size=3 * num_users).astype(np.int32),
+        offsets=np.arange(0, 3 * num_users + 1, 3),
+        train_ends=np.arange(1, 3 * num_users, 3),
+        valid_targets=np.arange(1, 3 * num_users, 3),
+        test_targets=np.arange(2, 3 * num_users, 3),
+        num_items=num_items,
+    )
+    items = rng.permuted(np.tile(np.arange(num_items, dtype=np.int32), (num_users, 1)), axis=1)
+    scores = np.zeros((num_users, 10), dtype=np.float32)
+    noise = Recommendations(users=np.arange(num_users), items=items[:, :10], scores=scores)
+    report = evaluate(noise, split, ks=(10,))
+    assert report.metrics()["recall_at_10"] == pytest.approx(10 / num_items, abs=0.012)
+
+
+def test_config_sorts_and_validates() -> None:
+    assert EvaluationConfig().ks == (5, 10, 20)
+    assert load_config(EvaluationConfig, overrides=["ks=[20, 5, 5]"]).ks == (5, 20)
+    with pytest.raises(ConfigError, match="must be positive"):
+        load_config(EvaluationConfig, overrides=["ks=[0, 5]"])
+    with pytest.raises(ConfigError, match="must be positive"):
+        load_config(EvaluationConfig, overrides=["ks=[]"])
+    with pytest.raises(ConfigError, match="num_bootstrap"):
+        load_config(EvaluationConfig, overrides=["num_bootstrap=0"])
+
+
+def test_evaluation_does_without_torch() -> None:
+    code = "import sys, recgrit.evaluation.table; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_what_a_caller_does_to_the_numbers_stays_outside(split: SequenceSplit) -> None:
+    report = evaluate(lists([0], [[2, 1, 0]]), split)
+    report.metrics().clear()
+    report.intervals().clear()
+    assert report.metrics()
+    assert report.intervals()

@@ -1,0 +1,265 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recgrit import artifacts
+from recgrit.artifacts import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    build_key,
+    check_parent,
+    digest_file,
+    digest_json,
+    is_current,
+    read_manifest,
+    write_artifact,
+    write_atomic,
+)
+from recgrit.errors import ArtifactError
+
+CONFIG = {"num_levels": 3, "codebook_size": 256}
+
+
+def build(directory: Path, content: str = "codes", **changes) -> Manifest:  # type: ignore[no-untyped-def]
+    arguments = {"stage": "tokenize", "config": CONFIG, "parents": {"embed": "e1"}} | changes
+    with write_artifact(directory, **arguments) as writer:
+        (writer.path / "tables").mkdir()
+        (writer.path / "tables" / "codes.txt").write_text(content)
+        writer.summary["title"] = "Amélie"
+    return read_manifest(directory)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if "partial" in path.name]
+
+
+def test_what_is_written_is_found_again(tmp_path: Path) -> None:
+    directory = tmp_path / "runs" / "first" / "tokenize"
+    manifest = build(directory, inputs={"/data/items.csv": "d1"})
+    assert (directory / "tables" / "codes.txt").read_text() == "codes"
+    assert manifest.stage == "tokenize"
+    assert manifest.config == CONFIG
+    assert manifest.parents == {"embed": "e1"}
+    assert manifest.inputs == {"/data/items.csv": "d1"}
+    assert manifest.summary == {"title": "Amélie"}
+    assert list(manifest.files) == ["tables/codes.txt"]
+    assert manifest.files["tables/codes.txt"] == digest_file(directory / "tables" / "codes.txt")
+    assert leftovers(directory.parent) == []
+
+
+def test_a_rebuild_replaces_the_old_files(tmp_path: Path) -> None:
+    build(tmp_path / "tokenize")
+    (tmp_path / "tokenize" / "stray.txt").write_text("from an older release")
+    build(tmp_path / "tokenize", content="new")
+    assert (tmp_path / "tokenize" / "tables" / "codes.txt").read_text() == "new"
+    assert not (tmp_path / "tokenize" / "stray.txt").exists()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_stage_that_fails_leaves_what_was_there(
+    tmp_path: Path, error: type[BaseException], existed: bool
+) -> None:
+    directory = tmp_path / "tokenize"
+    before = build(directory) if existed else None
+
+    def fail() -> None:
+        with write_artifact(directory, "tokenize", {}, {}) as writer:
+            (writer.path / "half.txt").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    if existed:
+        assert read_manifest(directory) == before
+    else:
+        assert not directory.exists()
+    assert leftovers(tmp_path) == []
+
+
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid(), os.getppid()):
+        folder = tmp_path / f".tokenize.partial-{process}"
+        folder.mkdir()
+        (folder / "half.txt").write_text("half")
+    other = tmp_path / f".embed.partial-{dead.pid}"
+    other.mkdir()
+    build(tmp_path / "tokenize")
+    # A live process may still be at work, and another stage's folder is not ours to remove.
+    assert sorted(leftovers(tmp_path)) == [other.name, f".tokenize.partial-{os.getppid()}"]
+
+
+def test_a_swap_that_fails_keeps_the_old_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build(tmp_path / "tokenize")
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.name == f".tokenize.partial-{os.getpid()}":
+            raise PermissionError("a file in it is open")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(PermissionError, match="is open"):
+        build(tmp_path / "tokenize", content="new")
+    assert read_manifest(tmp_path / "tokenize") == before
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ArtifactError, match=r"Cannot write to .*run\.dir"):
+        build(tmp_path / "file" / "tokenize")
+
+
+def test_numbers_from_arrays_are_fit_for_a_summary(tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "fit", "tokenize", {}, {}) as writer:
+        writer.summary |= {"usage": np.float32(0.5), "dead_codes": np.int64(3), "loss": np.nan}
+    summary = read_manifest(tmp_path / "fit").summary
+    assert (summary["usage"], summary["dead_codes"]) == (0.5, 3)
+
+
+def test_same_settings_same_key(tmp_path: Path) -> None:
+    first, again = build(tmp_path / "a"), build(tmp_path / "b")
+    assert (first.key, first.fingerprint) == (again.key, again.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "embed"},
+        {"config": CONFIG | {"num_levels": 4}},
+        {"parents": {"embed": "e2"}},
+        {"inputs": {"items.csv": "d1"}},
+    ],
+)
+def test_the_key_follows_what_a_stage_starts_from(changes: dict) -> None:  # type: ignore[type-arg]
+    base = {"stage": "tokenize", "config": CONFIG, "parents": {"embed": "e1"}, "inputs": {}}
+    assert build_key(**base) != build_key(**base | changes)
+
+
+def test_the_key_takes_inputs_by_name_and_content() -> None:
+    def key(inputs: dict[str, str]) -> str:
+        return build_key("prepare", {}, {}, inputs)
+
+    here = key({"/home/a/ratings.dat": "d1", "/home/a/movies.dat": "d2"})
+    assert key({"/mnt/b/movies.dat": "d2", "/mnt/b/ratings.dat": "d1"}) == here
+    assert key({"/home/a/ratings.dat": "CHANGED", "/home/a/movies.dat": "d2"}) != here
+
+
+def test_the_order_of_settings_does_not_matter() -> None:
+    assert digest_json({"a": 1, "b": (2, 3)}) == digest_json({"b": [2, 3], "a": 1})
+
+
+def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    first, other = build(tmp_path / "a"), build(tmp_path / "b", content="other codes")
+    assert first.key == other.key
+    assert first.fingerprint != other.fingerprint
+
+
+def test_is_current(tmp_path: Path) -> None:
+    assert not is_current(tmp_path / "tokenize", "k")
+    manifest = build(tmp_path / "tokenize")
+    assert is_current(tmp_path / "tokenize", manifest.key)
+    assert not is_current(tmp_path / "tokenize", "another key")
+
+
+def rewrite(directory: Path, **changes: object) -> None:
+    values = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+    (directory / MANIFEST_NAME).write_text(json.dumps(values | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, "2.0", None])
+def test_a_newer_schema_is_refused(tmp_path: Path, version: object) -> None:
+    manifest = build(tmp_path / "tokenize")
+    # A newer manifest may have fields this release does not know.
+    rewrite(tmp_path / "tokenize", schema_version=version, checksum="x")
+    for read in (read_manifest, lambda directory: is_current(directory, manifest.key)):
+        with pytest.raises(ArtifactError, match=rf"schema version {version}, .*Upgrade recgrit"):
+            read(tmp_path / "tokenize")
+
+
+def test_missing_and_damaged_artifacts_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"No artifact at .*recgrit run"):
+        read_manifest(tmp_path / "nothing")
+    directory = tmp_path / "tokenize"
+    build(directory)
+    rewrite(directory, files="none")
+    with pytest.raises(ArtifactError, match="1 fields cannot be read"):
+        read_manifest(directory)
+    for text in ("{", "[]", "{}", ""):
+        (directory / MANIFEST_NAME).write_text(text)
+        with pytest.raises(ArtifactError, match=r"is damaged.*Delete"):
+            read_manifest(directory)
+    build(directory)
+    (directory / "tables" / "codes.txt").unlink()
+    with pytest.raises(ArtifactError, match=r"lacks tables/codes\.txt"):
+        read_manifest(directory)
+
+
+def test_a_child_of_another_parent_is_refused(tmp_path: Path) -> None:
+    parent_at, child_at = tmp_path / "tokenize", tmp_path / "train"
+    parent = build(parent_at)
+    child = build(child_at, stage="train", parents={"tokenize": parent.fingerprint})
+    check_parent(child_at, child, parent_at, parent)
+
+    rebuilt = build(parent_at, content="other codes")
+    with pytest.raises(ArtifactError) as caught:
+        check_parent(child_at, child, parent_at, rebuilt)
+    for part in (parent.fingerprint, rebuilt.fingerprint, str(child_at), "recgrit run"):
+        assert part in str(caught.value)
+
+    stranger = build(tmp_path / "embed", stage="embed", parents={})
+    with pytest.raises(ArtifactError, match="was built from embed artifact None"):
+        check_parent(child_at, child, tmp_path / "embed", stranger)
+
+
+def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "state.json"
+    write_atomic(path, "one é")
+    write_atomic(path, "two é")
+    assert path.read_text(encoding="utf-8") == "two é"
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, "three")
+    assert path.read_text(encoding="utf-8") == "two é"
+    assert [entry.name for entry in path.parent.iterdir()] == ["state.json"]
+
+
+def test_the_manifest_is_utf8_under_any_locale(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from recgrit.artifacts import *\n"
+        f"with write_artifact(Path({str(tmp_path)!r}) / 'fit', 'prepare', {{}}, {{}}) as w:\n"
+        "    w.summary['title'] = 'Am\\u00e9lie'\n"
+        f"print(ascii(read_manifest(Path({str(tmp_path)!r}) / 'fit').summary['title']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", code],
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == r"'Am\xe9lie'", done.stderr
+
+
+def test_a_partial_folder_is_invisible_to_readers(tmp_path: Path) -> None:
+    directory = tmp_path / "tokenize"
+    with write_artifact(directory, "tokenize", {}, {}) as writer:
+        assert writer.path.parent == tmp_path
+        assert writer.path.name.startswith(".")
+        assert not directory.exists()
+    assert artifacts.read_manifest(directory).files == {}

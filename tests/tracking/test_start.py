@@ -1,0 +1,218 @@
+"""Against a real SQLite store; the first one of a test run takes MLflow a few seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from recgrit.config import load_config
+from recgrit.errors import ConfigError, TrackingError
+from recgrit.tracking.start import TrackingConfig, start_tracking
+from recgrit.tracking.tracker import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all tests of this module, since each new database costs two seconds."""
+    return tmp_path_factory.mktemp("runs of today")
+
+
+def client(store: Path) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")
+
+
+def find_run(store: Path, name: str) -> Run:
+    experiment = client(store).get_experiment_by_name("recgrit")
+    assert experiment is not None
+    (run,) = client(store).search_runs([experiment.experiment_id], f"run_name = '{name}'")
+    return run
+
+
+def test_params_metrics_artifacts_and_tags_arrive(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An old folder of runs in the working directory, which MLflow would pick up by itself.
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("artifact_location: elsewhere\n")
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "report.html"
+    page.write_text("<p>numbers</p>")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "ids.csv").write_text("item,code\n")
+
+    with start_tracking(TrackingConfig(), run_name="full", default_directory=store) as tracker:
+        tracker.log_params({"retriever": {"epochs": 3}, "note": "n" * 10_000})
+        tracker.log_params({f"many.p{i}": i for i in range(230)})
+        for epoch in (1, 2, 3):
+            tracker.log_metrics({"valid/recall@10": epoch / 10, "loss": 1 / epoch}, step=epoch)
+        tracker.log_metrics({f"codes/{i}": i for i in range(1200)})
+        tracker.log_artifact(page)
+        tracker.log_artifact(tmp_path / "tables")
+        tracker.set_tags({"data": "movielens-100k"})
+        location = tracker.location
+
+    run = find_run(store, "full")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["retriever.epochs"] == "3"
+    assert run.data.params["many.p229"] == "229"
+    assert run.data.params["note"].endswith("n...")
+    assert run.data.metrics["valid/recall_at_10"] == 0.3
+    assert run.data.metrics["codes/1199"] == 1199
+    history = client(store).get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert run.data.tags["data"] == "movielens-100k"
+    artifacts = store / "mlartifacts" / run.info.run_id / "artifacts"
+    assert (artifacts / "report.html").read_text() == "<p>numbers</p>"
+    assert (artifacts / "tables" / "ids.csv").is_file()
+    assert f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'" in location
+    assert "run full" in location
+    # Nothing was left in the working directory.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlruns", "report.html", "tables"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")],
+)
+def test_a_run_that_breaks_off_says_so(
+    store: Path, error: type[BaseException], status: str
+) -> None:
+    name = f"broken by {error.__name__}"
+    with (
+        pytest.raises(error, match="stop here"),
+        start_tracking(TrackingConfig(), run_name=name, default_directory=store),
+    ):
+        raise error("stop here")
+    assert find_run(store, name).info.status == status
+
+
+def test_a_store_that_fails_does_not_hide_why_a_run_failed(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from recgrit.tracking.mlflow_tracker import MLflowTracker
+
+    def end(self: MLflowTracker, status: str) -> None:
+        raise TrackingError("the store is gone")
+
+    monkeypatch.setattr(MLflowTracker, "end", end)
+    with (
+        pytest.raises(ValueError, match="the real cause"),
+        start_tracking(TrackingConfig(), run_name="twice", default_directory=store),
+    ):
+        raise ValueError("the real cause")
+    assert "the store is gone" in caplog.text
+
+
+def test_refusals_are_told(store: Path) -> None:
+    with start_tracking(TrackingConfig(), run_name="refused", default_directory=store) as tracker:
+        with pytest.raises(TrackingError, match=r"did not take the artifact .*nowhere\.txt"):
+            tracker.log_artifact(store / "nowhere.txt")
+        tracker.log_params({"seed": 1})
+        with pytest.raises(TrackingError, match="did not take settings"):
+            tracker.log_params({"seed": 2})
+
+
+def test_a_named_database_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/shared/all.db", experiment="study")
+    with start_tracking(config, run_name="a", default_directory=tmp_path / "unused") as tracker:
+        file = tmp_path / "x.txt"
+        file.write_text("x")
+        tracker.log_artifact(file)
+    assert len(list((tmp_path / "shared" / "mlartifacts").rglob("x.txt"))) == 1
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "http://me:secret@no-such-server.invalid:5000", "gopher://x"]
+)
+def test_an_unreachable_store_is_told_at_once(uri: str, tmp_path: Path) -> None:
+    import mlflow  # noqa: F401  (its import is not what is timed)
+
+    started = time.monotonic()
+    with (
+        pytest.raises(TrackingError, match=r"(?s)Cannot start a run.*tracking\.uri") as caught,
+        start_tracking(TrackingConfig(uri=uri), run_name="a", default_directory=tmp_path),
+    ):
+        pass
+    assert time.monotonic() - started < 15
+    assert uri.rsplit("@", maxsplit=1)[-1] in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with (
+        pytest.raises(TrackingError, match="Cannot start a run"),
+        start_tracking(TrackingConfig(), run_name="a", default_directory=tmp_path / "file"),
+    ):
+        pass
+
+
+def test_none_records_nothing(tmp_path: Path) -> None:
+    config = load_config(TrackingConfig, overrides=["backend=none"])
+    tracker: Tracker
+    with start_tracking(config, run_name="a", default_directory=tmp_path / "runs") as tracker:
+        assert isinstance(tracker, NullTracker)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(ConfigError, match="backend"):
+        load_config(TrackingConfig, overrides=["backend=wandb"])
+
+
+def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_none_imports_nothing_of_mlflow(tmp_path: Path) -> None:
+    done = run_python(
+        """
+        import sys
+        from pathlib import Path
+        from recgrit.tracking.start import TrackingConfig, start_tracking
+
+        config = TrackingConfig(backend="none")
+        with start_tracking(config, run_name="a", default_directory=Path("runs")) as tracker:
+            tracker.log_metrics({"loss": 1.0})
+        print([name for name in sys.modules if name.startswith("mlflow")])
+        """,
+        tmp_path,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_new_store_is_made_in_silence_and_without_telemetry(tmp_path: Path) -> None:
+    done = run_python(
+        """
+        from pathlib import Path
+        from recgrit.tracking.start import TrackingConfig, start_tracking
+
+        with start_tracking(TrackingConfig(), run_name="a", default_directory=Path("runs")) as t:
+            t.log_metrics({"loss": 1.0}, step=1)
+        import mlflow.telemetry.client
+        assert mlflow.telemetry.client.get_telemetry_client() is None
+        """,
+        tmp_path,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert (tmp_path / "runs" / "mlflow.db").is_file()

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from recgrit.tracking.tracker import LoggedMetric, MemoryTracker, NullTracker, Tracker
+
+
+def fill(tracker: Tracker) -> None:
+    tracker.log_params({"retriever": {"epochs": 3}})
+    tracker.log_metrics({"valid/recall@10": 0.1}, step=1)
+    tracker.log_metrics({"valid/recall@10": 0.2}, step=2)
+    tracker.log_metrics({"seconds": 5})
+    tracker.log_artifact(Path("report.html"))
+    tracker.set_tags({"data": "movielens-100k"})
+
+
+def test_memory_keeps_all() -> None:
+    tracker = MemoryTracker()
+    fill(tracker)
+    assert tracker.params == {"retriever.epochs": "3"}
+    assert tracker.metrics == [
+        LoggedMetric("valid/recall_at_10", 0.1, 1),
+        LoggedMetric("valid/recall_at_10", 0.2, 2),
+        LoggedMetric("seconds", 5.0, None),
+    ]
+    assert tracker.latest() == {"valid/recall_at_10": 0.2, "seconds": 5.0}
+    assert tracker.artifacts == [Path("report.html")]
+    assert tracker.tags == {"data": "movielens-100k"}
+
+
+def test_null_takes_anything() -> None:
+    tracker = NullTracker()
+    fill(tracker)
+    assert "not tracked" in tracker.location
