@@ -92,9 +92,7 @@ class SequenceSplit:
         (end,) = self._positions_of(split, np.array([user_idx]))
         return self.items[self.offsets[user_idx] : end]
 
-    def _positions_of(
-        self, split: Split, users: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
+    def _positions_of(self, split: Split, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         positions = self.target_positions(split)[users]
         if np.any(positions < 0):
             raise DataError(

@@ -7,6 +7,7 @@ float32 digits that distances are made of.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +91,6 @@ class QuantizedAutoencoder(nn.Module):
 
 def _build_mlp(widths: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in itertools.pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.GELU()]
     return nn.Sequential(*layers[:-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -129,7 +130,7 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
                 schedule.step()
                 step += 1
                 for level, use in enumerate(uses):
-                    use += torch.bincount(quantized.codes[:, level], minlength=len(use))
+                    use.add_(torch.bincount(quantized.codes[:, level], minlength=len(use)))
                 if step % config.reset_interval == 0:
                     if step < RESET_UNTIL * num_steps:
                         num_resets += revive_dead_codes(

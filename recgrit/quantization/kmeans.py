@@ -11,7 +11,9 @@ from torch import Tensor
 NUM_ITERATIONS = 25
 
 
-def fit_kmeans(vectors: Tensor, num_centroids: int, *, seed: int, spherical: bool = False) -> Tensor:
+def fit_kmeans(
+    vectors: Tensor, num_centroids: int, *, seed: int, spherical: bool = False
+) -> Tensor:
     """Centroids ``[K, D]`` of all vectors ``[N, D]``, seeded with k-means++.
 
     Args:
@@ -50,7 +52,7 @@ def _fit_sklearn(data: np.ndarray, num_centroids: int, seed: int, spherical: boo
     from sklearn.cluster import KMeans
 
     kmeans = KMeans(num_centroids, n_init=1, max_iter=NUM_ITERATIONS, random_state=seed)
-    centroids = kmeans.fit(data).cluster_centers_.astype(np.float32)
+    centroids = np.asarray(kmeans.fit(data).cluster_centers_, dtype=np.float32)
     if spherical:
         centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
     return centroids

@@ -110,9 +110,7 @@ class ResidualGRITVQ(nn.Module):
     def encode(self, latent: Tensor) -> Tensor:
         """Codes of ``[B, D]``, int64 ``[B, L]``."""
         with torch.autocast(latent.device.type, enabled=False):
-            codes, _ = self._assign(
-                latent.float(), [level.effective() for level in self.codebooks]
-            )
+            codes, _ = self._assign(latent.float(), [level.effective() for level in self.codebooks])
         return codes
 
     @torch.no_grad()

@@ -48,9 +48,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(
-            self.histories.to(device), self.targets.to(device), self.supervised.to(device)
-        )
+        return Batch(self.histories.to(device), self.targets.to(device), self.supervised.to(device))
 
 
 def build_windows(split: SequenceSplit, history_length: int) -> Windows:
@@ -102,9 +100,7 @@ def plan_batches(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def collate(
-    split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64]
-) -> Batch:
+def collate(split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64]) -> Batch:
     """The batch of these windows, padded at the end with item 0."""
     lengths = windows.lengths[chosen]
     positions = np.arange(lengths.max())

@@ -109,7 +109,7 @@ def beam_search(
 
 @torch.inference_mode()
 def score_all_items(model: TrieRetriever, states: Tensor, node_vectors: Tensor) -> Tensor:
-    """log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
+    """The log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
 
     Costs one query per user and inner node: for small catalogues, and as the check on the beam.
     """

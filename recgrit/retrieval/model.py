@@ -81,7 +81,7 @@ class NodeVectors(nn.Module):
             dropped: bool ``[V]``, nodes to give the fallback, as `draw_dropped` returns.
         """
         own = self.known_nodes if dropped is None else self.known_nodes & ~dropped
-        vectors = torch.where(
+        vectors: Tensor = torch.where(
             own.unsqueeze(-1), self.node_embedding.weight, self.fallback(self.node_levels)
         )
         vectors = vectors + self.code_embedding(self.code_rows)
@@ -93,7 +93,9 @@ class NodeVectors(nn.Module):
         """The nodes to drop in one training step; None outside training."""
         if not self.training or self.node_dropout == 0.0:
             return None
-        return torch.rand(self.known_nodes.shape, device=self.known_nodes.device) < self.node_dropout
+        return (
+            torch.rand(self.known_nodes.shape, device=self.known_nodes.device) < self.node_dropout
+        )
 
 
 class CodeDecoder(nn.Module):
@@ -185,8 +187,8 @@ class TrieRetriever(nn.Module):
         known_nodes = torch.zeros(trie.num_nodes, dtype=torch.bool)
         known_nodes[torch.from_numpy(trie.paths)[train_items].flatten()] = True
         self.num_levels = trie.num_levels
-        # Node vectors are small, as scores ask for; beside states of unit variance they must not be.
-        self.input_scale = model_dim**0.5
+        # Scores ask for small node vectors, states of unit variance for larger ones beside them.
+        self.input_scale: float = model_dim**0.5
         self.label_smoothing = label_smoothing
         self.first_leaf = trie.first_leaf
         self.nodes = NodeVectors(
@@ -225,7 +227,8 @@ class TrieRetriever(nn.Module):
 
     def item_vectors(self, items: Tensor, node_vectors: Tensor) -> Tensor:
         """Input vectors ``[..., D]`` of items ``[...]``: the sum over their paths."""
-        return self.input_scale * F.embedding(self.paths[items], node_vectors).sum(dim=-2)
+        vectors = F.embedding(self.paths[items], node_vectors).sum(dim=-2)
+        return self.input_scale * vectors
 
     def encode(self, histories: Tensor, node_vectors: Tensor) -> Tensor:
         """States ``[B, T, D]`` of histories ``[B, T]``; padding holds any item, at the end."""
@@ -253,9 +256,7 @@ class TrieRetriever(nn.Module):
             starts = self.train_child_starts[parents]
             counts = self.train_child_starts[parents + 1] - starts
             open_ = (counts > 1).nonzero().squeeze(-1)
-            queries = self.decoder(
-                states[open_], None if chosen is None else chosen[open_], level
-            )
+            queries = self.decoder(states[open_], None if chosen is None else chosen[open_], level)
             scores, columns = self._train_child_scores(
                 queries, starts[open_], counts[open_], wanted[open_], node_vectors, level
             )

@@ -134,7 +134,7 @@ def number_within_bucket(
         ],
         dtype=np.uint64,
     )
-    order = np.lexsort([hashes, bucket])
+    order = np.lexsort((hashes, bucket))
     counts = np.bincount(bucket)
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     digits = np.empty(len(codes), dtype=np.int64)
@@ -146,7 +146,7 @@ def _closest_per_place(
     place: npt.NDArray[np.int64], distance: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.bool_]:
     """Whether each row is the closest (then the first) of those with its place."""
-    order = np.lexsort([distance, place])
+    order = np.lexsort((distance, place))
     first = np.ones(len(place), dtype=bool)
     first[1:] = place[order][1:] != place[order][:-1]
     closest = np.zeros(len(place), dtype=bool)

@@ -117,8 +117,10 @@ class SemanticIdTable:
         shared[item_idx] = 0
         order = np.argsort(-shared, kind="stable")[:limit]
         nearest = order[shared[order] > 0]
-        rows = self.to_polars()[nearest.tolist()].select("item_id", "title", "semantic_id")
-        return rows.insert_column(0, pl.Series("shared_levels", shared[nearest]))
+        rows = self.to_polars().select(pl.all().gather(nearest))
+        return rows.select(
+            pl.Series("shared_levels", shared[nearest]), "item_id", "title", "semantic_id"
+        )
 
     def to_polars(self) -> pl.DataFrame:
         """Columns ``item_id``, ``title``, ``level_0`` …, and ``semantic_id`` as text."""

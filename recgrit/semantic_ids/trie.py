@@ -44,7 +44,7 @@ class Trie:
     @property
     def num_levels(self) -> int:
         """L."""
-        return self.paths.shape[1]
+        return int(self.paths.shape[1])
 
     @property
     def num_nodes(self) -> int:

@@ -1,0 +1,27 @@
+"""The main job: from raw files to item IDs, evaluation and recommendations.
+
+    python pipelines/end_to_end.py configs/movielens-100k.yaml retriever.epochs=5
+
+`recgrit run` calls the same function; copy this file to compose stages of your own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from recgrit.config import load_config
+from recgrit.experiment import ExperimentConfig
+from recgrit.stages import run_experiment
+
+
+def main(config: ExperimentConfig) -> Path:
+    """Run all stages that are not up to date; returns the run folder."""
+    return run_experiment(config).directory
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path, *overrides = sys.argv[1:]
+    print(main(load_config(ExperimentConfig, path, overrides)))

@@ -1,0 +1,166 @@
+"""A small catalogue with something to learn, one finished run on it, and the command line in-process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+NUM_USERS, NUM_ITEMS = 60, 40
+# Groups of items, each with words of its own and the place of its flag among the 19 of u.item.
+GROUPS = (
+    (("Star", "Galaxy", "Robot", "Planet"), 15),
+    (("Love", "Wedding", "Heart", "Paris"), 14),
+    (("Murder", "Night", "Detective", "Shadow"), 16),
+    (("Puppy", "Castle", "Magic", "Forest"), 4),
+)
+
+# Seconds for a whole run, yet enough training to leave popularity behind.
+TINY_SETTINGS = {
+    "embedding": {"encoder": "lsa", "dim": 16},
+    "features": {"text_dim": 8, "cooccurrence_dim": 8},
+    "tokenizer": {"num_levels": 2, "codebook_size": 8, "epochs": 2, "transform_rank": 2},
+    "retriever": {
+        "model_dim": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "history_length": 20,
+        "dropout": 0.1,
+        "node_dropout": 0.1,
+        "epochs": 4,
+        "batch_targets": 128,
+        "learning_rate": 0.01,
+        "warmup_steps": 5,
+        "precision": "float32",
+        "device": "cpu",
+    },
+    "evaluation": {"num_bootstrap": 50, "beam_width": 20},
+}
+
+
+def write_movielens(folder: Path, *, num_users: int = NUM_USERS, seed: int = 0) -> Path:
+    """Files as MovieLens-100K publishes them: users stay in a group and mostly take the next item.
+
+    Item i (from 1) belongs to group i mod 4; the one after it in its group is i + 4.
+    """
+    draw = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for item in range(1, NUM_ITEMS + 1):
+        words, place = GROUPS[item % len(GROUPS)]
+        title = f"{draw.choice(words)} {draw.choice(words)} {item} ({1960 + item})"
+        flags = ["1" if i == place else "0" for i in range(19)]
+        date = f"01-Jan-{1960 + item}"
+        items.append("|".join([str(item), title, date, "", "http://x", *flags]))
+    ratings = []
+    for user in range(1, num_users + 1):
+        item, time = draw.randrange(NUM_ITEMS), 1000 * user
+        for _ in range(draw.randint(12, 20)):
+            time += draw.randint(1, 9)
+            ratings.append(f"{user}\t{item + 1}\t{draw.randint(1, 5)}\t{time}")
+            item = (item + len(GROUPS)) % NUM_ITEMS
+            if draw.random() < 0.1:
+                item = draw.randrange(NUM_ITEMS)
+    draw.shuffle(ratings)
+    (folder / "u.data").write_text("\n".join(ratings) + "\n")
+    (folder / "u.item").write_text("\n".join(items) + "\n", encoding="latin-1")
+    return folder
+
+
+def write_config(path: Path, data: Path, run: Path, **sections: dict[str, Any]) -> Path:
+    """A complete experiment on files of MovieLens-100K's layout; ``sections`` replace settings."""
+    values: dict[str, Any] = {
+        "data": {"source": "movielens-100k", "path": str(data)},
+        "run": {"dir": str(run)},
+        **{name: dict(section) for name, section in TINY_SETTINGS.items()},
+        "tracking": {"backend": "none"},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """What a call of the command left."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, Any]:
+        """The last line of standard output, which has to be one JSON object."""
+        value = json.loads(self.out.splitlines()[-1])
+        assert isinstance(value, dict)
+        return value
+
+    def told(self) -> str:
+        """The message of the one error panel, unwrapped; fails if there is not exactly one."""
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert "Traceback" not in self.out + self.err
+        assert self.err.count("recgrit cannot go on") == 1, self.err
+        lines = self.err.splitlines()
+        first = next(i for i, line in enumerate(lines) if "recgrit cannot go on" in line)
+        last = next(i for i in range(first, len(lines)) if lines[i].startswith("╰"))
+        assert not "".join(lines[last + 1 :]).strip(), "something follows the panel"
+        return " ".join(line.strip("│ ") for line in lines[first + 1 : last])
+
+
+Command = Callable[..., CommandResult]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_neighbours() -> None:
+    """One thread: tiny tensors gain nothing from more, and other work shares the cores."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def recgrit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Calls the command line in this process: the same entry point as the installed command."""
+    from recgrit import cli
+
+    def call(*arguments: object) -> CommandResult:
+        monkeypatch.setattr(sys, "argv", ["recgrit", *map(str, arguments)])
+        capfd.readouterr()
+        logger = logging.getLogger("recgrit")
+        before = (logger.handlers, logger.level, logger.propagate)
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        else:
+            code = 0
+        finally:
+            logger.handlers, logger.propagate = before[0], before[2]
+            logger.setLevel(before[1])
+        found = capfd.readouterr()
+        return CommandResult(code, found.out, found.err)
+
+    return call
+
+
+def run_command(*arguments: object, cwd: Path | None = None, **environment: str) -> CommandResult:
+    """Calls the command line in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "recgrit", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return CommandResult(done.returncode, done.stdout, done.stderr)
