@@ -13,9 +13,11 @@ belongs to one ID table only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -28,10 +30,21 @@ from pydantic import ValidationError
 
 import recgrit
 from recgrit.config import Config
-from recgrit.errors import ArtifactError, NewerSchemaError
+from recgrit.errors import ArtifactError, NewerSchemaError, RecgritError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+
+# What a full disk, a quota or a folder without permission answers to a write.
+WRITE_FAILURES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
 
 
 class Manifest(Config):
@@ -148,8 +161,33 @@ def write_artifact(
             manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
         _replace(temporary, directory)
+    except RecgritError:
+        raise
+    except Exception as error:
+        reason = explain_write_failure(error)
+        if reason is None:
+            raise
+        raise ArtifactError(
+            f"Cannot write {directory}: {reason}. Make room, or choose another folder with "
+            "run.dir=PATH; finished stages are kept."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def explain_write_failure(error: Exception) -> str | None:
+    """Why the system refused a write, in its words; None if the error is another.
+
+    The writers of Parquet and safetensors do not raise `OSError` but put its number into their
+    message, and NumPy raises one without a number.
+    """
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    if number in WRITE_FAILURES:
+        return os.strerror(number)
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+        return "the disk took a part of a file only, it may be full"
+    return None
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -6,13 +6,18 @@ with one message and exit code 2. Heavy imports happen inside the commands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -42,16 +47,27 @@ app.add_typer(inspect_app, name="inspect", rich_help_panel="Look")
 
 # Tables and lines keep their shape in files and pipes, where there is no width to fit.
 PIPE_WIDTH = 130
+# Columns that the table of metrics takes at three list lengths.
+WIDE = 112
+# Of a user's history, beside recommendations.
+SHOWN_HISTORY = 3
 
-output = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-messages = Console(stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    has_width = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if has_width else PIPE_WIDTH)
+
+
+output = _console(stderr=False)
+messages = _console(stderr=True)
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
 ]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to override, as retriever.epochs=3."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings to override, as retriever.epochs=3."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of output.")
@@ -63,21 +79,49 @@ RunOption = Annotated[
 ]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        output.print(f"recgrit {recgrit.__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _setup(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say warnings only.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    # Eager: answered before a missing command is complained about.
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
-    if version:
-        output.print(f"recgrit {recgrit.__version__}")
-        raise typer.Exit
-    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    handler = RichHandler(console=messages, show_path=False, show_level=False, markup=False)
     root = logging.getLogger("recgrit")
-    root.handlers = [handler]
-    root.setLevel(level)
+    root.handlers = [_build_log_handler()]
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     root.propagate = False
+
+
+class _LogFormatter(logging.Formatter):
+    """The message, marked where it is more than a note."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+        if record.levelno >= logging.WARNING:
+            record.message = f"warning: {record.message}"
+        return super().formatMessage(record)
+
+
+def _build_log_handler() -> logging.Handler:
+    """Wrapped with a hanging indent on a terminal; one line a message in files and pipes."""
+    handler: logging.Handler
+    if messages.is_terminal:
+        handler = RichHandler(
+            console=messages, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(_LogFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handler
 
 
 @app.command(rich_help_panel="Run")
@@ -145,7 +189,11 @@ def evaluate(
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Report Recall@K and NDCG@K on validation and test."""
+    """Report Recall@K and NDCG@K on validation and test.
+
+    A retriever that was trained on another ID table than the run has now is refused, not trained
+    again: that takes `train`, `run` or `--force`.
+    """
     _run_until("evaluate", config, overrides, force, as_json)
 
 
@@ -170,15 +218,24 @@ def recommend(
     """
     if not user and out is None:
         raise ConfigError("Name users with --user ID, or a file for all users with --out FILE.")
+    if out is not None and out.is_dir():
+        raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
     opened = _open_run(run_directory)
-    found = opened.recommend(user or None, top_k=top_k, exclude_seen=not include_seen)
+    # A user named twice is meant once.
+    users = list(dict.fromkeys(user)) if user else None
+    found = opened.recommend(users, top_k=top_k, exclude_seen=not include_seen)
     if out is not None:
         _write_parquet(found, out)
-        messages.print(f"{found.height:,} rows written to {out}")
+        messages.print(f"{found.height:,} rows written to {escape(str(out))}", soft_wrap=True)
     else:
-        for user_id in user or []:
+        for user_id in users or []:
             rows = found.filter(found["user_id"] == user_id)
             output.print(_recommendation_table(user_id, rows))
+            _print_history(opened.history(user_id))
+            if rows.height < top_k:
+                messages.print(
+                    f"User {escape(user_id)} can be recommended {rows.height} items only."
+                )
     if as_json:
         values: dict[str, Any] = {"run": str(opened.directory), "num_rows": found.height}
         if out is not None:
@@ -203,8 +260,10 @@ def inspect_item(
     near = table.neighbours(item_id, limit=neighbours)
     output.print(f"[bold]{escape(title)}[/]  item {escape(item_id)}")
     output.print(f"semantic ID {table.text_of(item_id)}")
-    shown = _rich_table("Items that share its prefix", near)
-    output.print(shown if near.height else "No other item shares its first code.")
+    if near.height:
+        output.print(_neighbour_table(near))
+    elif neighbours:
+        output.print("No other item shares its first code.")
     if as_json:
         _print_json(
             {
@@ -220,33 +279,42 @@ def inspect_item(
 @inspect_app.command("run")
 def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) -> None:
     """Show what a run was built from, stage by stage."""
+    from recgrit.artifacts import read_manifest
     from recgrit.runs import LAYOUT, stage_directory
 
     opened = _open_run(run_directory)
-    table = Table("stage", "artifact", "built from", "seconds", "created", title=str(opened.directory))
+    table = _table("stage", "folder", "fingerprint", "built from", "seconds", "created (UTC)")
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    table.title = escape(str(opened.directory))
     stages = {}
     for stage, (folder, parents) in LAYOUT.items():
-        if not stage_directory(opened.directory, stage).is_dir():
-            table.add_row(stage, "–", "", "", "")
+        directory = stage_directory(opened.directory, stage)
+        if not directory.is_dir():
+            table.add_row(stage, "–", "", "", "", "")
             continue
-        manifest = opened.manifest(stage)
-        origins = [f"{parent} {manifest.parents[parent]}" for parent in parents]
-        origins += [Path(name).name for name in manifest.inputs]
+        manifest = read_manifest(directory)
+        stages[stage] = manifest.model_dump(mode="json")
+        # Shown rather than refused: this is where one looks for what does not fit together.
+        stale = [p for p in parents if stages.get(p, {}).get("fingerprint") != manifest.parents[p]]
+        origins = [f"[red]another {p}[/]" if p in stale else p for p in parents]
+        origins += [escape(Path(name).name) for name in manifest.inputs]
         table.add_row(
             stage,
-            f"{folder}/ {manifest.fingerprint}",
-            "\n".join(origins),
+            folder,
+            manifest.fingerprint,
+            ", ".join(origins),
             f"{manifest.seconds:.1f}",
-            manifest.created,
+            manifest.created[:16].replace("T", " "),
         )
-        stages[stage] = manifest.model_dump(mode="json")
     output.print(table)
-    data = opened.manifest("prepare").summary
-    output.print(_funnel_table(data["funnel"]))
+    output.print(_funnel_table(stages["prepare"]["summary"]["funnel"]))
     if "tokenize" in stages:
-        output.print(_level_table(stages["tokenize"]["summary"]))
+        _print_tokenizer(stages["tokenize"]["summary"])
+    if "train" in stages:
+        _print_retriever(stages["train"]["summary"])
     if "evaluate" in stages:
-        output.print(_metrics(opened))
+        _print_metrics(opened)
     if as_json:
         _print_json({"run": str(opened.directory), "stages": stages})
 
@@ -261,9 +329,6 @@ def main() -> None:
             soft_wrap=False,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        messages.print("Interrupted; finished stages are kept.")
-        sys.exit(130)
 
 
 def _load(config: Path, overrides: list[str] | None) -> ExperimentConfig:
@@ -282,9 +347,17 @@ def _run_until(
     stage: str, config_path: Path, overrides: list[str] | None, force: bool, as_json: bool
 ) -> None:
     config = _load(config_path, overrides)
-    from recgrit.stages import run_experiment
+    from recgrit.stages import require_own_checkpoint, run_experiment
 
-    result = run_experiment(config, until=stage, force=force)
+    if stage == "evaluate" and not force:
+        require_own_checkpoint(config)
+    try:
+        result = run_experiment(config, until=stage, force=force)
+    except KeyboardInterrupt:
+        messages.print(
+            "Interrupted: finished stages are kept, the same command goes on from there."
+        )
+        raise typer.Exit(130) from None
     _print_result(result, stage)
     if as_json:
         _print_json(result.to_json())
@@ -292,25 +365,31 @@ def _run_until(
 
 def _print_result(result: RunResult, stage: str) -> None:
     from recgrit.runs import Run
+    from recgrit.stages import peak_memory_mb
 
     opened = Run(result.directory)
     if stage == "prepare":
         output.print(_funnel_table(opened.manifest("prepare").summary["funnel"]))
     if stage == "tokenize":
-        output.print(_level_table(opened.manifest("tokenize").summary))
+        _print_tokenizer(opened.manifest("tokenize").summary)
+    if stage == "train":
+        _print_retriever(opened.manifest("train").summary)
     if result.reports:
-        output.print(_metrics(opened))
+        _print_metrics(opened)
         agreement = opened.manifest("evaluate").summary.get("beam_agreement")
         if agreement is not None:
             output.print(f"Beam search finds {agreement:.1%} of the exact top 10.")
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items() if value)
-    output.print(f"Time: {seconds or 'nothing to do, every stage is up to date'}.")
-    places = Table("stage", "written to", box=None, pad_edge=False)
+    written = _table("stage", "seconds", "written to")
     for name, path in result.artifacts.items():
-        places.add_row(name, str(path))
-    output.print(places)
-    if result.tracking:
-        output.print(f"MLflow: {result.tracking}", soft_wrap=True)
+        seconds = "up to date" if name in result.up_to_date else f"{result.seconds[name]:.1f}"
+        written.add_row(name, seconds, escape(str(path)))
+    output.print(written)
+    total = sum(result.seconds.values())
+    if len(result.up_to_date) == len(result.artifacts):
+        output.print("Every stage is up to date; --force redoes them.")
+    else:
+        output.print(f"{total:.1f} s in all, {peak_memory_mb():,.0f} MB of memory at most.")
+        output.print(f"MLflow: {escape(result.tracking)}", soft_wrap=True, highlight=False)
     if stage == "recommend":
         _print_next_steps(opened)
 
@@ -318,11 +397,12 @@ def _print_result(result: RunResult, stage: str) -> None:
 def _print_next_steps(opened: Run) -> None:
     user = opened.data.interactions.user_ids[0]
     item = opened.semantic_ids.item_ids[0]
+    place = shlex.quote(str(opened.directory))
     output.print("\nNext:")
     for command in (
-        f"recgrit recommend --run {opened.directory} --user {user}",
-        f"recgrit inspect item {item} --run {opened.directory}",
-        f"recgrit inspect run --run {opened.directory}",
+        f"recgrit recommend --run {place} --user {shlex.quote(user)}",
+        f"recgrit inspect item {shlex.quote(item)} --run {place}",
+        f"recgrit inspect run --run {place}",
     ):
         output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
 
@@ -333,42 +413,63 @@ def _open_run(directory: Path | None) -> Run:
     if directory is None:
         found = sorted(Path("runs").glob(f"*/{CONFIG_NAME}"), key=lambda p: p.stat().st_mtime)
         if not found:
-            raise ArtifactError("No run under runs/: name one with --run DIR, or run a config first.")
+            raise ArtifactError(
+                "No run under runs/: name one with --run DIR, or run a config first."
+            )
         directory = found[-1].parent
-        messages.print(f"Using the newest run, {directory}.")
+        messages.print(f"Using the newest run, {escape(str(directory))}.", soft_wrap=True)
     return Run(directory)
 
 
-def _metrics(opened: Run) -> Table:
+def _print_metrics(opened: Run) -> None:
+    """One table where there is room; on a narrow terminal one per model, for shorter labels."""
     from recgrit.evaluation.table import metrics_table
 
-    names = ("valid", "valid_masked", "test", "test_masked")
-    rows = {}
-    for model, prefix in (("retriever", ""), ("popularity", "popularity_")):
-        for name in names:
-            label = name.replace("_", ", ")
-            rows[f"{model} · {label}"] = opened.reports[prefix + name]
-    table = metrics_table(rows)
+    splits = ("valid", "valid_masked", "test", "test_masked")
+    models = {
+        model: {name.replace("_", " "): opened.reports[prefix + name] for name in splits}
+        for model, prefix in (("retriever", ""), ("popularity", "popularity_"))
+    }
     users = opened.reports["test"].per_user.height
-    table.title = f"{users:,} users, all items ranked, mean ± half the 95% interval"
-    table.caption = "masked: the items of a user's history are kept out of the lists"
+    note = f"{users:,} users, all items ranked, mean ± half the 95% interval"
+    if output.width >= WIDE:
+        groups = {
+            note: {f"{m} {name}": r for m, rows in models.items() for name, r in rows.items()}
+        }
+    else:
+        output.print(note)
+        groups = models
+    for title, rows in groups.items():
+        table = metrics_table(rows)
+        table.title = title
+        output.print(table)
+    output.print("masked: the items of a user's history are kept out of the lists")
+
+
+def _table(*columns: str, numbers: tuple[str, ...] = ("seconds",)) -> Table:
+    """An empty table in the one style of all tables here; ``numbers`` are set to the right."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return table
 
 
 def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
-    table = Table("step", "interactions", "users", "items", "dropped", "counted", title="Data")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    numbers = ("interactions", "users", "items", "dropped", "counted")
+    table = _table("step", *numbers, numbers=numbers)
+    table.title = "Data"
     for row in funnel:
-        table.add_row(*("" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row.values()))
+        table.add_row(
+            *("" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row.values())
+        )
     return table
 
 
-def _level_table(summary: dict[str, Any]) -> Table:
+def _print_tokenizer(summary: Mapping[str, Any]) -> None:
     found = summary["diagnostics"]
-    table = Table(
-        "level", "codes", "usage", "perplexity", "dead", "residual norm", title="Semantic IDs"
-    )
+    columns = ("level", "codes", "usage", "perplexity", "dead", "residual norm")
+    table = _table(*columns, numbers=columns)
+    table.title = "Semantic IDs"
     for level in found["levels"]:
         table.add_row(
             str(level["level"]),
@@ -378,16 +479,29 @@ def _level_table(summary: dict[str, Any]) -> Table:
             str(level["dead_codes"]),
             f"{level['residual_norm']:.3f}",
         )
-    table.caption = (
-        f"{summary['num_items']:,} items; {found['collision_rate']:.1%} shared an ID "
-        f"(at most {found['largest_bucket']} on one), made unique by {summary['unique_by']}"
-        + (f", {summary['num_moved']:,} moved" if summary["num_moved"] else "")
+    output.print(table)
+    shared = f"{found['collision_rate']:.1%} of {summary['num_items']:,} items shared an ID"
+    if found["collision_rate"]:
+        shared += f" (at most {found['largest_bucket']} on one), made unique by "
+        shared += summary["unique_by"]
+    if summary["num_moved"]:
+        shared += f", {summary['num_moved']:,} moved"
+    output.print(f"{shared}.")
+
+
+def _print_retriever(summary: Mapping[str, Any]) -> None:
+    parts = summary["num_parameters"]
+    output.print(
+        f"Retriever: best epoch {summary['best_epoch']} of {summary['num_epochs']}; "
+        f"{sum(parts.values()):,} parameters: "
+        + ", ".join(f"{name} {count:,}" for name, count in parts.items())
+        + "."
     )
-    return table
 
 
 def _recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
-    table = Table("rank", "item", "title", "semantic ID", "log P", title=f"User {user_id}")
+    table = _table("rank", "item", "title", "semantic ID", "log P", numbers=("rank", "log P"))
+    table.title = f"User {escape(user_id)}"
     for row in rows.iter_rows(named=True):
         table.add_row(
             str(row["rank"]),
@@ -399,23 +513,35 @@ def _recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
     return table
 
 
-def _rich_table(title: str, frame: pl.DataFrame) -> Table:
-    table = Table(*frame.columns, title=title)
+def _print_history(history: pl.DataFrame) -> None:
+    latest = "; ".join(reversed(history["title"].tail(SHOWN_HISTORY).to_list()))
+    output.print(f"After {history.height:,} items, the latest first: {escape(latest)}\n")
+
+
+def _neighbour_table(frame: pl.DataFrame) -> Table:
+    table = _table("levels shared", "item", "title", "semantic ID", numbers=("levels shared",))
+    table.title = "Items that share its prefix"
     for row in frame.iter_rows():
         table.add_row(*(escape(str(value)) for value in row))
     return table
 
 
 def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    import polars as pl
+
+    from recgrit.artifacts import explain_write_failure
+
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(temporary)
         temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = explain_write_failure(error) or error
+        raise ArtifactError(f"Cannot write {path}: {reason}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Such as a file where a folder was named.
+            temporary.unlink()
 
 
 def _print_json(values: dict[str, Any]) -> None:

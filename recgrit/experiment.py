@@ -48,6 +48,12 @@ class ExperimentConfig(Config):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
+    def _check_codebooks(self) -> ExperimentConfig:
+        # Raises where levels and sizes disagree: now, not after minutes of encoding.
+        _ = self.tokenizer.codebook_sizes
+        return self
+
+    @model_validator(mode="after")
     def _check_beam(self) -> ExperimentConfig:
         longest = max(*self.evaluation.ks, self.recommendation.top_k)
         if self.evaluation.beam_width < longest:

@@ -1,9 +1,15 @@
-"""Progress bars on standard error, silent when nobody watches."""
+"""Progress bars on standard error, silent when nobody watches.
+
+Bars and log lines share one console, and bars that are open at once share one display: two live
+displays on one terminal would overwrite each other.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,6 +24,13 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
+
+# Lines keep their shape in files and pipes, where there is no width to fit.
+PIPE_WIDTH = 130
+
+messages = Console(stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+
+_display: ContextVar[Progress | None] = ContextVar("display", default=None)
 
 
 class ProgressBar:
@@ -37,20 +50,31 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
-    """A bar with rate and remaining time, shown only on a terminal."""
-    console = Console(stderr=True)
+    """A bar with remaining time, shown only on a terminal; a bar within a bar stands below it."""
+    outer = _display.get()
+    if outer is not None:
+        task = outer.add_task(description, total=total, note="")
+        try:
+            yield ProgressBar(outer, task)
+        finally:
+            outer.remove_task(task)
+        return
     with Progress(
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<16}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=console,
-        disable=not console.is_terminal,
+        console=messages,
+        disable=not messages.is_terminal,
         transient=True,
     ) as progress:
-        yield ProgressBar(progress, progress.add_task(description, total=total, note=""))
+        token = _display.set(progress)
+        try:
+            yield ProgressBar(progress, progress.add_task(description, total=total, note=""))
+        finally:
+            _display.reset(token)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -6,7 +6,8 @@ against the artifacts it was built from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from recgrit.artifacts import Manifest, check_parent, read_manifest
 from recgrit.config import load_config
 from recgrit.data.prepare import PreparedData
 from recgrit.embedding.embeddings import Embeddings
-from recgrit.errors import ArtifactError, DataError
+from recgrit.errors import ArtifactError, DataError, RecgritError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
 from recgrit.retrieval.config import RetrieverConfig
@@ -91,19 +92,22 @@ class Run:
     def data(self) -> PreparedData:
         """Interactions, items, split and funnel."""
         self.manifest("prepare")
-        return PreparedData.load(stage_directory(self.directory, "prepare"))
+        with self._reading("prepare") as directory:
+            return PreparedData.load(directory)
 
     @cached_property
     def features(self) -> Embeddings:
         """The item features that were tokenized."""
         self.manifest("embed")
-        return Embeddings.load(stage_directory(self.directory, "embed"), "features")
+        with self._reading("embed") as directory:
+            return Embeddings.load(directory, "features")
 
     @cached_property
     def semantic_ids(self) -> SemanticIdTable:
         """The item-ID table."""
         self.manifest("tokenize")
-        return SemanticIdTable.load(stage_directory(self.directory, "tokenize"))
+        with self._reading("tokenize") as directory:
+            return SemanticIdTable.load(directory)
 
     @cached_property
     def retriever(self) -> TrieRetriever:
@@ -114,35 +118,28 @@ class Run:
 
         manifest = self.manifest("train")
         config = RetrieverConfig.model_validate(manifest.config["retriever"])
-        model = build_retriever(
-            self.semantic_ids, self.data.split, self.features.vectors, config
-        )
-        path = stage_directory(self.directory, "train") / WEIGHTS_NAME
-        try:
-            model.load_state_dict(load_file(path))
-        except RuntimeError as error:
-            raise ArtifactError(
-                f"{path} does not fit the ID table of {self.directory}: {error}"
-            ) from None
+        model = build_retriever(self.semantic_ids, self.data.split, self.features.vectors, config)
+        with self._reading("train") as directory:
+            model.load_state_dict(load_file(directory / WEIGHTS_NAME))
         return model.to(choose_device("auto")).eval()
 
     @cached_property
     def reports(self) -> dict[str, EvaluationReport]:
         """Evaluation reports by name, such as ``test`` or ``popularity_test_masked``."""
         self.manifest("evaluate")
-        directory = stage_directory(self.directory, "evaluate")
-        return {
-            path.name: EvaluationReport.load(path)
-            for path in sorted(directory.iterdir())
-            if path.is_dir()
-        }
+        with self._reading("evaluate") as directory:
+            return {
+                path.name: EvaluationReport.load(path)
+                for path in sorted(directory.iterdir())
+                if path.is_dir()
+            }
 
     def recommend(
         self,
         user_ids: Sequence[str] | None = None,
         *,
         top_k: int = 10,
-        beam_width: int = 50,
+        beam_width: int | None = None,
         exclude_seen: bool = True,
     ) -> pl.DataFrame:
         """What these users are likely to take next, after all they have taken.
@@ -150,7 +147,8 @@ class Run:
         Args:
             user_ids: External user ids; None for all users.
             top_k: Items per user.
-            beam_width: Prefixes kept at each level; at least ``top_k`` are.
+            beam_width: Prefixes kept at each level, at least ``top_k``; None for as many as the
+                run was evaluated with.
             exclude_seen: Keep out what a user already has.
 
         Returns:
@@ -162,6 +160,8 @@ class Run:
         from recgrit.retrieval.recommend import recommend_items
 
         users = self._user_indices(user_ids)
+        if beam_width is None:
+            beam_width = self.config.evaluation.beam_width
         found = recommend_items(
             self.retriever,
             self.data.split,
@@ -190,7 +190,26 @@ class Run:
         user = int(self._user_indices([user_id])[0])
         taken = self.data.split.full_sequence(user)
         items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
-        return items[taken.tolist()]
+        return items.select(pl.all().gather(taken.tolist()))
+
+    @contextmanager
+    def _reading(self, stage: str) -> Iterator[Path]:
+        """The folder of a stage; what cannot be read in it is told as such.
+
+        Raises:
+            ArtifactError: A file is damaged.
+        """
+        directory = stage_directory(self.directory, stage)
+        try:
+            yield directory
+        except RecgritError:
+            raise
+        # Every format has its own exceptions, and safetensors derives its from Exception.
+        except Exception as error:
+            raise ArtifactError(
+                f"{directory} cannot be read, its files are damaged or do not fit together: "
+                f"{error}. Delete the folder and run again with 'recgrit run {self.directory}'."
+            ) from error
 
     def _user_indices(self, user_ids: Sequence[str] | None) -> npt.NDArray[np.int64]:
         known = self.data.interactions.user_ids

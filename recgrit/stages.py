@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import sys
 import time
@@ -33,6 +34,7 @@ from recgrit.artifacts import (
 )
 from recgrit.data.prepare import find_input_files, prepare
 from recgrit.data.splits import Split
+from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
 from recgrit.runs import CONFIG_NAME, LAYOUT, WEIGHTS_NAME, Run, stage_directory
@@ -50,11 +52,13 @@ class Stage:
         settings: The part of the settings its result depends on.
         inputs: The raw files it reads, beside its parents.
         build: Writes its files and a summary.
+        describe: The summary in one line.
     """
 
     settings: Callable[[ExperimentConfig], dict[str, Any]]
     inputs: Callable[[ExperimentConfig], tuple[Path, ...]]
     build: Callable[[ExperimentConfig, ArtifactWriter, Tracker], None]
+    describe: Callable[[dict[str, Any]], str]
 
 
 @dataclass
@@ -110,6 +114,12 @@ def run_experiment(
     """
     names = list(LAYOUT)[: list(LAYOUT).index(until) + 1]
     result = RunResult(config.run.dir)
+    # What can be told before anything is written or a tracked run is opened, is.
+    _check_place(config.run.dir)
+    for name in names:
+        STAGES[name].inputs(config)
+    if "train" in names:
+        _check_device(config.retriever.device)
     if not force and all(_is_stage_current(name, config) for name in names):
         _run_stages(names, config, result, NullTracker(), force=False)
     else:
@@ -120,8 +130,21 @@ def run_experiment(
             result.tracking = tracker.location
             _run_stages(names, config, result, tracker, force=force)
             _track_outcome(config, result, tracker)
-    write_atomic(config.run.dir / CONFIG_NAME, _dump_config(config))
+    _write_config(config)
     return result
+
+
+def require_own_checkpoint(config: ExperimentConfig) -> None:
+    """Refuse to go on with a retriever that was trained on other artifacts than the run has.
+
+    `run_experiment` would train again, which is not what someone expects who asks for an
+    evaluation after putting another ID table in place.
+
+    Raises:
+        ArtifactError: Names both fingerprints and the command that rebuilds.
+    """
+    if stage_directory(config.run.dir, "train").is_dir():
+        Run(config.run.dir).manifest("train")
 
 
 def _run_stages(
@@ -141,12 +164,16 @@ def _run_stages(
             result.up_to_date.append(name)
             result.seconds[name] = 0.0
         else:
-            logger.info("%s ...", heading)
-            run_stage(name, config, tracker)
+            logger.debug("%s ...", heading)
+            manifest = run_stage(name, config, tracker)
             result.seconds[name] = round(time.perf_counter() - started, 2)
-            logger.info("%s: done in %.1f s", heading, result.seconds[name])
+            outcome = STAGES[name].describe(manifest.summary)
+            logger.info("%s: %s (%.1f s)", heading, outcome, result.seconds[name])
             tracker.log_metrics({f"seconds/{name}": result.seconds[name]})
         result.artifacts[name] = directory
+        # An interrupted first run can go on from its folder too.
+        if not (config.run.dir / CONFIG_NAME).is_file():
+            _write_config(config)
     if "evaluate" in names:
         result.reports = Run(config.run.dir).reports
 
@@ -179,6 +206,39 @@ def _is_stage_current(name: str, config: ExperimentConfig) -> bool:
         return False
     settings, parent_fingerprints, inputs = _starting_point(name, config)
     return is_current(directory, build_key(name, settings, parent_fingerprints, inputs))
+
+
+def _check_place(directory: Path) -> None:
+    """Refuse a run folder that cannot be made, or that a newer recgrit wrote."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        reason = f"{existing} is a file"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"no permission to write to {existing}"
+    else:
+        reason = ""
+    if reason:
+        raise ArtifactError(
+            f"Cannot write the run to {directory}: {reason}. Choose another folder with "
+            "run.dir=PATH."
+        )
+    for stage in LAYOUT:
+        is_current(stage_directory(directory, stage), key="")  # Refuses a newer schema.
+
+
+def _check_device(name: str) -> None:
+    if name in ("auto", "cpu"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    # Builds without CUDA raise AssertionError, unknown names RuntimeError.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"retriever.device={name} cannot be used here: {reason} Set retriever.device=auto."
+        ) from None
 
 
 def _build_data(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
@@ -395,7 +455,9 @@ def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
         ).items
         for width in (config.evaluation.beam_width, None)
     )
-    return float(np.mean([len(np.intersect1d(b, e)) for b, e in zip(beam, exact, strict=True)]) / 10)
+    return float(
+        np.mean([len(np.intersect1d(b, e)) for b, e in zip(beam, exact, strict=True)]) / 10
+    )
 
 
 def _build_recommendations(
@@ -410,6 +472,23 @@ def _build_recommendations(
     writer.summary = {"num_users": found["user_id"].n_unique(), "num_rows": found.height}
 
 
+def _find_vectors(path: Path | None) -> tuple[Path, ...]:
+    if path is None:
+        return ()
+    if not path.is_file():
+        raise DataError(f"No vectors at {path}. Check embedding.vectors_path.")
+    return (path,)
+
+
+def _describe_evaluation(summary: dict[str, Any]) -> str:
+    ks = [int(name.rpartition("_")[2]) for name in summary["test"]]
+    k = 10 if 10 in ks else max(ks)
+    return ", ".join(
+        f"{name} Recall@{k} {found[f'recall_at_{k}']:.4f} and NDCG@{k} {found[f'ndcg_at_{k}']:.4f}"
+        for name, found in ((name, summary[name]) for name in ("valid", "test"))
+    )
+
+
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
         settings=lambda config: config.data.model_dump(
@@ -417,6 +496,9 @@ STAGES: dict[str, Stage] = {
         ),
         inputs=lambda config: find_input_files(config.data),
         build=_build_data,
+        describe=lambda summary: (
+            "{num_interactions:,} interactions of {num_users:,} users with {num_items:,} items"
+        ).format(**summary),
     ),
     "embed": Stage(
         settings=lambda config: {
@@ -426,10 +508,9 @@ STAGES: dict[str, Stage] = {
             ),
             "features": config.features.model_dump(mode="json"),
         },
-        inputs=lambda config: (
-            (config.embedding.vectors_path,) if config.embedding.vectors_path else ()
-        ),
+        inputs=lambda config: _find_vectors(config.embedding.vectors_path),
         build=_build_embeddings,
+        describe=lambda summary: "{feature_dim} features per item ({features})".format(**summary),
     ),
     "tokenize": Stage(
         settings=lambda config: {
@@ -438,6 +519,10 @@ STAGES: dict[str, Stage] = {
         },
         inputs=lambda config: (),
         build=_build_semantic_ids,
+        describe=lambda summary: (
+            f"{summary['num_items']:,} IDs of {len(summary['codebook_sizes'])} levels, "
+            f"{summary['diagnostics']['collision_rate']:.1%} were shared before"
+        ),
     ),
     "train": Stage(
         settings=lambda config: {
@@ -446,6 +531,10 @@ STAGES: dict[str, Stage] = {
         },
         inputs=lambda config: (),
         build=_build_retriever,
+        describe=lambda summary: (
+            f"best epoch {summary['best_epoch']} of {summary['num_epochs']}, valid NDCG@10 "
+            f"{summary['best']['valid_ndcg_at_10']:.4f}"
+        ),
     ),
     "evaluate": Stage(
         settings=lambda config: {
@@ -454,6 +543,7 @@ STAGES: dict[str, Stage] = {
         },
         inputs=lambda config: (),
         build=_build_evaluation,
+        describe=_describe_evaluation,
     ),
     "recommend": Stage(
         settings=lambda config: {
@@ -462,6 +552,7 @@ STAGES: dict[str, Stage] = {
         },
         inputs=lambda config: (),
         build=_build_recommendations,
+        describe=lambda summary: "{num_rows:,} for {num_users:,} users".format(**summary),
     ),
 }
 
@@ -480,6 +571,17 @@ def _track_outcome(config: ExperimentConfig, result: RunResult, tracker: Tracker
 
 # Stages whose files are too large to copy into the tracking store: their manifest is enough.
 LARGE_STAGES = {"prepare", "embed", "recommend"}
+
+
+def _write_config(config: ExperimentConfig) -> None:
+    """Keep the settings in the run folder; a file that already holds them stays untouched."""
+    path, text = config.run.dir / CONFIG_NAME, _dump_config(config)
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise ArtifactError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def _dump_config(config: ExperimentConfig) -> str:

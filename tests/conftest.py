@@ -1,4 +1,4 @@
-"""A small catalogue with something to learn, one finished run on it, and the command line in-process."""
+"""A small catalogue with something to learn, a finished run on it, and ways to call the command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def write_movielens(folder: Path, *, num_users: int = NUM_USERS, seed: int = 0) 
     return folder
 
 
-def write_config(path: Path, data: Path, run: Path, **sections: dict[str, Any]) -> Path:
+def write_config(path: Path, data: Path, run: Path, /, **sections: dict[str, Any]) -> Path:
     """A complete experiment on files of MovieLens-100K's layout; ``sections`` replace settings."""
     values: dict[str, Any] = {
         "data": {"source": "movielens-100k", "path": str(data)},
@@ -118,18 +118,70 @@ class CommandResult:
         return " ".join(line.strip("│ ") for line in lines[first + 1 : last])
 
 
-Command = Callable[..., CommandResult]
+@dataclass(frozen=True)
+class FinishedRun:
+    """A whole run, as the command line left it."""
+
+    directory: Path
+    data: Path
+    result: CommandResult
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_neighbours() -> None:
-    """One thread: tiny tensors gain nothing from more, and other work shares the cores."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small catalogue; read-only by convention."""
+    return write_movielens(tmp_path_factory.mktemp("raw") / "ml-100k")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """A finished run, tracked in SQLite, by the real command; read-only by convention."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = write_config(
+        folder / "tiny.yaml", tiny_data, folder / "runs" / "tiny", tracking={"backend": "mlflow"}
+    )
+    result = run_command("run", config, "--json")
+    assert result.code == 0, result.err
+    return FinishedRun(folder / "runs" / "tiny", tiny_data, result)
 
 
 @pytest.fixture
-def recgrit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Calls the command line in this process: the same entry point as the installed command."""
+def copied_run(tiny_run: FinishedRun, tmp_path: Path) -> Path:
+    """The finished run in a folder of its own, to change at will; not tracked from here on."""
+    directory = tmp_path / "runs" / "copy"
+    shutil.copytree(tiny_run.directory, directory)
+    path = directory / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(values | {"tracking": {"backend": "none"}}))
+    return directory
+
+
+@pytest.fixture
+def new_config(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes the config of a run that has not been made yet, in ``tmp_path / "runs" / "new"``."""
+
+    def write(data: Path | None = None, /, **sections: dict[str, Any]) -> Path:
+        run = tmp_path / "runs" / "new"
+        return write_config(tmp_path / "new.yaml", data or tiny_data, run, **sections)
+
+    return write
+
+
+@pytest.fixture(name="write_movielens", scope="session")
+def _write_movielens() -> Callable[..., Path]:
+    return write_movielens
+
+
+@pytest.fixture(name="run_command", scope="session")
+def _run_command() -> Callable[..., CommandResult]:
+    return run_command
+
+
+@pytest.fixture
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., CommandResult]:
+    """Calls the command line in this process, by the entry point of the installed command."""
     from recgrit import cli
 
     def call(*arguments: object) -> CommandResult:
@@ -139,10 +191,9 @@ def recgrit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         before = (logger.handlers, logger.level, logger.propagate)
         try:
             cli.main()
+            code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-        else:
-            code = 0
         finally:
             logger.handlers, logger.propagate = before[0], before[2]
             logger.setLevel(before[1])
@@ -152,15 +203,29 @@ def recgrit(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return call
 
 
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """The folder of a real data set; skips where it is not at hand."""
+
+    def find(name: str) -> Path:
+        beside = Path(__file__).parents[1].parent / "shared" / "data"
+        folder = Path(os.environ.get("RECGRIT_TEST_DATA", beside)) / name
+        if not folder.is_dir():
+            pytest.skip(f"no real files at {folder}; name their parent in RECGRIT_TEST_DATA")
+        return folder
+
+    return find
+
+
 def run_command(*arguments: object, cwd: Path | None = None, **environment: str) -> CommandResult:
-    """Calls the command line in a process of its own."""
+    """Calls the command line in a process of its own, on one thread: cores may be shared."""
     done = subprocess.run(
         [sys.executable, "-m", "recgrit", *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
         check=False,
     )
     return CommandResult(done.returncode, done.stdout, done.stderr)

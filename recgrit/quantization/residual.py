@@ -115,8 +115,9 @@ class ResidualGRITVQ(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors ``[B, D]`` that codes ``[B, L]`` stand for."""
-        return _sum_codes(codes, [level.effective() for level in self.codebooks])
+        """Vectors ``[B, D]`` that codes ``[B, L]`` stand for; float32 whatever the autocast."""
+        with torch.autocast(codes.device.type, enabled=False):
+            return _sum_codes(codes, [level.effective() for level in self.codebooks])
 
     @torch.no_grad()
     def fit_init_(self, latent: Tensor, *, seed: int) -> None:

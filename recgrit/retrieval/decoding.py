@@ -104,7 +104,11 @@ def beam_search(
         chosen = vectors
     items = model.leaf_items[nodes - model.first_leaf]
     items = items.masked_fill(scores == NEVER, NO_ITEM)
-    return Ranked(items=items[:, :top_k], scores=scores[:, :top_k])
+    missing = max(0, top_k - items.shape[1])  # A small trie has fewer candidates than asked for.
+    return Ranked(
+        items=F.pad(items[:, :top_k], (0, missing), value=NO_ITEM),
+        scores=F.pad(scores[:, :top_k], (0, missing), value=NEVER),
+    )
 
 
 @torch.inference_mode()

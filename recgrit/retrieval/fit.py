@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Validation is read at this cut-off while training.
 VALID_K = 10
+# Gradients are scaled down to this norm.
+MAX_GRAD_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class FittedRetriever:
 def build_retriever(
     table: SemanticIdTable,
     split: SequenceSplit,
-    features: np.ndarray | None,
+    features: npt.NDArray[np.float32] | None,
     config: RetrieverConfig,
 ) -> TrieRetriever:
     """An untrained retriever over an ID table.
@@ -142,7 +145,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def fit_retriever(
     table: SemanticIdTable,
     split: SequenceSplit,
-    features: np.ndarray | None,
+    features: npt.NDArray[np.float32] | None,
     config: RetrieverConfig,
     *,
     seed: int,
@@ -166,26 +169,28 @@ def fit_retriever(
     precision = choose_precision(config.precision, device)
     model = build_retriever(table, split, features, config).to(device)
     windows = build_windows(split, config.history_length)
-    if windows.num_targets == 0:
+    valid_users = _choose_users(split, config.valid_users, seed)
+    if windows.num_targets == 0 or len(valid_users) == 0:
         raise TrainingError(
-            "No user has two training items, so there is no transition to learn from. Lower the "
-            "filters of the data section, or bring more interactions."
+            "Training needs users with at least two items to learn from and one to validate by, "
+            f"got {windows.num_targets} training targets and {len(valid_users)} users with a "
+            "validation target. Lower the filters of the data section, or bring longer histories."
         )
-    optimizer = _build_optimizer(model, config)
     num_steps = config.epochs * math.ceil(windows.num_targets / config.batch_targets)
+    optimizer = _build_optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _learning_rate_factor(step, num_steps, config.warmup_steps)
     )
-    valid_users = _choose_users(split, config.valid_users, seed)
     generator = np.random.default_rng(seed)
     history: list[RetrieverEpoch] = []
-    best_epoch, best_state = 0, copy.deepcopy(model.state_dict())
+    best = 0  # Index into history.
+    best_state: dict[str, Tensor] = {}
     with progress_bar("retriever", num_steps) as bar:
         for epoch in range(1, config.epochs + 1):
             started = time.perf_counter()
             model.train()
-            total_loss, num_targets = 0.0, 0
-            correct = torch.zeros(model.num_levels)
+            loss_sum, num_targets = 0.0, 0
+            num_right = torch.zeros(model.num_levels)
             for chosen in plan_batches(
                 windows, batch_targets=config.batch_targets, generator=generator
             ):
@@ -201,55 +206,64 @@ def fit_retriever(
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.value.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
                 optimizer.step()
                 schedule.step()
-                total_loss += value * loss.num_targets
-                correct += loss.level_accuracy.cpu() * loss.num_targets
+                loss_sum += value * loss.num_targets
+                num_right += loss.level_accuracy.cpu() * loss.num_targets
                 num_targets += loss.num_targets
-                bar.advance(note=f"epoch {epoch}, loss {total_loss / num_targets:.3f}")
+                bar.advance(note=f"epoch {epoch}, loss {loss_sum / num_targets:.3f}")
             train_seconds = time.perf_counter() - started
-            recommended = recommend_items(
-                model,
-                split,
-                "valid",
-                valid_users,
-                top_k=VALID_K,
-                beam_width=config.valid_beam_width,
-                masked=False,
-                precision=precision,
+            recall, ndcg = _validate(model, split, valid_users, config, precision)
+            latest = RetrieverEpoch(
+                epoch=epoch,
+                train_loss=loss_sum / num_targets,
+                level_accuracy=tuple((num_right / num_targets).tolist()),
+                valid_recall_at_10=recall,
+                valid_ndcg_at_10=ndcg,
+                seconds=time.perf_counter() - started,
+                targets_per_second=num_targets / train_seconds,
             )
-            ranks = ranks_of_targets(recommended.items, split.targets("valid", valid_users))
-            history.append(
-                RetrieverEpoch(
-                    epoch=epoch,
-                    train_loss=total_loss / num_targets,
-                    level_accuracy=tuple((correct / num_targets).tolist()),
-                    valid_recall_at_10=float(recall_at_k(ranks, VALID_K).mean()),
-                    valid_ndcg_at_10=float(ndcg_at_k(ranks, VALID_K).mean()),
-                    seconds=time.perf_counter() - started,
-                    targets_per_second=num_targets / train_seconds,
-                )
-            )
-            latest = history[-1]
+            history.append(latest)
             logger.info(
-                "epoch %d: loss %.4f, valid Recall@10 %.4f, NDCG@10 %.4f, %.0f s",
+                "epoch %2d: loss %.3f, valid Recall@10 %.4f, NDCG@10 %.4f (%.0f s)",
                 epoch,
                 latest.train_loss,
-                latest.valid_recall_at_10,
-                latest.valid_ndcg_at_10,
+                recall,
+                ndcg,
                 latest.seconds,
             )
             if on_epoch is not None:
                 on_epoch(latest)
-            best_so_far = history[best_epoch - 1].valid_ndcg_at_10 if best_epoch else -1.0
-            if latest.valid_ndcg_at_10 > best_so_far:
-                best_epoch, best_state = epoch, copy.deepcopy(model.state_dict())
-            elif epoch - best_epoch >= config.patience:
+            if not best_state or ndcg > history[best].valid_ndcg_at_10:
+                best, best_state = epoch - 1, copy.deepcopy(model.state_dict())
+            elif epoch - 1 - best >= config.patience:
                 break
     model.load_state_dict(best_state)
     model.eval()
-    return FittedRetriever(model, history, best_epoch, precision)
+    return FittedRetriever(model, history, best_epoch=best + 1, precision=precision)
+
+
+def _validate(
+    model: TrieRetriever,
+    split: SequenceSplit,
+    users: npt.NDArray[np.int64],
+    config: RetrieverConfig,
+    precision: torch.dtype,
+) -> tuple[float, float]:
+    """Recall and NDCG at `VALID_K` on the validation targets of these users, unmasked."""
+    found = recommend_items(
+        model,
+        split,
+        "valid",
+        users,
+        top_k=VALID_K,
+        beam_width=config.valid_beam_width,
+        masked=False,
+        precision=precision,
+    )
+    ranks = ranks_of_targets(found.items, split.targets("valid", users))
+    return float(recall_at_k(ranks, VALID_K).mean()), float(ndcg_at_k(ranks, VALID_K).mean())
 
 
 def _build_optimizer(model: TrieRetriever, config: RetrieverConfig) -> torch.optim.AdamW:
@@ -274,7 +288,7 @@ def _learning_rate_factor(step: int, num_steps: int, warmup_steps: int) -> float
     return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
 
 
-def _choose_users(split: SequenceSplit, limit: int | None, seed: int) -> np.ndarray:
+def _choose_users(split: SequenceSplit, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
     users = split.target_users("valid")
     if limit is None or limit >= len(users):
         return users

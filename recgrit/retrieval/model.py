@@ -256,22 +256,30 @@ class TrieRetriever(nn.Module):
             starts = self.train_child_starts[parents]
             counts = self.train_child_starts[parents + 1] - starts
             open_ = (counts > 1).nonzero().squeeze(-1)
-            queries = self.decoder(states[open_], None if chosen is None else chosen[open_], level)
-            scores, columns = self._train_child_scores(
-                queries, starts[open_], counts[open_], wanted[open_], node_vectors, level
-            )
-            log_probs = scores.log_softmax(dim=-1)
-            wanted_log_probs = log_probs.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
-            total = total - (1 - self.label_smoothing) * wanted_log_probs.sum()
-            if self.label_smoothing:
-                spread = log_probs.masked_fill(log_probs.isinf(), 0.0).sum(dim=-1)
-                total = total - self.label_smoothing * (spread / counts[open_]).sum()
-            num_right = (scores.detach().argmax(dim=-1) == columns).sum() + len(paths) - len(open_)
+            num_right = torch.full_like(paths[0, 0], len(paths) - len(open_))
+            if len(open_):
+                queries = self.decoder(
+                    states[open_], None if chosen is None else chosen[open_], level
+                )
+                scores, columns = self._train_child_scores(
+                    queries, starts[open_], counts[open_], wanted[open_], node_vectors, level
+                )
+                total = total + self._negative_log_likelihood(scores, columns, counts[open_])
+                num_right = num_right + (scores.detach().argmax(dim=-1) == columns).sum()
             accuracy.append(num_right / max(1, len(paths)))
             parents = wanted
             vectors = self.input_scale * F.embedding(parents, node_vectors)
             chosen = vectors if chosen is None else chosen + vectors
         return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy), len(paths))
+
+    def _negative_log_likelihood(self, scores: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
+        """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings."""
+        log_probs = scores.log_softmax(dim=-1)
+        wanted = log_probs.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
+        if not self.label_smoothing:
+            return -wanted.sum()
+        spread = log_probs.masked_fill(log_probs.isinf(), 0.0).sum(dim=-1) / counts
+        return -torch.lerp(wanted, spread, self.label_smoothing).sum()
 
     def _train_child_scores(
         self,

@@ -101,7 +101,9 @@ class SemanticIdTable:
         return format_semantic_id(self.codes_of(item_id))
 
     def items_with_prefix(self, prefix: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Indices of all items whose ID begins with these codes."""
+        """Indices of all items whose ID begins with these codes, none if they are too many."""
+        if len(prefix) > self.id_length:
+            return np.empty(0, dtype=np.int64)
         return np.flatnonzero(np.all(self.codes[:, : len(prefix)] == list(prefix), axis=1))
 
     def neighbours(self, item_id: str, *, limit: int = 10) -> pl.DataFrame:

@@ -1,0 +1,51 @@
+"""The whole flow on real ratings, by the command a newcomer types."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recgrit.runs import Run
+
+
+@pytest.mark.slow
+def test_latest_small_beats_popularity(
+    real_data: Callable[[str], Path], run_command: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = {
+        "data": {
+            "source": "movielens-latest-small",
+            "path": str(real_data("ml-latest-small")),
+            "min_item_interactions": 10,
+        },
+        "run": {"dir": str(tmp_path / "runs" / "small")},
+        "embedding": {"encoder": "lsa", "dim": 64},
+        "tokenizer": {"codebook_size": 64, "epochs": 5},
+        "retriever": {
+            "model_dim": 64,
+            "epochs": 6,
+            "dropout": 0.2,
+            "learning_rate": 0.003,
+            "warmup_steps": 50,
+        },
+        "evaluation": {"num_bootstrap": 200},
+        "tracking": {"backend": "none"},
+    }
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    started = time.monotonic()
+    done = run_command("run", config, "--json")
+    assert done.code == 0, done.err
+    assert time.monotonic() - started < 120
+    values = done.json()
+    assert values["num_users"] == 610
+    assert values["valid"]["ndcg_at_10"] > values["popularity_valid"]["ndcg_at_10"]
+    run = Run(tmp_path / "runs" / "small")
+    found = run.recommend(["1"], top_k=10)
+    assert found["title"].null_count() == 0
+    assert not set(found["item_id"]) & set(run.history("1")["item_id"])

@@ -1,0 +1,305 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from recgrit.errors import ConfigError
+from recgrit.quantization import fit
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.quantization.fit import (
+    assign_codes,
+    build_tokenizer,
+    fit_tokenizer,
+    revive_dead_codes,
+)
+from recgrit.quantization.residual import ResidualGRITVQ
+
+SETTINGS = {
+    "num_levels": 3,
+    "codebook_size": (8, 8, 16),
+    "epochs": 10,
+    "batch_size": 128,
+    "learning_rate": 5e-3,
+    "transform_rank": 2,
+    "reset_interval": 20,
+    "normalized_from": 1,
+    "autoencoder": "none",
+    "radius": "euclidean",
+}
+
+
+def settings(**changes):
+    return TokenizerConfig(**(SETTINGS | changes))
+
+
+@pytest.fixture(scope="module")
+def features(hierarchy):
+    return hierarchy(1024)
+
+
+@pytest.fixture(scope="module")
+def fitted(features):
+    return fit_tokenizer(features, settings(), seed=0)
+
+
+def test_training_lowers_the_error_of_the_kmeans_start(fitted):
+    start, *_, end = fitted.history
+    assert [epoch.epoch for epoch in fitted.history] == list(range(11))
+    assert end.reconstruction_loss < 0.95 * start.reconstruction_loss
+
+
+def test_nearly_all_codes_are_used(fitted):
+    assert all(level.codebook_usage > 0.9 for level in fitted.diagnostics.levels)
+
+
+@pytest.mark.parametrize("normalized_from", [0, 1, 3])
+@pytest.mark.parametrize("radius", ["euclidean", "power"])
+def test_every_variant_learns(features, normalized_from, radius):
+    config = settings(normalized_from=normalized_from, radius=radius, epochs=4)
+    history = fit_tokenizer(features, config, seed=1).history
+    assert history[-1].reconstruction_loss < 0.98 * history[0].reconstruction_loss
+
+
+def test_straight_through_alone_gives_the_codes_nothing(features):
+    config = settings(radius="straight_through", epochs=2, reset_interval=1000)
+    history = fit_tokenizer(features, config, seed=0).history
+    assert len({epoch.reconstruction_loss for epoch in history}) == 1
+
+
+def test_reported_error_is_that_of_the_codes(features, fitted):
+    """Against plain numpy: pick the code of each level, add up, compare."""
+    scale, mean = fitted.model.scale.item(), fitted.model.mean.numpy()
+    scaled = (features.numpy() - mean) / scale
+    residual = scaled.copy()
+    for level, codebook in enumerate(fitted.model.quantizer.codebooks):
+        codes = codebook.effective().detach().numpy()
+        norms = np.sqrt(np.square(residual).sum(axis=1)).mean()
+        assert fitted.diagnostics.levels[level].residual_norm == pytest.approx(norms, rel=1e-4)
+        distances = np.square(residual[:, None] - codes[None]).sum(axis=-1)
+        chosen = distances.argmin(axis=1)
+        assert chosen.tolist() == fitted.codes[:, level].tolist()
+        if level == 2:
+            np.testing.assert_allclose(fitted.last_residuals.numpy(), residual, atol=1e-5)
+            np.testing.assert_allclose(fitted.last_codes.numpy(), codes, atol=0)
+        residual -= codes[chosen]
+    error = np.square(residual).sum(axis=1).mean()
+    best = fitted.history[fitted.best_epoch].reconstruction_loss
+    assert best == pytest.approx(error, rel=1e-4)
+
+
+def test_without_epochs_the_kmeans_start_stays(features):
+    found = fit_tokenizer(features, settings(epochs=0, normalized_from=3), seed=0)
+    assert (found.best_epoch, len(found.history)) == (0, 1)
+    first = found.model.quantizer.codebooks[0].effective().detach()
+    latent = found.model.encode_latent(features)
+    for code in range(8):
+        # A k-means centroid is the mean of what it serves.
+        members = latent[found.codes[:, 0] == code]
+        torch.testing.assert_close(first[code], members.mean(dim=0), atol=0.03, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_tokenizer(features, fitted):
+    again = fit_tokenizer(features, settings(), seed=0)
+    assert again.history == fitted.history
+    assert torch.equal(again.codes, fitted.codes)
+    other = fit_tokenizer(features, settings(epochs=1), seed=5)
+    assert other.history[1] != fitted.history[1]
+
+
+def test_the_epoch_with_the_lowest_error_is_kept(features):
+    # A learning rate at which the error goes up and down.
+    config = settings(learning_rate=0.3, epochs=6, reset_interval=1000)
+    found = fit_tokenizer(features, config, seed=0)
+    errors = [epoch.reconstruction_loss for epoch in found.history]
+    assert errors[-1] > min(errors)
+    assert found.best_epoch == int(np.argmin(errors))
+    with torch.no_grad():
+        error = found.model(features).reconstruction_loss.item()
+    assert error == pytest.approx(min(errors), rel=1e-5)
+    assert not found.model.training
+
+
+def test_structure_is_found_down_to_the_noise(hierarchy):
+    """64 planted points and 1,024 IDs: little more than the noise remains."""
+    vectors = hierarchy(1024, noise=0.02)
+    config = settings(num_levels=2, codebook_size=32, normalized_from=2, epochs=20)
+    found = fit_tokenizer(vectors, config, seed=0)
+    error = found.history[found.best_epoch].reconstruction_loss * found.model.scale.item() ** 2
+    # A code for each of the points would leave 0.02, one for each of the 8 coarse ones 2.5, and
+    # the k-means start leaves more than 0.2.
+    assert error < 0.15
+
+
+def test_noise_cannot_be_compressed_beyond_its_information():
+    """Fresh Gaussian noise: no quantizer of R bits gets below the variance times 2^(-2R/D)."""
+    dim = 4
+    config = settings(num_levels=2, codebook_size=23, normalized_from=2, epochs=5)
+    found = fit_tokenizer(torch.randn(512, dim), config, seed=0)
+    with torch.no_grad():
+        fresh = found.model(torch.randn(20_000, dim))
+    error = fresh.reconstruction_loss.item() * found.model.scale.item() ** 2 / dim
+    bound = 2 ** (-2 * np.log2(23 * 23) / dim)
+    assert bound < error < 3 * bound
+
+
+def test_dead_codes_are_revived_in_training(features, monkeypatch):
+    """All codes but two start far away, where nothing ever takes them."""
+    start = ResidualGRITVQ.fit_init_
+
+    def collapsed(self, latent, *, seed):
+        start(self, latent, seed=seed)
+        with torch.no_grad():
+            for codebook in self.codebooks:
+                codebook.embedding[2:] = 1000 + torch.rand_like(codebook.embedding[2:])
+
+    monkeypatch.setattr(ResidualGRITVQ, "fit_init_", collapsed)
+    usage = {}
+    for interval in (5, 100_000):
+        config = settings(reset_interval=interval, normalized_from=3)
+        found = fit_tokenizer(features, config, seed=0)
+        usage[interval] = [level.codebook_usage for level in found.diagnostics.levels]
+        num_resets = sum(epoch.num_resets for epoch in found.history)
+        assert (num_resets > 20) == (interval == 5)
+    assert min(usage[5]) > 0.9
+    assert max(usage[100_000]) < 0.6
+
+
+def test_no_code_is_placed_near_the_end(features):
+    config = settings(reset_interval=1, epochs=10, learning_rate=0.1)
+    found = fit_tokenizer(features, config, seed=0)
+    resets = [epoch.num_resets for epoch in found.history]
+    assert sum(resets[1:8]) > 0
+    assert resets[9] == resets[10] == 0
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_revived_codes_stand_on_badly_served_vectors(features, normalized):
+    config = settings(normalized_from=0 if normalized else 3)
+    torch.manual_seed(0)
+    model = build_tokenizer(16, config)
+    model.fit_normalization_(features)
+    latent = model.encode_latent(features)
+    model.quantizer.fit_init_(latent, seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(2):  # The moments of A need a second step.
+        result = model(features)
+        optimizer.zero_grad()
+        result.reconstruction_loss.backward()
+        optimizer.step()
+    uses = [torch.full((size,), 100.0) for size in (8, 8, 16)]
+    uses[0][[1, 5]] = torch.tensor([0.0, 7.0])
+    uses[2][7] = 0.0
+    codebooks = model.quantizer.codebooks
+    before = [codebook.effective().detach().clone() for codebook in codebooks]
+    moments = [
+        {name: value.clone() for name, value in optimizer.state[c.embedding].items()}
+        for c in codebooks
+    ]
+    generator = torch.Generator().manual_seed(0)
+    placed = revive_dead_codes(model.quantizer, result.quantized, uses, optimizer, generator)
+    # 7 uses are less than a tenth of the even share, 76.
+    assert placed == 3
+    for level, rows in ((0, [1, 5]), (1, []), (2, [7])):
+        codebook = codebooks[level]
+        after = codebook.effective().detach()
+        residuals = result.quantized.residuals[level]
+        if normalized:
+            residuals = codebook.gain.detach() * residuals / residuals.norm(dim=-1, keepdim=True)
+        for row in rows:
+            assert (residuals - after[row]).norm(dim=-1).min() < 1e-4
+            assert (after[row] - before[level][row]).norm() > 1e-2
+        others = [row for row in range(len(after)) if row not in rows]
+        torch.testing.assert_close(after[others], before[level][others], atol=0.02, rtol=0)
+        for parameter in (codebook.embedding, codebook.transform.mix_out):
+            for name in ("exp_avg", "exp_avg_sq"):
+                moment = optimizer.state[parameter][name]
+                assert moment[rows].abs().sum() == 0
+                assert moment[others].abs().sum() > 0
+        name = "exp_avg"
+        kept = optimizer.state[codebook.embedding][name][others]
+        assert torch.equal(kept, moments[level][name][others])
+
+
+def test_revived_codes_go_where_the_error_is(features):
+    """One vector far from all codes is all the error there is."""
+    torch.manual_seed(0)
+    quantizer = ResidualGRITVQ(16, 1, 8, normalized_from=1)
+    latent = quantizer.levels[0].effective().detach().repeat(16, 1)
+    latent[77] += 50
+    optimizer = torch.optim.Adam(quantizer.parameters())
+    uses = [torch.tensor([0.0] + [20.0] * 7)]
+    generator = torch.Generator().manual_seed(0)
+    revive_dead_codes(quantizer, quantizer(latent), uses, optimizer, generator)
+    torch.testing.assert_close(quantizer.levels[0].effective()[0].detach(), latent[77])
+
+
+def test_more_dead_codes_than_vectors_at_hand(features):
+    quantizer = ResidualGRITVQ(16, 1, 32, normalized_from=1)
+    batch = quantizer(features[:3])
+    uses = [torch.tensor([100.0] + [0.0] * 31)]
+    optimizer = torch.optim.Adam(quantizer.parameters())
+    generator = torch.Generator().manual_seed(0)
+    assert revive_dead_codes(quantizer, batch, uses, optimizer, generator) == 3
+
+
+def test_the_autoencoder_trains(features):
+    config = settings(autoencoder="mlp", hidden_dims=(32,), code_dim=8, epochs=10)
+    found = fit_tokenizer(features, config, seed=0)
+    errors = [epoch.reconstruction_loss for epoch in found.history]
+    # The mean of all items would leave 1.
+    assert errors[0] > 0.9
+    assert errors[-1] < 0.5
+    assert found.codes.shape == (1024, 3)
+    assert found.last_residuals.shape == (1024, 8)
+    assert min(level.codebook_usage for level in found.diagnostics.levels) > 0.7
+
+
+def test_a_size_for_each_level(fitted):
+    assert fitted.codes.shape == (1024, 3)
+    assert [level.codebook_size for level in fitted.diagnostics.levels] == [8, 8, 16]
+    assert fitted.last_codes.shape == (16, 16)
+    assert (fitted.codes.amax(dim=0) < torch.tensor([8, 8, 16])).all()
+
+
+def test_directions_spread_later_levels_that_lengths_collapse(anisotropic, caplog):
+    vectors = anisotropic(1024)
+    perplexity, told = {}, {}
+    for normalized_from in (1, 3):
+        config = settings(codebook_size=32, normalized_from=normalized_from, epochs=3)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="recgrit"):
+            found = fit_tokenizer(vectors, config, seed=0)
+        perplexity[normalized_from] = [level.perplexity for level in found.diagnostics.levels]
+        told[normalized_from] = caplog.text
+    for level in (1, 2):
+        assert perplexity[1][level] > 2 * perplexity[3][level]
+    assert "Level 1 collapses" in told[3]
+    assert "collapses" not in told[1]
+
+
+def test_codes_of_all_items_do_not_hang_on_the_chunks(features, fitted, monkeypatch):
+    monkeypatch.setattr(fit, "ENCODE_CHUNK", 100)
+    codes, last_residuals, norms = assign_codes(fitted.model, features)
+    assert torch.equal(codes, fitted.codes)
+    torch.testing.assert_close(last_residuals, fitted.last_residuals)
+    expected = [level.residual_norm for level in fitted.diagnostics.levels]
+    assert norms == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size": (8, 8, 64)}, "64 is larger than the catalogue of 50 items"),
+        ({"codebook_size": 3}, "3 x 3 x 3 codes give 27 IDs for 50 items"),
+        ({"codebook_size": (8, 8)}, "lists 2 sizes for 3 levels"),
+    ],
+)
+def test_impossible_sizes_are_refused(hierarchy, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        fit_tokenizer(hierarchy(50), settings(**changes), seed=0)
+
+
+def test_as_many_ids_as_items_are_enough(hierarchy):
+    found = fit_tokenizer(hierarchy(64), settings(codebook_size=4, epochs=0), seed=0)
+    assert found.codes.shape == (64, 3)

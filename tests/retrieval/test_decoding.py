@@ -1,0 +1,159 @@
+import pytest
+import torch
+
+from recgrit.data.recommendations import NO_ITEM
+from recgrit.retrieval import decoding
+from recgrit.retrieval.decoding import beam_search, excluded_leaves, score_all_items
+
+NUM_ITEMS = 50
+# Users that together are expanded node by node, and such that are not.
+FEW, MANY = 3, 40
+
+
+@pytest.fixture(scope="module", params=[(60,), (4, 4, 4), (3, 3, 2, 2, 6)], ids=str)
+def model(request, make_model, random_codes):
+    return make_model(random_codes(NUM_ITEMS, request.param))
+
+
+@pytest.fixture(scope="module")
+def vectors(model):
+    return model.nodes().detach()
+
+
+def draw_states(num_users):
+    return torch.randn(num_users, 16, generator=torch.Generator().manual_seed(num_users))
+
+
+def draw_exclusions(model, num_users, share, seed=0):
+    """What to keep out: as a mask, and as lists with repeats and padding between."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(num_users, NUM_ITEMS, generator=generator) < share
+    items = torch.arange(NUM_ITEMS).expand(num_users, -1)
+    shuffle = torch.randperm(2 * NUM_ITEMS, generator=generator)
+    lists = torch.cat([items, items.flip(1)], dim=1)[:, shuffle]
+    present = torch.cat([mask, mask.flip(1)], dim=1)[:, shuffle]
+    return mask, excluded_leaves(model, lists, present)
+
+
+def best(scores, k):
+    top = scores.topk(min(k, scores.shape[1]), dim=-1)
+    return top.indices.masked_fill(top.values == float("-inf"), NO_ITEM), top.values
+
+
+@pytest.mark.parametrize("num_users", [FEW, MANY])
+def test_exact_scores_are_those_of_plain_loops(model, vectors, num_users, log_probability):
+    states = draw_states(num_users)
+    scores = score_all_items(model, states, vectors)
+    for user in (0, num_users - 1):
+        expected = [log_probability(model, states[user], item) for item in range(NUM_ITEMS)]
+        torch.testing.assert_close(scores[user], torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_users", [FEW, MANY])
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 0.95])
+def test_a_full_beam_ranks_exactly(model, vectors, num_users, share):
+    states = draw_states(num_users)
+    scores = score_all_items(model, states, vectors)
+    excluded = None
+    if share is not None:
+        mask, excluded = draw_exclusions(model, num_users, share)
+        scores = scores.masked_fill(mask, float("-inf"))
+    found = beam_search(
+        model, states, vectors, beam_width=NUM_ITEMS, top_k=NUM_ITEMS, excluded=excluded
+    )
+    items, values = best(scores, NUM_ITEMS)
+    torch.testing.assert_close(found.scores, values, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.items, items)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.98])
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_a_narrow_beam_fills_its_list_with_allowed_items(model, vectors, share, top_k):
+    states = draw_states(MANY)
+    mask, excluded = draw_exclusions(model, MANY, share, seed=4)
+    scores = score_all_items(model, states, vectors)
+    found = beam_search(model, states, vectors, beam_width=top_k, top_k=top_k, excluded=excluded)
+    for user in range(MANY):
+        items = found.items[user][found.items[user] != NO_ITEM]
+        assert len(items) == min(top_k, int((~mask[user]).sum()))
+        assert len(items.unique()) == len(items)
+        assert not mask[user, items].any()
+        values = found.scores[user]
+        torch.testing.assert_close(values[: len(items)], scores[user, items], atol=1e-4, rtol=1e-4)
+        assert (values[len(items) :] == float("-inf")).all()
+        assert values.tolist() == sorted(values.tolist(), reverse=True)
+
+
+def test_all_items_excluded_but_one(model, vectors):
+    """Each item in turn comes out first and alone, with its own probability."""
+    states = draw_states(1).expand(NUM_ITEMS, -1)
+    allowed = torch.eye(NUM_ITEMS, dtype=torch.bool)
+    items = torch.arange(NUM_ITEMS).expand(NUM_ITEMS, -1)
+    excluded = excluded_leaves(model, items, ~allowed)
+    found = beam_search(model, states, vectors, beam_width=4, top_k=3, excluded=excluded)
+    assert found.items[:, 0].tolist() == list(range(NUM_ITEMS))
+    assert (found.items[:, 1:] == NO_ITEM).all()
+    # Never renormalised over what is left.
+    exact = score_all_items(model, states, vectors).diagonal()
+    torch.testing.assert_close(found.scores[:, 0], exact, atol=1e-4, rtol=1e-4)
+
+
+def test_all_items_excluded(model, vectors):
+    items = torch.arange(NUM_ITEMS).expand(2, -1)
+    excluded = excluded_leaves(model, items, torch.ones_like(items, dtype=torch.bool))
+    found = beam_search(model, draw_states(2), vectors, beam_width=4, top_k=3, excluded=excluded)
+    assert (found.items == NO_ITEM).all()
+
+
+def test_exclusions_are_counted_once_and_padding_never(model):
+    items = torch.tensor([[4, 9, 4, 4], [0, 0, 0, 0]])
+    present = torch.tensor([[True, True, True, False], [False, False, False, False]])
+    found = excluded_leaves(model, items, present)
+    leaves = model.paths[torch.tensor([4, 9]), -1] - model.first_leaf
+    assert found.tolist() == [[*sorted(leaves.tolist()), NUM_ITEMS, NUM_ITEMS], [NUM_ITEMS] * 4]
+
+
+@pytest.mark.parametrize("num_users", [FEW, MANY])
+def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
+    states = draw_states(num_users)
+    nodes = torch.randint(len(vectors), (num_users, 7), generator=torch.Generator().manual_seed(0))
+    nodes[0] = len(vectors) - 1  # A leaf has no children.
+    queries = torch.randn(num_users, 7, 16)
+    results = []
+    for min_group in (0, 10**9):  # Always node by node, and never.
+        monkeypatch.setattr(decoding, "MIN_GROUP", min_group)
+        children, log_probs = decoding._expand(model, queries, nodes, vectors)
+        _, excluded = draw_exclusions(model, num_users, 0.3)
+        ranked = beam_search(model, states, vectors, beam_width=9, top_k=9, excluded=excluded)
+        scores = score_all_items(model, states, vectors)
+        results.append((children, log_probs, ranked.items, ranked.scores, scores))
+    for grouped, ragged in zip(*results, strict=True):
+        torch.testing.assert_close(grouped, ragged, atol=1e-5, rtol=1e-5)
+    children, log_probs = results[0][:2]
+    assert (children[0] == -1).all()
+    assert (log_probs[children == -1] == float("-inf")).all()
+    assert log_probs.isfinite().equal(children >= 0)
+
+
+def test_a_beam_never_beats_the_exact_ranking_and_widens_towards_it(make_model, random_codes):
+    model = make_model(random_codes(NUM_ITEMS))
+    vectors, states = model.nodes(), draw_states(MANY)
+    _, exact = best(score_all_items(model, states, vectors), 5)
+    found = [
+        beam_search(model, states, vectors, beam_width=width, top_k=5).scores
+        for width in (5, 15, NUM_ITEMS)
+    ]
+    assert (found[0] <= exact + 1e-5).all()
+    assert found[0].sum() < found[1].sum() <= found[2].sum() + 1e-4
+
+
+def test_more_items_asked_for_than_there_are(model, vectors):
+    found = beam_search(model, draw_states(2), vectors, beam_width=99, top_k=99)
+    assert found.items.shape == found.scores.shape == (2, 99)
+    assert found.items[:, :NUM_ITEMS].sort().values.tolist() == [list(range(NUM_ITEMS))] * 2
+    assert (found.items[:, NUM_ITEMS:] == NO_ITEM).all()
+
+
+def test_a_beam_narrower_than_the_list_is_refused(model, vectors):
+    with pytest.raises(ValueError, match=r"top_k \(5\) must not exceed beam_width \(4\)"):
+        beam_search(model, draw_states(2), vectors, beam_width=4, top_k=5)

@@ -1,0 +1,287 @@
+import pytest
+import torch
+
+from recgrit.retrieval.decoding import score_all_items
+from recgrit.retrieval.model import ragged_index
+
+NUM_ITEMS = 30
+
+
+@pytest.fixture
+def histories():
+    return torch.randint(NUM_ITEMS, (6, 8), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def targets():
+    return torch.randint(NUM_ITEMS, (6, 8), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def supervised():
+    return torch.rand(6, 8, generator=torch.Generator().manual_seed(2)) < 0.6
+
+
+def reference_loss(model, log_probability, histories, targets, supervised):
+    states = model.encode(histories, model.nodes())[supervised]
+    values = [
+        log_probability(model, state, item, training=True)
+        for state, item in zip(states, targets[supervised].tolist(), strict=True)
+    ]
+    return -torch.stack(values).mean()
+
+
+def ragged_by_hand(starts, counts):
+    rows = [row for row, count in enumerate(counts) for _ in range(count)]
+    columns = [column for count in counts for column in range(count)]
+    return rows, columns, [starts[row] + column for row, column in zip(rows, columns, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("starts", "counts"), [([3, 9, 0], [2, 0, 4]), ([1], [1]), ([4, 4], [0, 0]), ([], [])]
+)
+def test_ragged_index(starts, counts):
+    found = ragged_index(
+        torch.tensor(starts, dtype=torch.long), torch.tensor(counts, dtype=torch.long)
+    )
+    assert tuple(part.tolist() for part in found) == ragged_by_hand(starts, counts)
+
+
+@pytest.mark.parametrize("sizes", [(40,), (4, 4, 4), (3, 2, 2, 2, 5)])
+def test_loss_is_the_mean_of_minus_log_p(
+    make_model, random_codes, histories, targets, supervised, sizes
+):
+    """Training and ranking are different code, and the same distribution."""
+    model = make_model(random_codes(NUM_ITEMS, sizes))
+    loss = model.loss(histories, targets, supervised)
+    vectors = model.nodes()
+    states = model.encode(histories, vectors)[supervised]
+    exact = score_all_items(model, states, vectors)
+    expected = -exact.gather(1, targets[supervised].unsqueeze(1)).mean()
+    torch.testing.assert_close(loss.value, expected, atol=1e-5, rtol=1e-5)
+    assert loss.num_targets == int(supervised.sum())
+
+
+def test_probabilities_of_all_items_sum_to_one(make_model, random_codes, histories):
+    model = make_model(random_codes(NUM_ITEMS))
+    vectors = model.nodes()
+    scores = score_all_items(model, model.encode(histories, vectors)[:, -1], vectors)
+    torch.testing.assert_close(scores.logsumexp(dim=-1), torch.zeros(6), atol=1e-5, rtol=0)
+    # And they are far from even, or little would be shown.
+    assert scores.exp().max() > 3 / NUM_ITEMS
+
+
+def test_loss_is_that_of_plain_loops_over_training_items(
+    make_model, random_codes, histories, targets, supervised, log_probability
+):
+    train_items = torch.arange(NUM_ITEMS) >= 8
+    targets = targets.clamp_min(8)
+    codes = random_codes(NUM_ITEMS)
+    model = make_model(codes, train_items=train_items)
+    expected = reference_loss(model, log_probability, histories, targets, supervised)
+    loss = model.loss(histories, targets, supervised).value
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    full = make_model(codes).loss(histories, targets, supervised).value
+    assert full > loss + 0.05
+
+
+def test_smoothing_spreads_a_share_over_the_siblings(
+    make_model, random_codes, histories, targets, supervised
+):
+    codes = random_codes(NUM_ITEMS, (40,))
+    plain = make_model(codes).loss(histories, targets, supervised).value
+    smoothed = make_model(codes, label_smoothing=0.2)
+    vectors = smoothed.nodes()
+    exact = score_all_items(smoothed, smoothed.encode(histories, vectors)[supervised], vectors)
+    expected = 0.8 * plain - 0.2 * exact.mean()
+    found = smoothed.loss(histories, targets, supervised).value
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervised):
+    # A level each: five ways at the root, then only children, then two ways.
+    codes = [[i // 2 % 5, 0, i % 2, i // 10] for i in range(NUM_ITEMS)]
+    model = make_model(codes)
+    found = model.loss(histories, targets, supervised).level_accuracy
+    vectors = model.nodes()
+    states = model.encode(histories, vectors)[supervised]
+    right = []
+    for state, item in zip(states, targets[supervised].tolist(), strict=True):
+        node, chosen, row = 0, None, []
+        for level, wanted in enumerate(model.paths[item].tolist()):
+            below = model.child_nodes[model.child_starts[node] : model.child_starts[node + 1]]
+            query = model.decoder(state[None], chosen, level)[0]
+            row.append(bool(below[(vectors[below] @ query).argmax()] == wanted))
+            node, vector = wanted, model.input_scale * vectors[wanted][None]
+            chosen = vector if chosen is None else chosen + vector
+        right.append(row)
+    torch.testing.assert_close(found, torch.tensor(right).float().mean(dim=0))
+    assert found[1] == 1
+    assert 0 < found[0] < 1
+
+
+@pytest.mark.parametrize("only_child_level", [0, 1, 2])
+def test_a_level_at_which_nobody_has_a_choice(make_model, histories, only_child_level):
+    """As a disambiguation level is, where no two items collide."""
+    codes = [[i % 5, i // 5] for i in range(NUM_ITEMS)]
+    for row in codes:
+        row.insert(only_child_level, 0)
+    model = make_model(codes)
+    loss = model.loss(histories, histories, torch.ones_like(histories, dtype=torch.bool))
+    assert loss.level_accuracy[only_child_level] == 1
+    assert torch.isfinite(loss.value)
+    loss.value.backward()
+
+
+def test_a_batch_of_one_target_with_an_only_child(make_model):
+    model = make_model([[0, 0], [1, 0], [1, 1]])
+    history, target = torch.tensor([[1]]), torch.tensor([[0]])
+    loss = model.loss(history, target, torch.tensor([[True]]))
+    vectors = model.nodes()
+    exact = score_all_items(model, model.encode(history, vectors)[:, -1], vectors)
+    torch.testing.assert_close(loss.value, -exact[0, 0])
+
+
+def test_positions_that_are_not_supervised_do_not_count(
+    make_model, random_codes, histories, targets, supervised
+):
+    model = make_model(random_codes(NUM_ITEMS))
+    loss = model.loss(histories, targets, supervised).value
+    other = torch.where(supervised, targets, 0)
+    torch.testing.assert_close(model.loss(histories, other, supervised).value, loss)
+    other = torch.where(supervised, (targets + 1) % NUM_ITEMS, targets)
+    assert (model.loss(histories, other, supervised).value - loss).abs() > 1e-3
+
+
+def test_later_items_change_no_earlier_state(make_model, random_codes, histories):
+    model = make_model(random_codes(NUM_ITEMS))
+    vectors = model.nodes()
+    changed = histories.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % NUM_ITEMS
+    before, after = model.encode(histories, vectors), model.encode(changed, vectors)
+    torch.testing.assert_close(after[:, :5], before[:, :5], atol=1e-6, rtol=0)
+    assert (after[:, 5] - before[:, 5]).abs().amax(dim=-1).min() > 1e-3
+
+
+def test_an_item_is_the_sum_of_its_path(make_model, random_codes):
+    model = make_model(random_codes(NUM_ITEMS))
+    vectors = model.nodes()
+    expected = model.input_scale * vectors[model.paths[7]].sum(dim=0)
+    torch.testing.assert_close(model.item_vectors(torch.tensor([7]), vectors)[0], expected)
+
+
+def test_a_cold_item_is_no_candidate_in_training(
+    make_model, random_codes, histories, targets, supervised
+):
+    """No gradient pushes down what has not been seen."""
+    # The only item with the last code 3, beside a known one.
+    codes = [[4, 0, 3], [4, 0, 0], *random_codes(NUM_ITEMS - 2, (4, 4, 3)).tolist()]
+    train_items = torch.arange(NUM_ITEMS) != 0
+    histories, targets = histories.clamp_min(1), targets.clamp_min(1)
+    targets[:, ::3] = 1
+    rows = {}
+    for name, known in {"cold": train_items, "known": torch.ones_like(train_items)}.items():
+        model = make_model(codes, (5, 4, 4), train_items=known)
+        model.loss(histories, targets, supervised).value.backward()
+        leaf = model.paths[0, -1]
+        code_row = model.nodes.code_rows[leaf]
+        rows[name] = (
+            model.nodes.node_embedding.weight.grad[leaf].abs().sum(),
+            model.nodes.code_embedding.weight.grad[code_row].abs().sum(),
+        )
+    assert rows["cold"] == (0, 0)
+    assert min(rows["known"]) > 0
+
+
+def test_a_cold_items_vector_is_the_fallback(make_model, random_codes):
+    train_items = torch.arange(NUM_ITEMS) != 0
+    model = make_model(random_codes(NUM_ITEMS), train_items=train_items)
+    before = model.nodes()
+    leaf = model.paths[0, -1]
+    with torch.no_grad():
+        model.nodes.node_embedding.weight[leaf] += 100
+    assert torch.equal(model.nodes(), before)
+    with torch.no_grad():
+        model.nodes.fallback.weight[3] += 1
+    changed = (model.nodes() != before).any(dim=-1).nonzero().flatten().tolist()
+    # Nobody else is new, so nobody else uses the fallback of the last level.
+    assert changed == [int(leaf)]
+
+
+def test_dropped_nodes_use_the_fallback_in_training_only(make_model, random_codes):
+    model = make_model(random_codes(NUM_ITEMS), node_dropout=0.5)
+    assert model.nodes.draw_dropped() is None
+    model.train()
+    dropped = model.nodes.draw_dropped()
+    assert 0.3 < dropped.float().mean() < 0.7
+    own, vectors = model.nodes(), model.nodes(dropped)
+    known = model.nodes.known_nodes
+    assert torch.equal(vectors[~dropped], own[~dropped])
+    assert ((vectors != own).any(dim=-1) == (dropped & known)).all()
+
+
+def test_a_disambiguation_level_has_no_codes_of_its_own(make_model):
+    codes = [[i // 6, i // 2 % 3, i % 2] for i in range(NUM_ITEMS)]
+    model = make_model(codes, disambiguation_level=2)
+    with torch.no_grad():
+        model.nodes.node_embedding.weight.zero_()
+    vectors = model.nodes()
+    siblings = vectors[model.paths[:, -1]].view(-1, 2, 16)
+    assert torch.equal(siblings[:, 0], siblings[:, 1])
+    scores = score_all_items(model, torch.randn(3, 16), vectors).view(3, -1, 2)
+    torch.testing.assert_close(scores[..., 0], scores[..., 1])
+    plain = make_model(codes)
+    assert len(plain.nodes.code_embedding.weight) == len(model.nodes.code_embedding.weight) + 2
+
+
+def test_nodes_with_one_code_share_its_embedding(make_model):
+    codes = [[i // 10, i % 10] for i in range(NUM_ITEMS)]
+    model = make_model(codes, (3, 10))
+    with torch.no_grad():
+        model.nodes.node_embedding.weight.zero_()
+    leaves = model.nodes()[model.paths[:, -1]].view(3, 10, 16)
+    assert torch.equal(leaves[0], leaves[1])
+    assert (leaves[0, 0] != leaves[0, 1]).any()
+    # The same number on another level is another code.
+    assert (model.nodes()[model.paths[0, 0]] != leaves[0, 0]).any()
+
+
+def test_content_of_a_node_is_the_mean_of_its_items(make_model, random_codes):
+    content = torch.randn(NUM_ITEMS, 5)
+    codes = random_codes(NUM_ITEMS)
+    model = make_model(codes, content=content)
+    for item in range(NUM_ITEMS):
+        for level, node in enumerate(model.paths[item].tolist()):
+            below = (codes[:, : level + 1] == codes[item, : level + 1]).all(axis=1)
+            mean = content[torch.from_numpy(below)].mean(dim=0)
+            torch.testing.assert_close(model.nodes.node_content[node], mean, atol=1e-5, rtol=0)
+    before = model.nodes()
+    with torch.no_grad():
+        model.nodes.content_projection.weight.zero_()
+    assert (model.nodes() - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("with_content", [False, True])
+@pytest.mark.parametrize("disambiguation_level", [None, 2])
+def test_parameters_by_part_sum_to_the_total(
+    make_model, random_codes, with_content, disambiguation_level
+):
+    content = torch.randn(NUM_ITEMS, 5) if with_content else None
+    model = make_model(
+        random_codes(NUM_ITEMS), content=content, disambiguation_level=disambiguation_level
+    )
+    parts = model.num_parameters()
+    assert sum(parts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert parts["leaf embeddings (one per item)"] == NUM_ITEMS * 16
+    assert min(parts.values()) > 0
+
+
+def test_a_checkpoint_holds_nothing_of_the_id_table(make_model, random_codes, histories):
+    """The tables are rebuilt from the IDs; the weights alone make the model."""
+    codes = random_codes(NUM_ITEMS)
+    first, second = make_model(codes, seed=0), make_model(codes, seed=1)
+    assert set(first.state_dict()) == {name for name, _ in first.named_parameters()}
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(
+        second.encode(histories, second.nodes()), first.encode(histories, first.nodes())
+    )

@@ -1,0 +1,207 @@
+import logging
+import time
+from collections import defaultdict
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recgrit.semantic_ids.collisions import make_unique, number_within_bucket, resolve_greedy
+
+NUM_CODES = 6
+
+
+@st.composite
+def catalogues(draw, overfull=False):
+    """Codes with collisions, distinct residuals, and the codes of the last level."""
+    num_levels = draw(st.integers(1, 3))
+    num_items = draw(st.integers(NUM_CODES + 1 if overfull else 1, 25))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    codes = rng.integers(0, 3, (num_items, num_levels))
+    codes[:, -1] = rng.integers(0, draw(st.integers(1, NUM_CODES)), num_items)
+    if overfull:
+        codes[: NUM_CODES + 1, :-1] = 1
+    else:  # At most as many items below one prefix as there are last codes.
+        _, prefix = np.unique(codes[:, :-1], axis=0, return_inverse=True)
+        seen = defaultdict(int)
+        keep = []
+        for row, group in enumerate(prefix.reshape(-1).tolist()):
+            seen[group] += 1
+            if seen[group] <= NUM_CODES:
+                keep.append(row)
+        codes = codes[keep]
+    residuals = rng.normal(size=(len(codes), 4)).astype(np.float32)
+    return codes, residuals, rng.normal(size=(NUM_CODES, 4)).astype(np.float32)
+
+
+def names(num_items):
+    return pl.Series([f"item {i}" for i in range(num_items)])
+
+
+def squared_distances(residuals, last_codes):
+    return np.square(residuals[:, None].astype(float) - last_codes[None]).sum(axis=-1)
+
+
+def resolve_by_hand(codes, residuals, last_codes):
+    """Prefix by prefix, round by round, in plain Python."""
+    distances = squared_distances(residuals, last_codes)
+    resolved = codes.copy()
+    prefixes = defaultdict(list)
+    for item, row in enumerate(codes.tolist()):
+        prefixes[tuple(row[:-1])].append(item)
+    for items in prefixes.values():
+        holder = {}
+        for item in items:
+            code = codes[item, -1]
+            if code not in holder or distances[item, code] < distances[holder[code], code]:
+                holder[code] = item
+        waiting = [item for item in items if holder[codes[item, -1]] != item]
+        while waiting:
+            asks = defaultdict(list)
+            free = [code for code in range(len(last_codes)) if code not in holder]
+            for item in waiting:
+                asks[min(free, key=lambda code: distances[item, code])].append(item)
+            for code, those in asks.items():
+                holder[code] = min(those, key=lambda item: distances[item, code])
+            waiting = [item for item in waiting if item not in holder.values()]
+        for code, item in holder.items():
+            resolved[item, -1] = code
+    return resolved
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogues())
+def test_greedy_is_the_same_as_by_hand(catalogue):
+    assert resolve_greedy(*catalogue).tolist() == resolve_by_hand(*catalogue).tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogues())
+def test_greedy_keeps_its_promises(catalogue):
+    codes, residuals, last_codes = catalogue
+    unique = make_unique(
+        codes, (3,) * codes.shape[1], names(len(codes)), residuals, last_codes, method="greedy"
+    )
+    assert len(np.unique(unique.codes, axis=0)) == len(codes)
+    assert unique.codes.dtype == np.int32
+    assert unique.disambiguation_level is None
+    assert np.array_equal(unique.codes[:, :-1], codes[:, :-1])
+    moved = unique.codes[:, -1] != codes[:, -1]
+    assert unique.num_moved == moved.sum()
+    assert unique.method == ("greedy" if moved.any() else "none needed")
+    distances = squared_distances(residuals, last_codes)
+    _, bucket, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    bucket = bucket.reshape(-1)
+    for number, count in enumerate(counts):
+        members = np.flatnonzero(bucket == number)
+        stay = members[~moved[members]]
+        # Of those that share an ID, exactly the closest one keeps it.
+        assert stay.tolist() == [members[distances[members, codes[members, -1]].argmin()]]
+        assert count > 1 or not moved[members].any()
+
+
+@settings(max_examples=75, deadline=None)
+@given(catalogues(overfull=True))
+def test_an_overfull_prefix_falls_back_to_one_more_level(catalogue):
+    codes, residuals, last_codes = catalogue
+    assert resolve_greedy(codes, residuals, last_codes) is None
+    sizes = (3,) * (codes.shape[1] - 1) + (NUM_CODES,)
+    ids = names(len(codes))
+    unique = make_unique(codes, sizes, ids, residuals, last_codes, method="greedy")
+    assert unique.method == "disambiguation"
+    assert unique.disambiguation_level == codes.shape[1]
+    chosen = make_unique(codes, sizes, ids, residuals, last_codes, method="disambiguation")
+    assert np.array_equal(unique.codes, chosen.codes)
+
+
+def test_the_fall_back_is_logged(caplog):
+    codes = np.zeros((4, 2), dtype=np.int64)
+    zeros = np.zeros((4, 2), dtype=np.float32)
+    with caplog.at_level(logging.WARNING, logger="recgrit"):
+        make_unique(codes, (3, 3), names(4), zeros, zeros[:3], method="greedy")
+    assert "hold more items than the last level has codes (3)" in caplog.text
+
+
+def test_a_prefix_may_be_filled_to_the_last_code():
+    codes = np.zeros((5, 2), dtype=np.int64)
+    rng = np.random.default_rng(0)
+    residuals = rng.normal(size=(5, 3)).astype(np.float32)
+    resolved = resolve_greedy(codes, residuals, rng.normal(size=(5, 3)).astype(np.float32))
+    assert sorted(resolved[:, 1].tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_equal_residuals_are_told_apart_too():
+    resolved = resolve_greedy(
+        np.zeros((4, 2), dtype=np.int64),
+        np.zeros((4, 3), dtype=np.float32),
+        np.arange(15, dtype=np.float32).reshape(5, 3),
+    )
+    # The first keeps its code, the others take the next nearest.
+    assert resolved[:, 1].tolist() == [0, 1, 2, 3]
+
+
+def test_input_is_not_touched():
+    codes = np.zeros((4, 2), dtype=np.int64)
+    residuals = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    resolve_greedy(codes, residuals, residuals.copy())
+    assert codes.max() == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=20))
+def test_digits_number_each_bucket_from_zero(rows):
+    codes = np.array(rows, dtype=np.int64)
+    unique = make_unique(
+        codes,
+        (3, 2),
+        names(len(codes)),
+        np.zeros((len(codes), 1), np.float32),
+        np.zeros((2, 1), np.float32),
+        method="disambiguation",
+    )
+    assert np.array_equal(unique.codes[:, :2], codes)
+    assert (unique.disambiguation_level, unique.num_moved) == (2, 0)
+    digits = defaultdict(list)
+    for first, second, digit in unique.codes.tolist():
+        digits[first, second].append(digit)
+    for found in digits.values():
+        assert sorted(found) == list(range(len(found)))
+    assert unique.codebook_sizes == (3, 2, max(map(len, digits.values())))
+
+
+def test_digits_do_not_hang_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, (60, 2))
+    ids = np.array([f"B00{i}" for i in range(60)])
+    digits = number_within_bucket(codes, pl.Series(ids))
+    order = rng.permutation(60)
+    shuffled = number_within_bucket(codes[order], pl.Series(ids[order]))
+    assert np.array_equal(shuffled, digits[order])
+    # Nor are they the order of names or rows in disguise.
+    by_row = number_within_bucket(codes, pl.Series([f"C{i}" for i in range(60)]))
+    assert not np.array_equal(by_row, digits)
+
+
+def test_digits_are_the_same_on_every_machine():
+    codes = np.zeros((5, 1), dtype=np.int64)
+    digits = number_within_bucket(codes, pl.Series(["a", "b", "c", "d", "e"]))
+    assert digits.tolist() == [2, 3, 1, 4, 0]
+
+
+@pytest.mark.parametrize("method", ["greedy", "disambiguation"])
+def test_a_large_catalogue_takes_seconds(method):
+    rng = np.random.default_rng(0)
+    num_items, size = 200_000, 256
+    codes = rng.integers(0, size, (num_items, 3))
+    codes[:, 0] //= 8  # 8,192 prefixes of some 24 items each: one item in twenty collides.
+    residuals = rng.normal(size=(num_items, 16)).astype(np.float32)
+    last_codes = rng.normal(size=(size, 16)).astype(np.float32)
+    ids = names(num_items)
+    started = time.perf_counter()
+    unique = make_unique(codes, (32, size, size), ids, residuals, last_codes, method=method)
+    assert time.perf_counter() - started < 5
+    assert unique.method == method
+    assert len(np.unique(unique.codes, axis=0)) == num_items
+    assert (unique.num_moved > 5000) == (method == "greedy")

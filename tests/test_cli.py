@@ -1,0 +1,342 @@
+"""The command line on the small catalogue: what it prints, what it redoes, what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+from rich.console import Console
+
+from recgrit import __version__, cli
+from recgrit.runs import LAYOUT, Run
+
+if TYPE_CHECKING:
+    Command = Callable[..., Any]
+    FinishedRun = Any
+
+STAGES = list(LAYOUT)
+METRICS = ("recall_at_10", "ndcg_at_10")
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file."""
+    return {
+        str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def redone(values: dict[str, Any]) -> list[str]:
+    return [stage for stage in values["artifacts"] if stage not in values["up_to_date"]]
+
+
+def test_run_reports_metrics_times_and_places_as_json(tiny_run: FinishedRun) -> None:
+    values = tiny_run.result.json()
+    for split in ("valid", "test", "test_masked", "popularity"):
+        for metric in METRICS:
+            assert 0 < values[split][metric] <= 1
+    assert values["num_users"] == 60
+    assert list(values["seconds"]) == [*STAGES, "total"]
+    assert sum(values["seconds"].values()) < 120
+    assert 50 < values["peak_rss_mb"] < 20_000
+    assert list(values["artifacts"]) == STAGES
+    for stage, path in values["artifacts"].items():
+        assert Path(path) == tiny_run.directory / LAYOUT[stage][0]
+        assert (Path(path) / "manifest.json").is_file()
+
+
+def test_the_small_run_learns_the_pattern(tiny_run: FinishedRun) -> None:
+    values = tiny_run.result.json()
+    assert values["valid"]["ndcg_at_10"] > 1.5 * values["popularity_valid"]["ndcg_at_10"]
+    assert values["test"]["ndcg_at_10"] > 1.5 * values["popularity"]["ndcg_at_10"]
+
+
+def test_progress_goes_to_standard_error_and_nothing_else_does(tiny_run: FinishedRun) -> None:
+    lines = tiny_run.result.err.splitlines()
+    # No library's notes, no wrapped or padded lines: each is one message of ours with its time.
+    assert all(re.match(r"\d\d:\d\d:\d\d \S", line) and line == line.rstrip() for line in lines)
+    headings = [line.split()[1:3] for line in lines if "/6] " in line]
+    assert headings == [[f"[{i}/6]", f"{stage}:"] for i, stage in enumerate(STAGES, start=1)]
+    assert not re.search(r"\[\d/6\]|epoch \d", tiny_run.result.out)
+
+
+def test_run_shows_tables_places_and_next_steps(tiny_run: FinishedRun) -> None:
+    shown = tiny_run.result.out
+    for text in ("retriever test masked", "popularity valid", "NDCG@10", "Beam search finds"):
+        assert text in shown
+    assert f"recgrit recommend --run {tiny_run.directory} --user " in shown
+    assert "mlflow ui --backend-store-uri sqlite:///" in shown
+    assert "\x1b" not in shown, "no colours in a pipe"
+
+
+def test_a_second_run_changes_no_file(tiny_run: FinishedRun, command: Command) -> None:
+    before = snapshot(tiny_run.directory.parent)
+    started = time.perf_counter()
+    second = command("run", tiny_run.directory.parent.parent / "tiny.yaml", "--json")
+    assert time.perf_counter() - started < 5
+    assert second.code == 0
+    assert second.err.count("up to date") == len(STAGES)
+    assert "Every stage is up to date" in second.out
+    values, first = second.json(), tiny_run.result.json()
+    assert values["up_to_date"] == STAGES
+    assert values["seconds"]["total"] == 0
+    for key in ("valid", "test", "test_masked", "popularity", "artifacts", "num_users"):
+        assert values[key] == first[key]
+    assert snapshot(tiny_run.directory.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("retriever.epochs=2", ["train", "evaluate", "recommend"]),
+        ("evaluation.beam_width=25", ["evaluate", "recommend"]),
+        ("recommendation.top_k=5", ["recommend"]),
+        ("tokenizer.epochs=1", ["tokenize", "train", "evaluate", "recommend"]),
+        ("data.min_item_interactions=6", STAGES),
+        ("retriever.device=cpu", []),
+    ],
+)
+def test_a_changed_setting_redoes_what_depends_on_it(
+    copied_run: Path, command: Command, override: str, expected: list[str]
+) -> None:
+    before = snapshot(copied_run)
+    done = command("run", copied_run, override, "--json")
+    assert done.code == 0, done.err
+    assert redone(done.json()) == expected
+    kept = {LAYOUT[stage][0] for stage in STAGES if stage not in expected}
+    after = snapshot(copied_run)
+    for name, stamp in before.items():
+        if name.split("/")[0] in kept:
+            assert after[name] == stamp, name
+
+
+def test_a_change_taken_back_is_redone_to_the_same_result(
+    copied_run: Path, command: Command, tiny_run: FinishedRun
+) -> None:
+    assert command("run", copied_run, "retriever.epochs=2").code == 0
+    back = command("run", copied_run, "retriever.epochs=4", "--json")
+    assert redone(back.json()) == ["train", "evaluate", "recommend"]
+    assert back.json()["test"] == tiny_run.result.json()["test"]
+
+
+def test_force_redoes_everything(copied_run: Path, command: Command, tiny_run: FinishedRun) -> None:
+    done = command("run", copied_run, "--force", "--json")
+    assert redone(done.json()) == STAGES
+    assert done.json()["valid"] == tiny_run.result.json()["valid"]
+
+
+def test_each_stage_has_a_command(new_config: Callable[..., Path], command: Command) -> None:
+    config = new_config()
+    shown = {
+        "prepare": "k-core of 5 per user, 5 per item",
+        "embed": "written to",
+        "tokenize": "perplexity",
+        "train": "leaf embeddings (one per item)",
+        "evaluate": "Recall@20",
+    }
+    for number, stage in enumerate(STAGES[:-1]):
+        done = command(stage, config, "--json")
+        assert done.code == 0, done.err
+        assert redone(done.json()) == [stage]
+        assert done.json()["up_to_date"] == STAGES[:number]
+        assert shown[stage] in done.out
+    done = command("run", config, "--json")
+    assert redone(done.json()) == ["recommend"]
+
+
+def test_a_damaged_artifact_is_built_again(copied_run: Path, command: Command) -> None:
+    (copied_run / "semantic_ids" / "manifest.json").write_text("{")
+    (copied_run / "evaluation" / "test" / "per_user.parquet").unlink()
+    done = command("run", copied_run, "--json")
+    assert done.code == 0, done.err
+    assert redone(done.json())[0] == "tokenize"
+    assert "evaluate" in redone(done.json())
+
+
+def test_recommend_prints_titles_and_scores(tiny_run: FinishedRun, command: Command) -> None:
+    done = command("recommend", "--run", tiny_run.directory, "--user", "1", "-u", "2", "-k", "3")
+    assert done.code == 0
+    assert done.err == ""
+    tables = done.out.split("User ")[1:]
+    assert [table.splitlines()[0].strip() for table in tables] == ["1", "2"]
+    for table in tables:
+        assert re.search(r"1 +\d+ +[A-Z]\w+ [A-Z]\w+ \d+ +<a_\d+><b_\d+>\S* +-\d+\.\d\d", table)
+        assert "the latest first: " in table
+
+
+def test_recommend_as_json(tiny_run: FinishedRun, command: Command) -> None:
+    arguments = ("--run", tiny_run.directory, "--user", "7", "--user", "7", "--top-k", "4")
+    values = command("recommend", *arguments, "--json").json()
+    rows = values["recommendations"]
+    assert values["num_rows"] == len(rows) == 4, "a user named twice is meant once"
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    assert list(rows[0]) == ["user_id", "rank", "item_id", "title", "semantic_id", "score"]
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_recommend_writes_all_users(
+    tiny_run: FinishedRun, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "deep" / "lists.parquet"
+    done = command("recommend", "--run", tiny_run.directory, "--out", out, "--json")
+    assert done.code == 0
+    assert done.json() == {"run": str(tiny_run.directory), "num_rows": 600, "out": str(out)}
+    frame = pl.read_parquet(out)
+    assert frame["user_id"].n_unique() == 60
+    # The same settings as the run: the same lists as it wrote.
+    written = tiny_run.directory / "recommendations" / "recommendations.parquet"
+    assert frame.drop("score").equals(pl.read_parquet(written).drop("score"))
+    assert [path.name for path in out.parent.iterdir()] == ["lists.parquet"]
+
+
+def test_recommend_writes_named_users(
+    tiny_run: FinishedRun, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "one.parquet"
+    command("recommend", "--run", tiny_run.directory, "--user", "5", "--out", out)
+    assert pl.read_parquet(out)["user_id"].unique().to_list() == ["5"]
+
+
+def test_recommend_gives_what_there_is(tiny_run: FinishedRun, command: Command) -> None:
+    arguments = ("recommend", "--run", tiny_run.directory, "--user", "1", "-k", "500", "--json")
+    done = command(*arguments)
+    seen = set(Run(tiny_run.directory).history("1")["item_id"])
+    assert done.json()["num_rows"] == 40 - len(seen)
+    assert f"User 1 can be recommended {40 - len(seen)} items only" in done.err
+    everything = command(*arguments, "--include-seen").json()
+    assert everything["num_rows"] == 40
+    assert seen <= {row["item_id"] for row in everything["recommendations"]}
+
+
+def test_recommend_takes_the_newest_run(
+    copied_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = copied_run.parent / "older"
+    older.mkdir()
+    (older / "config.yaml").write_text("seed: 0\n")
+    os.utime(older / "config.yaml", (0, 0))
+    monkeypatch.chdir(copied_run.parent.parent)
+    done = command("recommend", "--user", "1", "--json")
+    assert done.json()["run"] == "runs/copy"
+    assert "Using the newest run, runs/copy." in done.err
+
+
+def test_inspect_item(tiny_run: FinishedRun, command: Command) -> None:
+    done = command("inspect", "item", "11", "--run", tiny_run.directory, "--json")
+    assert done.code == 0
+    values, table = done.json(), Run(tiny_run.directory).semantic_ids
+    assert values["title"] in done.out.splitlines()[0]
+    assert tuple(values["codes"]) == table.codes_of("11")
+    assert values["semantic_id"] == table.text_of("11")
+    assert values["neighbours"], "eight codes for forty items: someone shares the first"
+    for row in values["neighbours"]:
+        codes = table.codes_of(row["item_id"])
+        shared = row["shared_levels"]
+        assert codes[:shared] == table.codes_of("11")[:shared]
+        assert row["title"] in done.out
+
+
+def test_inspect_run(tiny_run: FinishedRun, command: Command) -> None:
+    done = command("inspect", "run", "--run", tiny_run.directory, "--json")
+    assert done.code == 0
+    values = done.json()
+    assert list(values["stages"]) == STAGES
+    for stage, manifest in values["stages"].items():
+        assert manifest["fingerprint"] in done.out
+        assert list(manifest["parents"]) == list(LAYOUT[stage][1])
+    for text in ("exact duplicates", "perplexity", "parameters", "popularity test masked"):
+        assert text in done.out
+
+
+def test_inspect_shows_a_run_in_the_making(
+    new_config: Callable[..., Path], tmp_path: Path, command: Command
+) -> None:
+    assert command("prepare", new_config()).code == 0
+    done = command("inspect", "run", "--run", tmp_path / "runs" / "new", "--json")
+    assert done.code == 0
+    assert list(done.json()["stages"]) == ["prepare"]
+
+
+def test_inspect_shows_what_does_not_fit_together(copied_run: Path, command: Command) -> None:
+    assert command("tokenize", copied_run, "tokenizer.epochs=1").code == 0
+    done = command("inspect", "run", "--run", copied_run)
+    assert "another tokenize" in done.out
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_tables_fit_the_terminal(
+    tiny_run: FinishedRun, command: Command, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(cli, "output", Console(width=width))
+    for arguments in (("inspect", "run"), ("inspect", "item", "3"), ("recommend", "--user", "9")):
+        done = command(*arguments, "--run", tiny_run.directory)
+        assert max(map(len, done.out.splitlines())) <= width
+        assert "…" not in done.out, "nothing is cut off"
+
+
+def test_quiet_says_no_more_than_results(copied_run: Path, command: Command) -> None:
+    done = command("--quiet", "run", copied_run, "recommendation.top_k=3")
+    assert done.code == 0
+    assert done.err == ""
+
+
+def test_version_and_usage_errors(command: Command) -> None:
+    assert command("--version").out == f"recgrit {__version__}\n"
+    for wrong in (("run", "--no-such-option"), ("no-such-command",), ("run",), ("inspect", "x")):
+        done = command(*wrong)
+        assert done.code == 2
+        assert "Traceback" not in done.err
+        assert done.out == ""
+
+
+def test_help_names_every_command_at_once(run_command: Command) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run_command("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for name in ("run", *STAGES, "inspect"):
+        assert re.search(rf"^│ {name} ", done.out, re.MULTILINE)
+    # CPU time: what a busy machine adds to the clock is not ours.
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert used < 0.7
+
+
+def test_an_interrupt_keeps_finished_stages(
+    new_config: Callable[..., Path], tmp_path: Path, command: Command
+) -> None:
+    config = new_config(retriever={"epochs": 100_000, "patience": 100_000})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recgrit", "run", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 1:" in line:
+            process.send_signal(2)
+            break
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted: finished stages are kept" in rest
+    assert "Traceback" not in rest
+    run = tmp_path / "runs" / "new"
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml",
+        "data",
+        "embeddings",
+        "semantic_ids",
+    }
+    values = command("run", run, "retriever.epochs=1", "--json").json()
+    assert values["up_to_date"] == ["prepare", "embed", "tokenize"]

@@ -1,0 +1,108 @@
+"""What is imported when, and how files are written: promises that one careless line breaks."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import recgrit
+
+if TYPE_CHECKING:
+    FinishedRun = Any
+
+SOURCES = sorted(Path(recgrit.__file__).parent.rglob("*.py"))
+HEAVY = ("torch", "polars", "pandas", "mlflow", "sklearn", "sentence_transformers", "faiss")
+# Modules whose files run code when read, and calls of torch that use them.
+PICKLES = {"pickle", "joblib", "dill", "cloudpickle", "shelve"}
+
+
+def python(code: str) -> dict[str, Any]:
+    """What a fresh interpreter prints as JSON in its last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    value = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(value, dict)
+    return value
+
+
+def test_the_package_imports_in_no_time() -> None:
+    code = """
+import json, sys, time
+started = time.process_time()
+import recgrit
+seconds = time.process_time() - started
+print(json.dumps({"seconds": seconds, "modules": list(sys.modules)}))
+"""
+    found = python(code)
+    assert found["seconds"] < 0.3
+    assert not set(HEAVY) & set(found["modules"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import json, sys
+from recgrit.cli import main
+sys.argv = ["recgrit", *{arguments!r}]
+try:
+    main()
+except SystemExit as ended:
+    print(json.dumps({{"code": ended.code, "modules": list(sys.modules)}}))
+"""
+    found = python(code)
+    assert found["code"] == 0
+    assert not set(HEAVY) & set(found["modules"])
+
+
+def test_settings_are_read_without_torch(tiny_run: FinishedRun) -> None:
+    code = f"""
+import json, sys
+from recgrit.config import load_config
+from recgrit.experiment import ExperimentConfig
+load_config(ExperimentConfig, {str(tiny_run.directory / "config.yaml")!r})
+print(json.dumps({{"modules": list(sys.modules)}}))
+"""
+    assert not {"torch", "mlflow", "sentence_transformers"} & set(python(code)["modules"])
+
+
+def test_an_untracked_run_imports_no_mlflow(new_config: Callable[..., Path]) -> None:
+    code = f"""
+import json, sys
+from recgrit.cli import main
+sys.argv = ["recgrit", "run", {str(new_config())!r}, "retriever.epochs=1"]
+try:
+    main()
+except SystemExit as ended:
+    print(json.dumps({{"code": ended.code, "modules": list(sys.modules)}}))
+"""
+    found = python(code)
+    assert found["code"] == 0
+    # Its vectors were not encoded by a sentence encoder either.
+    assert not {"mlflow", "sentence_transformers", "transformers"} & set(found["modules"])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_file_is_read_or_written_as_a_pickle(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            assert not PICKLES & {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in PICKLES
+        elif isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in {"torch.save", "torch.load", "torch.jit.load"}
+        elif isinstance(node, ast.keyword):
+            allowed = not (isinstance(node.value, ast.Constant) and node.value.value is True)
+            assert node.arg != "allow_pickle" or allowed

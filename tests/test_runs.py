@@ -1,0 +1,146 @@
+"""A finished run as notebooks and services use it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from recgrit.errors import ArtifactError, DataError
+from recgrit.runs import LAYOUT, Run
+from recgrit.semantic_ids.table import parse_semantic_id
+
+if TYPE_CHECKING:
+    FinishedRun = Any
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: FinishedRun) -> Run:
+    return Run(tiny_run.directory)
+
+
+def test_recommendations_have_titles_and_falling_scores(run: Run) -> None:
+    found = run.recommend(["3", "1"], top_k=5)
+    assert found.columns == ["user_id", "rank", "item_id", "title", "semantic_id", "score"]
+    assert found["user_id"].to_list() == ["3"] * 5 + ["1"] * 5, "in the order asked for"
+    assert found["rank"].to_list() == [1, 2, 3, 4, 5] * 2
+    titles = dict(run.data.items.frame.select("item_id", "title").iter_rows())
+    for row in found.iter_rows(named=True):
+        assert row["title"] == titles[row["item_id"]]
+        assert parse_semantic_id(row["semantic_id"]) == run.semantic_ids.codes_of(row["item_id"])
+    for _, rows in found.group_by("user_id"):
+        assert rows["score"].is_sorted(descending=True)
+        assert rows["score"].max() < 0, "a log-probability"
+
+
+def test_what_a_user_has_is_kept_out(run: Run) -> None:
+    for user in ("1", "17", "60"):
+        seen = set(run.history(user)["item_id"])
+        new = run.recommend([user], top_k=40)
+        assert not seen & set(new["item_id"])
+        assert len(seen) + new.height == 40
+        repeated = run.recommend([user], top_k=40, exclude_seen=False)
+        assert seen <= set(repeated["item_id"])
+
+
+def test_all_users_by_default(run: Run) -> None:
+    found = run.recommend(top_k=2)
+    assert found["user_id"].unique(maintain_order=True).equals(run.data.interactions.user_ids)
+    assert found.height == 120
+
+
+def test_probabilities_of_all_items_sum_to_one(run: Run) -> None:
+    found = run.recommend(["5"], top_k=40, exclude_seen=False)
+    assert np.exp(found["score"].to_numpy()).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_history_is_in_time_order(run: Run, tiny_run: FinishedRun) -> None:
+    raw = pl.read_csv(
+        tiny_run.data / "u.data",
+        separator="\t",
+        has_header=False,
+        new_columns=["user", "item", "rating", "time"],
+    )
+    expected = raw.filter(pl.col("user") == 42).sort("time")["item"].cast(pl.String).to_list()
+    history = run.history("42")
+    assert history.columns == ["item_id", "title", "semantic_id"]
+    assert history["item_id"].to_list() == expected
+
+
+def test_semantic_ids_both_ways(run: Run) -> None:
+    table = run.semantic_ids
+    assert len(table) == 40
+    for item_id in ("1", "40"):
+        assert table.item_of(table.codes_of(item_id)) == item_id
+    assert table.item_of((7,) * table.id_length) in (None, *table.item_ids)
+
+
+def test_every_part_as_a_pandas_frame(run: Run) -> None:
+    frames = {
+        "semantic ids": (run.semantic_ids.to_pandas(), 40),
+        "interactions": (run.data.interactions.to_pandas(), len(run.data.interactions)),
+        "items": (run.data.items.to_pandas(), 40),
+        "report": (run.reports["test"].to_pandas(), 60),
+        "recommendations": (run.recommend(["1"]).to_pandas(), 10),
+    }
+    for name, (frame, height) in frames.items():
+        assert isinstance(frame, pd.DataFrame), name
+        assert len(frame) == height, name
+
+
+def test_every_table_can_be_read_by_pandas(tiny_run: FinishedRun) -> None:
+    paths = list(tiny_run.directory.rglob("*.parquet"))
+    assert len(paths) > 8
+    for path in paths:
+        assert len(pd.read_parquet(path)) > 0, path
+
+
+def test_reports_match_what_was_printed(run: Run, tiny_run: FinishedRun) -> None:
+    values = tiny_run.result.json()
+    assert set(run.reports) == {
+        f"{model}{split}{masked}"
+        for model in ("", "popularity_")
+        for split in ("valid", "test")
+        for masked in ("", "_masked")
+    }
+    assert run.reports["test_masked"].metrics() == pytest.approx(values["test_masked"])
+
+
+def test_a_moved_run_works(run: Run, tiny_run: FinishedRun, tmp_path: Path) -> None:
+    moved = Run(shutil.copytree(tiny_run.directory, tmp_path / "elsewhere" / "moved [1]"))
+    assert moved.config.run.dir == moved.directory
+    # Nothing of it refers back to where it was made.
+    assert moved.recommend(["8"]).drop("score").equals(run.recommend(["8"]).drop("score"))
+    assert moved.reports["valid"].metrics() == run.reports["valid"].metrics()
+
+
+def test_it_takes_text_as_a_path(tiny_run: FinishedRun) -> None:
+    assert Run(str(tiny_run.directory)).manifest("train").stage == "train"
+
+
+def test_unknown_users_are_named(run: Run) -> None:
+    with pytest.raises(DataError, match=r"Unknown user\(s\) 'x', 'y'.*60 users, such as '"):
+        run.recommend(["1", "x", "y"])
+    with pytest.raises(DataError, match="Unknown user"):
+        run.history("x")
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"No run at .*'recgrit run' wrote, with data, embed"):
+        Run(tmp_path)
+    with pytest.raises(ArtifactError, match="No run at nowhere"):
+        Run("nowhere")
+
+
+@pytest.mark.parametrize("stage", ["tokenize", "train", "evaluate"])
+def test_a_part_that_is_missing(copied_run: Path, stage: str) -> None:
+    shutil.rmtree(copied_run / LAYOUT[stage][0])
+    run = Run(copied_run)
+    assert len(run.data.interactions) > 0
+    with pytest.raises(ArtifactError, match=rf"No artifact at .*{LAYOUT[stage][0]}"):
+        _ = run.reports if stage == "evaluate" else run.recommend(["1"])
