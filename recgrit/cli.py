@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.panel import Panel
@@ -26,6 +24,7 @@ from rich.table import Table
 
 import recgrit
 from recgrit.errors import ArtifactError, ConfigError, RecgritError
+from recgrit.progress import build_console, messages
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,22 +44,12 @@ app = typer.Typer(
 inspect_app = typer.Typer(help="Look at what a run made.", no_args_is_help=True)
 app.add_typer(inspect_app, name="inspect", rich_help_panel="Look")
 
-# Tables and lines keep their shape in files and pipes, where there is no width to fit.
-PIPE_WIDTH = 130
 # Columns that the table of metrics takes at three list lengths.
 WIDE = 112
 # Of a user's history, beside recommendations.
 SHOWN_HISTORY = 3
 
-
-def _console(*, stderr: bool) -> Console:
-    stream = sys.stderr if stderr else sys.stdout
-    has_width = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if has_width else PIPE_WIDTH)
-
-
-output = _console(stderr=False)
-messages = _console(stderr=True)
+output = build_console(stderr=False)
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
@@ -339,7 +328,7 @@ def _load(config: Path, overrides: list[str] | None) -> ExperimentConfig:
     path, given = config, list(overrides or [])
     if config.is_dir():
         path = config / CONFIG_NAME
-        given = [f"run.dir={config}", *given]
+        given = [f"run.dir={json.dumps(str(config))}", *given]
     return load_config(ExperimentConfig, path, given)
 
 

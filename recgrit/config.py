@@ -24,6 +24,15 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class SettingsLoader(yaml.SafeLoader):
+    """Safe YAML in which ``2024-01-01`` is text: no setting is a date, some are names."""
+
+
+SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -65,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "configs/movielens-100k.yaml; check the path or run from the repository root."
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if values is None:
@@ -85,9 +94,11 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             "for example retriever.epochs=3."
         )
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, SettingsLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The value of override {override!r} is not valid YAML: {error}") from None
+        raise ConfigError(
+            f"The value of override {override!r} is not valid YAML: {error}"
+        ) from None
     *parents, last = key.split(".")
     node = values
     for part in parents:
@@ -108,7 +119,9 @@ def _explain(model: type[Config], error: ValidationError, source: str) -> str:
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key.{_suggestion(model, [str(p) for p in fault['loc']])}")
+            lines.append(
+                f"  {key}: unknown key.{_suggestion(model, [str(p) for p in fault['loc']])}"
+            )
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"  {key or '(whole config)'}: {message} (got {fault['input']!r})")

@@ -6,6 +6,7 @@ displays on one terminal would overwrite each other.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,15 @@ T = TypeVar("T")
 # Lines keep their shape in files and pipes, where there is no width to fit.
 PIPE_WIDTH = 130
 
-messages = Console(stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+
+def build_console(*, stderr: bool) -> Console:
+    """A console as wide as its terminal, as ``COLUMNS`` says, or as `PIPE_WIDTH`."""
+    stream = sys.stderr if stderr else sys.stdout
+    has_width = stream.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if has_width else PIPE_WIDTH)
+
+
+messages = build_console(stderr=True)
 
 _display: ContextVar[Progress | None] = ContextVar("display", default=None)
 

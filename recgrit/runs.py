@@ -6,6 +6,7 @@ against the artifacts it was built from.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -72,7 +73,8 @@ class Run:
     @cached_property
     def config(self) -> ExperimentConfig:
         """The settings of the run, its folder being where it is now."""
-        overrides = [f"run.dir={self.directory}"]
+        # Quoted: a folder called 2024-01-01 is no date.
+        overrides = [f"run.dir={json.dumps(str(self.directory))}"]
         return load_config(ExperimentConfig, self.directory / CONFIG_NAME, overrides)
 
     def manifest(self, stage: str) -> Manifest:

@@ -130,7 +130,6 @@ def run_experiment(
             result.tracking = tracker.location
             _run_stages(names, config, result, tracker, force=force)
             _track_outcome(config, result, tracker)
-    _write_config(config)
     return result
 
 
@@ -174,6 +173,7 @@ def _run_stages(
         # An interrupted first run can go on from its folder too.
         if not (config.run.dir / CONFIG_NAME).is_file():
             _write_config(config)
+    _write_config(config)
     if "evaluate" in names:
         result.reports = Run(config.run.dir).reports
 

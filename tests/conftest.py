@@ -7,15 +7,20 @@ import logging
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+# Before anything imports torch: its threads gain nothing on tiny tensors and fight over busy cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NUM_USERS, NUM_ITEMS = 60, 40
 # Groups of items, each with words of its own and the place of its flag among the 19 of u.item.
@@ -218,14 +223,47 @@ def real_data() -> Callable[[str], Path]:
 
 
 def run_command(*arguments: object, cwd: Path | None = None, **environment: str) -> CommandResult:
-    """Calls the command line in a process of its own, on one thread: cores may be shared."""
+    """Calls the command line in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "recgrit", *map(str, arguments)],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
     )
     return CommandResult(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def stop_in_training(tmp_path: Path) -> Iterator[Callable[..., tuple[int, CommandResult]]]:
+    """Starts a run that would train for hours and sends it a signal while it does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def stop(config: Path, run: Path, number: signal.Signals) -> tuple[int, CommandResult]:
+        endless = ("retriever.epochs=1000000", "retriever.patience=1000000")
+        with (tmp_path / "err.txt").open("w") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "recgrit", "run", str(config), *endless],
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+            )
+        started.append(process)
+        deadline = time.monotonic() + 120
+        while not (run / f".retriever.partial-{process.pid}").exists():
+            assert process.poll() is None, (tmp_path / "err.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)  # Into the epochs.
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        result = CommandResult(process.returncode, out, (tmp_path / "err.txt").read_text())
+        return process.pid, result
+
+    yield stop
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -232,6 +231,16 @@ def test_recommend_takes_the_newest_run(
     assert "Using the newest run, runs/copy." in done.err
 
 
+def test_a_run_folder_of_any_name_is_a_config(
+    copied_run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied_run.rename(copied_run.with_name("2024-01-01"))
+    monkeypatch.chdir(copied_run.parent)
+    done = command("run", "2024-01-01", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["up_to_date"] == STAGES
+
+
 def test_inspect_item(tiny_run: FinishedRun, command: Command) -> None:
     done = command("inspect", "item", "11", "--run", tiny_run.directory, "--json")
     assert done.code == 0
@@ -312,31 +321,17 @@ def test_help_names_every_command_at_once(run_command: Command) -> None:
 
 
 def test_an_interrupt_keeps_finished_stages(
-    new_config: Callable[..., Path], tmp_path: Path, command: Command
+    new_config: Callable[..., Path],
+    tmp_path: Path,
+    command: Command,
+    stop_in_training: Callable[..., Any],
 ) -> None:
-    config = new_config(retriever={"epochs": 100_000, "patience": 100_000})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recgrit", "run", str(config)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "epoch 1:" in line:
-            process.send_signal(2)
-            break
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Interrupted: finished stages are kept" in rest
-    assert "Traceback" not in rest
     run = tmp_path / "runs" / "new"
-    assert {path.name for path in run.iterdir()} == {
-        "config.yaml",
-        "data",
-        "embeddings",
-        "semantic_ids",
-    }
+    _, done = stop_in_training(new_config(), run, signal.SIGINT)
+    assert done.code == 130
+    assert "Interrupted: finished stages are kept" in done.err
+    assert "Traceback" not in done.err
+    kept = {"config.yaml", "data", "embeddings", "semantic_ids"}
+    assert {path.name for path in run.iterdir()} == kept
     values = command("run", run, "retriever.epochs=1", "--json").json()
     assert values["up_to_date"] == ["prepare", "embed", "tokenize"]

@@ -112,11 +112,19 @@ def test_reports_match_what_was_printed(run: Run, tiny_run: FinishedRun) -> None
 
 
 def test_a_moved_run_works(run: Run, tiny_run: FinishedRun, tmp_path: Path) -> None:
-    moved = Run(shutil.copytree(tiny_run.directory, tmp_path / "elsewhere" / "moved [1]"))
+    moved = Run(shutil.copytree(tiny_run.directory, tmp_path / "else where" / "moved"))
     assert moved.config.run.dir == moved.directory
     # Nothing of it refers back to where it was made.
     assert moved.recommend(["8"]).drop("score").equals(run.recommend(["8"]).drop("score"))
     assert moved.reports["valid"].metrics() == run.reports["valid"].metrics()
+
+
+def test_a_folder_named_like_a_date(
+    tiny_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run.directory, tmp_path / "2024-01-01")
+    monkeypatch.chdir(tmp_path)
+    assert Run("2024-01-01").config.run.dir == Path("2024-01-01")
 
 
 def test_it_takes_text_as_a_path(tiny_run: FinishedRun) -> None:

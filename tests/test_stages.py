@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -123,26 +122,12 @@ def test_a_stage_that_fails_closes_its_tracked_run(
     assert sorted(p.name for p in (tmp_path / "runs" / "new").iterdir()) == ["config.yaml", "data"]
 
 
-def test_a_killed_run_is_taken_up_again(new_config: NewConfig, tmp_path: Path) -> None:
+def test_a_killed_run_is_taken_up_again(
+    new_config: NewConfig, tmp_path: Path, stop_in_training: Callable[..., Any]
+) -> None:
     run = tmp_path / "runs" / "new"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "recgrit", "run", str(new_config())),
-            *("retriever.epochs=100000", "retriever.patience=100000"),
-        ],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "epoch 2:" in line:
-            process.send_signal(signal.SIGKILL)
-            break
-    process.wait()
-    process.stderr.close()
-    assert leftovers(run) == [f".retriever.partial-{process.pid}"]
+    number, _ = stop_in_training(new_config(), run, signal.SIGKILL)
+    assert leftovers(run) == [f".retriever.partial-{number}"]
     assert not (run / "retriever").exists()
     # From the folder alone: its settings were kept.
     result = run_experiment(load(run / "config.yaml", "retriever.epochs=2"))
@@ -159,8 +144,7 @@ def test_a_full_disk_is_told(new_config: NewConfig, tmp_path: Path, limit: int, 
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),  # noqa: PLW1509
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

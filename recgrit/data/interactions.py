@@ -88,7 +88,7 @@ class Interactions:
     def load(cls, directory: Path) -> Interactions:
         """Read what `save` wrote."""
         return cls(
-            frame=pl.read_parquet(directory / "interactions.parquet"),
-            user_ids=pl.read_parquet(directory / "users.parquet")["user_id"],
-            item_ids=pl.read_parquet(directory / "item_ids.parquet")["item_id"],
+            frame=pl.read_parquet(directory / "interactions.parquet", glob=False),
+            user_ids=pl.read_parquet(directory / "users.parquet", glob=False)["user_id"],
+            item_ids=pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"],
         )

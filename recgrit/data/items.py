@@ -71,4 +71,4 @@ class ItemTable:
     @classmethod
     def load(cls, directory: Path) -> ItemTable:
         """Read what `save` wrote."""
-        return cls(pl.read_parquet(directory / "items.parquet"))
+        return cls(pl.read_parquet(directory / "items.parquet", glob=False))

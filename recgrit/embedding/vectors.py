@@ -58,7 +58,7 @@ def _read_npy(path: Path) -> npt.NDArray[np.float32]:
 
 def _read_parquet(path: Path, item_ids: pl.Series) -> npt.NDArray[np.float32]:
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"Cannot read {path} as Parquet: {error}") from None
     if "item_id" not in frame.columns:

@@ -125,7 +125,7 @@ class EvaluationReport:
             values = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
             metrics = values["metrics"]
             return cls(
-                per_user=pl.read_parquet(directory / PER_USER_NAME),
+                per_user=pl.read_parquet(directory / PER_USER_NAME, glob=False),
                 # JSON has no tuples, and a report must load equal to the one saved.
                 protocol=values["protocol"] | {"ks": tuple(values["protocol"]["ks"])},
                 means={name: metric["mean"] for name, metric in metrics.items()},

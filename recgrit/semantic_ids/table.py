@@ -159,7 +159,7 @@ class SemanticIdTable:
         metadata = pl.read_parquet_metadata(path)
         if "recgrit.codebook_sizes" not in metadata:
             raise DataError(f"{path} is not an item-ID table: its codebook sizes are missing.")
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
         sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
         level = metadata["recgrit.disambiguation_level"]
         return cls(

@@ -1,10 +1,9 @@
-"""A tiny data set, written in every format that can be read, and the way to real files."""
+"""A tiny data set, written in every format that can be read."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -138,17 +137,3 @@ def write_dataset(tmp_path: Path) -> Callable[..., Path]:
         return target
 
     return write
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Callable[[str], Path]:
-    """The folder of a real data set; skips where it is not at hand."""
-
-    def find(name: str) -> Path:
-        beside = Path(__file__).parents[2].parent / "shared" / "data"
-        folder = Path(os.environ.get("RECGRIT_TEST_DATA", beside)) / name
-        if not folder.is_dir():
-            pytest.skip(f"no real files at {folder}; name their parent in RECGRIT_TEST_DATA")
-        return folder
-
-    return find

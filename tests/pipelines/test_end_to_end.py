@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,7 +54,6 @@ def test_as_a_script(tiny_run: FinishedRun) -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.stdout.strip() == str(tiny_run.directory)
     assert done.stderr.count("up to date") == 6

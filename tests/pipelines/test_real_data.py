@@ -28,12 +28,12 @@ def test_latest_small_beats_popularity(
         "tokenizer": {"codebook_size": 64, "epochs": 5},
         "retriever": {
             "model_dim": 64,
-            "epochs": 6,
+            "epochs": 2,
             "dropout": 0.2,
             "learning_rate": 0.003,
             "warmup_steps": 50,
         },
-        "evaluation": {"num_bootstrap": 200},
+        "evaluation": {"num_bootstrap": 200, "exact_users": 50},
         "tracking": {"backend": "none"},
     }
     config = tmp_path / "small.yaml"
@@ -44,7 +44,8 @@ def test_latest_small_beats_popularity(
     assert time.monotonic() - started < 120
     values = done.json()
     assert values["num_users"] == 610
-    assert values["valid"]["ndcg_at_10"] > values["popularity_valid"]["ndcg_at_10"]
+    # About three times as good; a half more is asked for.
+    assert values["valid"]["ndcg_at_10"] > 1.5 * values["popularity_valid"]["ndcg_at_10"]
     run = Run(tmp_path / "runs" / "small")
     found = run.recommend(["1"], top_k=10)
     assert found["title"].null_count() == 0

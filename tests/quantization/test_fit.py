@@ -100,6 +100,7 @@ def test_without_epochs_the_kmeans_start_stays(features):
 
 
 def test_the_same_seed_gives_the_same_tokenizer(features, fitted):
+    torch.manual_seed(77)  # What was drawn before does not count.
     again = fit_tokenizer(features, settings(), seed=0)
     assert again.history == fitted.history
     assert torch.equal(again.codes, fitted.codes)
@@ -253,6 +254,37 @@ def test_the_autoencoder_trains(features):
     assert found.codes.shape == (1024, 3)
     assert found.last_residuals.shape == (1024, 8)
     assert min(level.codebook_usage for level in found.diagnostics.levels) > 0.7
+
+
+def test_commitment_keeps_latents_near_their_codes(features):
+    gaps = []
+    for weight in (0.0, 2.0):
+        config = settings(
+            autoencoder="mlp", hidden_dims=(32,), code_dim=8, epochs=5, commitment_weight=weight
+        )
+        model = fit_tokenizer(features, config, seed=0).model
+        with torch.no_grad():
+            latent = model.encode_latent(features)
+            gap = model.quantizer(latent).commitment_loss
+            gaps.append(float(gap / latent.var(dim=0).sum()))
+    assert gaps[1] < 0.7 * gaps[0]
+
+
+def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
+    """From a start so poor and at such a learning rate W would leave [0.5, 2] at once."""
+
+    def far_away(self, latent, *, seed):
+        for codebook in self.codebooks:
+            codebook.embedding.data.mul_(20)
+
+    monkeypatch.setattr(ResidualGRITVQ, "fit_init_", far_away)
+    config = settings(learning_rate=0.3, epochs=3, normalized_from=3)
+    found = fit_tokenizer(features, config, seed=0)
+    assert found.best_epoch > 0
+    for codebook in found.model.quantizer.codebooks:
+        values = torch.linalg.svdvals(codebook.transform.rotate.detach())
+        assert values.min() > 0.5 - 1e-4
+        assert values.max() < 2 + 1e-4
 
 
 def test_a_size_for_each_level(fitted):

@@ -15,6 +15,11 @@ from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.semantic_ids.trie import build_trie
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_whatever_ran_before():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def make_split():
     """Leave-one-out split; the last two items of each sequence are targets if it has three."""
