@@ -28,7 +28,7 @@ class FeatureConfig(Config):
 
     text_dim: int | None = Field(64, ge=1)
     cooccurrence_dim: int = Field(64, ge=1)
-    cooccurrence_weight: float = Field(1.0, ge=0)
+    cooccurrence_weight: float = Field(0.5, ge=0)
     cooccurrence_window: int = Field(10, ge=1)
 
 
@@ -37,7 +37,7 @@ def build_features(
     cooccurrence: Embeddings | None,
     *,
     text_dim: int | None = 64,
-    cooccurrence_weight: float = 1.0,
+    cooccurrence_weight: float = 0.5,
 ) -> Embeddings:
     """Text and co-occurrence vectors side by side, each of unit mean square norm times its weight.
 

@@ -43,7 +43,7 @@ class TokenizerConfig(Config):
     learning_rate: float = Field(1e-3, gt=0)
     commitment_weight: float = Field(0.05, ge=0)
     reset_interval: int = Field(50, ge=1)
-    unique_ids: Literal["greedy", "disambiguation"] = "greedy"
+    unique_ids: Literal["greedy", "disambiguation"] = "disambiguation"
 
     @field_validator("codebook_size")
     @classmethod

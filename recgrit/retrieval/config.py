@@ -38,9 +38,9 @@ class RetrieverConfig(Config):
     num_heads: int = Field(4, ge=1)
     history_length: int = Field(50, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)
-    node_dropout: float = Field(0.3, ge=0, lt=1)
-    content: bool = True
-    epochs: int = Field(40, ge=1)
+    node_dropout: float = Field(0.05, ge=0, lt=1)
+    content: bool = False
+    epochs: int = Field(20, ge=1)
     patience: int = Field(4, ge=1)
     batch_targets: int = Field(1024, ge=1)
     learning_rate: float = Field(1e-3, gt=0)

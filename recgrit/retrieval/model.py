@@ -179,7 +179,7 @@ class TrieRetriever(nn.Module):
         num_heads: int = 4,
         history_length: int = 50,
         dropout: float = 0.5,
-        node_dropout: float = 0.3,
+        node_dropout: float = 0.05,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()

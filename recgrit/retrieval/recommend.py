@@ -19,6 +19,8 @@ from recgrit.retrieval.model import TrieRetriever
 
 # Users decoded at once: bounds the memory of one beam step.
 BATCH_USERS = 128
+# Likewise for exact scoring, which asks one query per user and inner node of the trie.
+EXACT_QUERIES = 131_072
 
 
 @torch.inference_mode()
@@ -59,7 +61,10 @@ def recommend_items(
     scores = np.full((len(users), top_k), -np.inf, dtype=np.float32)
     # Users with histories of like length together: little padding.
     order = np.argsort(ends - starts, kind="stable")
-    batches = [order[i : i + BATCH_USERS] for i in range(0, len(order), BATCH_USERS)]
+    size = BATCH_USERS
+    if beam_width is None:
+        size = min(size, max(1, EXACT_QUERIES // model.first_leaf))
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
     for rows in track(batches, f"recommend {history}", len(batches)):
         histories, lengths = last_items(
             split.items, starts[rows], ends[rows], model.encoder.history_length
