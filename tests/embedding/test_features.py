@@ -55,7 +55,7 @@ def test_asking_for_all_components_or_more_keeps_the_text(num_items, text_dim):
 
 def test_text_and_company_stand_side_by_side():
     text, taken = make_embeddings((30, 10)), make_embeddings((30, 3), seed=1)
-    both = build_features(text, taken, text_dim=None).vectors
+    both = build_features(text, taken, text_dim=None, cooccurrence_weight=1.0).vectors
     np.testing.assert_array_equal(both[:, :10], build_features(text, None, text_dim=None).vectors)
     np.testing.assert_array_equal(both[:, 10:], build_features(taken, None, text_dim=None).vectors)
 
