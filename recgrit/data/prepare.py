@@ -19,7 +19,7 @@ from recgrit.data.funnel import Funnel
 from recgrit.data.interactions import Interactions
 from recgrit.data.items import ItemTable
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, load_source
-from recgrit.data.splits import MIN_SEQUENCE_LENGTH, SequenceSplit, build_leave_one_out
+from recgrit.data.splits import SequenceSplit, build_leave_one_out
 from recgrit.errors import ConfigError, DataError
 
 
@@ -141,13 +141,7 @@ def prepare(config: DataConfig) -> PreparedData:
     funnel.count("items titled by their id", int(untitled.sum()))
     funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
     funnel.add("kept", kept)
-    split = build_leave_one_out(interactions)
-    if len(split.target_users("test")) == 0:
-        raise DataError(
-            f"None of {interactions.num_users} users has the {MIN_SEQUENCE_LENGTH} interactions it "
-            "takes to train, validate and test. Bring longer histories, or loosen the filters."
-        )
-    return PreparedData(interactions, items, split, funnel.to_polars())
+    return PreparedData(interactions, items, build_leave_one_out(interactions), funnel.to_polars())
 
 
 def build_interactions(interactions: pl.DataFrame) -> Interactions:
