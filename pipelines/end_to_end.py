@@ -13,7 +13,7 @@ from pathlib import Path
 
 from recgrit.config import load_config
 from recgrit.experiment import ExperimentConfig
-from recgrit.stages import run_experiment
+from recgrit.running import run_experiment
 
 
 def main(config: ExperimentConfig) -> Path:

@@ -11,27 +11,35 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
 
 import recgrit
+from recgrit.display import (
+    build_table,
+    funnel_table,
+    neighbour_table,
+    output,
+    print_history,
+    print_metrics,
+    print_retriever,
+    print_tokenizer,
+    recommendation_table,
+)
 from recgrit.errors import ArtifactError, ConfigError, RecgritError
-from recgrit.progress import build_console, messages
+from recgrit.progress import messages
 
 if TYPE_CHECKING:
     import polars as pl
 
     from recgrit.experiment import ExperimentConfig
+    from recgrit.running import RunResult
     from recgrit.runs import Run
-    from recgrit.stages import RunResult
 
 app = typer.Typer(
     name="recgrit",
@@ -43,13 +51,6 @@ app = typer.Typer(
 )
 inspect_app = typer.Typer(help="Look at what a run made.", no_args_is_help=True)
 app.add_typer(inspect_app, name="inspect", rich_help_panel="Look")
-
-# Columns that the table of metrics takes at three list lengths.
-WIDE = 112
-# Of a user's history, beside recommendations.
-SHOWN_HISTORY = 3
-
-output = build_console(stderr=False)
 
 ConfigArgument = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
@@ -113,77 +114,38 @@ def _build_log_handler() -> logging.Handler:
     return handler
 
 
-@app.command(rich_help_panel="Run")
-def run(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Run everything: from raw files to item IDs, evaluation and recommendations.
+# The commands that run stages differ in nothing but name and help.
+STAGE_HELP = {
+    "run": """Run everything: from raw files to item IDs, evaluation and recommendations.
 
     Example: `recgrit run configs/movielens-100k.yaml retriever.epochs=3 seed=1`
-    """
-    _run_until("recommend", config, overrides, force, as_json)
-
-
-@app.command(rich_help_panel="Run")
-def prepare(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Read, filter and split the raw files."""
-    _run_until("prepare", config, overrides, force, as_json)
-
-
-@app.command(rich_help_panel="Run")
-def embed(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Turn items into feature vectors."""
-    _run_until("embed", config, overrides, force, as_json)
-
-
-@app.command(rich_help_panel="Run")
-def tokenize(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Fit GRIT-VQ codebooks and write the item-ID table."""
-    _run_until("tokenize", config, overrides, force, as_json)
-
-
-@app.command(rich_help_panel="Run")
-def train(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train the retriever."""
-    _run_until("train", config, overrides, force, as_json)
-
-
-@app.command(rich_help_panel="Run")
-def evaluate(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    force: ForceOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Report Recall@K and NDCG@K on validation and test.
+    """,
+    "prepare": "Read, filter and split the raw files.",
+    "embed": "Turn items into feature vectors.",
+    "tokenize": "Fit GRIT-VQ codebooks and write the item-ID table.",
+    "train": "Train the retriever.",
+    "evaluate": """Report Recall@K and NDCG@K on validation and test.
 
     A retriever that was trained on another ID table than the run has now is refused, not trained
     again: that takes `train`, `run` or `--force`.
-    """
-    _run_until("evaluate", config, overrides, force, as_json)
+    """,
+}
+
+
+def _add_stage_command(name: str, text: str) -> None:
+    def command(
+        config: ConfigArgument,
+        overrides: OverridesArgument = None,
+        force: ForceOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run_until("recommend" if name == "run" else name, config, overrides, force, as_json)
+
+    app.command(name, help=text, rich_help_panel="Run")(command)
+
+
+for _name, _text in STAGE_HELP.items():
+    _add_stage_command(_name, _text)
 
 
 @app.command(rich_help_panel="Look")
@@ -219,8 +181,8 @@ def recommend(
     else:
         for user_id in users or []:
             rows = found.filter(found["user_id"] == user_id)
-            output.print(_recommendation_table(user_id, rows))
-            _print_history(opened.history(user_id))
+            output.print(recommendation_table(user_id, rows))
+            print_history(opened.history(user_id))
             if rows.height < top_k:
                 messages.print(
                     f"User {escape(user_id)} can be recommended {rows.height} items only."
@@ -250,7 +212,7 @@ def inspect_item(
     output.print(f"[bold]{escape(title)}[/]  item {escape(item_id)}")
     output.print(f"semantic ID {table.text_of(item_id)}")
     if near.height:
-        output.print(_neighbour_table(near))
+        output.print(neighbour_table(near))
     elif neighbours:
         output.print("No other item shares its first code.")
     if as_json:
@@ -272,7 +234,7 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
     from recgrit.runs import LAYOUT, stage_directory
 
     opened = _open_run(run_directory)
-    table = _table("stage", "folder", "fingerprint", "built from", "seconds", "created (UTC)")
+    table = build_table("stage", "folder", "fingerprint", "built from", "seconds", "created (UTC)")
     for column in table.columns[:3]:
         column.no_wrap = True
     table.title = escape(str(opened.directory))
@@ -297,13 +259,13 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
             manifest.created[:16].replace("T", " "),
         )
     output.print(table)
-    output.print(_funnel_table(stages["prepare"]["summary"]["funnel"]))
+    output.print(funnel_table(stages["prepare"]["summary"]["funnel"]))
     if "tokenize" in stages:
-        _print_tokenizer(stages["tokenize"]["summary"])
+        print_tokenizer(stages["tokenize"]["summary"])
     if "train" in stages:
-        _print_retriever(stages["train"]["summary"])
+        print_retriever(stages["train"]["summary"])
     if "evaluate" in stages:
-        _print_metrics(opened)
+        print_metrics(opened)
     if as_json:
         _print_json({"run": str(opened.directory), "stages": stages})
 
@@ -336,7 +298,7 @@ def _run_until(
     stage: str, config_path: Path, overrides: list[str] | None, force: bool, as_json: bool
 ) -> None:
     config = _load(config_path, overrides)
-    from recgrit.stages import require_own_checkpoint, run_experiment
+    from recgrit.running import require_own_checkpoint, run_experiment
 
     if stage == "evaluate" and not force:
         require_own_checkpoint(config)
@@ -353,22 +315,22 @@ def _run_until(
 
 
 def _print_result(result: RunResult, stage: str) -> None:
+    from recgrit.running import peak_memory_mb
     from recgrit.runs import Run
-    from recgrit.stages import peak_memory_mb
 
     opened = Run(result.directory)
     if stage == "prepare":
-        output.print(_funnel_table(opened.manifest("prepare").summary["funnel"]))
+        output.print(funnel_table(opened.manifest("prepare").summary["funnel"]))
     if stage == "tokenize":
-        _print_tokenizer(opened.manifest("tokenize").summary)
+        print_tokenizer(opened.manifest("tokenize").summary)
     if stage == "train":
-        _print_retriever(opened.manifest("train").summary)
+        print_retriever(opened.manifest("train").summary)
     if result.reports:
-        _print_metrics(opened)
+        print_metrics(opened)
         agreement = opened.manifest("evaluate").summary.get("beam_agreement")
         if agreement is not None:
             output.print(f"Beam search finds {agreement:.1%} of the exact top 10.")
-    written = _table("stage", "seconds", "written to")
+    written = build_table("stage", "seconds", "written to")
     for name, path in result.artifacts.items():
         seconds = "up to date" if name in result.up_to_date else f"{result.seconds[name]:.1f}"
         written.add_row(name, seconds, escape(str(path)))
@@ -408,111 +370,6 @@ def _open_run(directory: Path | None) -> Run:
         directory = found[-1].parent
         messages.print(f"Using the newest run, {escape(str(directory))}.", soft_wrap=True)
     return Run(directory)
-
-
-def _print_metrics(opened: Run) -> None:
-    """One table where there is room; on a narrow terminal one per model, for shorter labels."""
-    from recgrit.evaluation.table import metrics_table
-
-    splits = ("valid", "valid_masked", "test", "test_masked")
-    models = {
-        model: {name.replace("_", " "): opened.reports[prefix + name] for name in splits}
-        for model, prefix in (("retriever", ""), ("popularity", "popularity_"))
-    }
-    users = opened.reports["test"].per_user.height
-    note = f"{users:,} users, all items ranked, mean ± half the 95% interval"
-    if output.width >= WIDE:
-        groups = {
-            note: {f"{m} {name}": r for m, rows in models.items() for name, r in rows.items()}
-        }
-    else:
-        output.print(note)
-        groups = models
-    for title, rows in groups.items():
-        table = metrics_table(rows)
-        table.title = title
-        output.print(table)
-    output.print("masked: the items of a user's history are kept out of the lists")
-
-
-def _table(*columns: str, numbers: tuple[str, ...] = ("seconds",)) -> Table:
-    """An empty table in the one style of all tables here; ``numbers`` are set to the right."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    return table
-
-
-def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
-    numbers = ("interactions", "users", "items", "dropped", "counted")
-    table = _table("step", *numbers, numbers=numbers)
-    table.title = "Data"
-    for row in funnel:
-        table.add_row(
-            *("" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row.values())
-        )
-    return table
-
-
-def _print_tokenizer(summary: Mapping[str, Any]) -> None:
-    found = summary["diagnostics"]
-    columns = ("level", "codes", "usage", "perplexity", "dead", "residual norm")
-    table = _table(*columns, numbers=columns)
-    table.title = "Semantic IDs"
-    for level in found["levels"]:
-        table.add_row(
-            str(level["level"]),
-            str(level["codebook_size"]),
-            f"{level['codebook_usage']:.1%}",
-            f"{level['perplexity']:.0f}",
-            str(level["dead_codes"]),
-            f"{level['residual_norm']:.3f}",
-        )
-    output.print(table)
-    shared = f"{found['collision_rate']:.1%} of {summary['num_items']:,} items shared an ID"
-    if found["collision_rate"]:
-        shared += f" (at most {found['largest_bucket']} on one), made unique by "
-        shared += summary["unique_by"]
-    if summary["num_moved"]:
-        shared += f", {summary['num_moved']:,} moved"
-    output.print(f"{shared}.")
-
-
-def _print_retriever(summary: Mapping[str, Any]) -> None:
-    parts = summary["num_parameters"]
-    output.print(
-        f"Retriever: best epoch {summary['best_epoch']} of {summary['num_epochs']}; "
-        f"{sum(parts.values()):,} parameters: "
-        + ", ".join(f"{name} {count:,}" for name, count in parts.items())
-        + "."
-    )
-
-
-def _recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
-    table = _table("rank", "item", "title", "semantic ID", "log P", numbers=("rank", "log P"))
-    table.title = f"User {escape(user_id)}"
-    for row in rows.iter_rows(named=True):
-        table.add_row(
-            str(row["rank"]),
-            escape(row["item_id"]),
-            escape(row["title"]),
-            row["semantic_id"],
-            f"{row['score']:.2f}",
-        )
-    return table
-
-
-def _print_history(history: pl.DataFrame) -> None:
-    latest = "; ".join(reversed(history["title"].tail(SHOWN_HISTORY).to_list()))
-    output.print(f"After {history.height:,} items, the latest first: {escape(latest)}\n")
-
-
-def _neighbour_table(frame: pl.DataFrame) -> Table:
-    table = _table("levels shared", "item", "title", "semantic ID", numbers=("levels shared",))
-    table.title = "Items that share its prefix"
-    for row in frame.iter_rows():
-        table.add_row(*(escape(str(value)) for value in row))
-    return table
 
 
 def _write_parquet(frame: pl.DataFrame, path: Path) -> None:

@@ -19,8 +19,9 @@ from recgrit.artifacts import read_manifest
 from recgrit.config import load_config
 from recgrit.errors import ArtifactError, NewerSchemaError
 from recgrit.experiment import ExperimentConfig
+from recgrit.running import run_experiment
 from recgrit.runs import LAYOUT
-from recgrit.stages import STAGES, run_experiment
+from recgrit.stages import STAGES
 from recgrit.tracking.tracker import NullTracker
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def test_a_folder_without_permission(
     new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whoever is root may write anywhere, so the answer is given here.
-    monkeypatch.setattr("recgrit.stages.os.access", lambda path, mode: False)
+    monkeypatch.setattr("recgrit.running.os.access", lambda path, mode: False)
     with pytest.raises(ArtifactError, match=r"no permission to write to .*run\.dir=PATH"):
         run_experiment(load(new_config()))
     assert not (tmp_path / "runs").exists()

@@ -22,7 +22,7 @@ from recgrit.data.splits import SequenceSplit
 from recgrit.errors import TrainingError
 from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.progress import progress_bar
-from recgrit.retrieval.batching import build_windows, collate, plan_batches
+from recgrit.retrieval.batching import Windows, build_windows, iterate_batches
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.recommend import recommend_items
@@ -170,12 +170,7 @@ def fit_retriever(
     model = build_retriever(table, split, features, config).to(device)
     windows = build_windows(split, config.history_length)
     valid_users = _choose_users(split, config.valid_users, seed)
-    if windows.num_targets == 0 or len(valid_users) == 0:
-        raise TrainingError(
-            "Training needs users with at least two items to learn from and one to validate by, "
-            f"got {windows.num_targets} training targets and {len(valid_users)} users with a "
-            "validation target. Lower the filters of the data section, or bring longer histories."
-        )
+    _require_targets(split, windows, valid_users)
     num_steps = config.epochs * math.ceil(windows.num_targets / config.batch_targets)
     optimizer = _build_optimizer(model, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -191,12 +186,12 @@ def fit_retriever(
             model.train()
             loss_sum, num_targets = 0.0, 0
             num_right = torch.zeros(model.num_levels)
-            for chosen in plan_batches(
-                windows, batch_targets=config.batch_targets, generator=generator
+            for batch in iterate_batches(
+                split, windows, batch_targets=config.batch_targets, generator=generator
             ):
-                batch = collate(split, windows, chosen).to(device)
+                moved = batch.to(device)
                 with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                    loss = model.loss(batch.histories, batch.targets, batch.supervised)
+                    loss = model.loss(moved.histories, moved.targets, moved.supervised)
                 value = loss.value.item()
                 if not math.isfinite(value):
                     raise TrainingError(
@@ -242,6 +237,23 @@ def fit_retriever(
     model.load_state_dict(best_state)
     model.eval()
     return FittedRetriever(model, history, best_epoch=best + 1, precision=precision)
+
+
+def _require_targets(
+    split: SequenceSplit, windows: Windows, valid_users: npt.NDArray[np.int64]
+) -> None:
+    """Refuse data that leave nothing to learn or nothing to stop by."""
+    if windows.num_targets == 0 or len(valid_users) == 0:
+        raise TrainingError(
+            "Training needs users with at least two items to learn from and one to validate by, "
+            f"got {windows.num_targets} training targets and {len(valid_users)} users with a "
+            "validation target. Lower the filters of the data section, or bring longer histories."
+        )
+    if np.count_nonzero(split.train_item_counts()) < 2:
+        raise TrainingError(
+            "All training histories hold one and the same item, so there is no choice to learn. "
+            "Lower the filters of the data section, or bring more interactions."
+        )
 
 
 def _validate(

@@ -153,9 +153,11 @@ class SemanticIdTable:
         """Read what `save` wrote.
 
         Raises:
-            DataError: The file is not an ID table.
+            DataError: The file is missing or not an ID table.
         """
         path = directory / "semantic_ids.parquet"
+        if not path.is_file():
+            raise DataError(f"No item-ID table at {path}. Build it with 'recgrit tokenize CONFIG'.")
         metadata = pl.read_parquet_metadata(path)
         if "recgrit.codebook_sizes" not in metadata:
             raise DataError(f"{path} is not an item-ID table: its codebook sizes are missing.")

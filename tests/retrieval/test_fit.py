@@ -122,6 +122,12 @@ def test_nothing_to_learn_from_is_told(table, make_split, make_config, sequences
         fit_retriever(table, make_split(sequences, NUM_ITEMS), None, make_config(), seed=0)
 
 
+def test_a_single_item_to_learn_is_told(table, make_split, make_config):
+    split = make_split([[0, 0, 0, 1, 2]] * 3, NUM_ITEMS)
+    with pytest.raises(TrainingError, match="one and the same item"):
+        fit_retriever(table, split, None, make_config(), seed=0)
+
+
 def test_nobody_to_validate_by_is_told(table, make_split, make_config):
     split = make_split([[0, 1], [2, 3]] * 5, NUM_ITEMS)
     with pytest.raises(TrainingError, match="0 users with a validation target"):

@@ -134,3 +134,8 @@ def test_as_a_table(table):
     assert frame.columns == ["item_id", "title", "level_0", "level_1", "level_2", "semantic_id"]
     assert frame.row(3) == ("item 3", "Title 3", 3, 0, 0, "<a_3><b_0><c_0>")
     assert table.to_pandas().shape == (5, 6)
+
+
+def test_a_missing_table_is_told(tmp_path):
+    with pytest.raises(DataError, match="recgrit tokenize"):
+        SemanticIdTable.load(tmp_path)
