@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -349,11 +350,13 @@ def _print_next_steps(opened: Run) -> None:
     user = opened.data.interactions.user_ids[0]
     item = opened.semantic_ids.item_ids[0]
     place = shlex.quote(str(opened.directory))
+    # Without an activated environment the short name does not work.
+    program = "recgrit" if shutil.which("recgrit") else shlex.quote(sys.argv[0])
     output.print("\nNext:")
     for command in (
-        f"recgrit recommend --run {place} --user {shlex.quote(user)}",
-        f"recgrit inspect item {shlex.quote(item)} --run {place}",
-        f"recgrit inspect run --run {place}",
+        f"{program} recommend --run {place} --user {shlex.quote(user)}",
+        f"{program} inspect item {shlex.quote(item)} --run {place}",
+        f"{program} inspect run --run {place}",
     ):
         output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
 
