@@ -350,8 +350,7 @@ def _print_next_steps(opened: Run) -> None:
     user = opened.data.interactions.user_ids[0]
     item = opened.semantic_ids.item_ids[0]
     place = shlex.quote(str(opened.directory))
-    # Without an activated environment the short name does not work.
-    program = "recgrit" if shutil.which("recgrit") else shlex.quote(sys.argv[0])
+    program = _program()
     output.print("\nNext:")
     for command in (
         f"{program} recommend --run {place} --user {shlex.quote(user)}",
@@ -359,6 +358,15 @@ def _print_next_steps(opened: Run) -> None:
         f"{program} inspect run --run {place}",
     ):
         output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
+
+
+def _program() -> str:
+    """How to type this command here: without an activated environment its name is not enough."""
+    if shutil.which("recgrit"):
+        return "recgrit"
+    if Path(sys.argv[0]).name == "recgrit":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m recgrit"
 
 
 def _open_run(directory: Path | None) -> Run:

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from recgrit import __version__, cli
+from recgrit import __version__, cli, display
 from recgrit.runs import LAYOUT, Run
 
 if TYPE_CHECKING:
@@ -287,7 +287,8 @@ def test_inspect_shows_what_does_not_fit_together(copied_run: Path, command: Com
 def test_tables_fit_the_terminal(
     tiny_run: FinishedRun, command: Command, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    monkeypatch.setattr(cli, "output", Console(width=width))
+    for module in (cli, display):
+        monkeypatch.setattr(module, "output", Console(width=width))
     for arguments in (("inspect", "run"), ("inspect", "item", "3"), ("recommend", "--user", "9")):
         done = command(*arguments, "--run", tiny_run.directory)
         assert max(map(len, done.out.splitlines())) <= width
