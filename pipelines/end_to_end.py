@@ -2,7 +2,7 @@
 
     python pipelines/end_to_end.py configs/movielens-100k.yaml retriever.epochs=5
 
-`recgrit run` calls the same function; copy this file to compose stages of your own.
+`recgrit run` calls the same function.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from recgrit.config import load_config
+from recgrit.errors import RecgritError
 from recgrit.experiment import ExperimentConfig
 from recgrit.running import run_experiment
 
@@ -23,5 +24,9 @@ def main(config: ExperimentConfig) -> Path:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    path, *overrides = sys.argv[1:]
-    print(main(load_config(ExperimentConfig, path, overrides)))
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    try:
+        print(main(load_config(ExperimentConfig, sys.argv[1], sys.argv[2:])))
+    except RecgritError as error:
+        sys.exit(str(error))

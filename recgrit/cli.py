@@ -239,7 +239,8 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
     for column in table.columns[:3]:
         column.no_wrap = True
     table.title = escape(str(opened.directory))
-    stages = {}
+    stages: dict[str, Any] = {}
+    unfit: set[str] = set()
     for stage, (folder, parents) in LAYOUT.items():
         directory = stage_directory(opened.directory, stage)
         if not directory.is_dir():
@@ -249,6 +250,8 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
         stages[stage] = manifest.model_dump(mode="json")
         # Shown rather than refused: this is where one looks for what does not fit together.
         stale = [p for p in parents if stages.get(p, {}).get("fingerprint") != manifest.parents[p]]
+        if stale:
+            unfit.add(stage)
         origins = [f"[red]another {p}[/]" if p in stale else p for p in parents]
         origins += [escape(Path(name).name) for name in manifest.inputs]
         table.add_row(
@@ -265,7 +268,7 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
         print_tokenizer(stages["tokenize"]["summary"])
     if "train" in stages:
         print_retriever(stages["train"]["summary"])
-    if "evaluate" in stages:
+    if "evaluate" in stages and "evaluate" not in unfit:
         print_metrics(opened)
     if as_json:
         _print_json({"run": str(opened.directory), "stages": stages})
@@ -340,7 +343,7 @@ def _print_result(result: RunResult, stage: str) -> None:
     if len(result.up_to_date) == len(result.artifacts):
         output.print("Every stage is up to date; --force redoes them.")
     else:
-        output.print(f"{total:.1f} s in all, {peak_memory_mb():,.0f} MB of memory at most.")
+        output.print(f"{total:.1f} s in all, {peak_memory_mb():,.0f} MiB of memory at most.")
         output.print(f"MLflow: {escape(result.tracking)}", soft_wrap=True, highlight=False)
     if stage == "recommend":
         _print_next_steps(opened)

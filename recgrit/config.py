@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from recgrit.errors import ConfigError
 
@@ -22,6 +22,12 @@ class Config(BaseModel):
     """Base of all settings: frozen, and unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        """``~`` means the home folder, which a shell leaves alone behind ``key=``."""
+        return value.expanduser() if isinstance(value, Path) else value
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -77,6 +83,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -124,7 +132,9 @@ def _explain(model: type[Config], error: ValidationError, source: str) -> str:
             )
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"  {key or '(whole config)'}: {message} (got {fault['input']!r})")
+            whole_section = isinstance(fault["input"], Mapping | Config)
+            got = "" if whole_section else f" (got {fault['input']!r})"
+            lines.append(f"  {key or '(whole config)'}: {message}{got}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from recgrit.config import Config
 from recgrit.data.prepare import DataConfig
@@ -36,7 +36,7 @@ class RunConfig(Config):
 class ExperimentConfig(Config):
     """Settings of a whole run, one section per stage."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()

@@ -29,7 +29,7 @@ from recgrit.artifacts import (
     write_artifact,
     write_atomic,
 )
-from recgrit.errors import ArtifactError, ConfigError
+from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
 from recgrit.runs import CONFIG_NAME, LAYOUT, Run, stage_directory
@@ -182,8 +182,11 @@ def _starting_point(
 
 def _digest_input(path: Path) -> str:
     """Digest of a raw file, read once a process as long as the file does not change."""
-    state = path.stat()
-    return _digest_unchanged(path, state.st_size, state.st_mtime_ns)
+    try:
+        state = path.stat()
+        return _digest_unchanged(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from None
 
 
 @functools.cache

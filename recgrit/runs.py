@@ -24,14 +24,17 @@ from recgrit.embedding.embeddings import Embeddings
 from recgrit.errors import ArtifactError, DataError, RecgritError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
+from recgrit.quantization.config import TokenizerConfig
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.semantic_ids.table import SemanticIdTable
 
 if TYPE_CHECKING:
+    from recgrit.quantization.autoencoder import QuantizedAutoencoder
     from recgrit.retrieval.model import TrieRetriever
 
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "retriever.safetensors"
+TOKENIZER_NAME = "tokenizer.safetensors"
 
 # Stage -> (its folder in the run, the stages it is built from).
 LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -54,6 +57,7 @@ class Run:
 
     Args:
         directory: The folder that ``run.dir`` named.
+        device: Where the retriever runs; "auto" is a GPU if there is one.
 
     Raises:
         ArtifactError: The folder holds no run.
@@ -62,8 +66,9 @@ class Run:
         ``Run("runs/movielens-100k").recommend(["42"])`` is a table of items with titles.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, *, device: str = "auto") -> None:
         self.directory = Path(directory)
+        self.device = device
         if not stage_directory(self.directory, "prepare").is_dir():
             raise ArtifactError(
                 f"No run at {self.directory}: expected a folder that 'recgrit run' wrote, with "
@@ -112,8 +117,21 @@ class Run:
             return SemanticIdTable.load(directory)
 
     @cached_property
+    def tokenizer(self) -> QuantizedAutoencoder:
+        """The fitted tokenizer, in eval mode: codes for features of the same kind."""
+        from safetensors.torch import load_file
+
+        from recgrit.quantization.fit import build_tokenizer
+
+        config = TokenizerConfig.model_validate(self.manifest("tokenize").config["tokenizer"])
+        model = build_tokenizer(self.features.embedding_dim, config)
+        with self._reading("tokenize") as directory:
+            model.load_state_dict(load_file(directory / TOKENIZER_NAME))
+        return model.eval()
+
+    @cached_property
     def retriever(self) -> TrieRetriever:
-        """The trained retriever, in eval mode, on the CPU or the GPU if there is one."""
+        """The trained retriever, in eval mode."""
         from safetensors.torch import load_file
 
         from recgrit.retrieval.fit import build_retriever, choose_device
@@ -123,7 +141,7 @@ class Run:
         model = build_retriever(self.semantic_ids, self.data.split, self.features.vectors, config)
         with self._reading("train") as directory:
             model.load_state_dict(load_file(directory / WEIGHTS_NAME))
-        return model.to(choose_device("auto")).eval()
+        return model.to(choose_device(self.device)).eval()
 
     @cached_property
     def reports(self) -> dict[str, EvaluationReport]:
@@ -138,7 +156,7 @@ class Run:
 
     def recommend(
         self,
-        user_ids: Sequence[str] | None = None,
+        user_ids: Sequence[str] | str | None = None,
         *,
         top_k: int = 10,
         beam_width: int | None = None,
@@ -147,7 +165,7 @@ class Run:
         """What these users are likely to take next, after all they have taken.
 
         Args:
-            user_ids: External user ids; None for all users.
+            user_ids: One external user id or several; None for all users.
             top_k: Items per user.
             beam_width: Prefixes kept at each level, at least ``top_k``; None for as many as the
                 run was evaluated with.
@@ -161,9 +179,11 @@ class Run:
         """
         from recgrit.retrieval.recommend import recommend_items
 
+        if isinstance(user_ids, str):  # A sequence too, but of letters.
+            user_ids = [user_ids]
         users = self._user_indices(user_ids)
         if beam_width is None:
-            beam_width = self.config.evaluation.beam_width
+            beam_width = self._evaluated_beam_width()
         found = recommend_items(
             self.retriever,
             self.data.split,
@@ -193,6 +213,12 @@ class Run:
         taken = self.data.split.full_sequence(user)
         items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
         return items.select(pl.all().gather(taken.tolist()))
+
+    def _evaluated_beam_width(self) -> int:
+        directory = stage_directory(self.directory, "evaluate")
+        if not directory.is_dir():
+            return self.config.evaluation.beam_width
+        return int(read_manifest(directory).config["evaluation"]["beam_width"])
 
     @contextmanager
     def _reading(self, stage: str) -> Iterator[Path]:

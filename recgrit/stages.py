@@ -7,6 +7,7 @@ the place of a run) are not part of a stage's key.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ import polars as pl
 from recgrit.artifacts import ArtifactWriter
 from recgrit.data.prepare import find_input_files, prepare
 from recgrit.data.splits import Split
-from recgrit.errors import DataError
+from recgrit.errors import DataError, TrackingError
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import WEIGHTS_NAME, Run
+from recgrit.runs import TOKENIZER_NAME, WEIGHTS_NAME, Run
 from recgrit.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _build_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracke
         titles=items.titles,
     )
     table.save(writer.path)
-    save_file(fitted.model.state_dict(), writer.path / "tokenizer.safetensors")
+    save_file(fitted.model.state_dict(), writer.path / TOKENIZER_NAME)
     pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
         writer.path / "epochs.parquet"
     )
@@ -169,10 +172,11 @@ def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: 
     from recgrit.retrieval.fit import RetrieverEpoch, fit_retriever
 
     def log_epoch(epoch: RetrieverEpoch) -> None:
-        tracker.log_metrics(
-            {f"retriever/{name}": value for name, value in epoch.metrics().items()},
-            step=epoch.epoch,
-        )
+        metrics = {f"retriever/{name}": value for name, value in epoch.metrics().items()}
+        try:
+            tracker.log_metrics(metrics, step=epoch.epoch)
+        except TrackingError as error:  # Hours of training are worth more than one record.
+            logger.warning("%s", error)
 
     run = Run(config.run.dir)
     fitted = fit_retriever(
@@ -203,7 +207,8 @@ def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker:
     from recgrit.evaluation.report import evaluate_recommendations
     from recgrit.retrieval.recommend import recommend_items
 
-    run, settings = Run(config.run.dir), config.evaluation
+    run = Run(config.run.dir, device=config.retriever.device)
+    settings = config.evaluation
     split, top_k = run.data.split, max(config.evaluation.ks)
 
     def report(name: str, found: Recommendations, split_name: Split, masked: bool) -> None:
@@ -243,27 +248,28 @@ def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker:
 
 
 def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
-    """Share of the exact top 10 that the beam finds, over a sample of test users."""
+    """Share of the exact top 10 (or fewer) that the beam finds, over a sample of test users."""
     from recgrit.retrieval.recommend import recommend_items
 
     split = run.data.split
     users = split.target_users("test")
     sample = np.random.default_rng(config.seed).permutation(users)[: config.evaluation.exact_users]
+    top_k = min(10, config.evaluation.beam_width, split.num_items)
     beam, exact = (
         recommend_items(
-            run.retriever, split, "test", sample, top_k=10, beam_width=width, masked=False
+            run.retriever, split, "test", sample, top_k=top_k, beam_width=width, masked=False
         ).items
         for width in (config.evaluation.beam_width, None)
     )
     return float(
-        np.mean([len(np.intersect1d(b, e)) for b, e in zip(beam, exact, strict=True)]) / 10
+        np.mean([len(np.intersect1d(b, e)) for b, e in zip(beam, exact, strict=True)]) / top_k
     )
 
 
 def _build_recommendations(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker
 ) -> None:
-    found = Run(config.run.dir).recommend(
+    found = Run(config.run.dir, device=config.retriever.device).recommend(
         top_k=config.recommendation.top_k,
         beam_width=config.evaluation.beam_width,
         exclude_seen=config.recommendation.exclude_seen,
@@ -272,12 +278,23 @@ def _build_recommendations(
     writer.summary = {"num_users": found["user_id"].n_unique(), "num_rows": found.height}
 
 
-def _find_vectors(path: Path | None) -> tuple[Path, ...]:
+def _find_embedding_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
+    """Vectors of the user's own, or the weights of a model in a folder: their content counts."""
+    from recgrit.embedding.weights import find_folder_weights
+
+    path = config.embedding.vectors_path
     if path is None:
-        return ()
+        return find_folder_weights(config.embedding.model)
     if not path.is_file():
         raise DataError(f"No vectors at {path}. Check embedding.vectors_path.")
     return (path,)
+
+
+def _embedding_settings(config: ExperimentConfig) -> dict[str, Any]:
+    irrelevant = {"device", "batch_size", "vectors_path"}
+    if _find_embedding_inputs(config):
+        irrelevant.add("model")  # A folder, told apart by its content instead.
+    return config.embedding.model_dump(mode="json", exclude=irrelevant)
 
 
 def _describe_evaluation(summary: dict[str, Any]) -> str:
@@ -303,12 +320,10 @@ STAGES: dict[str, Stage] = {
     "embed": Stage(
         settings=lambda config: {
             "seed": config.seed,
-            "embedding": config.embedding.model_dump(
-                mode="json", exclude={"device", "batch_size", "vectors_path"}
-            ),
+            "embedding": _embedding_settings(config),
             "features": config.features.model_dump(mode="json"),
         },
-        inputs=lambda config: _find_vectors(config.embedding.vectors_path),
+        inputs=_find_embedding_inputs,
         build=_build_embeddings,
         describe=lambda summary: "{feature_dim} features per item ({features})".format(**summary),
     ),

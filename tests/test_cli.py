@@ -280,6 +280,7 @@ def test_inspect_shows_a_run_in_the_making(
 def test_inspect_shows_what_does_not_fit_together(copied_run: Path, command: Command) -> None:
     assert command("tokenize", copied_run, "tokenizer.epochs=1").code == 0
     done = command("inspect", "run", "--run", copied_run)
+    assert done.code == 0
     assert "another tokenize" in done.out
 
 

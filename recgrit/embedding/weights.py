@@ -83,6 +83,12 @@ def _way_out(model: str) -> str:
     )
 
 
+def find_folder_weights(model: str) -> tuple[Path, ...]:
+    """The weight files of a model that is a folder; none for a name on the hub."""
+    folder = Path(model).expanduser()
+    return tuple(_weight_files(folder)) if folder.is_dir() else ()
+
+
 def _is_model(folder: Path) -> bool:
     described = (folder / "modules.json").is_file() or (folder / "config.json").is_file()
     return described and bool(_weight_files(folder))

@@ -78,8 +78,8 @@ class IdDiagnostics:
             if even < HOURGLASS_RATIO * first.perplexity / first.codebook_size:
                 found.append(
                     f"Level {level.level} collapses (perplexity {level.perplexity:.0f} of "
-                    f"{level.codebook_size}): set tokenizer.normalized_from to 1, or use fewer "
-                    "levels."
+                    f"{level.codebook_size}): compare directions there "
+                    "(tokenizer.normalized_from), or use fewer levels."
                 )
         return found
 

@@ -59,7 +59,7 @@ class PowerRadius:
 
 @dataclass(frozen=True)
 class StraightThrough:
-    """ρ' = 0: the codes get nothing. For ablations; pair it with a codebook loss."""
+    """ρ' = 0: the codes get nothing and move only when revived. For ablations."""
 
     def slope(self, gap: Tensor) -> Tensor:
         """0 everywhere."""

@@ -43,7 +43,7 @@ class RetrieverEpoch:
 
     Args:
         epoch: From 1.
-        train_loss: Mean -log P(target), in nats.
+        train_loss: Mean -log P(target), in nats; smoothed if ``label_smoothing`` is.
         level_accuracy: Share of right children at each level, given the right prefix.
         valid_recall_at_10: Unmasked, over the validation users read while training.
         valid_ndcg_at_10: Likewise.

@@ -29,11 +29,11 @@ def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     parameters.source = f"""
-SOURCE = "movielens-latest-small"
-DATA_PATH = {str(MOVIES)!r}
+CONFIG = "../configs/movielens-latest-small.yaml"
 RUN_DIR = {str(tmp_path / "run")!r}
-EPOCHS = 1
 OVERRIDES = [
+    "data.path={MOVIES}",
+    "retriever.epochs=1",
     "embedding.encoder=lsa",
     "retriever.model_dim=32",
     "tokenizer.epochs=5",
