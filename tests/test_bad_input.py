@@ -430,3 +430,8 @@ def test_damaged_files(copied_run: Path, command: Command, name: str) -> None:
     path.unlink()
     done = command("recommend", "--user", "1", "--run", copied_run)
     assert_told(done, f"lacks {path.name}", "Delete the folder and run again")
+
+
+def test_a_negative_seed_is_told(new_config: NewConfig, command: Command, tmp_path: Path) -> None:
+    assert_told(command("run", new_config(), "seed=-1"), "seed: Input should be greater")
+    assert built(tmp_path) == []

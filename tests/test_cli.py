@@ -337,3 +337,10 @@ def test_an_interrupt_keeps_finished_stages(
     assert {path.name for path in run.iterdir()} == kept
     values = command("run", run, "retriever.epochs=1", "--json").json()
     assert values["up_to_date"] == ["prepare", "embed", "tokenize"]
+
+
+def test_short_lists_and_a_narrow_beam_will_do(copied_run: Path, command: Command) -> None:
+    narrow = ("evaluation.ks=[5]", "evaluation.beam_width=5", "recommendation.top_k=5")
+    done = command("run", copied_run, *narrow, "--json")
+    assert done.code == 0, done.err
+    assert set(done.json()["test"]) == {"recall_at_5", "ndcg_at_5"}

@@ -148,3 +148,12 @@ def test_settings_are_frozen() -> None:
     config = Experiment()
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
+
+
+def test_the_home_folder_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Placed(Config):
+        place: Path
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config(Placed, overrides=["place=~/runs"]).place == tmp_path / "runs"
+    assert load_config(Placed, overrides=["place=2024-01-01"]).place == Path("2024-01-01")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 
 from recgrit.errors import ArtifactError, DataError
 from recgrit.runs import LAYOUT, Run
@@ -46,6 +47,18 @@ def test_what_a_user_has_is_kept_out(run: Run) -> None:
         assert len(seen) + new.height == 40
         repeated = run.recommend([user], top_k=40, exclude_seen=False)
         assert seen <= set(repeated["item_id"])
+
+
+def test_one_user_may_be_named_without_a_list(run: Run) -> None:
+    # "17" is a sequence of letters too, and there are users "1" and "7".
+    assert run.recommend("17", top_k=3).equals(run.recommend(["17"], top_k=3))
+
+
+def test_the_saved_tokenizer_gives_the_codes_of_the_table(run: Run) -> None:
+    tokenizer = run.tokenizer
+    features = torch.from_numpy(np.array(run.features.vectors))
+    codes = tokenizer.quantizer.encode(tokenizer.encode_latent(features)).numpy()
+    np.testing.assert_array_equal(codes, run.semantic_ids.codes[:, : codes.shape[1]])
 
 
 def test_all_users_by_default(run: Run) -> None:
