@@ -117,14 +117,16 @@ def _build_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracke
     features = torch.from_numpy(np.array(run.features.vectors))
     fitted = fit_tokenizer(features, config.tokenizer, seed=config.seed)
     items = run.data.items
+    last_codes = fitted.model.last_level(features[:1])[1].numpy()
     unique = make_unique(
-        fitted.codes.cpu().numpy(),
+        fitted.codes.numpy(),
         config.tokenizer.codebook_sizes,
         items.item_ids,
-        fitted.last_residuals.cpu().numpy(),
-        fitted.last_codes.cpu().numpy(),
+        lambda rows: fitted.model.last_level(features[torch.from_numpy(rows)])[0].numpy(),
+        last_codes,
         method=config.tokenizer.unique_ids,
     )
+    logger.info("IDs unique by %s in %.1f s", unique.method, unique.seconds)
     table = SemanticIdTable(
         codes=unique.codes,
         codebook_sizes=unique.codebook_sizes,
@@ -143,6 +145,7 @@ def _build_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracke
         "disambiguation_level": table.disambiguation_level,
         "unique_by": unique.method,
         "num_moved": unique.num_moved,
+        "num_fitted": fitted.num_fitted,
         "best_epoch": fitted.best_epoch,
         "reconstruction_loss": fitted.history[fitted.best_epoch].reconstruction_loss,
         "reconstruction_loss_kmeans": fitted.history[0].reconstruction_loss,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recgrit.quantization.residual import Quantized, ResidualGRITVQ
+from recgrit.quantization.quantizer import Quantized, Quantizer
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class QuantizedAutoencoder(nn.Module):
 
     Args:
         feature_dim: F, size of the item features.
-        quantizer: The residual quantizer; its ``dim`` is F without MLPs and the code dimension
+        quantizer: Any quantizer; its ``dim`` is F without MLPs and the code dimension
             with them.
         hidden_dims: Layer widths of the encoder, mirrored in the decoder; None for no MLPs.
         code_dim: Size of the latent; needed with ``hidden_dims``.
@@ -49,7 +49,7 @@ class QuantizedAutoencoder(nn.Module):
     def __init__(
         self,
         feature_dim: int,
-        quantizer: ResidualGRITVQ,
+        quantizer: Quantizer,
         *,
         hidden_dims: tuple[int, ...] | None = None,
         code_dim: int = 32,
@@ -76,6 +76,11 @@ class QuantizedAutoencoder(nn.Module):
         """Latents ``[B, D]`` of features ``[B, F]``."""
         latent: Tensor = self.encoder((features.float() - self.mean) / self.scale)
         return latent
+
+    @torch.no_grad()
+    def last_level(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the quantizer's last level is given for ``[B, F]``, and its codes ``[K, D]``."""
+        return self.quantizer.last_level(self.encode_latent(features))
 
     def forward(self, features: Tensor) -> Tokenized:
         """Quantize and reconstruct ``[B, F]``."""

@@ -14,36 +14,64 @@ class TokenizerConfig(Config):
     """Settings of the tokenizer.
 
     Args:
+        quantizer: ``grit``, or a baseline of `recgrit.quantization.baselines` to compare with; what
+            makes a baseline what it is goes before the settings below.
         num_levels: Codebooks in the stack.
         codebook_size: Codes per level: one number, or one per level.
         radius: How the gradient splits between encoder and codes.
+        surrogate: ``additive``, or ``multiplicative`` to the paper's letter.
+        direction_noise: Relative noise on the surrogate's direction.
+        transform: Kind of the integrated transform.
         transform_rank: Rank of the integrated transform's mixing over codes.
-        normalized_from: First level, from 0, that compares directions; ``num_levels`` for none.
+        codebook_learning: ``joint`` by gradients, ``frozen``, or ``ema`` (with transform_rank 0).
+        normalization: ``two_sided`` compares directions, ``codes`` is as published, or ``none``.
+        normalized_from: First level, from 0, that is normalized; ``num_levels`` for none.
         autoencoder: ``none`` quantizes the features themselves, ``mlp`` a latent of ``code_dim``.
         hidden_dims: Layer widths of the MLP encoder.
         code_dim: Size of the MLP's latent.
-        epochs: Passes over the items; 0 keeps the k-means start.
+        init: ``kmeans`` on all items, or ``random`` codes.
+        epochs: Passes over the items; 0 keeps the start.
         batch_size: Items per step.
         learning_rate: Of Adam, falling to 0 along a cosine.
         commitment_weight: Pulls latents to their codes (``mlp`` only).
-        reset_interval: Steps between revivals of dead codes.
-        unique_ids: ``greedy`` moves colliding items to free codes, ``disambiguation`` adds a level.
+        codebook_weight: Pulls codes to their latents.
+        usage_weight: Rewards an even use of the codes; costs a softmax over all of them.
+        reset_interval: Steps between revivals of dead codes; null for none.
+        cache_interval: Steps between refreshes of the codebooks that items are assigned by.
+        sample_items: Items to fit to, drawn at random where there are more; all are assigned.
+        unique_ids: ``greedy`` moves colliding items to free codes, ``sinkhorn`` spreads them evenly
+            over the last level first, ``disambiguation`` adds a level.
     """
 
+    quantizer: Literal[
+        "grit", "straight_through", "ema", "simvq", "rotation", "diveq", "rq_kmeans", "opq"
+    ] = "grit"
     num_levels: int = Field(3, ge=1, le=16)
     codebook_size: int | tuple[int, ...] = 256
-    radius: Literal["euclidean", "power", "straight_through"] = "euclidean"
+    radius: Literal[
+        "euclidean", "power", "huber", "pseudo_huber", "clipped", "straight_through"
+    ] = "euclidean"
+    surrogate: Literal["additive", "multiplicative"] = "additive"
+    direction_noise: float = Field(0.0, ge=0)
+    transform: Literal["linear", "attention", "identity"] = "linear"
     transform_rank: int = Field(8, ge=0)
+    codebook_learning: Literal["joint", "frozen", "ema"] = "joint"
+    normalization: Literal["two_sided", "none", "codes"] = "two_sided"
     normalized_from: int = Field(1, ge=0)
     autoencoder: Literal["none", "mlp"] = "none"
     hidden_dims: tuple[int, ...] = (256, 128)
     code_dim: int = Field(32, ge=1)
+    init: Literal["kmeans", "random"] = "kmeans"
     epochs: int = Field(40, ge=0)
     batch_size: int = Field(1024, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     commitment_weight: float = Field(0.05, ge=0)
-    reset_interval: int = Field(50, ge=1)
-    unique_ids: Literal["greedy", "disambiguation"] = "disambiguation"
+    codebook_weight: float = Field(0.0, ge=0)
+    usage_weight: float = Field(0.0, ge=0)
+    reset_interval: int | None = Field(50, ge=1)
+    cache_interval: int = Field(1, ge=1)
+    sample_items: int = Field(262_144, ge=1)
+    unique_ids: Literal["greedy", "sinkhorn", "disambiguation"] = "disambiguation"
 
     @field_validator("codebook_size")
     @classmethod

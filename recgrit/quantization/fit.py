@@ -8,6 +8,7 @@ placed on badly served items. The best epoch by reconstruction error over all it
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +17,14 @@ from torch import Tensor
 from recgrit.errors import ConfigError
 from recgrit.progress import progress_bar
 from recgrit.quantization.autoencoder import QuantizedAutoencoder
-from recgrit.quantization.codebook import Codebook
+from recgrit.quantization.baselines import build_quantizer
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.diagnostics import IdDiagnostics, diagnose_codes
-from recgrit.quantization.radius import RADII
-from recgrit.quantization.residual import Quantized, ResidualGRITVQ
+from recgrit.quantization.residual import ResidualGRITVQ
 
 logger = logging.getLogger(__name__)
 
-# A code is dead when it is used less than this share of an even use.
-DEAD_SHARE = 0.1
-# No resets in the last part of training: a code placed then cannot settle any more.
+# No revivals in the last part of training: a code placed then cannot settle any more.
 RESET_UNTIL = 0.8
 # Rows encoded at once when all items are read.
 ENCODE_CHUNK = 65_536
@@ -51,37 +49,34 @@ class TokenizerEpoch:
 
 @dataclass(frozen=True)
 class FittedTokenizer:
-    """A tokenizer at its best epoch, and what it makes of the items it was fitted to.
+    """A tokenizer at its best epoch, and what it makes of the items.
 
     Args:
         model: The autoencoder with its quantizer.
         codes: int64 ``[N, L]``, not yet unique.
-        last_residuals: float32 ``[N, D]``, what the last level was given for each item, and
-        last_codes: float32 ``[K, D]``, that level's codes: what resolving collisions needs.
         diagnostics: Use of the codes.
         history: One entry per epoch.
         best_epoch: The epoch kept.
+        num_fitted: Items that were fitted to; all N were assigned.
     """
 
     model: QuantizedAutoencoder
     codes: Tensor
-    last_residuals: Tensor
-    last_codes: Tensor
     diagnostics: IdDiagnostics
     history: list[TokenizerEpoch]
     best_epoch: int
+    num_fitted: int
 
 
 def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoencoder:
     """An untrained tokenizer for features of this size."""
     with_mlp = config.autoencoder == "mlp"
-    quantizer = ResidualGRITVQ(
+    quantizer = build_quantizer(
+        config.quantizer,
         config.code_dim if with_mlp else feature_dim,
         config.num_levels,
         config.codebook_sizes,
-        radius=RADII[config.radius](),
-        transform_rank=config.transform_rank,
-        normalized_from=config.normalized_from,
+        **config.model_dump(include=_QUANTIZER_SETTINGS),
     )
     return QuantizedAutoencoder(
         feature_dim,
@@ -91,132 +86,111 @@ def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoe
     )
 
 
+_QUANTIZER_SETTINGS = {
+    "radius",
+    "surrogate",
+    "direction_noise",
+    "transform",
+    "transform_rank",
+    "codebook_learning",
+    "normalization",
+    "normalized_from",
+    "commitment_weight",
+    "codebook_weight",
+    "usage_weight",
+    "reset_interval",
+    "cache_interval",
+}
+
+
 def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedTokenizer:
     """Fit codebooks to item features ``[N, F]`` and assign every item its codes.
 
     Raises:
         ConfigError: A codebook is larger than the catalogue, or all IDs together are fewer than
-            the items.
+            the items and no further level tells items apart.
     """
-    _check_capacity(len(features), config.codebook_sizes)
+    _check_capacity(len(features), config)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = build_tokenizer(features.shape[1], config).to(features.device)
-    model.fit_normalization_(features)
-    model.quantizer.fit_init_(model.encode_latent(features), seed=seed)
+    sample = _draw_sample(features, config.sample_items, seed)
+    model.fit_normalization_(sample)
+    if config.init == "kmeans":
+        model.quantizer.fit_init(_encode_all(model, sample), seed=seed)
+    history, best_epoch = _train(model, sample, config, generator)
+    model.eval()
+    codes, norms = assign_codes(model, features)
+    diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
+    for warning in diagnostics.warnings():
+        logger.warning(warning)
+    return FittedTokenizer(model, codes, diagnostics, history, best_epoch, len(sample))
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+
+def _train(
+    model: QuantizedAutoencoder,
+    features: Tensor,
+    config: TokenizerConfig,
+    generator: torch.Generator,
+) -> tuple[list[TokenizerEpoch], int]:
+    """Train to the end and go back to the best epoch."""
+    history = [_measure(model, features, epoch=0, num_resets=0)]
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    moving = isinstance(model.quantizer, ResidualGRITVQ) and model.quantizer.learns_by_averages
+    if not learned and not moving:
+        return history, 0
+    optimizer = torch.optim.Adam(learned, lr=config.learning_rate) if learned else None
     steps_per_epoch = -(-len(features) // config.batch_size)
     num_steps = max(1, config.epochs * steps_per_epoch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    uses = [torch.zeros(size, device=features.device) for size in config.codebook_sizes]
-    history = [_measure(model, features, epoch=0, num_resets=0)]
+    schedule = optimizer and torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     best_state, best_epoch = _copy_state(model), 0
     step = 0
     with progress_bar("tokenizer", config.epochs) as bar:
         for epoch in range(1, config.epochs + 1):
+            model.train()
             num_resets = 0
             order = torch.randperm(len(features), generator=generator).to(features.device)
             for rows in order.split(config.batch_size):
                 result = model(features[rows])
-                quantized: Quantized = result.quantized
-                loss = (
-                    result.reconstruction_loss
-                    + config.commitment_weight * quantized.commitment_loss
-                )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+                if optimizer is not None and schedule is not None:
+                    loss = result.reconstruction_loss + result.quantized.loss
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
                 step += 1
-                for level, use in enumerate(uses):
-                    use.add_(torch.bincount(quantized.codes[:, level], minlength=len(use)))
-                if step % config.reset_interval == 0:
-                    if step < RESET_UNTIL * num_steps:
-                        num_resets += revive_dead_codes(
-                            model.quantizer, quantized, uses, optimizer, generator
-                        )
-                    for use in uses:
-                        use.zero_()
-            for codebook in model.quantizer.codebooks:
-                codebook.transform.clip_spectrum_()
+                if step >= RESET_UNTIL * num_steps and isinstance(model.quantizer, ResidualGRITVQ):
+                    model.quantizer.reset_interval = None
+                num_resets += model.quantizer.after_step(optimizer, generator=generator)
             history.append(_measure(model, features, epoch=epoch, num_resets=num_resets))
             latest = history[-1]
             if latest.reconstruction_loss < history[best_epoch].reconstruction_loss:
                 best_state, best_epoch = _copy_state(model), epoch
             bar.advance(note=f"error {latest.reconstruction_loss:.4f}")
     model.load_state_dict(best_state)
-    model.eval()
-    codes, last_residuals, norms = assign_codes(model, features)
-    last_codes = model.quantizer.codebooks[-1].effective().detach()
-    diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
-    for warning in diagnostics.warnings():
-        logger.warning(warning)
-    return FittedTokenizer(
-        model, codes, last_residuals, last_codes, diagnostics, history, best_epoch
-    )
+    return history, best_epoch
 
 
 @torch.no_grad()
-def assign_codes(
-    model: QuantizedAutoencoder, features: Tensor
-) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-    """Codes ``[N, L]``, last residuals ``[N, D]``, and the mean residual norm per level."""
-    quantizer = model.quantizer
-    codes, last_residuals = [], []
-    norms = torch.zeros(len(quantizer.codebooks))
-    for rows in features.split(ENCODE_CHUNK):
-        result = quantizer(model.encode_latent(rows))
-        codes.append(result.codes)
-        last_residuals.append(result.residuals[-1])
-        norms += torch.tensor([r.norm(dim=-1).sum().item() for r in result.residuals])
-    return torch.cat(codes), torch.cat(last_residuals), tuple((norms / len(features)).tolist())
+def assign_codes(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor, tuple[float, ...]]:
+    """Codes ``[N, L]`` and the mean residual norm per level, a chunk of items at a time.
 
-
-@torch.no_grad()
-def revive_dead_codes(
-    quantizer: ResidualGRITVQ,
-    batch: Quantized,
-    uses: list[Tensor],
-    optimizer: torch.optim.Adam,
-    generator: torch.Generator,
-) -> int:
-    """Place codes that are hardly used on badly served vectors of the last batch.
-
-    Called between steps only: the codes that a backward pass refers to never change under it. The
-    optimizer's moments of the rows go too, or they would drag the new code towards the old place.
-
-    Returns:
-        The number of codes placed.
+    Besides the codes, memory does not grow with N: ``features`` may lie in a file.
     """
-    num_placed = 0
-    for level, (codebook, use) in enumerate(zip(quantizer.codebooks, uses, strict=True)):
-        dead = (use < DEAD_SHARE * use.mean()).nonzero().squeeze(-1)
-        residual = batch.residuals[level]
-        dead = dead[: len(residual)]
-        if len(dead) == 0:
-            continue
-        served = codebook.effective()[batch.codes[:, level]]
-        error = (residual - served).square().sum(dim=-1).cpu() + 1e-12
-        picks = torch.multinomial(error, len(dead), generator=generator).to(residual.device)
-        codebook.place_(dead, residual[picks])
-        _forget_moments(optimizer, codebook, dead)
-        num_placed += len(dead)
-    return num_placed
-
-
-def _forget_moments(optimizer: torch.optim.Adam, codebook: Codebook, rows: Tensor) -> None:
-    for parameter in (codebook.embedding, codebook.transform.mix_out):
-        state = optimizer.state.get(parameter, {})
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in state:
-                state[name][rows] = 0.0
+    codes = []
+    norms = torch.zeros(len(model.quantizer.codebook_sizes), dtype=torch.float64)
+    for rows in features.split(ENCODE_CHUNK):
+        result = model.quantizer(model.encode_latent(rows))
+        codes.append(result.codes)
+        norms += torch.tensor([r.norm(dim=-1).sum().item() for r in result.residuals])
+    return torch.cat(codes), tuple((norms / len(features)).tolist())
 
 
 @torch.no_grad()
 def _measure(
     model: QuantizedAutoencoder, features: Tensor, *, epoch: int, num_resets: int
 ) -> TokenizerEpoch:
+    model.eval()
     total, codes = 0.0, []
     for rows in features.split(ENCODE_CHUNK):
         result = model(rows)
@@ -231,21 +205,34 @@ def _measure(
     )
 
 
+@torch.no_grad()
+def _encode_all(model: QuantizedAutoencoder, features: Tensor) -> Tensor:
+    return torch.cat([model.encode_latent(rows) for rows in features.split(ENCODE_CHUNK)])
+
+
+def _draw_sample(features: Tensor, num_items: int, seed: int) -> Tensor:
+    if len(features) <= num_items:
+        return features
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(features), generator=generator)[:num_items]
+    return features[rows.sort().values.to(features.device)]
+
+
 def _copy_state(model: QuantizedAutoencoder) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def _check_capacity(num_items: int, codebook_sizes: tuple[int, ...]) -> None:
-    if max(codebook_sizes) > num_items:
+def _check_capacity(num_items: int, config: TokenizerConfig) -> None:
+    sizes = config.codebook_sizes
+    if max(sizes) > num_items:
         raise ConfigError(
-            f"tokenizer.codebook_size {max(codebook_sizes)} is larger than the catalogue of "
+            f"tokenizer.codebook_size {max(sizes)} is larger than the catalogue of "
             f"{num_items} items: choose at most {num_items}."
         )
-    capacity = 1
-    for size in codebook_sizes:
-        capacity *= size
-    if capacity < num_items:
+    capacity = math.prod(sizes)
+    if capacity < num_items and config.unique_ids != "disambiguation":
         raise ConfigError(
-            f"Codebooks of {' x '.join(map(str, codebook_sizes))} codes give {capacity} IDs for "
-            f"{num_items} items: raise tokenizer.codebook_size or tokenizer.num_levels."
+            f"Codebooks of {' x '.join(map(str, sizes))} codes give {capacity} IDs for "
+            f"{num_items} items: raise tokenizer.codebook_size or tokenizer.num_levels, or set "
+            "tokenizer.unique_ids=disambiguation."
         )

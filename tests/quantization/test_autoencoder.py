@@ -22,7 +22,7 @@ def test_without_mlps_only_quantization_is_lost(features):
     model = QuantizedAutoencoder(10, ResidualGRITVQ(10, 2, 8))
     model.fit_normalization_(features)
     latent = model.encode_latent(features)
-    model.quantizer.fit_init_(latent, seed=0)
+    model.quantizer.fit_init(latent, seed=0)
     found = model(features)
     expected = model.quantizer.decode(model.quantizer.encode(latent))
     torch.testing.assert_close(found.reconstruction, expected * model.scale + model.mean)
@@ -43,7 +43,7 @@ def test_both_mlps_and_all_codes_learn_from_the_reconstruction(features):
     quantizer = ResidualGRITVQ(4, 2, 8)
     model = QuantizedAutoencoder(10, quantizer, hidden_dims=(16, 6), code_dim=4)
     model.fit_normalization_(features)
-    quantizer.fit_init_(model.encode_latent(features), seed=0)
+    quantizer.fit_init(model.encode_latent(features), seed=0)
     assert [tuple(p.shape) for p in model.encoder.parameters() if p.ndim == 2] == [
         (16, 10),
         (6, 16),
@@ -59,7 +59,7 @@ def test_both_mlps_and_all_codes_learn_from_the_reconstruction(features):
     found.reconstruction_loss.backward()
     for part in (model.encoder, model.decoder):
         assert all(parameter.grad.norm() > 0 for parameter in part.parameters())
-    assert all(codebook.embedding.grad.norm() > 0 for codebook in quantizer.codebooks)
+    assert all(codebook.embedding.grad.norm() > 0 for codebook in quantizer.levels)
 
 
 def test_a_large_mean_costs_no_digits():
@@ -70,7 +70,7 @@ def test_a_large_mean_costs_no_digits():
         model = QuantizedAutoencoder(10, ResidualGRITVQ(10, 2, 8))
         model.fit_normalization_(features + shift)
         latent = model.encode_latent(features + shift)
-        model.quantizer.fit_init_(model.encode_latent(features + shift), seed=0)
+        model.quantizer.fit_init(model.encode_latent(features + shift), seed=0)
         codes.append(model.quantizer.encode(latent))
     assert (codes[0] == codes[1]).float().mean() > 0.98
 
@@ -78,7 +78,7 @@ def test_a_large_mean_costs_no_digits():
 def test_a_saved_model_quantizes_the_same(features):
     model = QuantizedAutoencoder(10, ResidualGRITVQ(10, 2, 8))
     model.fit_normalization_(features)
-    model.quantizer.fit_init_(model.encode_latent(features), seed=0)
+    model.quantizer.fit_init(model.encode_latent(features), seed=0)
     other = QuantizedAutoencoder(10, ResidualGRITVQ(10, 2, 8))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(features).reconstruction, model(features).reconstruction)

@@ -5,12 +5,16 @@ import torch.nn.functional as F
 from recgrit.quantization.codebook import ASSIGN_CHUNK, Codebook
 
 
+def two_sided(normalized):
+    return "two_sided" if normalized else "none"
+
+
 def disturbed(codebook_size, dim, *, normalized, seed=0):
     """A codebook in the middle of training: nothing is the identity any more."""
     torch.manual_seed(seed)
-    codebook = Codebook(codebook_size, dim, rank=3, normalized=normalized)
+    codebook = Codebook(codebook_size, dim, rank=3, normalization=two_sided(normalized))
     with torch.no_grad():
-        codebook.transform.mix_out.normal_(std=0.1)
+        codebook.transform.mixing.mix_out.normal_(std=0.1)
         codebook.transform.rotate.add_(0.2 * torch.randn(dim, dim))
         if normalized:
             codebook.gain.fill_(0.7)
@@ -68,7 +72,7 @@ def test_placed_codes_land_on_their_targets(normalized):
 def test_placing_moves_no_other_code_while_nothing_is_mixed():
     codebook = disturbed(20, 6, normalized=False)
     with torch.no_grad():
-        codebook.transform.mix_out.zero_()
+        codebook.transform.mixing.mix_out.zero_()
     before = codebook.effective().detach()
     codebook.place_(torch.tensor([5]), torch.full((1, 6), 9.0))
     changed = (codebook.effective() != before).any(dim=-1)
@@ -78,7 +82,7 @@ def test_placing_moves_no_other_code_while_nothing_is_mixed():
 def test_start_takes_the_least_squares_gain():
     torch.manual_seed(0)
     residual = 5 * torch.randn(400, 6)
-    codebook = Codebook(10, 6, rank=2, normalized=True)
+    codebook = Codebook(10, 6, rank=2, normalization="two_sided")
     codebook.fit_init_(residual, seed=0)
     codes = codebook.effective().detach()
     chosen = codes[codebook.assign(residual, codes)]

@@ -11,7 +11,6 @@ from recgrit.quantization.fit import (
     assign_codes,
     build_tokenizer,
     fit_tokenizer,
-    revive_dead_codes,
 )
 from recgrit.quantization.residual import ResidualGRITVQ
 
@@ -72,7 +71,7 @@ def test_reported_error_is_that_of_the_codes(features, fitted):
     scale, mean = fitted.model.scale.item(), fitted.model.mean.numpy()
     scaled = (features.numpy() - mean) / scale
     residual = scaled.copy()
-    for level, codebook in enumerate(fitted.model.quantizer.codebooks):
+    for level, codebook in enumerate(fitted.model.quantizer.levels):
         codes = codebook.effective().detach().numpy()
         norms = np.sqrt(np.square(residual).sum(axis=1)).mean()
         assert fitted.diagnostics.levels[level].residual_norm == pytest.approx(norms, rel=1e-4)
@@ -80,8 +79,9 @@ def test_reported_error_is_that_of_the_codes(features, fitted):
         chosen = distances.argmin(axis=1)
         assert chosen.tolist() == fitted.codes[:, level].tolist()
         if level == 2:
-            np.testing.assert_allclose(fitted.last_residuals.numpy(), residual, atol=1e-5)
-            np.testing.assert_allclose(fitted.last_codes.numpy(), codes, atol=0)
+            last_residuals, last_codes = fitted.model.last_level(features)
+            np.testing.assert_allclose(last_residuals.numpy(), residual, atol=1e-5)
+            np.testing.assert_allclose(last_codes.numpy(), codes, atol=0)
         residual -= codes[chosen]
     error = np.square(residual).sum(axis=1).mean()
     best = fitted.history[fitted.best_epoch].reconstruction_loss
@@ -91,7 +91,7 @@ def test_reported_error_is_that_of_the_codes(features, fitted):
 def test_without_epochs_the_kmeans_start_stays(features):
     found = fit_tokenizer(features, settings(epochs=0, normalized_from=3), seed=0)
     assert (found.best_epoch, len(found.history)) == (0, 1)
-    first = found.model.quantizer.codebooks[0].effective().detach()
+    first = found.model.quantizer.levels[0].effective().detach()
     latent = found.model.encode_latent(features)
     for code in range(8):
         # A k-means centroid is the mean of what it serves.
@@ -146,15 +146,15 @@ def test_noise_cannot_be_compressed_beyond_its_information():
 
 def test_dead_codes_are_revived_in_training(features, monkeypatch):
     """All codes but two start far away, where nothing ever takes them."""
-    start = ResidualGRITVQ.fit_init_
+    start = ResidualGRITVQ.fit_init
 
-    def collapsed(self, latent, *, seed):
+    def collapsed(self, latent, *, seed=0):
         start(self, latent, seed=seed)
         with torch.no_grad():
-            for codebook in self.codebooks:
+            for codebook in self.levels:
                 codebook.embedding[2:] = 1000 + torch.rand_like(codebook.embedding[2:])
 
-    monkeypatch.setattr(ResidualGRITVQ, "fit_init_", collapsed)
+    monkeypatch.setattr(ResidualGRITVQ, "fit_init", collapsed)
     usage = {}
     for interval in (5, 100_000):
         config = settings(reset_interval=interval, normalized_from=3)
@@ -174,76 +174,6 @@ def test_no_code_is_placed_near_the_end(features):
     assert resets[9] == resets[10] == 0
 
 
-@pytest.mark.parametrize("normalized", [False, True])
-def test_revived_codes_stand_on_badly_served_vectors(features, normalized):
-    config = settings(normalized_from=0 if normalized else 3)
-    torch.manual_seed(0)
-    model = build_tokenizer(16, config)
-    model.fit_normalization_(features)
-    latent = model.encode_latent(features)
-    model.quantizer.fit_init_(latent, seed=0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(2):  # The moments of A need a second step.
-        result = model(features)
-        optimizer.zero_grad()
-        result.reconstruction_loss.backward()
-        optimizer.step()
-    uses = [torch.full((size,), 100.0) for size in (8, 8, 16)]
-    uses[0][[1, 5]] = torch.tensor([0.0, 7.0])
-    uses[2][7] = 0.0
-    codebooks = model.quantizer.codebooks
-    before = [codebook.effective().detach().clone() for codebook in codebooks]
-    moments = [
-        {name: value.clone() for name, value in optimizer.state[c.embedding].items()}
-        for c in codebooks
-    ]
-    generator = torch.Generator().manual_seed(0)
-    placed = revive_dead_codes(model.quantizer, result.quantized, uses, optimizer, generator)
-    # 7 uses are less than a tenth of the even share, 76.
-    assert placed == 3
-    for level, rows in ((0, [1, 5]), (1, []), (2, [7])):
-        codebook = codebooks[level]
-        after = codebook.effective().detach()
-        residuals = result.quantized.residuals[level]
-        if normalized:
-            residuals = codebook.gain.detach() * residuals / residuals.norm(dim=-1, keepdim=True)
-        for row in rows:
-            assert (residuals - after[row]).norm(dim=-1).min() < 1e-4
-            assert (after[row] - before[level][row]).norm() > 1e-2
-        others = [row for row in range(len(after)) if row not in rows]
-        torch.testing.assert_close(after[others], before[level][others], atol=0.02, rtol=0)
-        for parameter in (codebook.embedding, codebook.transform.mix_out):
-            for name in ("exp_avg", "exp_avg_sq"):
-                moment = optimizer.state[parameter][name]
-                assert moment[rows].abs().sum() == 0
-                assert moment[others].abs().sum() > 0
-        name = "exp_avg"
-        kept = optimizer.state[codebook.embedding][name][others]
-        assert torch.equal(kept, moments[level][name][others])
-
-
-def test_revived_codes_go_where_the_error_is(features):
-    """One vector far from all codes is all the error there is."""
-    torch.manual_seed(0)
-    quantizer = ResidualGRITVQ(16, 1, 8, normalized_from=1)
-    latent = quantizer.levels[0].effective().detach().repeat(16, 1)
-    latent[77] += 50
-    optimizer = torch.optim.Adam(quantizer.parameters())
-    uses = [torch.tensor([0.0] + [20.0] * 7)]
-    generator = torch.Generator().manual_seed(0)
-    revive_dead_codes(quantizer, quantizer(latent), uses, optimizer, generator)
-    torch.testing.assert_close(quantizer.levels[0].effective()[0].detach(), latent[77])
-
-
-def test_more_dead_codes_than_vectors_at_hand(features):
-    quantizer = ResidualGRITVQ(16, 1, 32, normalized_from=1)
-    batch = quantizer(features[:3])
-    uses = [torch.tensor([100.0] + [0.0] * 31)]
-    optimizer = torch.optim.Adam(quantizer.parameters())
-    generator = torch.Generator().manual_seed(0)
-    assert revive_dead_codes(quantizer, batch, uses, optimizer, generator) == 3
-
-
 def test_the_autoencoder_trains(features):
     config = settings(autoencoder="mlp", hidden_dims=(32,), code_dim=8, epochs=10)
     found = fit_tokenizer(features, config, seed=0)
@@ -252,7 +182,7 @@ def test_the_autoencoder_trains(features):
     assert errors[0] > 0.9
     assert errors[-1] < 0.5
     assert found.codes.shape == (1024, 3)
-    assert found.last_residuals.shape == (1024, 8)
+    assert found.model.last_level(features)[0].shape == (1024, 8)
     assert min(level.codebook_usage for level in found.diagnostics.levels) > 0.7
 
 
@@ -273,15 +203,15 @@ def test_commitment_keeps_latents_near_their_codes(features):
 def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
     """From a start so poor and at such a learning rate W would leave [0.5, 2] at once."""
 
-    def far_away(self, latent, *, seed):
-        for codebook in self.codebooks:
+    def far_away(self, latent, *, seed=0):
+        for codebook in self.levels:
             codebook.embedding.data.mul_(20)
 
-    monkeypatch.setattr(ResidualGRITVQ, "fit_init_", far_away)
-    config = settings(learning_rate=0.3, epochs=3, normalized_from=3)
+    monkeypatch.setattr(ResidualGRITVQ, "fit_init", far_away)
+    config = settings(learning_rate=0.3, epochs=3, batch_size=103, normalized_from=3)
     found = fit_tokenizer(features, config, seed=0)
     assert found.best_epoch > 0
-    for codebook in found.model.quantizer.codebooks:
+    for codebook in found.model.quantizer.levels:
         values = torch.linalg.svdvals(codebook.transform.rotate.detach())
         assert values.min() > 0.5 - 1e-4
         assert values.max() < 2 + 1e-4
@@ -290,7 +220,6 @@ def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
 def test_a_size_for_each_level(fitted):
     assert fitted.codes.shape == (1024, 3)
     assert [level.codebook_size for level in fitted.diagnostics.levels] == [8, 8, 16]
-    assert fitted.last_codes.shape == (16, 16)
     assert (fitted.codes.amax(dim=0) < torch.tensor([8, 8, 16])).all()
 
 
@@ -312,9 +241,8 @@ def test_directions_spread_later_levels_that_lengths_collapse(anisotropic, caplo
 
 def test_codes_of_all_items_do_not_hang_on_the_chunks(features, fitted, monkeypatch):
     monkeypatch.setattr(fit, "ENCODE_CHUNK", 100)
-    codes, last_residuals, norms = assign_codes(fitted.model, features)
+    codes, norms = assign_codes(fitted.model, features)
     assert torch.equal(codes, fitted.codes)
-    torch.testing.assert_close(last_residuals, fitted.last_residuals)
     expected = [level.residual_norm for level in fitted.diagnostics.levels]
     assert norms == pytest.approx(expected, rel=1e-4)
 
@@ -323,13 +251,37 @@ def test_codes_of_all_items_do_not_hang_on_the_chunks(features, fitted, monkeypa
     ("changes", "message"),
     [
         ({"codebook_size": (8, 8, 64)}, "64 is larger than the catalogue of 50 items"),
-        ({"codebook_size": 3}, "3 x 3 x 3 codes give 27 IDs for 50 items"),
+        (
+            {"codebook_size": 3, "unique_ids": "greedy"},
+            "3 x 3 x 3 codes give 27 IDs for 50 items",
+        ),
         ({"codebook_size": (8, 8)}, "lists 2 sizes for 3 levels"),
     ],
 )
 def test_impossible_sizes_are_refused(hierarchy, changes, message):
     with pytest.raises(ConfigError, match=message):
         fit_tokenizer(hierarchy(50), settings(**changes), seed=0)
+
+
+def test_a_disambiguation_level_makes_up_for_few_ids(hierarchy):
+    config = settings(codebook_size=3, epochs=0, unique_ids="disambiguation")
+    assert fit_tokenizer(hierarchy(50), config, seed=0).codes.max() == 2
+
+
+def test_large_catalogues_are_fitted_to_a_sample_and_assigned_whole(hierarchy):
+    vectors = hierarchy(1024)
+    found = fit_tokenizer(vectors, settings(sample_items=300, epochs=3), seed=0)
+    assert (found.num_fitted, len(found.codes)) == (300, 1024)
+    error = found.model(vectors).reconstruction_loss.item()
+    assert error < 1.5 * found.history[found.best_epoch].reconstruction_loss
+
+
+def test_random_codes_start_worse_than_kmeans(features):
+    start = [
+        fit_tokenizer(features, settings(init=init, epochs=0), seed=0).history[0]
+        for init in ("kmeans", "random")
+    ]
+    assert start[0].reconstruction_loss < 0.5 * start[1].reconstruction_loss
 
 
 def test_as_many_ids_as_items_are_enough(hierarchy):

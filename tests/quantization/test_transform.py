@@ -14,7 +14,7 @@ def test_is_the_formula_of_the_paper():
     for parameter in transform.parameters():
         torch.nn.init.normal_(parameter)
     codes = torch.randn(12, 5)
-    mixing = torch.eye(12) + transform.mix_out @ transform.mix_in.T
+    mixing = torch.eye(12) + transform.mixing.mix_out @ transform.mixing.mix_in.T
     torch.testing.assert_close(transform(codes), mixing @ codes @ transform.rotate)
 
 
@@ -33,14 +33,14 @@ def test_only_used_rows_and_the_shared_parts_learn():
     transform = IntegratedTransform(12, 5, rank=3)
     codes = torch.randn(12, 5)
     optimizer = torch.optim.SGD(transform.parameters(), lr=0.1)
-    before = transform.mix_in.detach().clone()
+    before = transform.mixing.mix_in.detach().clone()
     for _ in range(2):  # The first step moves A away from zero, the second can then move B.
         optimizer.zero_grad()
         transform(codes)[4].square().sum().backward()
         optimizer.step()
-    used = transform.mix_out.abs().sum(dim=-1) > 0
+    used = transform.mixing.mix_out.abs().sum(dim=-1) > 0
     assert used.nonzero().flatten().tolist() == [4]
-    assert (transform.mix_in - before).abs().sum(dim=-1).min() > 0
+    assert (transform.mixing.mix_in - before).abs().sum(dim=-1).min() > 0
 
 
 def test_spectrum_is_clipped_to_its_bounds():
@@ -73,4 +73,4 @@ def test_reset_goes_back_to_the_identity():
     codes = torch.randn(12, 5)
     assert torch.equal(transform(codes), codes)
     # B stays random: with A and B both zero neither would ever learn.
-    assert transform.mix_in.abs().min() > 0
+    assert transform.mixing.mix_in.abs().min() > 0

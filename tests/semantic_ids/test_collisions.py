@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recgrit.semantic_ids.collisions import make_unique, number_within_bucket, resolve_greedy
+from recgrit.semantic_ids import collisions
+from recgrit.semantic_ids.collisions import (
+    balance_last_level,
+    make_unique,
+    number_within_bucket,
+    resolve_greedy,
+)
 
 NUM_CODES = 6
 
@@ -38,6 +44,14 @@ def catalogues(draw, overfull=False):
 
 def names(num_items):
     return pl.Series([f"item {i}" for i in range(num_items)])
+
+
+def at_rows(residuals):
+    return lambda rows: residuals[rows]
+
+
+def greedy(codes, residuals, last_codes):
+    return resolve_greedy(codes, names(len(codes)), at_rows(residuals), last_codes)
 
 
 def squared_distances(residuals, last_codes):
@@ -74,7 +88,7 @@ def resolve_by_hand(codes, residuals, last_codes):
 @settings(max_examples=150, deadline=None)
 @given(catalogues())
 def test_greedy_is_the_same_as_by_hand(catalogue):
-    assert resolve_greedy(*catalogue).tolist() == resolve_by_hand(*catalogue).tolist()
+    assert greedy(*catalogue).tolist() == resolve_by_hand(*catalogue).tolist()
 
 
 @settings(max_examples=150, deadline=None)
@@ -82,7 +96,12 @@ def test_greedy_is_the_same_as_by_hand(catalogue):
 def test_greedy_keeps_its_promises(catalogue):
     codes, residuals, last_codes = catalogue
     unique = make_unique(
-        codes, (3,) * codes.shape[1], names(len(codes)), residuals, last_codes, method="greedy"
+        codes,
+        (3,) * codes.shape[1],
+        names(len(codes)),
+        at_rows(residuals),
+        last_codes,
+        method="greedy",
     )
     assert len(np.unique(unique.codes, axis=0)) == len(codes)
     assert unique.codes.dtype == np.int32
@@ -106,13 +125,13 @@ def test_greedy_keeps_its_promises(catalogue):
 @given(catalogues(overfull=True))
 def test_an_overfull_prefix_falls_back_to_one_more_level(catalogue):
     codes, residuals, last_codes = catalogue
-    assert resolve_greedy(codes, residuals, last_codes) is None
+    assert greedy(codes, residuals, last_codes) is None
     sizes = (3,) * (codes.shape[1] - 1) + (NUM_CODES,)
     ids = names(len(codes))
-    unique = make_unique(codes, sizes, ids, residuals, last_codes, method="greedy")
+    unique = make_unique(codes, sizes, ids, at_rows(residuals), last_codes, method="greedy")
     assert unique.method == "disambiguation"
     assert unique.disambiguation_level == codes.shape[1]
-    chosen = make_unique(codes, sizes, ids, residuals, last_codes, method="disambiguation")
+    chosen = make_unique(codes, sizes, ids, at_rows(residuals), last_codes, method="disambiguation")
     assert np.array_equal(unique.codes, chosen.codes)
 
 
@@ -120,7 +139,7 @@ def test_the_fall_back_is_logged(caplog):
     codes = np.zeros((4, 2), dtype=np.int64)
     zeros = np.zeros((4, 2), dtype=np.float32)
     with caplog.at_level(logging.WARNING, logger="recgrit"):
-        make_unique(codes, (3, 3), names(4), zeros, zeros[:3], method="greedy")
+        make_unique(codes, (3, 3), names(4), at_rows(zeros), zeros[:3], method="greedy")
     assert "hold more items than the last level has codes (3)" in caplog.text
 
 
@@ -128,24 +147,26 @@ def test_a_prefix_may_be_filled_to_the_last_code():
     codes = np.zeros((5, 2), dtype=np.int64)
     rng = np.random.default_rng(0)
     residuals = rng.normal(size=(5, 3)).astype(np.float32)
-    resolved = resolve_greedy(codes, residuals, rng.normal(size=(5, 3)).astype(np.float32))
+    resolved = greedy(codes, residuals, rng.normal(size=(5, 3)).astype(np.float32))
     assert sorted(resolved[:, 1].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_equal_residuals_are_told_apart_too():
-    resolved = resolve_greedy(
+    resolved = greedy(
         np.zeros((4, 2), dtype=np.int64),
         np.zeros((4, 3), dtype=np.float32),
         np.arange(15, dtype=np.float32).reshape(5, 3),
     )
-    # The first keeps its code, the others take the next nearest.
-    assert resolved[:, 1].tolist() == [0, 1, 2, 3]
+    # One keeps its code, the others take the next nearest, in the order of their names' hashes.
+    assert sorted(resolved[:, 1].tolist()) == [0, 1, 2, 3]
+    assert resolved[:, 1].tolist() != [0, 1, 2, 3]
 
 
 def test_input_is_not_touched():
     codes = np.zeros((4, 2), dtype=np.int64)
     residuals = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    resolve_greedy(codes, residuals, residuals.copy())
+    greedy(codes, residuals, residuals.copy())
+    balance_last_level(codes, at_rows(residuals), residuals.copy())
     assert codes.max() == 0
 
 
@@ -157,7 +178,7 @@ def test_digits_number_each_bucket_from_zero(rows):
         codes,
         (3, 2),
         names(len(codes)),
-        np.zeros((len(codes), 1), np.float32),
+        at_rows(np.zeros((len(codes), 1), np.float32)),
         np.zeros((2, 1), np.float32),
         method="disambiguation",
     )
@@ -190,7 +211,7 @@ def test_digits_are_the_same_on_every_machine():
     assert digits.tolist() == [2, 3, 1, 4, 0]
 
 
-@pytest.mark.parametrize("method", ["greedy", "disambiguation"])
+@pytest.mark.parametrize("method", ["greedy", "sinkhorn", "disambiguation"])
 def test_a_large_catalogue_takes_seconds(method):
     rng = np.random.default_rng(0)
     num_items, size = 200_000, 256
@@ -200,8 +221,79 @@ def test_a_large_catalogue_takes_seconds(method):
     last_codes = rng.normal(size=(size, 16)).astype(np.float32)
     ids = names(num_items)
     started = time.perf_counter()
-    unique = make_unique(codes, (32, size, size), ids, residuals, last_codes, method=method)
+    unique = make_unique(
+        codes, (32, size, size), ids, at_rows(residuals), last_codes, method=method
+    )
     assert time.perf_counter() - started < 5
     assert unique.method == method
     assert len(np.unique(unique.codes, axis=0)) == num_items
-    assert (unique.num_moved > 5000) == (method == "greedy")
+    assert (unique.num_moved > 5000) == (method != "disambiguation")
+    assert 0 < unique.seconds < 5
+
+
+@settings(max_examples=50, deadline=None)
+@given(catalogues(), st.integers(1, 5))
+def test_blocks_do_not_show(catalogue, block):
+    whole = greedy(*catalogue)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collisions, "BLOCK_ROWS", block)
+        assert np.array_equal(greedy(*catalogue), whole)
+
+
+def test_greedy_does_not_hang_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, (40, 2))
+    residuals = np.repeat(rng.normal(size=(10, 4)).astype(np.float32), 4, axis=0)  # Exact ties.
+    last_codes = rng.normal(size=(20, 4)).astype(np.float32)
+    order = rng.permutation(40)
+    ids = names(40)
+    plain = resolve_greedy(codes, ids, at_rows(residuals), last_codes)
+    shuffled = resolve_greedy(
+        codes[order], ids.gather(order), at_rows(residuals[order]), last_codes
+    )
+    assert np.array_equal(shuffled, plain[order])
+
+
+@settings(max_examples=75, deadline=None)
+@given(catalogues())
+def test_balanced_ids_are_unique_too(catalogue):
+    codes, residuals, last_codes = catalogue
+    unique = make_unique(
+        codes,
+        (3,) * codes.shape[1],
+        names(len(codes)),
+        at_rows(residuals),
+        last_codes,
+        method="sinkhorn",
+    )
+    assert len(np.unique(unique.codes, axis=0)) == len(codes)
+    assert np.array_equal(unique.codes[:, :-1], codes[:, :-1])
+    alone = np.array([(codes == row).all(axis=1).sum() == 1 for row in codes])
+    balanced = balance_last_level(codes, at_rows(residuals), last_codes)
+    assert np.array_equal(balanced[alone], codes[alone])
+
+
+def test_a_balanced_level_uses_its_codes_evenly():
+    """All items near one of 16 codes: the nearest ones stay there, the rest is spread."""
+    rng = np.random.default_rng(0)
+    last_codes = rng.normal(size=(16, 4)).astype(np.float32)
+    residuals = (last_codes[3] + 0.3 * rng.normal(size=(1600, 4))).astype(np.float32)
+    codes = np.column_stack([np.zeros(1600, np.int64), np.full(1600, 3)])
+    balanced = balance_last_level(codes, at_rows(residuals), last_codes)
+    counts = np.bincount(balanced[:, 1], minlength=16)
+    assert counts.min() > 50
+    assert counts.max() < 200
+    distances = squared_distances(residuals, last_codes)
+    chosen = distances[np.arange(1600), balanced[:, 1]].mean()
+    at_random = distances[np.arange(1600), rng.permutation(balanced[:, 1])].mean()
+    assert chosen < 0.95 * at_random
+
+
+def test_ids_of_many_levels_are_told_apart():
+    """More combinations than 64 bits hold."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2**16, (50, 6))
+    codes[7] = codes[3]
+    digits = number_within_bucket(codes, names(50))
+    assert digits.sum() == 1
+    assert digits[[3, 7]].sum() == 1

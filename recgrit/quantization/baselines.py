@@ -1,0 +1,254 @@
+"""Quantizers to compare GRIT-VQ with, under the same roof and one contract.
+
+Most differ from GRIT-VQ in what trains the codes, not in how a stack assigns and decodes; they are
+settings of the same stack, so that a comparison compares the method and nothing else. All start
+from the same k-means; those that learn revive dead codes by the same rule.
+
+============== ==================================== ===========================================
+name           gradient to the encoder              what trains the codes
+============== ==================================== ===========================================
+grit           surrogate radius                     surrogate radius, through M and W
+straight_      straight through                     codebook loss
+through
+ema            straight through                     moving averages, decay .99
+simvq          straight through                     codebook loss on W alone; codes frozen
+                                                    (arXiv 2411.02038)
+rotation       rotation trick (arXiv 2410.06424)    moving averages, decay .99
+diveq          DiVeQ                                the same step, noise included
+rq_kmeans      straight through                     nothing after k-means, level by level
+opq            none (a rotation and k-means)        nothing; one subspace a level, unordered
+identity       everything                           has no codes: the ceiling of an ablation
+============== ==================================== ===========================================
+
+Shapes: B vectors, D dimensions, L levels, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recgrit.errors import ConfigError
+from recgrit.quantization.estimators import DiVeQ, RotationTrick
+from recgrit.quantization.quantizer import Quantized, Quantizer, QuantizerError, check_vectors
+from recgrit.quantization.residual import ResidualGRITVQ
+
+_PLAIN: dict[str, Any] = {"radius": "straight_through", "transform": "identity"}
+# What of ResidualGRITVQ's settings makes each baseline.
+STACKS: dict[str, dict[str, Any]] = {
+    "grit": {},
+    "straight_through": {**_PLAIN, "codebook_weight": 1.0, "commitment_weight": 0.25},
+    "ema": {**_PLAIN, "codebook_learning": "ema"},
+    "simvq": {
+        **_PLAIN,
+        "transform": "linear",
+        "transform_rank": 0,
+        "codebook_learning": "frozen",
+        "codebook_weight": 1.0,
+        "commitment_weight": 0.25,
+        "reset_interval": None,
+    },
+    "rotation": {**_PLAIN, "surrogate": RotationTrick(), "codebook_learning": "ema"},
+    "diveq": {**_PLAIN, "surrogate": DiVeQ(), "commitment_weight": 0.0},
+    "rq_kmeans": {**_PLAIN, "codebook_learning": "frozen", "reset_interval": None},
+}
+
+
+class OptimizedProductQuantizer(nn.Module):
+    """OPQ by faiss: a rotation, then one k-means per subspace; codes have no order.
+
+    Args:
+        dim: D.
+        num_levels: Subspaces.
+        codebook_size: K, a power of two.
+
+    Raises:
+        QuantizerError: K is not a power of two, or there are more subspaces than dimensions.
+        ConfigError: faiss is not installed.
+    """
+
+    rotation: Tensor
+    centroids: Tensor
+
+    def __init__(self, dim: int, num_levels: int = 3, codebook_size: int = 256) -> None:
+        super().__init__()
+        if codebook_size < 2 or codebook_size & (codebook_size - 1):
+            raise QuantizerError(f"OPQ needs a power of two for its codes, got {codebook_size}.")
+        if not 0 < num_levels <= dim:
+            raise QuantizerError(f"{num_levels} subspaces do not fit {dim} dimensions.")
+        self.dim = dim
+        self.codebook_sizes = (codebook_size,) * num_levels
+        self.sub_dim = -(-dim // num_levels)
+        self.register_buffer("rotation", torch.eye(self.sub_dim * num_levels, dim))
+        self.register_buffer("centroids", torch.zeros(num_levels, codebook_size, self.sub_dim))
+
+    @torch.no_grad()
+    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
+        """Fit rotation and centroids to ``[N, D]``."""
+        try:
+            import faiss
+        except ImportError:
+            raise ConfigError(
+                "The opq baseline is faiss's: install recgrit[cpu] or recgrit[gpu]."
+            ) from None
+        check_vectors(vectors, self.dim)
+        num_levels, size = len(self.codebook_sizes), self.codebook_sizes[0]
+        if len(vectors) < size:
+            raise QuantizerError(f"{len(vectors)} vectors cannot start {size} codes.")
+        data = np.ascontiguousarray(vectors.cpu().numpy(), dtype=np.float32)
+        rotation = faiss.OPQMatrix(self.dim, num_levels, self.sub_dim * num_levels)
+        product = faiss.ProductQuantizer(
+            self.sub_dim * num_levels, num_levels, size.bit_length() - 1
+        )
+        product.cp.seed = seed
+        product.cp.min_points_per_centroid = 1
+        product.cp.max_points_per_centroid = len(data)
+        rotation.pq = product  # Else it trains one of its own, with 256 centroids.
+        rotation.train(data)
+        self.rotation.copy_(
+            torch.from_numpy(faiss.vector_to_array(rotation.A).reshape(-1, self.dim))
+        )
+        product.train(rotation.apply(data))
+        self.centroids.copy_(
+            torch.from_numpy(faiss.vector_to_array(product.centroids)).reshape_as(self.centroids)
+        )
+
+    def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantize ``[..., D]``, straight through."""
+        present = latent.new_ones(latent.shape[:-1], dtype=torch.bool) if mask is None else mask
+        flat = latent[present].float()
+        codes = self.encode(flat)
+        quantized = self.decode(codes)
+        commitment = (flat - quantized).square().sum() / max(1, len(flat))
+        all_codes = codes.new_full((*latent.shape[:-1], codes.shape[-1]), -1)
+        all_codes[present] = codes
+        output = torch.zeros_like(latent, dtype=torch.float32)
+        output[present] = quantized + (flat - flat.detach())
+        return Quantized(
+            quantized=output,
+            codes=all_codes,
+            loss=commitment.new_zeros(()),
+            commitment_loss=commitment,
+            codebook_loss=commitment.detach(),
+            usage_loss=commitment.new_zeros(()),
+            residuals=list(self._rotate(flat.detach()).unbind(1)),
+            codebook_sizes=self.codebook_sizes,
+        )
+
+    @torch.no_grad()
+    def encode(self, latent: Tensor) -> Tensor:
+        """Nearest centroid per subspace, int64 ``[..., L]``."""
+        check_vectors(latent, self.dim)
+        parts = self._rotate(latent.reshape(-1, self.dim).float()).transpose(0, 1)
+        codes = torch.stack(
+            [
+                (part @ book.T - 0.5 * book.square().sum(dim=-1)).argmax(dim=-1)
+                for part, book in zip(parts, self.centroids, strict=True)
+            ],
+            dim=-1,
+        )
+        return codes.reshape(*latent.shape[:-1], len(self.codebook_sizes))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Centroids put together and rotated back, ``[..., D]``."""
+        parts = [
+            F.embedding(codes[..., level].clamp_min(0), book)
+            for level, book in enumerate(self.centroids)
+        ]
+        vectors = torch.cat(parts, dim=-1) @ self.rotation
+        return vectors.masked_fill((codes < 0).any(dim=-1, keepdim=True), 0.0)
+
+    def after_step(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> int:
+        """Nothing to keep up."""
+        return 0
+
+    def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The last subspace of ``[B, D]``, and its centroids ``[K, D / L]``."""
+        return self._rotate(latent.float())[:, -1], self.centroids[-1]
+
+    def _rotate(self, flat: Tensor) -> Tensor:
+        return (flat @ self.rotation.T).reshape(len(flat), len(self.codebook_sizes), self.sub_dim)
+
+
+class IdentityQuantizer(nn.Module):
+    """Lets vectors through; its one code per level says nothing."""
+
+    def __init__(self, dim: int, num_levels: int = 1, codebook_size: int = 1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.codebook_sizes = (1,) * num_levels
+
+    def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
+        """The latent itself."""
+        check_vectors(latent, self.dim)
+        codes = torch.zeros(
+            *latent.shape[:-1], len(self.codebook_sizes), dtype=torch.int64, device=latent.device
+        )
+        output = latent.float()
+        if mask is not None:
+            output = output * mask.unsqueeze(-1)
+            codes = codes.masked_fill(~mask.unsqueeze(-1), -1)
+        zero = output.new_zeros(())
+        return Quantized(
+            quantized=output,
+            codes=codes,
+            loss=zero,
+            commitment_loss=zero,
+            codebook_loss=zero,
+            usage_loss=zero,
+            residuals=[latent.detach().reshape(-1, self.dim)] * len(self.codebook_sizes),
+            codebook_sizes=self.codebook_sizes,
+        )
+
+    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
+        """Nothing to fit."""
+        check_vectors(vectors, self.dim)
+
+    def after_step(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> int:
+        """Nothing to keep up."""
+        return 0
+
+
+def build_quantizer(
+    name: str, dim: int, num_levels: int, codebook_size: int | tuple[int, ...], **settings: Any
+) -> Quantizer:
+    """A quantizer by name.
+
+    ``settings`` are those of `ResidualGRITVQ`; what makes a baseline what it is goes before them.
+
+    Raises:
+        ConfigError: Unknown name, or one codebook size per level where all must be equal.
+    """
+    if name in STACKS:
+        return ResidualGRITVQ(dim, num_levels, codebook_size, **(settings | STACKS[name]))
+    if name not in OTHERS:
+        raise ConfigError(f"Unknown quantizer {name!r}: choose from {', '.join(QUANTIZERS)}.")
+    if not isinstance(codebook_size, int):
+        if len(set(codebook_size)) > 1:
+            raise ConfigError(f"The quantizer {name} has one codebook_size, got {codebook_size}.")
+        codebook_size = codebook_size[0]
+    other: Quantizer = OTHERS[name](dim, num_levels, codebook_size)
+    return other
+
+
+OTHERS: dict[str, Callable[[int, int, int], Any]] = {
+    "opq": OptimizedProductQuantizer,
+    "identity": IdentityQuantizer,
+}
+QUANTIZERS: tuple[str, ...] = (*STACKS, *OTHERS)
