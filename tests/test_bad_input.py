@@ -279,17 +279,20 @@ def test_no_config_file(tmp_path: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "phrase"),
+    ("overrides", "phrase"),
     [
-        ("tokenizer.num_levels=1", "Codebooks of 8 codes give 8 IDs for 40 items: raise"),
-        ("tokenizer.codebook_size=64", "64 is larger than the catalogue of 40 items"),
+        (
+            ["tokenizer.num_levels=1", "tokenizer.unique_ids=greedy"],
+            "Codebooks of 8 codes give 8 IDs for 40 items: raise",
+        ),
+        (["tokenizer.codebook_size=64"], "64 is larger than the catalogue of 40 items"),
     ],
 )
 def test_codebooks_that_do_not_fit_the_catalogue(
-    copied_run: Path, command: Command, override: str, phrase: str
+    copied_run: Path, command: Command, overrides: list[str], phrase: str
 ) -> None:
     before = contents(copied_run)
-    assert_told(command("run", copied_run, override), phrase)
+    assert_told(command("run", copied_run, *overrides), phrase)
     assert contents(copied_run) == before
 
 

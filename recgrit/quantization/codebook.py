@@ -25,8 +25,9 @@ from recgrit.errors import ConfigError
 from recgrit.quantization.kmeans import fit_kmeans
 from recgrit.quantization.transform import IntegratedTransform, TransformKind
 
-# Rows assigned at once: the [rows, K] scores stay in the processor's cache.
+# Rows assigned at once, fewer where there are many codes: scores stay in the processor's cache.
 ASSIGN_CHUNK = 1024
+MAX_SCORES = 2**20
 
 CodebookLearning = Literal["joint", "frozen", "ema"]
 Normalization = Literal["none", "codes", "two_sided"]
@@ -96,6 +97,7 @@ class Codebook(nn.Module):
         codes = F.normalize(codes, dim=-1)
         return codes * self.gain if self.normalization == "two_sided" else codes
 
+    @torch.no_grad()
     def assign(self, residual: Tensor, codes: Tensor) -> Tensor:
         """Index of each residual's code, int64 ``[B]``; ``codes`` is what `effective` returned.
 
@@ -103,11 +105,14 @@ class Codebook(nn.Module):
         (all codes then have one length, so that the norm term is a constant: one rule serves both).
         """
         offset = -0.5 * codes.square().sum(dim=-1)
-        chunks = [
-            torch.addmm(offset, rows, codes.T).argmax(dim=-1)
-            for rows in residual.split(ASSIGN_CHUNK)
-        ]
-        return torch.cat(chunks) if chunks else residual.new_zeros(0, dtype=torch.int64)
+        num_rows = min(ASSIGN_CHUNK, max(128, MAX_SCORES // len(codes)))
+        chosen = residual.new_empty(len(residual), dtype=torch.int64)
+        scores = residual.new_empty(min(num_rows, len(residual)), len(codes))
+        for rows, found in zip(residual.split(num_rows), chosen.split(num_rows), strict=True):
+            part = scores[: len(rows)]
+            torch.addmm(offset, rows, codes.T, out=part)
+            torch.argmax(part, dim=-1, out=found)
+        return chosen
 
     def directions(self, residual: Tensor) -> Tensor:
         """What the codes stand for: the residuals, or their directions on a two-sided level."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self, get_args
@@ -188,7 +188,7 @@ class ResidualGRITVQ(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):
             flat = flat.float()
             centred = flat - self.center
-            codes, residuals, quantized = self._quantize(centred.detach(), cached=learning)
+            codes, residuals, quantized = self._quantize(centred.detach(), learning=learning)
             squared_gap = (flat - quantized.detach()).square().sum(dim=-1)
             commitment = squared_gap.sum() / max(1, len(flat))
             codebook_loss = commitment.detach()
@@ -344,7 +344,7 @@ class ResidualGRITVQ(nn.Module):
         quantizer.load_state_dict(state)
         return quantizer.eval()
 
-    def _assign(self, latent: Tensor, codebooks: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _assign(self, latent: Tensor, codebooks: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
         residual, residuals, chosen = latent, [], []
         with torch.no_grad():
             for level, codebook in zip(self._codebooks(), codebooks, strict=True):
@@ -354,16 +354,22 @@ class ResidualGRITVQ(nn.Module):
                 chosen.append(codes)
         return torch.stack(chosen, dim=-1), residuals
 
-    def _quantize(self, latent: Tensor, *, cached: bool) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Codes, residuals and the sum of codes; assigned by the cached codebooks, if there are."""
-        if not cached or self.cache_interval == 1:
+    def _quantize(self, latent: Tensor, *, learning: bool) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Codes, residuals and the sum of codes.
+
+        In training, where codes are cached or outnumber the vectors, assignment looks at codebooks
+        without gradients, and only the codes in use are transformed with them: the same values up
+        to rounding, for less time and memory.
+        """
+        cached = self.cache_interval > 1
+        if not learning or not (cached or len(latent) < max(self.codebook_sizes)):
             codebooks = [level.effective() for level in self._codebooks()]
             codes, residuals = self._assign(latent, codebooks)
             return codes, residuals, self._sum_codes(codes, codebooks)
-        if self._cache is None:
+        if cached and self._cache is None:
             self._cache = self.codebooks
-        codes, residuals = self._assign(latent, self._cache)
-        # Only the codes in use are transformed afresh, for their values and their gradients.
+        one_by_one = (level.effective() for level in self._codebooks())
+        codes, residuals = self._assign(latent, self._cache or one_by_one)
         used = [level.effective(codes[:, i]) for i, level in enumerate(self._codebooks())]
         return codes, residuals, torch.stack(used).sum(dim=0) + self.center
 

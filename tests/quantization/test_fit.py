@@ -9,7 +9,6 @@ from recgrit.quantization import fit
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.fit import (
     assign_codes,
-    build_tokenizer,
     fit_tokenizer,
 )
 from recgrit.quantization.residual import ResidualGRITVQ

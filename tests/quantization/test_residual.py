@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recgrit.quantization.radius import EuclideanRadius, PowerRadius, StraightThrough
 from recgrit.errors import RecgritError
+from recgrit.quantization.radius import EuclideanRadius, PowerRadius, StraightThrough
 from recgrit.quantization.residual import ResidualGRITVQ
 
 
