@@ -44,9 +44,9 @@ class StraightEma:
             residual, total = latent.detach(), torch.zeros_like(latent)
             for codes, sums, counts in zip(self.codes, self.sums, self.counts, strict=True):
                 offset = -0.5 * codes.square().sum(dim=-1)
-                chosen = torch.cat(
-                    [torch.addmm(offset, x, codes.T).argmax(dim=-1) for x in residual.split(CHUNK)]
-                )
+                chosen = torch.empty(len(residual), dtype=torch.int64)
+                for x, found in zip(residual.split(CHUNK), chosen.split(CHUNK), strict=True):
+                    torch.addmm(offset, x, codes.T).numpy().argmax(axis=1, out=found.numpy())
                 used = torch.bincount(chosen, minlength=len(codes)).float()
                 counts.mul_(0.99).add_(used, alpha=0.01)
                 sums.mul_(0.99).index_add_(0, chosen, residual, alpha=0.01)

@@ -111,7 +111,10 @@ class Codebook(nn.Module):
         for rows, found in zip(residual.split(num_rows), chosen.split(num_rows), strict=True):
             part = scores[: len(rows)]
             torch.addmm(offset, rows, codes.T, out=part)
-            torch.argmax(part, dim=-1, out=found)
+            if part.is_cpu:  # numpy's argmax of a row is twice as fast.
+                part.numpy().argmax(axis=1, out=found.numpy())
+            else:
+                torch.argmax(part, dim=-1, out=found)
         return chosen
 
     def directions(self, residual: Tensor) -> Tensor:

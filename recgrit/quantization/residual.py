@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_SETTINGS = ("self", "__class__")
 # Steps between two looks at the spectrum of W.
-CLIP_INTERVAL = 10
+CLIP_INTERVAL = 50
 # A mean of this many times the spread eats digits of the distances: it is taken off first.
 LARGE_MEAN = 3.0
 
@@ -225,7 +225,7 @@ class ResidualGRITVQ(nn.Module):
         check_vectors(latent, self.dim)
         with torch.autocast(latent.device.type, enabled=False):
             flat = latent.reshape(-1, self.dim).float() - self.center
-            codes, _ = self._assign(flat, self.codebooks)
+            codes, _, _ = self._walk(flat, self.codebooks)
         return codes.reshape(*latent.shape[:-1], self.num_levels)
 
     @torch.no_grad()
@@ -233,7 +233,13 @@ class ResidualGRITVQ(nn.Module):
         """Vectors ``[..., D]`` that codes ``[..., L]`` stand for; 0 for codes of -1."""
         with torch.autocast(codes.device.type, enabled=False):
             flat = codes.reshape(-1, self.num_levels)
-            vectors = self._sum_codes(flat.clamp_min(0), self.codebooks)
+            places = flat.clamp_min(0).unbind(dim=-1)
+            vectors = self._add_up(
+                [
+                    F.embedding(place, book)
+                    for place, book in zip(places, self.codebooks, strict=True)
+                ]
+            )
             vectors = vectors.masked_fill((flat < 0).any(dim=-1, keepdim=True), 0.0)
         return vectors.reshape(*codes.shape[:-1], self.dim)
 
@@ -305,7 +311,7 @@ class ResidualGRITVQ(nn.Module):
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """What the last level is given for ``[B, D]``, and its codes ``[K, D]``."""
         codebooks = self.codebooks
-        _, residuals = self._assign(latent.float() - self.center, codebooks)
+        _, residuals, _ = self._walk(latent.float() - self.center, codebooks)
         return residuals[-1], codebooks[-1]
 
     def save(self, path: str | Path) -> None:
@@ -344,15 +350,17 @@ class ResidualGRITVQ(nn.Module):
         quantizer.load_state_dict(state)
         return quantizer.eval()
 
-    def _assign(self, latent: Tensor, codebooks: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        residual, residuals, chosen = latent, [], []
-        with torch.no_grad():
-            for level, codebook in zip(self._codebooks(), codebooks, strict=True):
-                residuals.append(residual)
-                codes = level.assign(residual, codebook)
-                residual = residual - F.embedding(codes, codebook)
-                chosen.append(codes)
-        return torch.stack(chosen, dim=-1), residuals
+    def _walk(
+        self, latent: Tensor, codebooks: Iterable[Tensor]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Codes, what each level was given, and the sum of the codes' vectors."""
+        residual, residuals, chosen, vectors = latent, [], [], []
+        for level, codebook in zip(self._codebooks(), codebooks, strict=True):
+            residuals.append(residual)
+            chosen.append(level.assign(residual, codebook))
+            vectors.append(F.embedding(chosen[-1], codebook))
+            residual = residual - vectors[-1].detach()
+        return torch.stack(chosen, dim=-1), residuals, self._add_up(vectors)
 
     def _quantize(self, latent: Tensor, *, learning: bool) -> tuple[Tensor, list[Tensor], Tensor]:
         """Codes, residuals and the sum of codes.
@@ -363,21 +371,20 @@ class ResidualGRITVQ(nn.Module):
         """
         cached = self.cache_interval > 1
         if not learning or not (cached or len(latent) < max(self.codebook_sizes)):
-            codebooks = [level.effective() for level in self._codebooks()]
-            codes, residuals = self._assign(latent, codebooks)
-            return codes, residuals, self._sum_codes(codes, codebooks)
+            return self._walk(latent, (level.effective() for level in self._codebooks()))
         if cached and self._cache is None:
             self._cache = self.codebooks
-        one_by_one = (level.effective() for level in self._codebooks())
-        codes, residuals = self._assign(latent, self._cache or one_by_one)
+        with torch.no_grad():
+            one_by_one = (level.effective() for level in self._codebooks())
+            codes, residuals, _ = self._walk(latent, self._cache or one_by_one)
         used = [level.effective(codes[:, i]) for i, level in enumerate(self._codebooks())]
-        return codes, residuals, torch.stack(used).sum(dim=0) + self.center
+        return codes, residuals, self._add_up(used)
 
-    def _sum_codes(self, codes: Tensor, codebooks: list[Tensor]) -> Tensor:
-        """The one place where codes become vectors: training and decoding agree to the bit."""
-        total = F.embedding(codes[:, 0], codebooks[0])
-        for level, codebook in enumerate(codebooks[1:], start=1):
-            total = total + F.embedding(codes[:, level], codebook)
+    def _add_up(self, vectors: list[Tensor]) -> Tensor:
+        """The one place where levels become a sum: training and decoding agree to the bit."""
+        total = vectors[0]
+        for vector in vectors[1:]:
+            total = total + vector
         return total + self.center
 
     def _typical_gap(self, squared_gap: Tensor) -> Tensor:

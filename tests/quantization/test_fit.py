@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recgrit.errors import ConfigError
-from recgrit.quantization import fit
+from recgrit.quantization import fit, residual
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.fit import (
     assign_codes,
@@ -69,20 +69,20 @@ def test_reported_error_is_that_of_the_codes(features, fitted):
     """Against plain numpy: pick the code of each level, add up, compare."""
     scale, mean = fitted.model.scale.item(), fitted.model.mean.numpy()
     scaled = (features.numpy() - mean) / scale
-    residual = scaled.copy()
+    left = scaled.copy()
     for level, codebook in enumerate(fitted.model.quantizer.levels):
         codes = codebook.effective().detach().numpy()
-        norms = np.sqrt(np.square(residual).sum(axis=1)).mean()
+        norms = np.sqrt(np.square(left).sum(axis=1)).mean()
         assert fitted.diagnostics.levels[level].residual_norm == pytest.approx(norms, rel=1e-4)
-        distances = np.square(residual[:, None] - codes[None]).sum(axis=-1)
+        distances = np.square(left[:, None] - codes[None]).sum(axis=-1)
         chosen = distances.argmin(axis=1)
         assert chosen.tolist() == fitted.codes[:, level].tolist()
         if level == 2:
             last_residuals, last_codes = fitted.model.last_level(features)
-            np.testing.assert_allclose(last_residuals.numpy(), residual, atol=1e-5)
+            np.testing.assert_allclose(last_residuals.numpy(), left, atol=1e-5)
             np.testing.assert_allclose(last_codes.numpy(), codes, atol=0)
-        residual -= codes[chosen]
-    error = np.square(residual).sum(axis=1).mean()
+        left -= codes[chosen]
+    error = np.square(left).sum(axis=1).mean()
     best = fitted.history[fitted.best_epoch].reconstruction_loss
     assert best == pytest.approx(error, rel=1e-4)
 
@@ -207,6 +207,7 @@ def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
             codebook.embedding.data.mul_(20)
 
     monkeypatch.setattr(ResidualGRITVQ, "fit_init", far_away)
+    monkeypatch.setattr(residual, "CLIP_INTERVAL", 10)
     config = settings(learning_rate=0.3, epochs=3, batch_size=103, normalized_from=3)
     found = fit_tokenizer(features, config, seed=0)
     assert found.best_epoch > 0
