@@ -104,3 +104,12 @@ def test_no_file_is_read_or_written_as_a_pickle(path: Path) -> None:
         elif isinstance(node, ast.keyword):
             allowed = not (isinstance(node.value, ast.Constant) and node.value.value is True)
             assert node.arg != "allow_pickle" or allowed
+
+
+def test_quantizers_are_at_hand_without_importing_torch_before() -> None:
+    code = (
+        "import sys, recgrit.quantization as q; assert 'torch' not in sys.modules; "
+        "vq = q.GRITVQ(4, 8); q.ResidualGRITVQ; q.build_quantizer; "
+        "assert not hasattr(q, 'Nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

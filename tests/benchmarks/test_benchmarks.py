@@ -1,0 +1,31 @@
+"""The benchmarks run and say what they promise; their numbers are read on a quiet machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def last_line(script, *arguments):
+    command = [sys.executable, str(BENCHMARKS / script), "--json", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_assignment_agrees_with_a_flat_search():
+    pytest.importorskip("faiss", reason="the benchmark's peer")
+    found = last_line("assign.py", "--rows", "30000", "--repeats", "1")
+    assert found["same_as_faiss"] > 0.999
+    assert found["same_as_training"] > 0.999
+    assert found["vs_faiss"] == pytest.approx(found["seconds"] / found["seconds_faiss"])
+
+
+def test_training_step_is_faster_than_the_peers():
+    pytest.importorskip("vector_quantize_pytorch", reason="install recgrit[benchmarks]")
+    found = last_line("quantizer_step.py", "--repeats", "3")
+    assert found["speedup_vs_residualvq_k4096"] > 1
+    assert found["rss_growth_mb"] < found["rss_growth_mb_residualvq"]
