@@ -6,8 +6,9 @@ of all levels instead of one per level: summed straight-through estimators multi
 gradient by the number of levels. Each code still gets its gradient through the sum.
 
 In training, upkeep belongs between steps: moving averages, revival of dead codes, spectral clip.
-Call `ResidualGRITVQ.after_step` with your optimizer after its step; whoever does not
-gets the same at the start of the next training forward, never between a forward and its backward.
+Call `ResidualGRITVQ.after_step` with your optimizer after its step, also where a step follows
+several forwards; whoever never calls it gets the same at the start of the next training forward,
+never between a forward and its backward.
 
 Shapes: B vectors (any leading dimensions), D dimensions, L levels, K codes.
 """
@@ -133,6 +134,7 @@ class ResidualGRITVQ(nn.Module):
         self.register_buffer("center", torch.zeros(dim))
         self._frozen = False
         self._pending = False
+        self._called_by_user = False
         self._num_steps = 0
         self._cache: list[Tensor] | None = None
         self._upkeep = Upkeep(codebook_learning, ema_decay, reset_interval)
@@ -181,8 +183,8 @@ class ResidualGRITVQ(nn.Module):
             QuantizerError: Wrong dimension or values that are not finite.
         """
         learning = self.training and not self._frozen
-        if learning and self._pending:
-            self.after_step()
+        if learning and self._pending and not self._called_by_user:
+            self._keep_up(None, None)
         flat = latent.reshape(-1, latent.shape[-1]) if mask is None else latent[mask]
         check_vectors(flat, self.dim)
         with torch.autocast(latent.device.type, enabled=False):
@@ -293,6 +295,13 @@ class ResidualGRITVQ(nn.Module):
         Returns:
             The number of codes revived.
         """
+        self._called_by_user = True
+        return self._keep_up(optimizer, generator)
+
+    @torch.no_grad()
+    def _keep_up(
+        self, optimizer: torch.optim.Optimizer | None, generator: torch.Generator | None
+    ) -> int:
         if not self._pending:
             return 0
         self._pending = False

@@ -23,7 +23,7 @@ def stepped(quantizer, vectors, optimizer):
 
 def start(features, **settings):
     torch.manual_seed(0)
-    quantizer = ResidualGRITVQ(16, 2, 8, transform_rank=2, **settings)
+    quantizer = ResidualGRITVQ(16, 2, 8, **({"transform_rank": 2} | settings))
     quantizer.fit_init(features)
     return quantizer
 
@@ -87,6 +87,24 @@ def test_nothing_changes_between_a_forward_and_its_backward(features):
     assert any(
         not torch.equal(value, before[name]) for name, value in quantizer.state_dict().items()
     )
+
+
+def test_several_batches_may_come_before_a_step(features):
+    """Moving averages of two halves are those of the whole; nothing happens in between."""
+    whole, halves = (
+        start(features, transform="identity", codebook_learning="ema", reset_interval=None)
+        for _ in range(2)
+    )
+    halves.after_step()  # Whoever calls it once is trusted to call it.
+    whole(features)
+    whole.after_step()
+    before = halves.codebooks
+    halves(features[:500])
+    halves(features[500:])
+    assert all(torch.equal(a, b) for a, b in zip(halves.codebooks, before, strict=True))
+    halves.after_step()
+    for found, expected in zip(halves.codebooks, whole.codebooks, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_eval_mode_and_frozen_quantizers_keep_no_record(features):
