@@ -29,3 +29,10 @@ def test_training_step_is_faster_than_the_peers():
     found = last_line("quantizer_step.py", "--repeats", "3")
     assert found["speedup_vs_residualvq_k4096"] > 1
     assert found["rss_growth_mb"] < found["rss_growth_mb_residualvq"]
+
+
+def test_ids_become_unique_as_the_benchmark_says():
+    found = last_line("collisions.py", "--rows", "20000")
+    assert found["skewed_disambiguation_became"] == "disambiguation"
+    assert found["even_greedy_became"] in {"greedy", "none needed"}
+    assert found["even_greedy_seconds"] > 0

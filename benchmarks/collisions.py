@@ -1,0 +1,60 @@
+"""Time to make ten million semantic IDs unique.
+
+    OMP_NUM_THREADS=1 python benchmarks/collisions.py --json
+
+Codes of three levels, drawn at random: a *skewed* catalogue, whose second level follows a power law
+so that prefixes are overfull and only a disambiguation level can work, and an *even* one of 65,536
+codes on the second level, which greedy resolution suits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import polars as pl
+
+from recgrit.running import peak_memory_mb
+from recgrit.semantic_ids.collisions import make_unique
+
+DIM, SIZE, EVEN_SIZE = 16, 256, 65_536
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, SIZE, (arguments.rows, 3))
+    item_ids = pl.Series([f"B{i:09d}" for i in range(arguments.rows)])
+    last_codes = rng.standard_normal((SIZE, DIM), dtype=np.float32)
+    found: dict[str, float | str] = {"rows": arguments.rows}
+    for name, second, size, method in (
+        ("skewed_disambiguation", rng.zipf(1.3, arguments.rows) % SIZE, SIZE, "disambiguation"),
+        ("skewed_greedy", rng.zipf(1.3, arguments.rows) % SIZE, SIZE, "greedy"),
+        ("even_greedy", rng.integers(0, EVEN_SIZE, arguments.rows), EVEN_SIZE, "greedy"),
+    ):
+        codes[:, 1] = second
+        unique = make_unique(
+            codes,
+            (SIZE, size, SIZE),
+            item_ids,
+            lambda rows: rng.standard_normal((len(rows), DIM), dtype=np.float32),
+            last_codes,
+            method=method,
+        )
+        found[f"{name}_seconds"] = unique.seconds
+        found[f"{name}_became"] = unique.method
+        found[f"{name}_moved"] = unique.num_moved
+    found["peak_rss_mb"] = peak_memory_mb()
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
