@@ -2,30 +2,47 @@
 
     python pipelines/quantizer_study.py configs/amazon2014-beauty.yaml data.path=/path/to/files
 
-Parts, in the order they run: `choice` (which GRIT settings to report as its best, by validation,
-on seeds of their own), `recommendation` (the same retriever on the IDs of six tokenizers).
+Parts, in the order they run:
+
+* `choice`: which GRIT settings to report as its best, by validation, on seeds of their own;
+* `recommendation`: the same retriever on the IDs of six tokenizers;
+* `ablation`: radius, transform, start and revival, behind an MLP autoencoder (without an encoder
+  the radius only rescales the codes' gradient);
+* `scaling`: codebooks from 2^8 codes up, every quantizer, on a mixture of 200,000 vectors;
+* `radius`: radius families under both surrogates, with the gap over training;
+* `cache`: what assigning by codebooks of T steps ago costs and saves;
+* `shape`: number of levels and size of the latent.
 
 Every finished cell is a row of `OUT/PART.parquet` at once; a study that was stopped goes on where
-it was, and several processes may work on different seeds or parts.
+it was, and several processes may work on different seeds or parts. `--budget small` takes minutes
+and shows that everything runs; its numbers mean nothing. `quantizer_report.py` makes tables and
+plots.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import polars as pl
+import torch
 import typer
 
 from recgrit.artifacts import read_manifest
 from recgrit.cells import Cell, CellTable
 from recgrit.config import load_config
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import Run, stage_directory
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.quantization.fit import fit_tokenizer
 from recgrit.running import run_experiment
+from recgrit.runs import Run, stage_directory
+from recgrit.tracking.start import start_tracking
 
 # Settings of `tokenizer` by what a row calls them. All start from k-means on all items and, but for
 # plain k-means, compare directions from the second level on and revive dead codes.
@@ -46,6 +63,44 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 CHOICE_SEEDS = (100, 101)
 
+# Radius × transform. Straight-through gives codes no gradient, so a codebook loss trains them.
+ABLATION: dict[str, dict[str, Any]] = {
+    "straight-through": {
+        "radius": "straight_through",
+        "transform": "identity",
+        "codebook_weight": 1.0,
+    },
+    "transform only": {"radius": "straight_through", "codebook_weight": 1.0},
+    "radius only": {"transform": "identity"},
+    "full": {},
+}
+CODES_TRAINED_BY = {
+    "straight-through": "codebook loss",
+    "transform only": "codebook loss, through M and W",
+    "radius only": "surrogate radius",
+    "full": "surrogate radius, through M and W",
+}
+SCALED: dict[str, dict[str, Any]] = {
+    "grit": {},
+    "grit, random start": {"init": "random"},
+    "straight_through": {"quantizer": "straight_through"},
+    "straight_through, random start, no revival": {
+        "quantizer": "straight_through",
+        "init": "random",
+        "reset_interval": None,
+    },
+    "ema": {"quantizer": "ema"},
+    "simvq": {"quantizer": "simvq"},
+    "simvq, random start": {"quantizer": "simvq", "init": "random"},
+    "rotation": {"quantizer": "rotation"},
+    "diveq": {"quantizer": "diveq"},
+    "rq_kmeans": {"quantizer": "rq_kmeans"},
+    "opq": {"quantizer": "opq"},
+}
+# More than one seed up to this many codes.
+ONE_SEED_ABOVE = 2**12
+RADII = ("straight_through", "euclidean", "power", "huber", "pseudo_huber", "clipped")
+
 
 @dataclass(frozen=True)
 class Study:
@@ -56,12 +111,30 @@ class Study:
         out: Where the tables go.
         work: Where the runs of the cells go.
         seeds: Seeds that are reported.
+        budget: ``full``, or ``small`` to see that it runs.
     """
 
     config: ExperimentConfig
     out: Path
     work: Path
     seeds: tuple[int, ...]
+    budget: Literal["full", "small"]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether only to see that it runs."""
+        return self.budget == "small"
+
+    def shrink(self, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """All variants, or the first two on a small budget."""
+        return dict(list(variants.items())[:2]) if self.is_small else variants
+
+    @functools.cached_property
+    def features(self) -> torch.Tensor:
+        """What the experiment's tokenizer is fitted to, float32 [N, F]."""
+        config = self.configure("features", {}, seed=self.config.seed)
+        run_experiment(config, until="embed")
+        return torch.from_numpy(np.array(Run(config.run.dir).features.vectors, dtype=np.float32))
 
     def table(self, part: str) -> CellTable:
         """The table of a part."""
@@ -98,7 +171,7 @@ def choose_best(study: Study) -> None:
     cells = [
         {"data": study.data, "tokenizer": name, "seed": seed}
         for seed in CHOICE_SEEDS
-        for name in CANDIDATES
+        for name in study.shrink(CANDIDATES)
     ]
     study.table("choice").fill(cells, run)
 
@@ -117,7 +190,7 @@ def best_candidate(study: Study) -> str:
 
 def compare_recommendation(study: Study) -> None:
     """Metrics on validation and test of the same retriever on each tokenizer's IDs."""
-    tokenizers = dict(TOKENIZERS)
+    tokenizers = dict(study.shrink(TOKENIZERS))
     if not study.table("choice").rows().is_empty():
         best = best_candidate(study)
         tokenizers[best] = CANDIDATES[best]
@@ -158,7 +231,186 @@ def _ids(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-PARTS = {"choice": choose_best, "recommendation": compare_recommendation}
+def ablate(study: Study) -> None:
+    """Radius × transform, from both starts, with and without revival."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        settings = ABLATION[str(cell["method"])] | {
+            "init": cell["init"],
+            "reset_interval": 50 if cell["revival"] else None,
+            "autoencoder": "mlp",
+        }
+        return {
+            "codes_trained_by": CODES_TRAINED_BY[str(cell["method"])],
+            **_fit(study, "ablation", study.features, settings, cell),
+        }
+
+    cells = [
+        {"data": study.data, "method": method, "init": init, "revival": revival, "seed": seed}
+        for seed in study.seeds
+        for init in ("kmeans", "random")
+        for revival in (True, False)
+        for method in study.shrink(ABLATION)
+    ]
+    study.table("ablation").fill(cells, run)
+
+
+def scale(study: Study) -> None:
+    """Every quantizer at growing codebook sizes, two levels, on the mixture."""
+    num_vectors = 2_000 if study.is_small else 200_000
+    sizes = (16, 32) if study.is_small else tuple(2**power for power in range(8, 15))
+
+    def run(cell: Cell) -> dict[str, Any]:
+        settings = SCALED[str(cell["method"])] | {
+            "num_levels": 2,
+            "codebook_size": cell["codebook_size"],
+            "epochs": 5,
+            "batch_size": 4096,
+        }
+        return _fit(study, "scaling", draw_mixture(num_vectors), settings, cell)
+
+    cells = [
+        {"data": "mixture", "method": method, "codebook_size": size, "seed": seed}
+        for size in sizes
+        for seed in (study.seeds if size <= ONE_SEED_ABOVE else study.seeds[:1])
+        for method in study.shrink(SCALED)
+    ]
+    study.table("scaling").fill(cells, run)
+
+
+@functools.cache
+def draw_mixture(num_vectors: int, dim: int = 64) -> torch.Tensor:
+    """A hierarchical mixture with clusters of very different sizes and heavy tails, [N, D].
+
+    500 topics, in each up to 40 groups whose shares fall as 1 / rank; Student's t noise of 4
+    degrees of freedom around each group. Seed 0.
+    """
+    draw = np.random.default_rng(0)
+    num_topics, groups_per_topic = 500, 40
+    topics = draw.normal(size=(num_topics, 1, dim))
+    groups = topics + 0.5 * draw.normal(size=(num_topics, groups_per_topic, dim))
+    shares = 1 / np.arange(1, num_topics * groups_per_topic + 1)
+    chosen = draw.choice(
+        draw.permutation(num_topics * groups_per_topic), size=num_vectors, p=shares / shares.sum()
+    )
+    noise = 0.25 * draw.standard_t(4, size=(num_vectors, dim))
+    return torch.from_numpy((groups.reshape(-1, dim)[chosen] + noise).astype(np.float32))
+
+
+def vary_radius(study: Study) -> None:
+    """Radius families under both surrogates; a codebook loss where the radius gives no gradient."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        radius = cell["radius"]
+        settings = {
+            "radius": radius,
+            "surrogate": cell["surrogate"],
+            "codebook_weight": 1.0 if radius == "straight_through" else 0.0,
+            "autoencoder": "mlp",
+        }
+        return _fit(study, "radius", study.features, settings, cell)
+
+    cells = [
+        {"data": study.data, "radius": radius, "surrogate": surrogate, "seed": seed}
+        for seed in study.seeds
+        for radius in (RADII[:2] if study.is_small else RADII)
+        for surrogate in ("additive", "multiplicative")
+        if (radius, surrogate) != ("straight_through", "multiplicative")
+    ]
+    study.table("radius").fill(cells, run)
+
+
+def vary_cache(study: Study) -> None:
+    """Steps between refreshes of the codebooks used for assignment."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        settings = {
+            "cache_interval": cell["cache_interval"],
+            "batch_size": cell["batch_size"],
+            "codebook_size": cell["codebook_size"],
+            "epochs": 2 if study.is_small else 10,
+        }
+        return _fit(study, "cache", study.features, settings, cell)
+
+    shapes = ((16, 64),) if study.is_small else ((256, 1024), (256, 64), (4096, 64))
+    cells = [
+        {
+            "data": study.data,
+            "codebook_size": codebook_size,
+            "batch_size": batch_size,
+            "cache_interval": interval,
+            "seed": seed,
+        }
+        for seed in study.seeds
+        for codebook_size, batch_size in shapes
+        for interval in (1, 4, 8, 16)
+    ]
+    study.table("cache").fill(cells, run)
+
+
+def vary_shape(study: Study) -> None:
+    """Number of levels with and without autoencoder, and size of the latent."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        settings: dict[str, Any] = {"num_levels": cell["num_levels"]}
+        if cell["code_dim"] is not None:
+            settings |= {"autoencoder": "mlp", "code_dim": cell["code_dim"]}
+        return _fit(study, "shape", study.features, settings, cell)
+
+    cells: list[Cell] = [
+        {"data": study.data, "num_levels": num_levels, "code_dim": code_dim, "seed": seed}
+        for seed in study.seeds
+        for num_levels in ((2,) if study.is_small else (2, 3, 4, 5, 6))
+        for code_dim in ((None, 8) if study.is_small else (None, 16, 32, 64))
+    ]
+    study.table("shape").fill(cells, run)
+
+
+def _fit(
+    study: Study, part: str, features: torch.Tensor, settings: Mapping[str, Any], cell: Cell
+) -> dict[str, Any]:
+    """Fit one tokenizer, track it, and say how it did."""
+    values = study.config.tokenizer.model_dump() | {"unique_ids": "disambiguation"} | settings
+    if study.is_small and part != "cache":
+        values |= {"epochs": 2}
+    config = TokenizerConfig.model_validate(values)
+    name = "-".join(str(value) for value in (part, *cell.values()))
+    with start_tracking(
+        study.config.tracking, run_name=name, default_directory=study.work
+    ) as tracker:
+        tracker.log_params({"part": part, "seed": cell["seed"], "tokenizer": values})
+        started = time.perf_counter()
+        fitted = fit_tokenizer(features, config, seed=int(cell["seed"] or 0))
+        seconds = time.perf_counter() - started
+        diagnostics = fitted.diagnostics
+        best = fitted.history[fitted.best_epoch]
+        row: dict[str, Any] = {
+            "start_loss": fitted.history[0].reconstruction_loss,
+            "reconstruction_loss": best.reconstruction_loss,
+            "last_loss": fitted.history[-1].reconstruction_loss,
+            "best_epoch": fitted.best_epoch,
+            "collision_rate": diagnostics.collision_rate,
+            "entropy_ratio": diagnostics.entropy_ratio,
+            "seconds": seconds,
+        }
+        tracker.log_metrics(row)
+    return row | {
+        "codebook_usage": [level.codebook_usage for level in diagnostics.levels],
+        "perplexity": [level.perplexity for level in diagnostics.levels],
+        "mean_gaps": [epoch.mean_gap for epoch in fitted.history],
+        "losses": [epoch.reconstruction_loss for epoch in fitted.history],
+    }
+
+
+PARTS = {
+    "choice": choose_best,
+    "recommendation": compare_recommendation,
+    "ablation": ablate,
+    "scaling": scale,
+    "radius": vary_radius,
+    "cache": vary_cache,
+    "shape": vary_shape,
+}
 
 
 def main(
@@ -168,11 +420,12 @@ def main(
     seeds: Annotated[str, typer.Option(help="Seeds that are reported.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Where tables go.")] = Path("runs/quantizer-study"),
     work: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/quantizer-study"),
+    budget: Annotated[str, typer.Option(help="full, or small to see that it runs.")] = "full",
 ) -> None:
     """Run the parts of the study that are not finished."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     base = [
-        "retriever.epochs=12",
+        f"retriever.epochs={1 if budget == 'small' else 12}",
         f"tracking.uri=sqlite:///{(work / 'mlflow.db').absolute()}",
         "tracking.experiment=quantizer-study",
     ]
@@ -181,6 +434,7 @@ def main(
         out=out,
         work=work,
         seeds=tuple(int(seed) for seed in seeds.split(",")),
+        budget="small" if budget == "small" else "full",
     )
     for part in parts.split(","):
         PARTS[part](study)

@@ -93,9 +93,7 @@ def paired_difference(
         both = np.square(noise).sum() / ((num_seeds - 1) * (num_users - 1)) / difference.size
         variance = max(by_user + by_seed - both, by_user, by_seed)
         if variance > 0:
-            degrees = variance**2 / (
-                by_seed**2 / (num_seeds - 1) + by_user**2 / (num_users - 1)
-            )
+            degrees = variance**2 / (by_seed**2 / (num_seeds - 1) + by_user**2 / (num_users - 1))
     error = math.sqrt(variance)
     mean = float(difference.mean())
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))

@@ -38,12 +38,14 @@ class TokenizerEpoch:
         epoch: From 0.
         reconstruction_loss: Mean squared error, summed over dimensions, of scaled features.
         collision_rate: Share of items whose ID another item has too.
+        mean_gap: Mean distance between a latent and its quantization.
         num_resets: Codes revived in this epoch.
     """
 
     epoch: int
     reconstruction_loss: float
     collision_rate: float
+    mean_gap: float
     num_resets: int
 
 
@@ -191,16 +193,19 @@ def _measure(
     model: QuantizedAutoencoder, features: Tensor, *, epoch: int, num_resets: int
 ) -> TokenizerEpoch:
     model.eval()
-    total, codes = 0.0, []
+    total, gaps, codes = 0.0, 0.0, []
     for rows in features.split(ENCODE_CHUNK):
+        latent = model.encode_latent(rows)
         result = model(rows)
         total += result.reconstruction_loss.item() * len(rows)
+        gaps += (latent - result.quantized.quantized).norm(dim=-1).sum().item()
         codes.append(result.quantized.codes)
     _, counts = torch.unique(torch.cat(codes), dim=0, return_counts=True)
     return TokenizerEpoch(
         epoch=epoch,
         reconstruction_loss=total / len(features),
         collision_rate=counts[counts > 1].sum().item() / len(features),
+        mean_gap=gaps / len(features),
         num_resets=num_resets,
     )
 
