@@ -91,7 +91,7 @@ def fit_autoencoder(
     model = PatchAutoencoder(method, code_dim=32, codebook_size=codebook_size)
     with torch.no_grad():
         model.quantizer.fit_init(model.encode_latent(patches[:512]).flatten(0, 1), seed=seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draw = torch.Generator().manual_seed(seed)
     model.train()
@@ -101,8 +101,7 @@ def fit_autoencoder(
             reconstruction, loss, _ = model(batch)
             error = F.mse_loss(reconstruction, batch)
             optimizer.zero_grad(set_to_none=True)
-            # The quantizer's losses are sums over D dimensions, the error is a mean over pixels.
-            (error + loss / 32).backward()
+            (error + loss).backward()
             optimizer.step()
             schedule.step()
             model.quantizer.after_step(optimizer, generator=draw)
@@ -150,7 +149,7 @@ def draw_pictures(patches: Tensor, reconstructions: dict[str, Tensor], path: Pat
 
 def main(
     out: Annotated[Path, typer.Option(help="Where results go.")] = Path("runs/image-patches"),
-    steps: Annotated[int, typer.Option(help="Training steps per method.")] = 1500,
+    steps: Annotated[int, typer.Option(help="Training steps per method.")] = 400,
     codebook_size: Annotated[int, typer.Option(help="Codes.")] = 512,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
 ) -> None:
