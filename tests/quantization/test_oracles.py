@@ -1,0 +1,70 @@
+"""Baselines beside vector-quantize-pytorch's, where both mean the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recgrit.quantization.baselines import build_quantizer
+from recgrit.quantization.estimators import RotationTrick
+
+peers = pytest.importorskip(
+    "vector_quantize_pytorch", reason="needs recgrit[benchmarks]: vector-quantize-pytorch"
+)
+
+
+def test_the_rotation_trick_has_its_gradient() -> None:
+    from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
+
+    draw = torch.Generator().manual_seed(0)
+    latent, quantized, upstream = torch.randn(3, 40, 16, generator=draw)
+    gradients, outputs = [], []
+    for quantize in (
+        lambda z: RotationTrick()(z, quantized, mean_gap=torch.ones(()), training=True),
+        lambda z: rotate_to(z, quantized),
+    ):
+        z = latent.clone().requires_grad_()
+        outputs.append(quantize(z))
+        (outputs[-1] * upstream).sum().backward()
+        gradients.append(z.grad)
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+
+
+def test_moving_averages_go_where_its_do() -> None:
+    """Both start from the same codes and see the same batches; theirs smooths counts by 1e-5."""
+    draw = torch.Generator().manual_seed(0)
+    batches = torch.randn(60, 512, 8, generator=draw)
+    ours = build_quantizer("ema", 8, 1, 16, reset_interval=None)
+    ours.fit_init(batches.flatten(0, 1), seed=0)
+    theirs = peers.VectorQuantize(
+        dim=8, codebook_size=16, decay=0.99, rotation_trick=False, threshold_ema_dead_code=0
+    )
+    book = theirs._codebook
+    start = ours.codebooks[0].detach().clone()
+    book.embed.copy_(start.reshape_as(book.embed))
+    book.embed_avg.copy_(start.reshape_as(book.embed_avg) * 32)
+    book.cluster_size.fill_(32.0)
+    apart = []
+    for batch in batches:
+        ours.train()(batch)
+        ours.after_step()
+        theirs.train()(batch)
+        apart.append((ours.codebooks[0] - book.embed.reshape(16, 8)).norm(dim=-1).mean().item())
+    moved = (ours.codebooks[0] - start).norm(dim=-1).mean().item()
+    assert moved > 0.02
+    assert apart[-1] < 0.5 * moved
+
+
+def test_frozen_codes_under_one_matrix_assign_as_its_simvq_does() -> None:
+    draw = torch.Generator().manual_seed(0)
+    vectors = torch.randn(300, 8, generator=draw)
+    theirs = peers.SimVQ(dim=8, codebook_size=16)
+    ours = build_quantizer("simvq", 8, 1, 16)
+    ours.fit_init(vectors, seed=0)
+    with torch.no_grad():
+        theirs.frozen_codebook.copy_(ours.codebooks[0])
+        theirs.code_transform.weight.copy_(torch.eye(8))
+    quantized, codes, _ = theirs(vectors[None])
+    assert torch.equal(codes[0], ours.encode(vectors)[:, 0])
+    torch.testing.assert_close(quantized[0], ours.eval()(vectors).quantized)
