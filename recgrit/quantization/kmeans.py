@@ -42,6 +42,8 @@ def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool)
         # All vectors count, and few of them are no reason for a warning on standard output.
         min_points_per_centroid=1,
         max_points_per_centroid=data.shape[0],
+        # Not yet run on a GPU by us. Sums in another order move centroids by rounding only.
+        gpu=faiss.get_num_gpus() > 0,
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
     kmeans.train(data)

@@ -32,19 +32,21 @@ def test_the_rotation_trick_has_its_gradient() -> None:
 
 
 def test_moving_averages_go_where_its_do() -> None:
-    """Both start from the same codes and see the same batches; theirs smooths counts by 1e-5."""
+    """Both start from the same codes and see the same batches."""
     draw = torch.Generator().manual_seed(0)
     batches = torch.randn(60, 512, 8, generator=draw)
     ours = build_quantizer("ema", 8, 1, 16, reset_interval=None)
-    ours.fit_init(batches.flatten(0, 1), seed=0)
+    ours.fit_init(batches[0, :64], seed=0)
     theirs = peers.VectorQuantize(
         dim=8, codebook_size=16, decay=0.99, rotation_trick=False, threshold_ema_dead_code=0
     )
     book = theirs._codebook
     start = ours.codebooks[0].detach().clone()
     book.embed.copy_(start.reshape_as(book.embed))
-    book.embed_avg.copy_(start.reshape_as(book.embed_avg) * 32)
-    book.cluster_size.fill_(32.0)
+    level = ours.levels[0]
+    # Their counts are per batch, ours are shares of it.
+    book.embed_avg.copy_(level.ema_sums.reshape_as(book.embed_avg) * 512)
+    book.cluster_size.copy_(level.ema_counts.reshape_as(book.cluster_size) * 512)
     apart = []
     for batch in batches:
         ours.train()(batch)
@@ -52,8 +54,8 @@ def test_moving_averages_go_where_its_do() -> None:
         theirs.train()(batch)
         apart.append((ours.codebooks[0] - book.embed.reshape(16, 8)).norm(dim=-1).mean().item())
     moved = (ours.codebooks[0] - start).norm(dim=-1).mean().item()
-    assert moved > 0.02
-    assert apart[-1] < 0.5 * moved
+    assert moved > 0.1
+    assert apart[-1] < 1e-4 * moved
 
 
 def test_frozen_codes_under_one_matrix_assign_as_its_simvq_does() -> None:
