@@ -130,7 +130,9 @@ def draw_pictures(patches: Tensor, reconstructions: dict[str, Tensor], path: Pat
     import matplotlib.pyplot as plt
 
     rows = {"original": patches, **reconstructions}
-    shown = torch.linspace(0, len(patches) - 1, SHOWN).long()
+    # Flat sky tells nothing: patches from the upper half by contrast.
+    by_contrast = patches.flatten(1).std(dim=1).argsort()
+    shown = by_contrast[torch.linspace(len(patches) // 2, len(patches) - 1, SHOWN).long()]
     figure, axes = plt.subplots(
         len(rows), SHOWN, figsize=(1.1 * SHOWN + 1.4, 1.15 * len(rows)), squeeze=False
     )
