@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
@@ -37,6 +39,7 @@ import typer
 from recgrit.artifacts import read_manifest
 from recgrit.cells import Cell, CellTable
 from recgrit.config import load_config
+from recgrit.errors import RecgritError
 from recgrit.experiment import ExperimentConfig
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.fit import fit_tokenizer
@@ -102,6 +105,13 @@ ONE_SEED_ABOVE = 2**12
 RADII = ("straight_through", "euclidean", "power", "huber", "pseudo_huber", "clipped")
 
 
+class Budget(StrEnum):
+    """How much of the grid is run."""
+
+    FULL = "full"
+    SMALL = "small"
+
+
 @dataclass(frozen=True)
 class Study:
     """What all parts need.
@@ -111,19 +121,19 @@ class Study:
         out: Where the tables go.
         work: Where the runs of the cells go.
         seeds: Seeds that are reported.
-        budget: ``full``, or ``small`` to see that it runs.
+        budget: How much of the grid.
     """
 
     config: ExperimentConfig
     out: Path
     work: Path
     seeds: tuple[int, ...]
-    budget: Literal["full", "small"]
+    budget: Budget
 
     @property
     def is_small(self) -> bool:
         """Whether only to see that it runs."""
-        return self.budget == "small"
+        return self.budget is Budget.SMALL
 
     def shrink(self, variants: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """All variants, or the first two on a small budget."""
@@ -166,7 +176,7 @@ def choose_best(study: Study) -> None:
         config = study.configure(name, CANDIDATES[name], seed)
         run_experiment(config, until="train")
         summary = read_manifest(stage_directory(config.run.dir, "train")).summary
-        return {"best_epoch": summary["best_epoch"], **summary["best"], **_ids(config)}
+        return {"best_epoch": summary["best_epoch"], **summary["best"], **_describe_ids(config)}
 
     cells = [
         {"data": study.data, "tokenizer": name, "seed": seed}
@@ -176,9 +186,14 @@ def choose_best(study: Study) -> None:
     study.table("choice").fill(cells, run)
 
 
-def best_candidate(study: Study) -> str:
-    """The candidate, other than the default, with the best validation NDCG@10."""
+def best_candidate(study: Study) -> str | None:
+    """The candidate, other than the default, with the best validation NDCG@10.
+
+    None until the choice is finished.
+    """
     rows = study.table("choice").rows()
+    if rows.height < len(study.shrink(CANDIDATES)) * len(CHOICE_SEEDS):
+        return None
     ranked = (
         rows.filter(pl.col("tokenizer") != "grit")
         .group_by("tokenizer")
@@ -191,8 +206,8 @@ def best_candidate(study: Study) -> str:
 def compare_recommendation(study: Study) -> None:
     """Metrics on validation and test of the same retriever on each tokenizer's IDs."""
     tokenizers = dict(study.shrink(TOKENIZERS))
-    if not study.table("choice").rows().is_empty():
-        best = best_candidate(study)
+    best = best_candidate(study)
+    if best is not None:
         tokenizers[best] = CANDIDATES[best]
 
     def run(cell: Cell) -> dict[str, Any]:
@@ -203,7 +218,7 @@ def compare_recommendation(study: Study) -> None:
             "best_epoch": read_manifest(stage_directory(config.run.dir, "train")).summary[
                 "best_epoch"
             ],
-            **_ids(config),
+            **_describe_ids(config),
         }
         for split, report in Run(config.run.dir).reports.items():
             if not split.startswith("popularity"):
@@ -219,7 +234,7 @@ def compare_recommendation(study: Study) -> None:
     study.table("recommendation").fill(cells, run)
 
 
-def _ids(config: ExperimentConfig) -> dict[str, Any]:
+def _describe_ids(config: ExperimentConfig) -> dict[str, Any]:
     """How the tokenizer of a run did."""
     summary = read_manifest(stage_directory(config.run.dir, "tokenize")).summary
     diagnostics = summary["diagnostics"]
@@ -328,7 +343,7 @@ def vary_cache(study: Study) -> None:
             "cache_interval": cell["cache_interval"],
             "batch_size": cell["batch_size"],
             "codebook_size": cell["codebook_size"],
-            "epochs": 2 if study.is_small else 10,
+            "epochs": 10,
         }
         return _fit(study, "cache", study.features, settings, cell)
 
@@ -371,8 +386,8 @@ def _fit(
 ) -> dict[str, Any]:
     """Fit one tokenizer, track it, and say how it did."""
     values = study.config.tokenizer.model_dump() | {"unique_ids": "disambiguation"} | settings
-    if study.is_small and part != "cache":
-        values |= {"epochs": 2}
+    if study.is_small:
+        values["epochs"] = 2
     config = TokenizerConfig.model_validate(values)
     name = "-".join(str(value) for value in (part, *cell.values()))
     with start_tracking(
@@ -420,12 +435,15 @@ def main(
     seeds: Annotated[str, typer.Option(help="Seeds that are reported.")] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Where tables go.")] = Path("runs/quantizer-study"),
     work: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/quantizer-study"),
-    budget: Annotated[str, typer.Option(help="full, or small to see that it runs.")] = "full",
+    budget: Annotated[Budget, typer.Option(help="small only shows that it runs.")] = Budget.FULL,
 ) -> None:
     """Run the parts of the study that are not finished."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    chosen = parts.split(",")
+    if unknown := [part for part in chosen if part not in PARTS]:
+        raise typer.BadParameter(f"Unknown part(s) {unknown}: choose from {', '.join(PARTS)}.")
     base = [
-        f"retriever.epochs={1 if budget == 'small' else 12}",
+        f"retriever.epochs={1 if budget is Budget.SMALL else 12}",
         f"tracking.uri=sqlite:///{(work / 'mlflow.db').absolute()}",
         "tracking.experiment=quantizer-study",
     ]
@@ -434,11 +452,14 @@ def main(
         out=out,
         work=work,
         seeds=tuple(int(seed) for seed in seeds.split(",")),
-        budget="small" if budget == "small" else "full",
+        budget=budget,
     )
-    for part in parts.split(","):
+    for part in chosen:
         PARTS[part](study)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except RecgritError as error:
+        sys.exit(str(error))
