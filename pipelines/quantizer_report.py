@@ -115,12 +115,12 @@ def _with_levels(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def plot_scaling(rows: pl.DataFrame, path: Path) -> None:
-    """Use of the first level, error and seconds against the codebook size."""
+    """Use of the first level, error and processor time against the codebook size."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     columns = {
         "usage, first level": "codes used, first level",
         "reconstruction_loss": "reconstruction error",
-        "seconds": "seconds to fit",
+        "cpu_seconds": "processor seconds to fit",
     }
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         for (method,), cells in _with_levels(rows).group_by("method", maintain_order=True):
@@ -174,7 +174,7 @@ TABLES = {
             "usage, last level",
             "perplexity, first level",
             "collision_rate",
-            "seconds",
+            "cpu_seconds",
         ],
     ),
     "radius": (
@@ -183,11 +183,11 @@ TABLES = {
     ),
     "cache": (
         ["codebook_size", "batch_size", "cache_interval"],
-        ["reconstruction_loss", "seconds"],
+        ["reconstruction_loss", "cpu_seconds"],
     ),
     "shape": (
         ["num_levels", "code_dim"],
-        ["reconstruction_loss", "collision_rate", "perplexity, last level", "seconds"],
+        ["reconstruction_loss", "collision_rate", "perplexity, last level", "cpu_seconds"],
     ),
 }
 PLOTS = {"scaling": plot_scaling, "radius": plot_gaps}

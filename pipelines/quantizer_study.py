@@ -122,6 +122,7 @@ class Study:
         work: Where the runs of the cells go.
         seeds: Seeds that are reported.
         budget: How much of the grid.
+        finalists: Tokenizers whose recommendations are compared, or all if empty.
     """
 
     config: ExperimentConfig
@@ -129,6 +130,7 @@ class Study:
     work: Path
     seeds: tuple[int, ...]
     budget: Budget
+    finalists: tuple[str, ...] = ()
 
     @property
     def is_small(self) -> bool:
@@ -209,6 +211,8 @@ def compare_recommendation(study: Study) -> None:
     best = best_candidate(study)
     if best is not None:
         tokenizers[best] = CANDIDATES[best]
+    if study.finalists:
+        tokenizers = {name: {**CANDIDATES, **TOKENIZERS}[name] for name in study.finalists}
 
     def run(cell: Cell) -> dict[str, Any]:
         name, seed = str(cell["tokenizer"]), int(cell["seed"] or 0)
@@ -394,9 +398,10 @@ def _fit(
         study.config.tracking, run_name=name, default_directory=study.work
     ) as tracker:
         tracker.log_params({"part": part, "seed": cell["seed"], "tokenizer": values})
-        started = time.perf_counter()
+        # Time of the processor: other cells may be running beside this one.
+        started = time.process_time()
         fitted = fit_tokenizer(features, config, seed=int(cell["seed"] or 0))
-        seconds = time.perf_counter() - started
+        cpu_seconds = time.process_time() - started
         diagnostics = fitted.diagnostics
         best = fitted.history[fitted.best_epoch]
         row: dict[str, Any] = {
@@ -406,7 +411,7 @@ def _fit(
             "best_epoch": fitted.best_epoch,
             "collision_rate": diagnostics.collision_rate,
             "entropy_ratio": diagnostics.entropy_ratio,
-            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
         }
         tracker.log_metrics(row)
     return row | {
@@ -436,12 +441,19 @@ def main(
     out: Annotated[Path, typer.Option(help="Where tables go.")] = Path("runs/quantizer-study"),
     work: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/quantizer-study"),
     budget: Annotated[Budget, typer.Option(help="small only shows that it runs.")] = Budget.FULL,
+    finalists: Annotated[
+        str, typer.Option(help="Tokenizers whose recommendations are compared; all if empty.")
+    ] = "",
 ) -> None:
     """Run the parts of the study that are not finished."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     chosen = parts.split(",")
     if unknown := [part for part in chosen if part not in PARTS]:
         raise typer.BadParameter(f"Unknown part(s) {unknown}: choose from {', '.join(PARTS)}.")
+    named = tuple(filter(None, finalists.split(",")))
+    known = [*TOKENIZERS, *(name for name in CANDIDATES if name not in TOKENIZERS)]
+    if unknown := [name for name in named if name not in known]:
+        raise typer.BadParameter(f"Unknown finalist(s) {unknown}: choose from {', '.join(known)}.")
     base = [
         f"retriever.epochs={1 if budget is Budget.SMALL else 12}",
         f"tracking.uri=sqlite:///{(work / 'mlflow.db').absolute()}",
@@ -453,6 +465,7 @@ def main(
         work=work,
         seeds=tuple(int(seed) for seed in seeds.split(",")),
         budget=budget,
+        finalists=named,
     )
     for part in chosen:
         PARTS[part](study)
