@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/tokenize_items.py --json
 
-Writes interactions of a million items as a RecBole file and their ready-made 64-dimensional vectors,
-then runs the stages prepare, embed and tokenize as `recgrit tokenize` does: the codebooks (3 levels
-of 256) are fitted to a random sample, all items are assigned, made unique and written. The seconds
-of each stage are reported; fitting, assigning, resolving and writing are all in `tokenize`.
+Writes interactions of a million items as a RecBole file and their ready-made vectors of 64
+dimensions, then runs the stages prepare, embed and tokenize as `recgrit tokenize` does: codebooks
+(3 levels of 256) are fitted to a random sample, all items are assigned, made unique and written.
+The seconds of each stage are reported; fitting, assigning, resolving and writing are in `tokenize`.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ class RetrieverConfig(Config):
         weight_decay: Of AdamW, on matrices and embeddings.
         warmup_steps: Steps of linear warm-up.
         label_smoothing: Share of each target spread over its siblings.
+        seen_scores: Learn what it means for an item's score that the history holds it already.
+        average_decay: Decay per step of the moving average of all weights, which is what is
+            validated and kept; 0 for none.
         valid_beam_width: Beam width of validation while training.
         valid_users: Users read by validation while training; None for all.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -47,6 +50,8 @@ class RetrieverConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(200, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    seen_scores: bool = True
+    average_decay: float = Field(0.0, ge=0, lt=1)
     valid_beam_width: int = Field(30, ge=10)
     valid_users: int | None = Field(None, ge=1)
     device: str = "auto"

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrit.data.recommendations import NO_ITEM
+from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.model import TrieRetriever, ragged_index
 
 NEVER = float("-inf")
@@ -37,22 +38,6 @@ class Ranked:
     scores: Tensor
 
 
-def excluded_leaves(model: TrieRetriever, items: Tensor, present: Tensor) -> Tensor:
-    """Leaf positions to keep out, ``[B, E]``, sorted, repeats and padding moved past the end.
-
-    Args:
-        model: Whose trie counts.
-        items: int64 ``[B, E]``, item indices.
-        present: bool ``[B, E]``, which of them are meant.
-    """
-    beyond = model.num_items
-    leaves = torch.where(present, model.paths[items][..., -1] - model.first_leaf, beyond)
-    leaves = leaves.sort(dim=-1).values
-    repeated = torch.zeros_like(leaves, dtype=torch.bool)
-    repeated[:, 1:] = leaves[:, 1:] == leaves[:, :-1]
-    return leaves.masked_fill(repeated, beyond).sort(dim=-1).values
-
-
 @torch.inference_mode()
 def beam_search(
     model: TrieRetriever,
@@ -61,7 +46,8 @@ def beam_search(
     *,
     beam_width: int,
     top_k: int,
-    excluded: Tensor | None = None,
+    seen: LeafSets,
+    excluded: LeafSets | None = None,
 ) -> Ranked:
     """The best items by beam search.
 
@@ -74,7 +60,8 @@ def beam_search(
         node_vectors: ``[V, D]``, what ``model.nodes()`` returned.
         beam_width: W, prefixes kept at each level.
         top_k: K, items wanted; at most W.
-        excluded: ``[B, E]`` from `excluded_leaves`, items to keep out.
+        seen: What each history holds, from ``model.find_leaves``.
+        excluded: Items to keep out, likewise.
 
     Raises:
         ValueError: ``top_k`` exceeds ``beam_width``.
@@ -87,7 +74,7 @@ def beam_search(
     chosen: Tensor | None = None
     for level in range(model.num_levels):
         queries = model.decoder(states.unsqueeze(1), chosen, level)
-        children, log_probs = _expand(model, queries, nodes, node_vectors)  # [B, W, C]
+        children, log_probs = _expand(model, queries, nodes, node_vectors, seen, level)  # [B, W, C]
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
         children = children.flatten(1)
         if excluded is not None:
@@ -112,10 +99,13 @@ def beam_search(
 
 
 @torch.inference_mode()
-def score_all_items(model: TrieRetriever, states: Tensor, node_vectors: Tensor) -> Tensor:
+def score_all_items(
+    model: TrieRetriever, states: Tensor, node_vectors: Tensor, *, seen: LeafSets
+) -> Tensor:
     """The log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
 
     Costs one query per user and inner node: for small catalogues, and as the check on the beam.
+    Arguments as for `beam_search`.
     """
     num_users = len(states)
     scores = torch.zeros(num_users, 1, device=states.device)
@@ -123,7 +113,9 @@ def score_all_items(model: TrieRetriever, states: Tensor, node_vectors: Tensor) 
     chosen: Tensor | None = None
     for level in range(model.num_levels):
         queries = model.decoder(states.unsqueeze(1), chosen, level)
-        children, log_probs = _expand(model, queries, nodes.expand(num_users, -1), node_vectors)
+        children, log_probs = _expand(
+            model, queries, nodes.expand(num_users, -1), node_vectors, seen, level
+        )
         filled = children[0] >= 0  # Breadth-first order: kept entries are the next level, in order.
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
         parents = filled.nonzero()[:, 0]
@@ -136,7 +128,12 @@ def score_all_items(model: TrieRetriever, states: Tensor, node_vectors: Tensor) 
 
 
 def _expand(
-    model: TrieRetriever, queries: Tensor, nodes: Tensor, node_vectors: Tensor
+    model: TrieRetriever,
+    queries: Tensor,
+    nodes: Tensor,
+    node_vectors: Tensor,
+    seen: LeafSets,
+    level: int,
 ) -> tuple[Tensor, Tensor]:
     """Children of nodes ``[B, W]`` and their log-probabilities, both ``[B, W, C]``.
 
@@ -161,6 +158,9 @@ def _expand(
         flat_scores = (F.embedding(below, node_vectors) * rows[owners]).sum(dim=-1)
         scores.index_put_((owners, columns), flat_scores)
         children.index_put_((owners, columns), below)
+    if model.seen_scores is not None:
+        users = torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1])
+        scores += model.score_seen(children.clamp_min(0), users.unsqueeze(-1), seen, level)
     log_probs = scores.log_softmax(dim=-1).nan_to_num(nan=NEVER, neginf=NEVER)
     return children.view(*nodes.shape, -1), log_probs.view(*nodes.shape, -1)
 
@@ -172,9 +172,9 @@ def _group(nodes: Tensor) -> tuple[list[int], Tensor, list[int]]:
     return different.tolist(), rows, counts.tolist()
 
 
-def _allowed(model: TrieRetriever, nodes: Tensor, excluded: Tensor) -> Tensor:
-    """Whether each node ``[B, C]`` has a leaf that is not excluded ``[B, E]``."""
+def _allowed(model: TrieRetriever, nodes: Tensor, excluded: LeafSets) -> Tensor:
+    """Whether each node ``[B, C]`` has a leaf that is not excluded."""
     present = nodes.clamp_min(0)
+    users = torch.arange(len(nodes), device=nodes.device).unsqueeze(-1)
     starts, ends = model.leaf_starts[present], model.leaf_ends[present]
-    num_excluded = torch.searchsorted(excluded, ends) - torch.searchsorted(excluded, starts)
-    return (nodes >= 0) & (ends - starts > num_excluded)
+    return (nodes >= 0) & (ends - starts > excluded.count(users, starts, ends))

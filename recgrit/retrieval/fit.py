@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import TrainingError
@@ -117,6 +118,7 @@ def build_retriever(
         dropout=config.dropout,
         node_dropout=config.node_dropout,
         label_smoothing=config.label_smoothing,
+        seen_scores=config.seen_scores,
     )
 
 
@@ -176,6 +178,8 @@ def fit_retriever(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _learning_rate_factor(step, num_steps, config.warmup_steps)
     )
+    averaged = _average_weights(model, config.average_decay)
+    kept = cast(TrieRetriever, averaged.module)
     generator = np.random.default_rng(seed)
     history: list[RetrieverEpoch] = []
     best = 0  # Index into history.
@@ -204,12 +208,13 @@ def fit_retriever(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
                 optimizer.step()
                 schedule.step()
+                averaged.update_parameters(model)
                 loss_sum += value * loss.num_targets
                 num_right += loss.level_accuracy.cpu() * loss.num_targets
                 num_targets += loss.num_targets
                 bar.advance(note=f"epoch {epoch}, loss {loss_sum / num_targets:.3f}")
             train_seconds = time.perf_counter() - started
-            recall, ndcg = _validate(model, split, valid_users, config, precision)
+            recall, ndcg = _validate(kept, split, valid_users, config, precision)
             latest = RetrieverEpoch(
                 epoch=epoch,
                 train_loss=loss_sum / num_targets,
@@ -231,12 +236,22 @@ def fit_retriever(
             if on_epoch is not None:
                 on_epoch(latest)
             if not best_state or ndcg > history[best].valid_ndcg_at_10:
-                best, best_state = epoch - 1, copy.deepcopy(model.state_dict())
+                best, best_state = epoch - 1, copy.deepcopy(kept.state_dict())
             elif epoch - 1 - best >= config.patience:
                 break
-    model.load_state_dict(best_state)
-    model.eval()
-    return FittedRetriever(model, history, best_epoch=best + 1, precision=precision)
+    kept.load_state_dict(best_state)
+    kept.eval()
+    return FittedRetriever(kept, history, best_epoch=best + 1, precision=precision)
+
+
+def _average_weights(model: TrieRetriever, decay: float) -> AveragedModel:
+    """A copy of the model that follows it, by a moving average if ``decay`` is not 0."""
+
+    def average(kept: Tensor, latest: Tensor, steps: Tensor | int) -> Tensor:
+        # A plain mean over the first steps: the initial weights get no more than their share.
+        return torch.lerp(latest, kept, min(decay, float(steps) / (float(steps) + 1)))
+
+    return AveragedModel(model, avg_fn=average)
 
 
 def _require_targets(

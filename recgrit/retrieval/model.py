@@ -12,6 +12,10 @@ vectors. Nodes never trained on, and a random share of the others in training, h
 fallback per level in place of their own embedding: so the fallback is trained, and new items can
 be scored. A disambiguation level has no code embedding, for its digits mean nothing.
 
+A child all of whose items the history already holds gets a learned score per level on top. So the
+model learns from the data whether people come back for the same item, which vectors alone, made to
+be alike for items taken together, express badly.
+
 Shapes: B users, T history items, M targets, L levels, V nodes, N items, C children, D model
 dimensions, F content features.
 """
@@ -24,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.semantic_ids.trie import Trie
 
@@ -155,6 +160,7 @@ class TrieRetriever(nn.Module):
         dropout: Rate in encoder and decoder.
         node_dropout: Share of nodes that use the fallback in a training step.
         label_smoothing: Share of the target spread evenly over the siblings, at each level.
+        seen_scores: Learn a score for children of which the history holds every item.
     """
 
     paths: Tensor
@@ -181,6 +187,7 @@ class TrieRetriever(nn.Module):
         dropout: float = 0.5,
         node_dropout: float = 0.05,
         label_smoothing: float = 0.0,
+        seen_scores: bool = True,
     ) -> None:
         super().__init__()
         train_trie = trie.restrict(train_items.numpy())
@@ -208,6 +215,7 @@ class TrieRetriever(nn.Module):
             dropout=dropout,
         )
         self.decoder = CodeDecoder(model_dim, num_levels=trie.num_levels, dropout=dropout)
+        self.seen_scores = nn.Parameter(torch.zeros(trie.num_levels)) if seen_scores else None
         for name, table in {
             "paths": trie.paths,
             "child_starts": trie.child_starts,
@@ -235,6 +243,24 @@ class TrieRetriever(nn.Module):
         states: Tensor = self.encoder(self.item_vectors(histories, node_vectors))
         return states
 
+    def find_leaves(self, items: Tensor, present: Tensor) -> LeafSets:
+        """The leaves of items ``[R, E]``, of which those ``present`` ``[R, E]`` are meant."""
+        return LeafSets.build(self.paths[items, -1] - self.first_leaf, present, self.num_items)
+
+    def score_seen(self, nodes: Tensor, rows: Tensor, seen: LeafSets, level: int) -> Tensor:
+        """What being known from the history adds to the scores of nodes at a level.
+
+        Args:
+            nodes: ``[R, C]``, or flat with one row each.
+            rows: Which set of ``seen`` applies; broadcast against ``nodes``.
+            seen: What each history holds.
+            level: Whose learned score.
+        """
+        assert self.seen_scores is not None
+        starts, ends = self.leaf_starts[nodes], self.leaf_ends[nodes]
+        wholly = seen.count(rows, starts, ends) == ends - starts
+        return self.input_scale * self.seen_scores[level] * wholly
+
     def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
         """Negative log-likelihood of the next item at every supervised position.
 
@@ -245,6 +271,11 @@ class TrieRetriever(nn.Module):
         """
         node_vectors = self.nodes(self.nodes.draw_dropped())
         states = self.encode(histories, node_vectors)[supervised]  # [M, D]
+        seen = None
+        if self.seen_scores is not None:
+            users, positions = supervised.nonzero(as_tuple=True)
+            upto = torch.arange(histories.shape[1], device=histories.device)
+            seen = self.find_leaves(histories[users], upto <= positions.unsqueeze(-1))
         paths = self.paths[targets[supervised]]  # [M, L]
         total = states.new_zeros((), dtype=torch.float32)
         accuracy = []
@@ -262,7 +293,14 @@ class TrieRetriever(nn.Module):
                     states[open_], None if chosen is None else chosen[open_], level
                 )
                 scores, columns = self._train_child_scores(
-                    queries, starts[open_], counts[open_], wanted[open_], node_vectors, level
+                    queries,
+                    starts[open_],
+                    counts[open_],
+                    wanted[open_],
+                    node_vectors,
+                    level,
+                    seen=seen,
+                    seen_rows=open_,
                 )
                 total = total + self._negative_log_likelihood(scores, columns, counts[open_])
                 num_right = num_right + (scores.detach().argmax(dim=-1) == columns).sum()
@@ -289,15 +327,23 @@ class TrieRetriever(nn.Module):
         wanted: Tensor,
         node_vectors: Tensor,
         level: int,
+        *,
+        seen: LeafSets | None,
+        seen_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Scores of each parent's training children ``[M, C]``, and the wanted child's column."""
         if level == 0:  # One parent for all, the root: a matrix product instead of gathers.
             nodes = self.train_child_nodes[: int(self.train_child_starts[1])]
             scores = (queries @ F.embedding(nodes, node_vectors).T).float()
+            if seen is not None:
+                rows = seen_rows.unsqueeze(-1)
+                scores = scores + self.score_seen(nodes.expand_as(scores), rows, seen, level)
             return scores, torch.searchsorted(nodes, wanted)
         rows, columns, flat = ragged_index(starts, counts)
         nodes = self.train_child_nodes[flat]
         flat_scores = (F.embedding(nodes, node_vectors) * queries[rows]).sum(dim=-1).float()
+        if seen is not None:
+            flat_scores = flat_scores + self.score_seen(nodes, seen_rows[rows], seen, level)
         scores = flat_scores.new_full((len(counts), int(counts.max())), float("-inf"))
         scores = scores.index_put((rows, columns), flat_scores)
         return scores, columns[nodes == wanted[rows]]
@@ -313,6 +359,7 @@ class TrieRetriever(nn.Module):
             "fallbacks": nodes.fallback.weight.numel(),
             "history encoder": sum(p.numel() for p in self.encoder.parameters()),
             "code decoder": sum(p.numel() for p in self.decoder.parameters()),
+            "seen scores": 0 if self.seen_scores is None else self.seen_scores.numel(),
         }
         if nodes.content_projection is not None:
             parts["content projection"] = nodes.content_projection.weight.numel()

@@ -14,7 +14,8 @@ from recgrit.data.splits import SequenceSplit, Split
 from recgrit.errors import DataError
 from recgrit.progress import track
 from recgrit.retrieval.batching import last_items
-from recgrit.retrieval.decoding import Ranked, beam_search, excluded_leaves, score_all_items
+from recgrit.retrieval.decoding import Ranked, beam_search, score_all_items
+from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.model import TrieRetriever
 
 # Users decoded at once: bounds the memory of one beam step.
@@ -73,15 +74,15 @@ def recommend_items(
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             states = model.encode(histories, node_vectors)
         last = states[torch.arange(len(rows), device=device), lengths - 1].float()
+        seen = _find_leaves(model, histories, lengths)
         excluded = None
         if masked:
             longest = int((ends - starts)[rows].max())
-            seen, seen_lengths = last_items(split.items, starts[rows], ends[rows], longest)
-            seen, seen_lengths = seen.to(device), seen_lengths.to(device)
-            present = torch.arange(seen.shape[1], device=device) < seen_lengths.unsqueeze(-1)
-            excluded = excluded_leaves(model, seen, present)
+            excluded = _find_leaves(
+                model, *last_items(split.items, starts[rows], ends[rows], longest)
+            )
         if beam_width is None:
-            ranked = _rank_exactly(model, last, node_vectors, top_k, excluded)
+            ranked = _rank_exactly(model, last, node_vectors, top_k, seen, excluded)
         else:
             ranked = beam_search(
                 model,
@@ -89,6 +90,7 @@ def recommend_items(
                 node_vectors,
                 beam_width=beam_width,
                 top_k=top_k,
+                seen=seen,
                 excluded=excluded,
             )
         found = ranked.items.shape[1]
@@ -97,19 +99,26 @@ def recommend_items(
     return Recommendations(users=users, items=items, scores=scores)
 
 
+def _find_leaves(model: TrieRetriever, histories: Tensor, lengths: Tensor) -> LeafSets:
+    """The leaves of histories ``[B, T]``, padded at the end."""
+    histories, lengths = histories.to(model.paths.device), lengths.to(model.paths.device)
+    positions = torch.arange(histories.shape[1], device=histories.device)
+    return model.find_leaves(histories, positions < lengths.unsqueeze(-1))
+
+
 def _rank_exactly(
     model: TrieRetriever,
     states: Tensor,
     node_vectors: Tensor,
     top_k: int,
-    excluded: Tensor | None,
+    seen: LeafSets,
+    excluded: LeafSets | None,
 ) -> Ranked:
-    scores = score_all_items(model, states, node_vectors)
+    scores = score_all_items(model, states, node_vectors, seen=seen)
     if excluded is not None:
-        # One extra column takes the padding, which stands for no item.
-        padded = torch.cat([model.leaf_items, model.leaf_items.new_tensor([model.num_items])])
-        extra = torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
-        scores = extra.scatter(1, padded[excluded], float("-inf"))[:, :-1]
+        users = torch.arange(len(scores), device=scores.device).unsqueeze(-1)
+        leaves = model.paths[:, -1] - model.first_leaf
+        scores = scores.masked_fill(excluded.count(users, leaves, leaves + 1) > 0, float("-inf"))
     best = scores.topk(min(top_k, scores.shape[1]), dim=-1)
     items = best.indices.masked_fill(best.values == float("-inf"), NO_ITEM)
     return Ranked(items=items, scores=best.values)
