@@ -66,9 +66,10 @@ class Manifest(Config):
 
 @dataclass
 class ArtifactWriter:
-    """Where a stage puts its files while it runs, and what it wants to say of them."""
+    """Where a stage puts its files while it runs, what it starts from, and what it says of them."""
 
     path: Path
+    key: str
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -134,15 +135,15 @@ def write_artifact(
             f"Cannot write to {directory.parent}: {error.strerror}. "
             "Choose another folder with run.dir=PATH."
         ) from None
+    key = build_key(stage, config, parents, inputs or {})
     try:
-        writer = ArtifactWriter(temporary)
+        writer = ArtifactWriter(temporary, key)
         yield writer
         files = {
             path.relative_to(temporary).as_posix(): digest_file(path)
             for path in sorted(temporary.rglob("*"))
             if path.is_file()
         }
-        key = build_key(stage, config, parents, inputs or {})
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             recgrit_version=recgrit.__version__,

@@ -162,6 +162,12 @@ def recommend(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Allow items the user already has.")
     ] = False,
+    allow: Annotated[
+        Path | None, typer.Option(help="Text file of the only items to list, one id a line.")
+    ] = None,
+    block: Annotated[
+        Path | None, typer.Option(help="Text file of items never to list, one id a line.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend items, with titles and scores.
@@ -172,10 +178,18 @@ def recommend(
         raise ConfigError("Name users with --user ID, or a file for all users with --out FILE.")
     if out is not None and out.is_dir():
         raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
+    from recgrit.data.items import read_item_list
+
     opened = _open_run(run_directory)
     # A user named twice is meant once.
     users = list(dict.fromkeys(user)) if user else None
-    found = opened.recommend(users, top_k=top_k, exclude_seen=not include_seen)
+    found = opened.recommend(
+        users,
+        top_k=top_k,
+        exclude_seen=not include_seen,
+        allowed_items=read_item_list(allow) if allow else None,
+        blocked_items=read_item_list(block) if block else (),
+    )
     if out is not None:
         _write_parquet(found, out)
         messages.print(f"{found.height:,} rows written to {escape(str(out))}", soft_wrap=True)

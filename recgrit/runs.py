@@ -7,7 +7,8 @@ against the artifacts it was built from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,9 @@ from recgrit.semantic_ids.table import SemanticIdTable
 if TYPE_CHECKING:
     from recgrit.quantization.autoencoder import QuantizedAutoencoder
     from recgrit.retrieval.model import TrieRetriever
+    from recgrit.retrieval.trie_ranker import TrieRanker
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "retriever.safetensors"
@@ -134,7 +138,8 @@ class Run:
         """The trained retriever, in eval mode."""
         from safetensors.torch import load_file
 
-        from recgrit.retrieval.fit import build_retriever, choose_device
+        from recgrit.retrieval.fit import build_retriever
+        from recgrit.retrieval.training import choose_device
 
         manifest = self.manifest("train")
         config = RetrieverConfig.model_validate(manifest.config["retriever"])
@@ -154,6 +159,39 @@ class Run:
                 if path.is_dir()
             }
 
+    def ranker(
+        self,
+        *,
+        beam_width: int | None = None,
+        allowed_items: Collection[str] | None = None,
+        blocked_items: Collection[str] = (),
+    ) -> TrieRanker:
+        """The trained retriever, ready to rank.
+
+        Args:
+            beam_width: Prefixes kept at each level; None scores every item.
+            allowed_items: External ids of the only items that may be listed; None for all.
+            blocked_items: External ids of items that are never listed.
+
+        Raises:
+            DataError: No item is left.
+        """
+        import torch
+
+        from recgrit.retrieval.trie_ranker import TrieRanker
+
+        allowed = None
+        if allowed_items is not None or blocked_items:
+            allowed = np.full(len(self.semantic_ids), allowed_items is None)
+            if allowed_items is not None:
+                allowed[self._item_indices(allowed_items, "allowed")] = True
+            allowed[self._item_indices(blocked_items, "blocked")] = False
+        return TrieRanker(
+            self.retriever,
+            beam_width=beam_width,
+            allowed=None if allowed is None else torch.from_numpy(allowed),
+        )
+
     def recommend(
         self,
         user_ids: Sequence[str] | str | None = None,
@@ -161,8 +199,12 @@ class Run:
         top_k: int = 10,
         beam_width: int | None = None,
         exclude_seen: bool = True,
+        allowed_items: Collection[str] | None = None,
+        blocked_items: Collection[str] = (),
     ) -> pl.DataFrame:
         """What these users are likely to take next, after all they have taken.
+
+        Filters act inside the search: ``top_k`` items come back wherever so many are left.
 
         Args:
             user_ids: One external user id or several; None for all users.
@@ -170,42 +212,137 @@ class Run:
             beam_width: Prefixes kept at each level, at least ``top_k``; None for as many as the
                 run was evaluated with.
             exclude_seen: Keep out what a user already has.
+            allowed_items: External ids of the only items that may be listed; None for all.
+            blocked_items: External ids of items that are never listed.
 
         Returns:
             Columns user_id, rank, item_id, title, semantic_id, score (log P of the item).
 
         Raises:
-            DataError: A user is unknown.
+            DataError: A user is unknown, or no item is left.
         """
-        from recgrit.retrieval.recommend import recommend_items
+        shards = self.iterate_recommendations(
+            user_ids,
+            top_k=top_k,
+            beam_width=beam_width,
+            exclude_seen=exclude_seen,
+            allowed_items=allowed_items,
+            blocked_items=blocked_items,
+        )
+        return pl.concat(shards)
+
+    def iterate_recommendations(
+        self,
+        user_ids: Sequence[str] | str | None = None,
+        *,
+        top_k: int = 10,
+        beam_width: int | None = None,
+        exclude_seen: bool = True,
+        allowed_items: Collection[str] | None = None,
+        blocked_items: Collection[str] = (),
+    ) -> Iterator[pl.DataFrame]:
+        """`recommend`, some users at a time: memory does not grow with their number."""
+        from recgrit.retrieval.recommend import recommend_shards
 
         if isinstance(user_ids, str):  # A sequence too, but of letters.
             user_ids = [user_ids]
         users = self._user_indices(user_ids)
-        if beam_width is None:
-            beam_width = self._evaluated_beam_width()
+        ranker = self._search(top_k, beam_width, allowed_items, blocked_items)
+        for found in recommend_shards(
+            ranker, self.data.split, users, top_k=top_k, masked=exclude_seen
+        ):
+            names = pl.lit(self.data.interactions.user_ids)
+            yield self._name_items(
+                found.to_polars().with_columns(names.gather(pl.col("user_idx")).alias("user_id"))
+            )
+
+    def recommend_after(
+        self,
+        histories: Mapping[str, Sequence[str]],
+        *,
+        top_k: int = 10,
+        beam_width: int | None = None,
+        exclude_seen: bool = True,
+        allowed_items: Collection[str] | None = None,
+        blocked_items: Collection[str] = (),
+    ) -> pl.DataFrame:
+        """What is likely to follow histories that need not be in the data.
+
+        Items that the catalogue does not hold are passed over, and their number is told; so are
+        names whose histories hold no known item, which get no list. Of a long history the last
+        items are read.
+
+        Args:
+            histories: External item ids, oldest first, by a name for each list.
+            top_k: Items per list.
+            beam_width: As for `recommend`.
+            exclude_seen: Keep out what the history holds.
+            allowed_items: As for `recommend`.
+            blocked_items: As for `recommend`.
+
+        Returns:
+            As `recommend`, with the name of each history as user_id.
+        """
+        from recgrit.data.splits import SequenceSplit
+        from recgrit.retrieval.recommend import recommend_items
+
+        known = [self.semantic_ids.find_items(items) for items in histories.values()]
+        num_unknown = sum(map(len, histories.values())) - sum(map(len, known))
+        if num_unknown:
+            logger.warning("%d items of the histories are not in the catalogue", num_unknown)
+        named = [(name, items) for name, items in zip(histories, known, strict=True) if len(items)]
+        if len(named) < len(histories):
+            logger.warning("%d histories hold no known item", len(histories) - len(named))
+        offsets = np.cumsum([0, *(len(items) for _, items in named)])
+        nobody = np.full(len(named), -1)
+        split = SequenceSplit(
+            items=np.concatenate([np.empty(0), *(items for _, items in named)]).astype(np.int32),
+            offsets=offsets,
+            train_ends=offsets[1:],
+            valid_targets=nobody,
+            test_targets=nobody,
+            num_items=len(self.semantic_ids),
+        )
         found = recommend_items(
-            self.retriever,
-            self.data.split,
+            self._search(top_k, beam_width, allowed_items, blocked_items),
+            split,
             "all",
-            users,
+            np.arange(len(named)),
             top_k=top_k,
-            beam_width=max(beam_width, top_k),
             masked=exclude_seen,
         )
-        items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
-        names = self.data.interactions.user_ids
-        return (
-            found.to_polars()
-            .with_columns(pl.lit(names).gather(pl.col("user_idx")).alias("user_id"))
-            .join(
-                items.with_row_index("item_idx").cast({"item_idx": pl.Int32}),
-                on="item_idx",
-                how="left",
-                maintain_order="left",
-            )
-            .select("user_id", "rank", "item_id", "title", "semantic_id", "score")
+        names = pl.lit(pl.Series([name for name, _ in named], dtype=pl.String))
+        return self._name_items(
+            found.to_polars().with_columns(names.gather(pl.col("user_idx")).alias("user_id"))
         )
+
+    def _search(
+        self,
+        top_k: int,
+        beam_width: int | None,
+        allowed_items: Collection[str] | None,
+        blocked_items: Collection[str],
+    ) -> TrieRanker:
+        """A ranker wide enough for lists of this length."""
+        if top_k < 1:
+            raise DataError(f"top_k must be at least 1, got {top_k}.")
+        if beam_width is None:
+            beam_width = self._evaluated_beam_width()
+        return self.ranker(
+            beam_width=max(beam_width, min(top_k, len(self.semantic_ids))),
+            allowed_items=allowed_items,
+            blocked_items=blocked_items,
+        )
+
+    def _name_items(self, found: pl.DataFrame) -> pl.DataFrame:
+        """External ids, titles and semantic IDs in place of item indices."""
+        items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
+        return found.join(
+            items.with_row_index("item_idx").cast({"item_idx": pl.Int32}),
+            on="item_idx",
+            how="left",
+            maintain_order="left",
+        ).select("user_id", "rank", "item_id", "title", "semantic_id", "score")
 
     def history(self, user_id: str) -> pl.DataFrame:
         """What a user has taken, in time order: item_id, title, semantic_id."""
@@ -238,6 +375,18 @@ class Run:
                 f"{directory} cannot be read, its files are damaged or do not fit together: "
                 f"{error}. Delete the folder and run again with 'recgrit run {self.directory}'."
             ) from error
+
+    def _item_indices(self, item_ids: Collection[str], what: str) -> npt.NDArray[np.int64]:
+        """Where these items stand in the catalogue; unknown ones are told and passed over."""
+        found = self.semantic_ids.find_items(item_ids)
+        if len(found) < len(item_ids):
+            logger.warning(
+                "%d of %d %s items are not in the catalogue",
+                len(item_ids) - len(found),
+                len(item_ids),
+                what,
+            )
+        return found
 
     def _user_indices(self, user_ids: Sequence[str] | None) -> npt.NDArray[np.int64]:
         known = self.data.interactions.user_ids

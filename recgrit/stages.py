@@ -8,6 +8,7 @@ the place of a run) are not part of a stage's key.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from recgrit.artifacts import ArtifactWriter
+from recgrit.data.items import read_item_list
 from recgrit.data.prepare import find_input_files, prepare
 from recgrit.data.splits import Split
 from recgrit.errors import DataError, TrackingError
@@ -172,9 +174,10 @@ def _build_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracke
 def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
     from safetensors.torch import save_file
 
-    from recgrit.retrieval.fit import RetrieverEpoch, fit_retriever
+    from recgrit.retrieval.fit import fit_retriever
+    from recgrit.retrieval.training import TrainingEpoch
 
-    def log_epoch(epoch: RetrieverEpoch) -> None:
+    def log_epoch(epoch: TrainingEpoch) -> None:
         metrics = {f"retriever/{name}": value for name, value in epoch.metrics().items()}
         try:
             tracker.log_metrics(metrics, step=epoch.epoch)
@@ -182,6 +185,8 @@ def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: 
             logger.warning("%s", error)
 
     run = Run(config.run.dir)
+    # Named by what is trained on what: another training never goes on from here.
+    checkpoint = config.run.dir / ".training" / f"{writer.key}.safetensors"
     fitted = fit_retriever(
         run.semantic_ids,
         run.data.split,
@@ -189,6 +194,7 @@ def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: 
         config.retriever,
         seed=config.seed,
         on_epoch=log_epoch,
+        checkpoint=checkpoint,
     )
     state = {name: value.cpu().contiguous() for name, value in fitted.model.state_dict().items()}
     save_file(state, writer.path / WEIGHTS_NAME)
@@ -202,6 +208,7 @@ def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: 
         "num_parameters": fitted.model.num_parameters(),
         "best": fitted.history[fitted.best_epoch - 1].metrics(),
     }
+    shutil.rmtree(checkpoint.parent)
 
 
 def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
@@ -212,6 +219,7 @@ def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker:
 
     run = Run(config.run.dir, device=config.retriever.device)
     settings = config.evaluation
+    ranker = run.ranker(beam_width=settings.beam_width)
     split, top_k = run.data.split, max(config.evaluation.ks)
 
     def report(name: str, found: Recommendations, split_name: Split, masked: bool) -> None:
@@ -234,15 +242,7 @@ def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker:
     for split_name in splits:
         users = split.target_users(split_name)
         for masked in (False, True):
-            found = recommend_items(
-                run.retriever,
-                split,
-                split_name,
-                users,
-                top_k=top_k,
-                beam_width=settings.beam_width,
-                masked=masked,
-            )
+            found = recommend_items(ranker, split, split_name, users, top_k=top_k, masked=masked)
             report(split_name, found, split_name, masked)
             popular = recommend_popular(split, split_name, users, top_k, masked)
             report(f"popularity_{split_name}", popular, split_name, masked)
@@ -260,7 +260,7 @@ def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
     top_k = min(10, config.evaluation.beam_width, split.num_items)
     beam, exact = (
         recommend_items(
-            run.retriever, split, "test", sample, top_k=top_k, beam_width=width, masked=False
+            run.ranker(beam_width=width), split, "test", sample, top_k=top_k, masked=False
         ).items
         for width in (config.evaluation.beam_width, None)
     )
@@ -272,13 +272,29 @@ def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
 def _build_recommendations(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker
 ) -> None:
-    found = Run(config.run.dir, device=config.retriever.device).recommend(
-        top_k=config.recommendation.top_k,
+    import pyarrow.parquet as pq
+
+    run = Run(config.run.dir, device=config.retriever.device)
+    settings = config.recommendation
+    shards = run.iterate_recommendations(
+        top_k=settings.top_k,
         beam_width=config.evaluation.beam_width,
-        exclude_seen=config.recommendation.exclude_seen,
+        exclude_seen=settings.exclude_seen,
+        allowed_items=read_item_list(settings.allowed_items) if settings.allowed_items else None,
+        blocked_items=read_item_list(settings.blocked_items) if settings.blocked_items else (),
     )
-    found.write_parquet(writer.path / "recommendations.parquet")
-    writer.summary = {"num_users": found["user_id"].n_unique(), "num_rows": found.height}
+    num_users, num_rows = 0, 0
+    parquet: pq.ParquetWriter | None = None
+    for shard in shards:
+        table = shard.to_arrow()
+        if parquet is None:
+            parquet = pq.ParquetWriter(writer.path / "recommendations.parquet", table.schema)
+        parquet.write_table(table)
+        num_users += shard["user_id"].n_unique()
+        num_rows += shard.height
+    assert parquet is not None  # A prepared data set has users.
+    parquet.close()
+    writer.summary = {"num_users": num_users, "num_rows": num_rows}
 
 
 def _find_embedding_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
@@ -291,6 +307,15 @@ def _find_embedding_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
     if not path.is_file():
         raise DataError(f"No vectors at {path}. Check embedding.vectors_path.")
     return (path,)
+
+
+def _find_item_lists(config: ExperimentConfig) -> tuple[Path, ...]:
+    """Files of items that may, or must not, be recommended."""
+    settings = config.recommendation
+    paths = tuple(path for path in (settings.allowed_items, settings.blocked_items) if path)
+    for path in paths:
+        read_item_list(path)  # Refused now rather than after training.
+    return paths
 
 
 def _embedding_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -366,9 +391,17 @@ STAGES: dict[str, Stage] = {
     "recommend": Stage(
         settings=lambda config: {
             "beam_width": config.evaluation.beam_width,
-            "recommendation": config.recommendation.model_dump(mode="json"),
+            "recommendation": config.recommendation.model_dump(
+                mode="json", exclude={"allowed_items", "blocked_items"}
+            ),
+            # Told apart by their content; which of the two a file is, by this.
+            "lists": [
+                name
+                for name in ("allowed_items", "blocked_items")
+                if getattr(config.recommendation, name) is not None
+            ],
         },
-        inputs=lambda config: (),
+        inputs=_find_item_lists,
         build=_build_recommendations,
         describe=lambda summary: "{num_rows:,} for {num_users:,} users".format(**summary),
     ),

@@ -207,6 +207,41 @@ def test_recommend_writes_named_users(
     assert pl.read_parquet(out)["user_id"].unique().to_list() == ["5"]
 
 
+def test_recommend_keeps_to_lists_of_items(
+    tiny_run: FinishedRun, command: Command, tmp_path: Path
+) -> None:
+    arguments = ("recommend", "--run", tiny_run.directory, "--user", "1", "-k", "40", "--json")
+
+    def listed(*more: object) -> list[str]:
+        rows = command(*arguments, *more).json()["recommendations"]
+        return [row["item_id"] for row in rows]
+
+    items = listed()
+    allow, block = tmp_path / "allow.txt", tmp_path / "block.txt"
+    allow.write_text("\n".join(items[:6]) + "\n\n")
+    block.write_text(items[2])
+    assert listed("--allow", allow, "--block", block) == items[:2] + items[3:6]
+    allow.write_text("\n")
+    assert "names no item" in command(*arguments, "--allow", allow).told()
+    missing = command(*arguments, "--block", tmp_path / "none.txt").told()
+    assert "Cannot read the item list" in missing
+
+
+def test_a_changed_item_list_redoes_the_recommendations(
+    copied_run: Path, command: Command, tmp_path: Path
+) -> None:
+    block = tmp_path / "block.txt"
+    block.write_text("1\n2\n")
+    run = ("--quiet", "run", copied_run, f"recommendation.blocked_items={block}", "--json")
+    assert redone(command(*run).json()) == ["recommend"]
+    path = copied_run / "recommendations" / "recommendations.parquet"
+    assert not set(pl.read_parquet(path)["item_id"]) & {"1", "2"}
+    assert redone(command(*run).json()) == []
+    block.write_text("3\n")
+    assert redone(command(*run).json()) == ["recommend"]
+    assert "3" not in set(pl.read_parquet(path)["item_id"])
+
+
 def test_recommend_gives_what_there_is(tiny_run: FinishedRun, command: Command) -> None:
     arguments = ("recommend", "--run", tiny_run.directory, "--user", "1", "-k", "500", "--json")
     done = command(*arguments)

@@ -11,8 +11,10 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
 from recgrit.errors import ArtifactError, DataError
+from recgrit.retrieval.recommend import recommend_shards
 from recgrit.runs import LAYOUT, Run
 from recgrit.semantic_ids.table import parse_semantic_id
 
@@ -47,6 +49,69 @@ def test_what_a_user_has_is_kept_out(run: Run) -> None:
         assert len(seen) + new.height == 40
         repeated = run.recommend([user], top_k=40, exclude_seen=False)
         assert seen <= set(repeated["item_id"])
+
+
+def test_only_allowed_items_come_and_blocked_ones_never(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    everything = run.recommend("1", top_k=40)
+    wanted = everything["item_id"].to_list()
+    # Fewer than asked for are left, and all of them come: the worst included, in their old order.
+    allowed = run.recommend("1", top_k=5, allowed_items=[wanted[-1], wanted[3], "no such item"])
+    assert allowed["item_id"].to_list() == [wanted[3], wanted[-1]]
+    assert "1 of 3 allowed items are not in the catalogue" in caplog.text
+    scores = dict(everything.select("item_id", "score").iter_rows())
+    for item_id, score in allowed.select("item_id", "score").iter_rows():
+        assert score == pytest.approx(scores[item_id], abs=1e-4), "never renormalised"
+    blocked = run.recommend("1", top_k=5, blocked_items=wanted[:2])
+    assert blocked["item_id"].to_list() == wanted[2:7]
+    both = run.recommend("1", top_k=5, allowed_items=wanted[:4], blocked_items=wanted[:2])
+    assert both["item_id"].to_list() == wanted[2:4]
+    with pytest.raises(DataError, match="all are filtered out"):
+        run.recommend("1", allowed_items=wanted[:2], blocked_items=wanted[:2])
+    with pytest.raises(DataError, match="all are filtered out"):
+        run.recommend("1", allowed_items=[])
+
+
+def test_recommendations_come_in_shards_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run.recommend(top_k=3)
+    monkeypatch.setitem(recommend_shards.__kwdefaults__, "shard_users", 7)
+    assert len(list(run.iterate_recommendations(top_k=3))) == -(-whole["user_id"].n_unique() // 7)
+    assert_frame_equal(pl.concat(run.iterate_recommendations(top_k=3)), whole, rel_tol=1e-4)
+
+
+def test_histories_from_elsewhere_are_recommended_for(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = run.history("3")["item_id"].to_list()
+    expected = run.recommend("3", top_k=5)
+    found = run.recommend_after({"like 3": history, "nobody": []}, top_k=5)
+    assert found.columns == expected.columns
+    assert found["user_id"].to_list() == ["like 3"] * 5
+    assert found["item_id"].to_list() == expected["item_id"].to_list()
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-5)
+    assert "1 histories hold no known item" in caplog.text
+    caplog.clear()
+    spoilt = run.recommend_after({"x": ["never heard of", *history], "y": ["nor of this"]}, top_k=5)
+    assert spoilt["item_id"].to_list() == expected["item_id"].to_list()
+    assert "2 items of the histories are not in the catalogue" in caplog.text
+    assert run.recommend_after({}).height == 0
+    assert run.recommend_after({"x": ["nothing known"]}).height == 0
+
+
+def test_of_a_long_history_the_end_is_read(run: Run) -> None:
+    window = run.config.retriever.history_length
+    recent = run.history("3")["item_id"].to_list()
+    long = (recent[::-1] * 9)[: 3 * window] + (recent * 9)[:window]
+    found = run.recommend_after({"x": long}, exclude_seen=False, top_k=5)
+    short = run.recommend_after({"x": long[-window:]}, exclude_seen=False, top_k=5)
+    assert found["item_id"].to_list() == short["item_id"].to_list()
+
+
+@pytest.mark.parametrize("top_k", [0, -3])
+def test_a_list_needs_a_length(run: Run, top_k: int) -> None:
+    with pytest.raises(DataError, match="top_k must be at least 1"):
+        run.recommend("1", top_k=top_k)
 
 
 def test_one_user_may_be_named_without_a_list(run: Run) -> None:

@@ -72,3 +72,22 @@ class ItemTable:
     def load(cls, directory: Path) -> ItemTable:
         """Read what `save` wrote."""
         return cls(pl.read_parquet(directory / "items.parquet", glob=False))
+
+
+def read_item_list(path: Path) -> list[str]:
+    """Item ids from a text file, one a line; blank lines are passed over.
+
+    Raises:
+        DataError: The file cannot be read, or names no item.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"Cannot read the item list {path} ({error}). Expected a text file with one item id "
+            "a line."
+        ) from None
+    item_ids = [line.strip() for line in lines if line.strip()]
+    if not item_ids:
+        raise DataError(f"The item list {path} names no item: expected one item id a line.")
+    return item_ids

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from recgrit.data.splits import SequenceSplit
+from recgrit.retrieval.ranking import Histories
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Batch:
     histories: Tensor
     targets: Tensor
     supervised: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised positions."""
+        return int(self.supervised.sum())
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -77,11 +83,20 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
 
 
 def iterate_batches(
-    split: SequenceSplit, windows: Windows, *, batch_targets: int, generator: np.random.Generator
-) -> Iterator[Batch]:
-    """One epoch of batches in random order, each of about ``batch_targets`` targets."""
+    split: SequenceSplit,
+    windows: Windows,
+    *,
+    batch_targets: int,
+    num_parts: int = 1,
+    generator: np.random.Generator,
+) -> Iterator[list[Batch]]:
+    """One epoch of batches in random order, each of about ``batch_targets`` targets.
+
+    Each comes in up to ``num_parts`` parts of like size, of which only one need be held at once.
+    """
     for chosen in plan_batches(windows, batch_targets=batch_targets, generator=generator):
-        yield collate(split, windows, chosen)
+        parts = np.array_split(chosen, min(num_parts, len(chosen)))
+        yield [collate(split, windows, part) for part in parts]
 
 
 def plan_batches(
@@ -121,11 +136,11 @@ def last_items(
     starts: npt.NDArray[np.int64],
     ends: npt.NDArray[np.int64],
     history_length: int,
-) -> tuple[Tensor, Tensor]:
-    """The last items of slices, padded at the end: ``[B, T]`` and their lengths ``[B]``."""
+) -> Histories:
+    """The last items of slices, at most ``history_length`` of each."""
     lengths = np.minimum(ends - starts, history_length)
     positions = np.arange(max(1, int(lengths.max(initial=1))))
     inside = positions < lengths[:, None]
     index = np.where(inside, (ends - lengths)[:, None] + positions, 0)
-    histories = np.where(inside, split_items[index], 0).astype(np.int64)
-    return torch.from_numpy(histories), torch.from_numpy(lengths)
+    items = np.where(inside, split_items[index], 0).astype(np.int64)
+    return Histories(torch.from_numpy(items), torch.from_numpy(lengths))

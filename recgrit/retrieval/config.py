@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,31 +10,46 @@ from pydantic import Field, model_validator
 from recgrit.config import Config
 
 
-class RetrieverConfig(Config):
-    """Settings of the retriever and its training.
+class TrainingConfig(Config):
+    """How a sequence model is trained.
 
     Args:
-        model_dim: Size of all vectors.
-        num_layers: Transformer layers of the history encoder.
-        num_heads: Attention heads.
-        history_length: Longest history read, in items.
-        dropout: Rate in encoder and decoder.
-        node_dropout: Share of nodes that use the fallback vector in a training step.
-        content: Project item features into the node vectors.
         epochs: At most so many passes over the training targets.
         patience: Epochs without a better validation NDCG@10 before stopping.
         batch_targets: Targets per step, about.
+        accumulation: Parts in which a step is computed, for want of memory; the step is the same.
         learning_rate: Of AdamW, after warm-up; falls to a tenth along a cosine over ``epochs``.
         weight_decay: Of AdamW, on matrices and embeddings.
         warmup_steps: Steps of linear warm-up.
-        label_smoothing: Share of each target spread over its siblings.
-        seen_scores: Learn what it means for an item's score that the history holds it already.
         average_decay: Decay per step of the moving average of all weights, which is what is
             validated and kept; 0 for none.
-        valid_beam_width: Beam width of validation while training.
         valid_users: Users read by validation while training; None for all.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` is bfloat16 where the hardware has instructions for it.
+    """
+
+    epochs: int = Field(20, ge=1)
+    patience: int = Field(4, ge=1)
+    batch_targets: int = Field(1024, ge=1)
+    accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(200, ge=0)
+    average_decay: float = Field(0.0, ge=0, lt=1)
+    valid_users: int | None = Field(None, ge=1)
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class TransformerConfig(TrainingConfig):
+    """Sizes of a transformer over histories, and how it is trained.
+
+    Args:
+        model_dim: Size of all vectors.
+        num_layers: Transformer layers.
+        num_heads: Attention heads.
+        history_length: Longest history read, in items.
+        dropout: Rate everywhere.
     """
 
     model_dim: int = Field(128, ge=8)
@@ -41,29 +57,32 @@ class RetrieverConfig(Config):
     num_heads: int = Field(4, ge=1)
     history_length: int = Field(50, ge=1)
     dropout: float = Field(0.5, ge=0, lt=1)
-    node_dropout: float = Field(0.05, ge=0, lt=1)
-    content: bool = False
-    epochs: int = Field(20, ge=1)
-    patience: int = Field(4, ge=1)
-    batch_targets: int = Field(1024, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup_steps: int = Field(200, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    seen_scores: bool = True
-    average_decay: float = Field(0.0, ge=0, lt=1)
-    valid_beam_width: int = Field(30, ge=10)
-    valid_users: int | None = Field(None, ge=1)
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="after")
-    def _check_heads(self) -> RetrieverConfig:
+    def _check_heads(self) -> TransformerConfig:
         if self.model_dim % self.num_heads:
             raise ValueError(
                 f"model_dim {self.model_dim} must be a multiple of num_heads {self.num_heads}"
             )
         return self
+
+
+class RetrieverConfig(TransformerConfig):
+    """Settings of the retriever and its training.
+
+    Args:
+        node_dropout: Share of nodes that use the fallback vector in a training step.
+        content: Project item features into the node vectors.
+        label_smoothing: Share of each target spread over its siblings.
+        seen_scores: Learn what it means for an item's score that the history holds it already.
+        valid_beam_width: Beam width of validation while training.
+    """
+
+    node_dropout: float = Field(0.05, ge=0, lt=1)
+    content: bool = False
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    seen_scores: bool = True
+    valid_beam_width: int = Field(30, ge=10)
 
 
 class RecommendationConfig(Config):
@@ -72,7 +91,11 @@ class RecommendationConfig(Config):
     Args:
         top_k: Items per user.
         exclude_seen: Keep out what the user already has.
+        allowed_items: A text file of item ids, one a line: nothing else is recommended.
+        blocked_items: Likewise; what is never recommended.
     """
 
     top_k: int = Field(10, ge=1)
     exclude_seen: bool = True
+    allowed_items: Path | None = None
+    blocked_items: Path | None = None

@@ -3,7 +3,8 @@
 Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no
 item twice. A score is log P(item | history) under that trie; a filter removes items and never
 renormalises what is left. While descending, prefixes without an allowed leaf are dropped: the
-leaves below a node are a range, and how many of them are excluded is two binary searches.
+leaves below a node are a range, how many of them are excluded is two binary searches, and how many
+are allowed at all a difference of two sums.
 
 Shapes: B users, W beams, C children, L levels, V nodes, N items, D model dimensions.
 """
@@ -19,23 +20,62 @@ from torch import Tensor
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.model import TrieRetriever, ragged_index
+from recgrit.retrieval.ranking import NEVER, Histories, Ranked
 
-NEVER = float("-inf")
 # With this many rows a node, one product per node beats gathering every child's vector.
 MIN_GROUP = 8
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """The best items of some users.
+class LeafFilter:
+    """Which leaves may come out.
 
     Args:
-        items: int64 ``[B, K]``, best first; `NO_ITEM` where fewer than K are allowed.
-        scores: float32 ``[B, K]``, log P(item); -inf where there is no item.
+        excluded: Leaves to keep out, one set per user; of those that are allowed.
+        allowed_before: int64 ``[N + 1]``, allowed leaves among the first ones.
     """
 
-    items: Tensor
-    scores: Tensor
+    excluded: LeafSets | None
+    allowed_before: Tensor
+
+    @classmethod
+    def build(
+        cls, model: TrieRetriever, *, excluded: Histories | None, allowed: Tensor | None
+    ) -> LeafFilter | None:
+        """A filter from items, or None if it would let everything through.
+
+        Args:
+            model: Whose trie it is for.
+            excluded: Items to keep out, one row per user.
+            allowed: bool ``[N]``, items that may come out at all.
+        """
+        if excluded is None and allowed is None:
+            return None
+        if allowed is None:
+            allowed_before = torch.arange(model.num_items + 1, device=model.leaf_items.device)
+        else:
+            allowed_before = F.pad(allowed[model.leaf_items].long().cumsum(0), (1, 0))
+        sets = None
+        if excluded is not None:
+            present = excluded.present
+            if allowed is not None:
+                present = present & allowed[excluded.items]
+            sets = model.find_leaves(excluded.items, present)
+        return cls(sets, allowed_before)
+
+    @classmethod
+    def from_leaves(cls, leaves: Tensor, present: Tensor, num_leaves: int) -> LeafFilter:
+        """A filter that keeps out leaves ``[B, E]``, of which those ``present`` are meant."""
+        everything = torch.arange(num_leaves + 1, device=leaves.device)
+        return cls(LeafSets.build(leaves, present, num_leaves), everything)
+
+    def passes(self, starts: Tensor, ends: Tensor) -> Tensor:
+        """Whether any leaf from ``starts`` to ``ends`` ``[B, C]`` may come out, bool ``[B, C]``."""
+        num_allowed = self.allowed_before[ends] - self.allowed_before[starts]
+        if self.excluded is not None:
+            users = torch.arange(len(starts), device=starts.device).unsqueeze(-1)
+            num_allowed = num_allowed - self.excluded.count(users, starts, ends)
+        return num_allowed > 0
 
 
 @torch.inference_mode()
@@ -47,7 +87,7 @@ def beam_search(
     beam_width: int,
     top_k: int,
     seen: LeafSets,
-    excluded: LeafSets | None = None,
+    leaf_filter: LeafFilter | None = None,
 ) -> Ranked:
     """The best items by beam search.
 
@@ -61,7 +101,7 @@ def beam_search(
         beam_width: W, prefixes kept at each level.
         top_k: K, items wanted; at most W.
         seen: What each history holds, from ``model.find_leaves``.
-        excluded: Items to keep out, likewise.
+        leaf_filter: Which items may come out; None for all.
 
     Raises:
         ValueError: ``top_k`` exceeds ``beam_width``.
@@ -77,8 +117,10 @@ def beam_search(
         children, log_probs = _expand(model, queries, nodes, node_vectors, seen, level)  # [B, W, C]
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
         children = children.flatten(1)
-        if excluded is not None:
-            candidates = candidates.masked_fill(~_allowed(model, children, excluded), NEVER)
+        if leaf_filter is not None:
+            below = children.clamp_min(0)  # What is no child has no score to lose.
+            passes = leaf_filter.passes(model.leaf_starts[below], model.leaf_ends[below])
+            candidates = candidates.masked_fill(~passes, NEVER)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
         scores, nodes = best.values, children.gather(1, best.indices)
         # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
@@ -170,11 +212,3 @@ def _group(nodes: Tensor) -> tuple[list[int], Tensor, list[int]]:
     ordered, rows = nodes.sort(stable=True)
     different, counts = ordered.unique_consecutive(return_counts=True)
     return different.tolist(), rows, counts.tolist()
-
-
-def _allowed(model: TrieRetriever, nodes: Tensor, excluded: LeafSets) -> Tensor:
-    """Whether each node ``[B, C]`` has a leaf that is not excluded."""
-    present = nodes.clamp_min(0)
-    users = torch.arange(len(nodes), device=nodes.device).unsqueeze(-1)
-    starts, ends = model.leaf_starts[present], model.leaf_ends[present]
-    return (nodes >= 0) & (ends - starts > excluded.count(users, starts, ends))

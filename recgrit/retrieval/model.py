@@ -22,13 +22,12 @@ dimensions, F content features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.retrieval.leaves import LeafSets
+from recgrit.retrieval.losses import TrainingLoss
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.semantic_ids.trie import Trie
 
@@ -125,22 +124,6 @@ class CodeDecoder(nn.Module):
         x = state if chosen is None else state + chosen
         query: Tensor = self.norms[level](x + self.layers[level](x))
         return query
-
-
-@dataclass(frozen=True)
-class TrainingLoss:
-    """Loss of one batch.
-
-    Args:
-        value: Scalar, mean of -log P(target) over the supervised positions.
-        level_accuracy: ``[L]``, share of positions whose right child scored best, given the right
-            prefix.
-        num_targets: Supervised positions.
-    """
-
-    value: Tensor
-    level_accuracy: Tensor
-    num_targets: int
 
 
 class TrieRetriever(nn.Module):
@@ -308,7 +291,7 @@ class TrieRetriever(nn.Module):
             parents = wanted
             vectors = self.input_scale * F.embedding(parents, node_vectors)
             chosen = vectors if chosen is None else chosen + vectors
-        return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy), len(paths))
+        return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy))
 
     def _negative_log_likelihood(self, scores: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
         """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +86,11 @@ class SemanticIdTable:
                 f"the source files, such as {self.item_ids.head(3).to_list()}."
             )
         return self._item_by_id[item_id]
+
+    def find_items(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Dense indices of those external ids that the table has, in their order."""
+        known = self._item_by_id
+        return np.array([known[i] for i in item_ids if i in known], dtype=np.int64)
 
     def codes_of(self, item_id: str) -> tuple[int, ...]:
         """The semantic ID of an item."""

@@ -99,6 +99,8 @@ def make_model():
             for name, parameter in model.nodes.named_parameters():
                 if name.endswith("weight"):
                     parameter.normal_(std=0.2)
+            if model.seen_scores is not None:
+                model.seen_scores.normal_(std=0.5)
         return model.eval()
 
     return make
@@ -147,9 +149,9 @@ def cyclic():
 
 @pytest.fixture(scope="session")
 def log_probability():
-    """log P(item | state) by walking down the trie in plain loops."""
+    """log P(item | state, history) by walking down the trie in plain loops."""
 
-    def compute(model, state, item, *, training=False):
+    def compute(model, state, item, *, history=(), training=False):
         starts = model.train_child_starts if training else model.child_starts
         nodes = model.train_child_nodes if training else model.child_nodes
         vectors = model.nodes()
@@ -158,9 +160,24 @@ def log_probability():
             children = nodes[starts[node] : starts[node + 1]].tolist()
             query = model.decoder(state[None], None if chosen is None else chosen[None], level)[0]
             scores = torch.stack([query @ vectors[child] for child in children])
+            for column, child in enumerate(children):
+                below = model.leaf_items[model.leaf_starts[child] : model.leaf_ends[child]]
+                if model.seen_scores is not None and set(below.tolist()) <= set(history):
+                    scores[column] += model.input_scale * model.seen_scores[level]
             total = total + scores.log_softmax(dim=0)[children.index(wanted)]
             node = wanted
             chosen = model.input_scale * vectors[node] + (0 if chosen is None else chosen)
         return total
 
     return compute
+
+
+@pytest.fixture(scope="session")
+def unseen():
+    """What histories hold that hold nothing."""
+
+    def build(model, num_users):
+        nothing = torch.zeros(num_users, 1, dtype=torch.long)
+        return model.find_leaves(nothing, nothing.bool())
+
+    return build

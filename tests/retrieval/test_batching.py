@@ -97,16 +97,17 @@ def test_order_changes_with_the_epoch_and_not_with_the_run(make_split):
 
 
 @settings(max_examples=100, deadline=None)
-@given(lengths, st.integers(1, 12))
-def test_targets_are_the_items_that_follow(make_split, user_lengths, history_length):
+@given(lengths, st.integers(1, 12), st.integers(1, 4))
+def test_targets_are_the_items_that_follow(make_split, user_lengths, history_length, num_parts):
     split = make_split(distinct(user_lengths))
     windows = build_windows(split, history_length)
     if windows.num_targets == 0:
         return
     seen = []
-    for batch in iterate_batches(
-        split, windows, batch_targets=30, generator=np.random.default_rng(0)
-    ):
+    parts = iterate_batches(
+        split, windows, batch_targets=30, num_parts=num_parts, generator=np.random.default_rng(0)
+    )
+    for batch in itertools.chain.from_iterable(parts):
         assert batch.histories.shape == batch.targets.shape == batch.supervised.shape
         assert batch.histories.dtype == batch.targets.dtype == torch.int64
         # Items are numbered as they come: the next one is one more.
@@ -144,7 +145,9 @@ def test_targets_of_valid_and_test_are_never_read(make_split):
 @pytest.mark.parametrize("history_length", [1, 2, 4, 9])
 def test_last_items_end_where_they_should(history_length):
     items = np.arange(20, dtype=np.int32)
-    histories, found = last_items(items, np.array([0, 8, 10]), np.array([5, 9, 10]), history_length)
+    read = last_items(items, np.array([0, 8, 10]), np.array([5, 9, 10]), history_length)
+    histories, found = read.items, read.lengths
+    assert read.present.sum(dim=1).tolist() == found.tolist()
     assert found.tolist() == [min(5, history_length), 1, 0]
     assert histories[0, : found[0]].tolist() == list(range(5 - min(5, history_length), 5))
     assert histories[1, 0] == 8

@@ -3,7 +3,8 @@ import torch
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.retrieval import decoding
-from recgrit.retrieval.decoding import beam_search, excluded_leaves, score_all_items
+from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
+from recgrit.retrieval.ranking import Histories
 
 NUM_ITEMS = 50
 # Users that together are expanded node by node, and such that are not.
@@ -24,15 +25,38 @@ def draw_states(num_users):
     return torch.randn(num_users, 16, generator=torch.Generator().manual_seed(num_users))
 
 
+def draw_histories(num_users, seed=1):
+    """Whose items the model has seen, with repeats and of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 13, (num_users,), generator=generator)
+    return Histories(torch.randint(NUM_ITEMS, (num_users, 12), generator=generator), lengths)
+
+
+def draw_seen(model, num_users):
+    histories = draw_histories(num_users)
+    return model.find_leaves(histories.items, histories.present)
+
+
+def search(model, states, vectors, **settings):
+    return beam_search(model, states, vectors, seen=draw_seen(model, len(states)), **settings)
+
+
+def score(model, states, vectors):
+    return score_all_items(model, states, vectors, seen=draw_seen(model, len(states)))
+
+
 def draw_exclusions(model, num_users, share, seed=0):
-    """What to keep out: as a mask, and as lists with repeats and padding between."""
+    """What to keep out: as a mask, and as a filter from lists with repeats and padding."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(num_users, NUM_ITEMS, generator=generator) < share
     items = torch.arange(NUM_ITEMS).expand(num_users, -1)
-    shuffle = torch.randperm(2 * NUM_ITEMS, generator=generator)
-    lists = torch.cat([items, items.flip(1)], dim=1)[:, shuffle]
-    present = torch.cat([mask, mask.flip(1)], dim=1)[:, shuffle]
-    return mask, excluded_leaves(model, lists, present)
+    rows = []
+    for row in range(num_users):
+        twice = items[row][mask[row]].repeat(2)
+        shuffle = torch.randperm(len(twice), generator=generator)
+        rows.append(torch.nn.functional.pad(twice[shuffle], (0, 2 * NUM_ITEMS - len(twice))))
+    excluded = Histories(torch.stack(rows), 2 * mask.sum(dim=1))
+    return mask, LeafFilter.build(model, excluded=excluded, allowed=None)
 
 
 def best(scores, k):
@@ -43,9 +67,13 @@ def best(scores, k):
 @pytest.mark.parametrize("num_users", [FEW, MANY])
 def test_exact_scores_are_those_of_plain_loops(model, vectors, num_users, log_probability):
     states = draw_states(num_users)
-    scores = score_all_items(model, states, vectors)
+    scores = score(model, states, vectors)
     for user in (0, num_users - 1):
-        expected = [log_probability(model, states[user], item) for item in range(NUM_ITEMS)]
+        histories = draw_histories(num_users)
+        history = histories.items[user, : histories.lengths[user]].tolist()
+        expected = [
+            log_probability(model, states[user], item, history=history) for item in range(NUM_ITEMS)
+        ]
         torch.testing.assert_close(scores[user], torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
@@ -53,13 +81,18 @@ def test_exact_scores_are_those_of_plain_loops(model, vectors, num_users, log_pr
 @pytest.mark.parametrize("share", [None, 0.0, 0.3, 0.95])
 def test_a_full_beam_ranks_exactly(model, vectors, num_users, share):
     states = draw_states(num_users)
-    scores = score_all_items(model, states, vectors)
-    excluded = None
+    scores = score(model, states, vectors)
+    leaf_filter = None
     if share is not None:
-        mask, excluded = draw_exclusions(model, num_users, share)
+        mask, leaf_filter = draw_exclusions(model, num_users, share)
         scores = scores.masked_fill(mask, float("-inf"))
-    found = beam_search(
-        model, states, vectors, beam_width=NUM_ITEMS, top_k=NUM_ITEMS, excluded=excluded
+    found = search(
+        model,
+        states,
+        vectors,
+        beam_width=NUM_ITEMS,
+        top_k=NUM_ITEMS,
+        leaf_filter=leaf_filter,
     )
     items, values = best(scores, NUM_ITEMS)
     torch.testing.assert_close(found.scores, values, atol=1e-4, rtol=1e-4)
@@ -70,9 +103,16 @@ def test_a_full_beam_ranks_exactly(model, vectors, num_users, share):
 @pytest.mark.parametrize("top_k", [1, 5])
 def test_a_narrow_beam_fills_its_list_with_allowed_items(model, vectors, share, top_k):
     states = draw_states(MANY)
-    mask, excluded = draw_exclusions(model, MANY, share, seed=4)
-    scores = score_all_items(model, states, vectors)
-    found = beam_search(model, states, vectors, beam_width=top_k, top_k=top_k, excluded=excluded)
+    mask, leaf_filter = draw_exclusions(model, MANY, share, seed=4)
+    scores = score(model, states, vectors)
+    found = search(
+        model,
+        states,
+        vectors,
+        beam_width=top_k,
+        top_k=top_k,
+        leaf_filter=leaf_filter,
+    )
     for user in range(MANY):
         items = found.items[user][found.items[user] != NO_ITEM]
         assert len(items) == min(top_k, int((~mask[user]).sum()))
@@ -87,30 +127,71 @@ def test_a_narrow_beam_fills_its_list_with_allowed_items(model, vectors, share, 
 def test_all_items_excluded_but_one(model, vectors):
     """Each item in turn comes out first and alone, with its own probability."""
     states = draw_states(1).expand(NUM_ITEMS, -1)
-    allowed = torch.eye(NUM_ITEMS, dtype=torch.bool)
     items = torch.arange(NUM_ITEMS).expand(NUM_ITEMS, -1)
-    excluded = excluded_leaves(model, items, ~allowed)
-    found = beam_search(model, states, vectors, beam_width=4, top_k=3, excluded=excluded)
+    others = torch.stack([torch.cat([row[:i], row[i + 1 :]]) for i, row in enumerate(items)])
+    lengths = torch.full((NUM_ITEMS,), NUM_ITEMS - 1)
+    leaf_filter = LeafFilter.build(model, excluded=Histories(others, lengths), allowed=None)
+    found = search(
+        model,
+        states,
+        vectors,
+        beam_width=4,
+        top_k=3,
+        leaf_filter=leaf_filter,
+    )
     assert found.items[:, 0].tolist() == list(range(NUM_ITEMS))
     assert (found.items[:, 1:] == NO_ITEM).all()
     # Never renormalised over what is left.
-    exact = score_all_items(model, states, vectors).diagonal()
+    exact = score(model, states, vectors).diagonal()
     torch.testing.assert_close(found.scores[:, 0], exact, atol=1e-4, rtol=1e-4)
 
 
 def test_all_items_excluded(model, vectors):
     items = torch.arange(NUM_ITEMS).expand(2, -1)
-    excluded = excluded_leaves(model, items, torch.ones_like(items, dtype=torch.bool))
-    found = beam_search(model, draw_states(2), vectors, beam_width=4, top_k=3, excluded=excluded)
+    everything = Histories(items, torch.tensor([NUM_ITEMS, NUM_ITEMS]))
+    leaf_filter = LeafFilter.build(model, excluded=everything, allowed=None)
+    found = search(
+        model,
+        draw_states(2),
+        vectors,
+        beam_width=4,
+        top_k=3,
+        leaf_filter=leaf_filter,
+    )
     assert (found.items == NO_ITEM).all()
 
 
-def test_exclusions_are_counted_once_and_padding_never(model):
-    items = torch.tensor([[4, 9, 4, 4], [0, 0, 0, 0]])
-    present = torch.tensor([[True, True, True, False], [False, False, False, False]])
-    found = excluded_leaves(model, items, present)
-    leaves = model.paths[torch.tensor([4, 9]), -1] - model.first_leaf
-    assert found.tolist() == [[*sorted(leaves.tolist()), NUM_ITEMS, NUM_ITEMS], [NUM_ITEMS] * 4]
+@pytest.mark.parametrize("num_allowed", [1, 2, 7, NUM_ITEMS])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, share):
+    """Together with items that single users must not get."""
+    states = draw_states(MANY)
+    allowed = torch.zeros(NUM_ITEMS, dtype=torch.bool)
+    allowed[torch.randperm(NUM_ITEMS, generator=torch.Generator().manual_seed(3))[:num_allowed]] = 1
+    mask = torch.zeros(MANY, NUM_ITEMS, dtype=torch.bool)
+    excluded = None
+    if share is not None:
+        mask = torch.rand(MANY, NUM_ITEMS, generator=torch.Generator().manual_seed(5)) < share
+        order = (~mask).int().argsort(dim=1, stable=True)  # Those to keep out first.
+        excluded = Histories(order, mask.sum(dim=1))
+    leaf_filter = LeafFilter.build(model, excluded=excluded, allowed=allowed)
+    seen = draw_seen(model, MANY)
+    found = beam_search(
+        model, states, vectors, beam_width=5, top_k=5, seen=seen, leaf_filter=leaf_filter
+    )
+    scores = score_all_items(model, states, vectors, seen=seen)
+    for user in range(MANY):
+        items = found.items[user][found.items[user] != NO_ITEM]
+        left = allowed & ~mask[user]
+        assert len(items) == min(5, int(left.sum()))
+        assert left[items].all()
+        torch.testing.assert_close(
+            found.scores[user, : len(items)], scores[user, items], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_no_filter_is_none(model):
+    assert LeafFilter.build(model, excluded=None, allowed=None) is None
 
 
 @pytest.mark.parametrize("num_users", [FEW, MANY])
@@ -122,10 +203,19 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     results = []
     for min_group in (0, 10**9):  # Always node by node, and never.
         monkeypatch.setattr(decoding, "MIN_GROUP", min_group)
-        children, log_probs = decoding._expand(model, queries, nodes, vectors)
-        _, excluded = draw_exclusions(model, num_users, 0.3)
-        ranked = beam_search(model, states, vectors, beam_width=9, top_k=9, excluded=excluded)
-        scores = score_all_items(model, states, vectors)
+        children, log_probs = decoding._expand(
+            model, queries, nodes, vectors, draw_seen(model, num_users), 0
+        )
+        _, leaf_filter = draw_exclusions(model, num_users, 0.3)
+        ranked = search(
+            model,
+            states,
+            vectors,
+            beam_width=9,
+            top_k=9,
+            leaf_filter=leaf_filter,
+        )
+        scores = score(model, states, vectors)
         results.append((children, log_probs, ranked.items, ranked.scores, scores))
     for grouped, ragged in zip(*results, strict=True):
         torch.testing.assert_close(grouped, ragged, atol=1e-5, rtol=1e-5)
@@ -138,9 +228,9 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
 def test_a_beam_never_beats_the_exact_ranking_and_widens_towards_it(make_model, random_codes):
     model = make_model(random_codes(NUM_ITEMS))
     vectors, states = model.nodes(), draw_states(MANY)
-    _, exact = best(score_all_items(model, states, vectors), 5)
+    _, exact = best(score(model, states, vectors), 5)
     found = [
-        beam_search(model, states, vectors, beam_width=width, top_k=5).scores
+        search(model, states, vectors, beam_width=width, top_k=5).scores
         for width in (5, 15, NUM_ITEMS)
     ]
     assert (found[0] <= exact + 1e-5).all()
@@ -148,7 +238,13 @@ def test_a_beam_never_beats_the_exact_ranking_and_widens_towards_it(make_model, 
 
 
 def test_more_items_asked_for_than_there_are(model, vectors):
-    found = beam_search(model, draw_states(2), vectors, beam_width=99, top_k=99)
+    found = search(
+        model,
+        draw_states(2),
+        vectors,
+        beam_width=99,
+        top_k=99,
+    )
     assert found.items.shape == found.scores.shape == (2, 99)
     assert found.items[:, :NUM_ITEMS].sort().values.tolist() == [list(range(NUM_ITEMS))] * 2
     assert (found.items[:, NUM_ITEMS:] == NO_ITEM).all()
@@ -156,4 +252,10 @@ def test_more_items_asked_for_than_there_are(model, vectors):
 
 def test_a_beam_narrower_than_the_list_is_refused(model, vectors):
     with pytest.raises(ValueError, match=r"top_k \(5\) must not exceed beam_width \(4\)"):
-        beam_search(model, draw_states(2), vectors, beam_width=4, top_k=5)
+        search(
+            model,
+            draw_states(2),
+            vectors,
+            beam_width=4,
+            top_k=5,
+        )

@@ -7,11 +7,13 @@ import torch
 from recgrit.config import load_config
 from recgrit.errors import ConfigError, TrainingError
 from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
-from recgrit.retrieval import fit
+from recgrit.retrieval import training
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.decoding import score_all_items
-from recgrit.retrieval.fit import build_retriever, choose_device, choose_precision, fit_retriever
+from recgrit.retrieval.fit import build_retriever, fit_retriever
 from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.training import choose_device, choose_precision
+from recgrit.retrieval.trie_ranker import TrieRanker
 
 NUM_ITEMS = 40
 
@@ -39,7 +41,9 @@ def noise_table(make_table, random_codes):
 
 def ranks(model, split, name):
     users = split.target_users(name)
-    found = recommend_items(model, split, name, users, top_k=10, beam_width=20, masked=False)
+    found = recommend_items(
+        TrieRanker(model, beam_width=20), split, name, users, top_k=10, masked=False
+    )
     return ranks_of_targets(found.items, split.targets(name, users))
 
 
@@ -112,7 +116,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(noise_table, noise, make_
 
 def test_a_loss_that_is_not_finite_ends_the_training(table, split, make_config):
     config = make_config(learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(TrainingError, match=r"loss became nan in epoch 1.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"loss became nan in epoch 1, step 2\..*learning_rate"):
         fit_retriever(table, split, None, config, seed=0)
 
 
@@ -135,13 +139,13 @@ def test_nobody_to_validate_by_is_told(table, make_split, make_config):
 
 
 def test_validation_may_read_a_sample_of_users(table, split, make_config):
-    users = fit._choose_users(split, 20, seed=0)
+    users = training._choose_users(split, 20, seed=0)
     assert len(np.unique(users)) == 20
     assert np.isin(users, split.target_users("valid")).all()
-    assert np.array_equal(users, fit._choose_users(split, 20, seed=0))
-    assert not np.array_equal(users, fit._choose_users(split, 20, seed=1))
-    assert np.array_equal(fit._choose_users(split, None, 0), split.target_users("valid"))
-    assert np.array_equal(fit._choose_users(split, 10_000, 0), split.target_users("valid"))
+    assert np.array_equal(users, training._choose_users(split, 20, seed=0))
+    assert not np.array_equal(users, training._choose_users(split, 20, seed=1))
+    assert np.array_equal(training._choose_users(split, None, 0), split.target_users("valid"))
+    assert np.array_equal(training._choose_users(split, 10_000, 0), split.target_users("valid"))
     found = fit_retriever(table, split, None, make_config(epochs=1, valid_users=20), seed=0)
     assert (found.history[0].valid_recall_at_10 * 20) % 1 == pytest.approx(0)
 
@@ -162,7 +166,9 @@ def test_new_items_are_neither_first_nor_last(
     vectors = model.nodes()
     histories = np.stack([split.history(user, "test")[-10:] for user in range(split.num_users)])
     states = model.encode(torch.from_numpy(histories).long(), vectors)[:, -1]
-    scores = score_all_items(model, states, vectors)
+    histories = torch.from_numpy(histories).long()
+    seen = model.find_leaves(histories, torch.ones_like(histories, dtype=torch.bool))
+    scores = score_all_items(model, states, vectors, seen=seen)
     position = scores.argsort(dim=1, descending=True).argsort(dim=1)[:, NUM_ITEMS:].float()
     assert (position < 10).float().mean() > 0.02
     assert (position < 10).float().mean() < 0.5
@@ -213,7 +219,7 @@ def test_training_in_bfloat16_learns_as_well(table, split, make_config):
 
 @pytest.mark.parametrize("warmup_steps", [0, 10])
 def test_learning_rate_warms_up_and_falls_to_a_tenth(warmup_steps):
-    factors = [fit._learning_rate_factor(step, 100, warmup_steps) for step in range(101)]
+    factors = [training._learning_rate_factor(step, 100, warmup_steps) for step in range(101)]
     top = max(1, warmup_steps) - 1
     assert factors[: top + 1] == pytest.approx([(i + 1) / (top + 1) for i in range(top + 1)])
     assert all(a >= b for a, b in zip(factors[top:], factors[top + 1 :], strict=False))

@@ -22,11 +22,27 @@ def supervised():
     return torch.rand(6, 8, generator=torch.Generator().manual_seed(2)) < 0.6
 
 
+def seen_so_far(model, histories, supervised):
+    """What each supervised position has seen."""
+    users, positions = supervised.nonzero(as_tuple=True)
+    present = torch.arange(histories.shape[1]) <= positions[:, None]
+    return model.find_leaves(histories[users], present)
+
+
+def all_positions(histories):
+    return torch.ones_like(histories, dtype=torch.bool)
+
+
 def reference_loss(model, log_probability, histories, targets, supervised):
     states = model.encode(histories, model.nodes())[supervised]
+    places = supervised.nonzero().tolist()
     values = [
-        log_probability(model, state, item, training=True)
-        for state, item in zip(states, targets[supervised].tolist(), strict=True)
+        log_probability(
+            model, state, item, history=histories[user, : place + 1].tolist(), training=True
+        )
+        for state, item, (user, place) in zip(
+            states, targets[supervised].tolist(), places, strict=True
+        )
     ]
     return -torch.stack(values).mean()
 
@@ -56,16 +72,17 @@ def test_loss_is_the_mean_of_minus_log_p(
     loss = model.loss(histories, targets, supervised)
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
-    exact = score_all_items(model, states, vectors)
+    seen = seen_so_far(model, histories, supervised)
+    exact = score_all_items(model, states, vectors, seen=seen)
     expected = -exact.gather(1, targets[supervised].unsqueeze(1)).mean()
     torch.testing.assert_close(loss.value, expected, atol=1e-5, rtol=1e-5)
-    assert loss.num_targets == int(supervised.sum())
 
 
 def test_probabilities_of_all_items_sum_to_one(make_model, random_codes, histories):
     model = make_model(random_codes(NUM_ITEMS))
     vectors = model.nodes()
-    scores = score_all_items(model, model.encode(histories, vectors)[:, -1], vectors)
+    seen = model.find_leaves(histories, all_positions(histories))
+    scores = score_all_items(model, model.encode(histories, vectors)[:, -1], vectors, seen=seen)
     torch.testing.assert_close(scores.logsumexp(dim=-1), torch.zeros(6), atol=1e-5, rtol=0)
     # And they are far from even, or little would be shown.
     assert scores.exp().max() > 3 / NUM_ITEMS
@@ -92,7 +109,9 @@ def test_smoothing_spreads_a_share_over_the_siblings(
     plain = make_model(codes).loss(histories, targets, supervised).value
     smoothed = make_model(codes, label_smoothing=0.2)
     vectors = smoothed.nodes()
-    exact = score_all_items(smoothed, smoothed.encode(histories, vectors)[supervised], vectors)
+    states = smoothed.encode(histories, vectors)[supervised]
+    seen = seen_so_far(smoothed, histories, supervised)
+    exact = score_all_items(smoothed, states, vectors, seen=seen)
     expected = 0.8 * plain - 0.2 * exact.mean()
     found = smoothed.loss(histories, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -101,7 +120,7 @@ def test_smoothing_spreads_a_share_over_the_siblings(
 def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervised):
     # A level each: five ways at the root, then only children, then two ways.
     codes = [[i // 2 % 5, 0, i % 2, i // 10] for i in range(NUM_ITEMS)]
-    model = make_model(codes)
+    model = make_model(codes, seen_scores=False)
     found = model.loss(histories, targets, supervised).level_accuracy
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
@@ -138,7 +157,8 @@ def test_a_batch_of_one_target_with_an_only_child(make_model):
     history, target = torch.tensor([[1]]), torch.tensor([[0]])
     loss = model.loss(history, target, torch.tensor([[True]]))
     vectors = model.nodes()
-    exact = score_all_items(model, model.encode(history, vectors)[:, -1], vectors)
+    seen = model.find_leaves(history, all_positions(history))
+    exact = score_all_items(model, model.encode(history, vectors)[:, -1], vectors, seen=seen)
     torch.testing.assert_close(loss.value, -exact[0, 0])
 
 
@@ -220,7 +240,7 @@ def test_dropped_nodes_use_the_fallback_in_training_only(make_model, random_code
     assert ((vectors != own).any(dim=-1) == (dropped & known)).all()
 
 
-def test_a_disambiguation_level_has_no_codes_of_its_own(make_model):
+def test_a_disambiguation_level_has_no_codes_of_its_own(make_model, unseen):
     codes = [[i // 6, i // 2 % 3, i % 2] for i in range(NUM_ITEMS)]
     model = make_model(codes, disambiguation_level=2)
     with torch.no_grad():
@@ -228,7 +248,8 @@ def test_a_disambiguation_level_has_no_codes_of_its_own(make_model):
     vectors = model.nodes()
     siblings = vectors[model.paths[:, -1]].view(-1, 2, 16)
     assert torch.equal(siblings[:, 0], siblings[:, 1])
-    scores = score_all_items(model, torch.randn(3, 16), vectors).view(3, -1, 2)
+    scores = score_all_items(model, torch.randn(3, 16), vectors, seen=unseen(model, 3))
+    scores = scores.view(3, -1, 2)
     torch.testing.assert_close(scores[..., 0], scores[..., 1])
     plain = make_model(codes)
     assert len(plain.nodes.code_embedding.weight) == len(model.nodes.code_embedding.weight) + 2
@@ -274,6 +295,27 @@ def test_parameters_by_part_sum_to_the_total(
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert parts["leaf embeddings (one per item)"] == NUM_ITEMS * 16
     assert min(parts.values()) > 0
+
+
+def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, random_codes):
+    """And where everybody does, it is learned the other way round."""
+    codes = random_codes(NUM_ITEMS)
+    generator = torch.Generator().manual_seed(0)
+    walks = torch.stack([torch.randperm(NUM_ITEMS, generator=generator)[:9] for _ in range(64)])
+    circles = torch.cat([walks[:, :3]] * 3, dim=1)
+    learned = {}
+    for name, sequences in {"never": walks, "always": circles}.items():
+        model = make_model(codes, history_length=8).train()
+        torch.nn.init.zeros_(model.seen_scores)
+        optimizer = torch.optim.Adam([model.seen_scores], lr=0.02)
+        for _ in range(60):
+            histories, targets = sequences[:, 2:-1], sequences[:, 3:]
+            optimizer.zero_grad()
+            model.loss(histories, targets, all_positions(histories)).value.backward()
+            optimizer.step()
+        learned[name] = model.seen_scores.detach()
+    assert learned["never"][-1] < -0.3
+    assert learned["always"][-1] > 0.3
 
 
 def test_a_checkpoint_holds_nothing_of_the_id_table(make_model, random_codes, histories):

@@ -6,9 +6,10 @@ import torch
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.errors import DataError
-from recgrit.retrieval import recommend
+from recgrit.retrieval import recommend, trie_ranker
 from recgrit.retrieval.decoding import score_all_items
-from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.recommend import recommend_shards
+from recgrit.retrieval.trie_ranker import TrieRanker
 
 NUM_ITEMS, NUM_USERS, HISTORY_LENGTH = 40, 25, 8
 
@@ -24,6 +25,13 @@ def split(make_split):
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 20, NUM_USERS)
     return make_split([rng.integers(0, NUM_ITEMS, length) for length in lengths], NUM_ITEMS)
+
+
+def recommend_items(
+    model, split, history, users, *, top_k, beam_width, masked, precision=torch.float32
+):
+    ranker = TrieRanker(model, beam_width=beam_width, precision=precision)
+    return recommend.recommend_items(ranker, split, history, users, top_k=top_k, masked=masked)
 
 
 def everyone(split):
@@ -46,7 +54,8 @@ def test_lists_are_the_best_items_user_by_user(model, split, name, masked, beam_
         history = history_of(split, user, name)
         read = torch.tensor(history[-HISTORY_LENGTH:], dtype=torch.long)
         state = model.encode(read[None], vectors)[:, -1]
-        scores = score_all_items(model, state, vectors)[0].clone()
+        seen = model.find_leaves(read[None], torch.ones_like(read[None], dtype=torch.bool))
+        scores = score_all_items(model, state, vectors, seen=seen)[0].clone()
         if masked:  # All of the history, also what is too long ago to be read.
             scores[torch.tensor(history, dtype=torch.long)] = float("-inf")
         best = scores.topk(5)
@@ -124,7 +133,7 @@ def test_rows_are_the_users_asked_for_in_their_order(model, split, monkeypatch):
         )
 
     full = ask(range(NUM_USERS))
-    monkeypatch.setattr(recommend, "BATCH_USERS", 4)
+    monkeypatch.setattr(trie_ranker, "BATCH_USERS", 4)
     order = [7, 3, 3, 20, 0, 11]
     found = ask(order)
     assert found.users.tolist() == order
@@ -177,3 +186,31 @@ def test_a_user_without_history_is_refused(model, make_split):
     # Of the whole sequence there is some.
     found = recommend_items(model, split, "all", users, top_k=5, beam_width=10, masked=True)
     assert found.num_users == 2
+
+
+def test_shards_put_together_are_the_whole(model, split):
+    ranker = TrieRanker(model, beam_width=10)
+    users = np.array([4, 9, 2, 2, 17])
+    whole = recommend.recommend_items(ranker, split, "all", users, top_k=5, masked=True)
+    shards = list(recommend_shards(ranker, split, users, top_k=5, masked=True, shard_users=2))
+    assert [shard.num_users for shard in shards] == [2, 2, 1]
+    assert np.array_equal(np.concatenate([shard.items for shard in shards]), whole.items)
+    assert np.concatenate([shard.users for shard in shards]).tolist() == users.tolist()
+
+
+@pytest.mark.parametrize("beam_width", [None, 5])
+def test_filtered_lists_are_full_as_long_as_items_are_left(model, split, beam_width):
+    allowed = torch.zeros(NUM_ITEMS, dtype=torch.bool)
+    allowed[[3, 5, 8, 21, 30, 31, 32]] = True
+    ranker = TrieRanker(model, beam_width=beam_width, allowed=allowed)
+    found = recommend.recommend_items(ranker, split, "all", everyone(split), top_k=5, masked=True)
+    for user in range(NUM_USERS):
+        left = set(allowed.nonzero().flatten().tolist()) - set(split.full_sequence(user).tolist())
+        listed = [item for item in found.items[user].tolist() if item != NO_ITEM]
+        assert set(listed) <= left
+        assert len(listed) == min(5, len(left))
+
+
+def test_nothing_allowed_is_refused(model):
+    with pytest.raises(DataError, match="all are filtered out"):
+        TrieRanker(model, beam_width=5, allowed=torch.zeros(NUM_ITEMS, dtype=torch.bool))

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
+from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
+from recgrit.retrieval.config import TransformerConfig
+from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.training import train_model
+
+NUM_ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def config():
+    return TransformerConfig(
+        model_dim=16,
+        num_layers=1,
+        num_heads=2,
+        history_length=10,
+        dropout=0.1,
+        epochs=6,
+        patience=6,
+        batch_targets=128,
+        learning_rate=0.01,
+        warmup_steps=5,
+        device="cpu",
+        precision="float32",
+    )
+
+
+def fit(split, config):
+    return train_model(
+        lambda: build_sasrec(split, config),
+        lambda model, precision: SASRecRanker(model, precision=precision),
+        split,
+        config,
+        history_length=config.history_length,
+        seed=0,
+    )
+
+
+def recall(model, split):
+    users = split.target_users("test")
+    found = recommend_items(SASRecRanker(model), split, "test", users, top_k=10, masked=False)
+    return recall_at_k(ranks_of_targets(found.items, split.targets("test", users)), 10).mean()
+
+
+def test_what_follows_from_the_last_item_is_learned(make_split, cyclic, config):
+    split = make_split(cyclic(), NUM_ITEMS)
+    found = fit(split, config)
+    assert recall(found.model, split) > 0.9
+    assert found.history[0].train_loss < np.log(NUM_ITEMS) + 0.2
+    assert len(found.history[0].level_accuracy) == 1
+
+
+def test_noise_is_recommended_no_better_than_by_chance(make_split, config):
+    split = make_split(np.random.default_rng(0).integers(0, 100, (300, 12)), 100)
+    found = fit(split, config.model_copy(update={"epochs": 2}))
+    assert recall(found.model, split) < 0.1 * 1.8
+
+
+def test_the_loss_is_minus_log_p_among_training_items(make_split, config):
+    """Items that training does not hold are no candidates, and are ranked all the same."""
+    split = make_split([[0, 1, 2, 3, 4], [1, 2, 0, 5, 6]], NUM_ITEMS)
+    torch.manual_seed(0)
+    model = build_sasrec(split, config).eval()
+    histories, targets = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
+    loss = model.loss(histories, targets, torch.tensor([[True, True]]))
+    scores = model.score(model.encode(histories))[0, :, :3].log_softmax(dim=-1)
+    torch.testing.assert_close(loss.value, -(scores[0, 1] + scores[1, 2]) / 2)
+    found = recommend_items(
+        SASRecRanker(model), split, "test", np.array([0]), top_k=NUM_ITEMS, masked=False
+    )
+    assert sorted(found.items[0].tolist()) == list(range(NUM_ITEMS))
