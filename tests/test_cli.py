@@ -140,7 +140,7 @@ def test_each_stage_has_a_command(new_config: Callable[..., Path], command: Comm
         "prepare": "k-core of 5 per user, 5 per item",
         "embed": "written to",
         "tokenize": "perplexity",
-        "train": "leaf embeddings (one per item)",
+        "train": "embeddings of nodes of one item",
         "evaluate": "Recall@20",
     }
     for number, stage in enumerate(STAGES[:-1]):

@@ -75,6 +75,9 @@ class RetrieverConfig(TransformerConfig):
         content: Project item features into the node vectors.
         label_smoothing: Share of each target spread over its siblings.
         seen_scores: Learn what it means for an item's score that the history holds it already.
+        node_vectors: Which nodes have a vector of their own beside their code's: ``all``, those
+            ``shared`` by several items (no vector per item then), or ``none``.
+        trie_softmax: Normalise over the children of a node; false over all codes of the level.
         valid_beam_width: Beam width of validation while training.
     """
 
@@ -82,6 +85,8 @@ class RetrieverConfig(TransformerConfig):
     content: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     seen_scores: bool = True
+    node_vectors: Literal["all", "shared", "none"] = "all"
+    trie_softmax: bool = True
     valid_beam_width: int = Field(30, ge=10)
 
 

@@ -203,7 +203,12 @@ def _expand(
     if model.seen_scores is not None:
         users = torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1])
         scores += model.score_seen(children.clamp_min(0), users.unsqueeze(-1), seen, level)
-    log_probs = scores.log_softmax(dim=-1).nan_to_num(nan=NEVER, neginf=NEVER)
+    everything = scores
+    if not model.trie_softmax:
+        everything = model.add_other_codes(scores, rows, nodes.flatten(), level)
+    log_probs = everything.log_softmax(dim=-1)[:, : scores.shape[1]].nan_to_num(
+        nan=NEVER, neginf=NEVER
+    )
     return children.view(*nodes.shape, -1), log_probs.view(*nodes.shape, -1)
 
 

@@ -50,6 +50,8 @@ def build_retriever(
         node_dropout=config.node_dropout,
         label_smoothing=config.label_smoothing,
         seen_scores=config.seen_scores,
+        node_vectors=config.node_vectors,
+        trie_softmax=config.trie_softmax,
     )
 
 

@@ -22,6 +22,9 @@ dimensions, F content features.
 
 from __future__ import annotations
 
+from typing import Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +42,8 @@ class NodeVectors(nn.Module):
         trie: The trie of the whole catalogue.
         codebook_sizes: Of each level.
         disambiguation_level: The level without a code embedding, if there is one.
-        known_nodes: bool ``[V]``, the nodes training may reach; the others use the fallback.
+        own_nodes: bool ``[V]``, the nodes with an embedding of their own; the others use the
+            fallback.
         content: float32 ``[N, F]`` item features to project into the vectors, None for none.
         dim: D.
         node_dropout: Share of nodes that use the fallback in a training step.
@@ -51,27 +55,33 @@ class NodeVectors(nn.Module):
         codebook_sizes: tuple[int, ...],
         *,
         disambiguation_level: int | None,
-        known_nodes: Tensor,
+        own_nodes: Tensor,
         content: Tensor | None,
         dim: int,
         node_dropout: float,
     ) -> None:
         super().__init__()
         self.node_dropout = node_dropout
-        levels, code_rows, num_code_rows = _code_rows(trie, codebook_sizes, disambiguation_level)
+        levels, code_rows, code_starts, num_code_rows = _code_rows(
+            trie, codebook_sizes, disambiguation_level
+        )
+        self.codebook_sizes = codebook_sizes
+        # First row of each level's codes, None where codes mean nothing.
+        self.code_starts = code_starts
         self.code_embedding = nn.Embedding(num_code_rows, dim)
-        self.node_embedding = nn.Embedding(trie.num_nodes, dim)
+        # Rows in the order of the trie: they keep their meaning when items are added to it.
+        self.node_embedding = nn.Embedding(int(own_nodes.sum()), dim)
         self.fallback = nn.Embedding(trie.num_levels + 1, dim)
         for table in (self.code_embedding, self.node_embedding, self.fallback):
             nn.init.normal_(table.weight, std=0.02)
         self.node_levels: Tensor
         self.code_rows: Tensor
-        self.known_nodes: Tensor
+        self.own_nodes: Tensor
         self.node_content: Tensor
         # Derived from the ID table, so not in the checkpoint.
         self.register_buffer("node_levels", levels, persistent=False)
         self.register_buffer("code_rows", code_rows, persistent=False)
-        self.register_buffer("known_nodes", known_nodes, persistent=False)
+        self.register_buffer("own_nodes", own_nodes.nonzero().squeeze(-1), persistent=False)
         self.content_projection: nn.Linear | None = None
         if content is not None:
             self.register_buffer("node_content", _mean_content(trie, content), persistent=False)
@@ -82,24 +92,33 @@ class NodeVectors(nn.Module):
         """Vectors of all nodes, ``[V, D]``.
 
         Args:
-            dropped: bool ``[V]``, nodes to give the fallback, as `draw_dropped` returns.
+            dropped: bool, which of the nodes with an embedding of their own get the fallback
+                instead, as `draw_dropped` returns.
         """
-        own = self.known_nodes if dropped is None else self.known_nodes & ~dropped
-        vectors: Tensor = torch.where(
-            own.unsqueeze(-1), self.node_embedding.weight, self.fallback(self.node_levels)
-        )
+        fallback = self.fallback(self.node_levels)
+        own = self.node_embedding.weight
+        if dropped is not None:
+            own = torch.where(dropped.unsqueeze(-1), fallback[self.own_nodes], own)
+        vectors: Tensor = fallback.index_copy(0, self.own_nodes, own)
         vectors = vectors + self.code_embedding(self.code_rows)
         if self.content_projection is not None:
             vectors = vectors + self.content_projection(self.node_content)
         return vectors
 
+    def vectors_of_codes(self, level: int) -> Tensor:
+        """What a node with each code of a level has without an embedding of its own, ``[K, D]``."""
+        fallback: Tensor = self.fallback.weight[level + 1]
+        start, size = self.code_starts[level], self.codebook_sizes[level]
+        if start is None:
+            return (fallback + self.code_embedding.weight[0]).expand(size, -1)
+        return fallback + self.code_embedding.weight[start : start + size]
+
     def draw_dropped(self) -> Tensor | None:
         """The nodes to drop in one training step; None outside training."""
         if not self.training or self.node_dropout == 0.0:
             return None
-        return (
-            torch.rand(self.known_nodes.shape, device=self.known_nodes.device) < self.node_dropout
-        )
+        draws = torch.rand(self.own_nodes.shape, device=self.own_nodes.device)
+        return draws < self.node_dropout
 
 
 class CodeDecoder(nn.Module):
@@ -144,6 +163,10 @@ class TrieRetriever(nn.Module):
         node_dropout: Share of nodes that use the fallback in a training step.
         label_smoothing: Share of the target spread evenly over the siblings, at each level.
         seen_scores: Learn a score for children of which the history holds every item.
+        node_vectors: Which nodes have an embedding of their own: ``all`` that training reaches,
+            those ``shared`` by several items, or ``none``.
+        trie_softmax: Normalise over the children of a node; else over all codes of the level, as
+            published retrievers do, those that lead nowhere included.
     """
 
     paths: Tensor
@@ -154,6 +177,7 @@ class TrieRetriever(nn.Module):
     leaf_starts: Tensor
     leaf_ends: Tensor
     leaf_items: Tensor
+    node_codes: Tensor
 
     def __init__(
         self,
@@ -171,11 +195,12 @@ class TrieRetriever(nn.Module):
         node_dropout: float = 0.05,
         label_smoothing: float = 0.0,
         seen_scores: bool = True,
+        node_vectors: Literal["all", "shared", "none"] = "all",
+        trie_softmax: bool = True,
     ) -> None:
         super().__init__()
         train_trie = trie.restrict(train_items.numpy())
-        known_nodes = torch.zeros(trie.num_nodes, dtype=torch.bool)
-        known_nodes[torch.from_numpy(trie.paths)[train_items].flatten()] = True
+        self.trie_softmax = trie_softmax
         self.num_levels = trie.num_levels
         # Scores ask for small node vectors, states of unit variance for larger ones beside them.
         self.input_scale: float = model_dim**0.5
@@ -185,7 +210,7 @@ class TrieRetriever(nn.Module):
             trie,
             codebook_sizes,
             disambiguation_level=disambiguation_level,
-            known_nodes=known_nodes,
+            own_nodes=_choose_own_nodes(trie, train_items, node_vectors),
             content=content,
             dim=model_dim,
             node_dropout=node_dropout,
@@ -208,6 +233,7 @@ class TrieRetriever(nn.Module):
             "leaf_starts": trie.leaf_starts,
             "leaf_ends": trie.leaf_ends,
             "leaf_items": trie.leaf_items,
+            "node_codes": trie.node_codes.astype(np.int64),
         }.items():
             self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
@@ -269,7 +295,7 @@ class TrieRetriever(nn.Module):
             # An only child has probability 1: no need to score it.
             starts = self.train_child_starts[parents]
             counts = self.train_child_starts[parents + 1] - starts
-            open_ = (counts > 1).nonzero().squeeze(-1)
+            open_ = (counts > int(self.trie_softmax)).nonzero().squeeze(-1)
             num_right = torch.full_like(paths[0, 0], len(paths) - len(open_))
             if len(open_):
                 queries = self.decoder(
@@ -285,7 +311,9 @@ class TrieRetriever(nn.Module):
                     seen=seen,
                     seen_rows=open_,
                 )
-                total = total + self._negative_log_likelihood(scores, columns, counts[open_])
+                if not self.trie_softmax:
+                    scores = self.add_other_codes(scores, queries, parents[open_], level)
+                total = total + self._negative_log_likelihood(scores, columns)
                 num_right = num_right + (scores.detach().argmax(dim=-1) == columns).sum()
             accuracy.append(num_right / max(1, len(paths)))
             parents = wanted
@@ -293,13 +321,29 @@ class TrieRetriever(nn.Module):
             chosen = vectors if chosen is None else chosen + vectors
         return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy))
 
-    def _negative_log_likelihood(self, scores: Tensor, columns: Tensor, counts: Tensor) -> Tensor:
+    def add_other_codes(
+        self, scores: Tensor, queries: Tensor, parents: Tensor, level: int
+    ) -> Tensor:
+        """Scores of children ``[M, C]`` and after them of all codes ``[M, K]`` of the level.
+
+        Codes that lead to a child are -inf among the latter: they have their score already.
+        """
+        others = (queries @ self.nodes.vectors_of_codes(level).T).float()
+        starts = self.child_starts[parents]
+        rows, _, flat = ragged_index(starts, self.child_starts[parents + 1] - starts)
+        others = others.index_put(
+            (rows, self.node_codes[self.child_nodes[flat]]), others.new_tensor(float("-inf"))
+        )
+        return torch.cat([scores, others], dim=-1)
+
+    def _negative_log_likelihood(self, scores: Tensor, columns: Tensor) -> Tensor:
         """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings."""
         log_probs = scores.log_softmax(dim=-1)
         wanted = log_probs.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
         if not self.label_smoothing:
             return -wanted.sum()
-        spread = log_probs.masked_fill(log_probs.isinf(), 0.0).sum(dim=-1) / counts
+        absent = log_probs.isinf()
+        spread = log_probs.masked_fill(absent, 0.0).sum(dim=-1) / (~absent).sum(dim=-1)
         return -torch.lerp(wanted, spread, self.label_smoothing).sum()
 
     def _train_child_scores(
@@ -334,11 +378,12 @@ class TrieRetriever(nn.Module):
     def num_parameters(self) -> dict[str, int]:
         """Trainable parameters by part."""
         nodes = self.nodes
-        num_leaves = self.num_items * nodes.node_embedding.embedding_dim
+        dim = nodes.node_embedding.embedding_dim
+        num_items = (self.leaf_ends - self.leaf_starts)[nodes.own_nodes]
         parts = {
             "code embeddings": nodes.code_embedding.weight.numel(),
-            "inner node embeddings": nodes.node_embedding.weight.numel() - num_leaves,
-            "leaf embeddings (one per item)": num_leaves,
+            "embeddings of nodes of several items": int((num_items > 1).sum()) * dim,
+            "embeddings of nodes of one item": int((num_items == 1).sum()) * dim,
             "fallbacks": nodes.fallback.weight.numel(),
             "history encoder": sum(p.numel() for p in self.encoder.parameters()),
             "code decoder": sum(p.numel() for p in self.decoder.parameters()),
@@ -362,24 +407,38 @@ def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor
     return rows, columns, starts[rows] + columns
 
 
+def _choose_own_nodes(
+    trie: Trie, train_items: Tensor, which: Literal["all", "shared", "none"]
+) -> Tensor:
+    """The nodes with an embedding of their own, bool ``[V]``: training has to reach them."""
+    own = torch.zeros(trie.num_nodes, dtype=torch.bool)
+    if which != "none":
+        own[torch.from_numpy(trie.paths)[train_items].flatten()] = True
+    if which == "shared":
+        own &= torch.from_numpy(trie.leaf_ends - trie.leaf_starts > 1)
+    return own
+
+
 def _code_rows(
     trie: Trie, codebook_sizes: tuple[int, ...], disambiguation_level: int | None
-) -> tuple[Tensor, Tensor, int]:
-    """Level of each node, its row in the table of code embeddings, and the table's size.
+) -> tuple[Tensor, Tensor, list[int | None], int]:
+    """Level of each node, its row in the table of code embeddings, each level's first row, rows.
 
     Row 0 belongs to no code: the root has it, and each node of a disambiguation level.
     """
     levels = torch.zeros(trie.num_nodes, dtype=torch.long)
     rows = torch.zeros(trie.num_nodes, dtype=torch.long)
     node_codes = torch.from_numpy(trie.node_codes)
+    starts: list[int | None] = []
     offset = 1
     for level, size in enumerate(codebook_sizes):
         nodes = slice(int(trie.level_starts[level + 1]), int(trie.level_starts[level + 2]))
         levels[nodes] = level + 1
+        starts.append(None if level == disambiguation_level else offset)
         if level != disambiguation_level:
             rows[nodes] = offset + node_codes[nodes]
             offset += size
-    return levels, rows, offset
+    return levels, rows, starts, offset
 
 
 def _mean_content(trie: Trie, content: Tensor) -> Tensor:

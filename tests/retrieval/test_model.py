@@ -206,7 +206,7 @@ def test_a_cold_item_is_no_candidate_in_training(
         leaf = model.paths[0, -1]
         code_row = model.nodes.code_rows[leaf]
         rows[name] = (
-            model.nodes.node_embedding.weight.grad[leaf].abs().sum(),
+            model.nodes.node_embedding.weight.grad[model.nodes.own_nodes == leaf].abs().sum(),
             model.nodes.code_embedding.weight.grad[code_row].abs().sum(),
         )
     assert rows["cold"] == (0, 0)
@@ -218,9 +218,7 @@ def test_a_cold_items_vector_is_the_fallback(make_model, random_codes):
     model = make_model(random_codes(NUM_ITEMS), train_items=train_items)
     before = model.nodes()
     leaf = model.paths[0, -1]
-    with torch.no_grad():
-        model.nodes.node_embedding.weight[leaf] += 100
-    assert torch.equal(model.nodes(), before)
+    assert leaf not in model.nodes.own_nodes
     with torch.no_grad():
         model.nodes.fallback.weight[3] += 1
     changed = (model.nodes() != before).any(dim=-1).nonzero().flatten().tolist()
@@ -235,9 +233,10 @@ def test_dropped_nodes_use_the_fallback_in_training_only(make_model, random_code
     dropped = model.nodes.draw_dropped()
     assert 0.3 < dropped.float().mean() < 0.7
     own, vectors = model.nodes(), model.nodes(dropped)
-    known = model.nodes.known_nodes
-    assert torch.equal(vectors[~dropped], own[~dropped])
-    assert ((vectors != own).any(dim=-1) == (dropped & known)).all()
+    assert ((vectors != own).any(dim=-1)[model.nodes.own_nodes] == dropped).all()
+    others = torch.ones(len(own), dtype=torch.bool)
+    others[model.nodes.own_nodes] = False
+    assert torch.equal(vectors[others], own[others])
 
 
 def test_a_disambiguation_level_has_no_codes_of_its_own(make_model, unseen):
@@ -293,8 +292,57 @@ def test_parameters_by_part_sum_to_the_total(
     )
     parts = model.num_parameters()
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert parts["leaf embeddings (one per item)"] == NUM_ITEMS * 16
+    one_item = (model.leaf_ends - model.leaf_starts == 1).sum()
+    assert parts["embeddings of nodes of one item"] == one_item * 16 >= NUM_ITEMS * 16
     assert min(parts.values()) > 0
+
+
+@pytest.mark.parametrize("which", ["shared", "none"])
+def test_nodes_may_go_without_vectors_of_their_own(make_model, random_codes, which):
+    model = make_model(random_codes(NUM_ITEMS, (4, 4, 4)), node_vectors=which)
+    own = set(model.nodes.own_nodes.tolist())
+    num_items = model.leaf_ends - model.leaf_starts
+    shared = set((num_items > 1).nonzero().flatten().tolist()) - {0}  # Nobody chooses the root.
+    assert own == (shared if which == "shared" else set())
+    assert model.num_parameters()["embeddings of nodes of one item"] == 0
+    # Of two nodes of one level and code, neither with a vector of its own, the vectors are equal.
+    vectors = model.nodes()
+    kinds = {}
+    for node in set(range(1, len(vectors))) - own:
+        kind = (int(model.nodes.node_levels[node]), int(model.nodes.code_rows[node]))
+        kinds.setdefault(kind, []).append(vectors[node])
+    assert max(map(len, kinds.values())) > 1
+    for group in kinds.values():
+        assert all(torch.equal(vector, group[0]) for vector in group)
+
+
+def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
+    make_model, random_codes, histories, targets, supervised
+):
+    """The score of a code is that of a node without a vector of its own."""
+    codes = random_codes(NUM_ITEMS, (4, 4, 4))
+    settings = {"trie_softmax": False, "node_vectors": "none", "seen_scores": False}
+    model = make_model(codes, **settings)
+    vectors = model.nodes()
+    states = model.encode(histories, vectors)[supervised]
+    seen = seen_so_far(model, histories, supervised)
+    scores = score_all_items(model, states, vectors, seen=seen)
+    assert (scores.logsumexp(dim=-1) < -0.05).all()
+    # By hand: a softmax over all codes at each level.
+    expected = torch.zeros(len(states), NUM_ITEMS)
+    for item in range(NUM_ITEMS):
+        chosen = None
+        for level, node in enumerate(model.paths[item].tolist()):
+            log_probs = model.decoder(states, chosen, level) @ model.nodes.vectors_of_codes(level).T
+            expected[:, item] += log_probs.log_softmax(dim=-1)[:, codes[item, level]]
+            vector = model.input_scale * vectors[node].expand_as(states)
+            chosen = vector if chosen is None else chosen + vector
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+    loss = model.loss(histories, targets, supervised).value
+    wanted = expected.gather(1, targets[supervised].unsqueeze(1)).mean()
+    torch.testing.assert_close(loss, -wanted, atol=1e-4, rtol=1e-4)
+    with_vectors = make_model(codes, trie_softmax=False)
+    with_vectors.loss(histories, targets, supervised).value.backward()
 
 
 def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, random_codes):
