@@ -20,8 +20,8 @@ import typer
 
 from recgrit.artifacts import write_atomic
 from recgrit.cells import CellTable
-from recgrit.evaluation.metrics import METRICS
-from recgrit.evaluation.paired import PairedDifference, paired_difference
+from recgrit.evaluation.metrics import METRICS, PerUser, Ranks
+from recgrit.evaluation.paired import PairedDifference, compare_ranks
 
 K = 10
 # What the others are compared with: the tuned baseline that is known to be hard to beat.
@@ -61,21 +61,19 @@ def compare(
     cells: pl.DataFrame,
     tokenizer: str,
     split: str,
-    metric: Callable[[np.ndarray, int], np.ndarray],
+    metric: Callable[[Ranks, int], PerUser],
 ) -> PairedDifference | None:
     """A tokenizer less the baseline on the seeds both have; None if there are none."""
-    ranks = {
-        name: dict(cells.filter(tokenizer=name).select("seed", f"{split}_ranks").iter_rows())
-        for name in (tokenizer, BASELINE)
-    }
-    seeds = sorted(set(ranks[tokenizer]) & set(ranks[BASELINE]))
-    if not seeds:
-        return None
     first, second = (
-        np.stack([metric(np.asarray(ranks[name][seed], dtype=np.int32), K) for seed in seeds])
+        {
+            seed: np.asarray(ranks, dtype=np.int32)
+            for seed, ranks in cells.filter(tokenizer=name)
+            .select("seed", f"{split}_ranks")
+            .iter_rows()
+        }
         for name in (tokenizer, BASELINE)
     )
-    return paired_difference(first, second)
+    return compare_ranks(first, second, metric, K)
 
 
 def _means(rows: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ because of a silent filter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +19,7 @@ from recgrit.data.funnel import Funnel
 from recgrit.data.interactions import Interactions
 from recgrit.data.items import ItemTable
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, load_source
-from recgrit.data.splits import SequenceSplit, build_leave_one_out
+from recgrit.data.splits import SequenceSplit, build_leave_one_out, hold_out_items
 from recgrit.errors import ConfigError, DataError
 
 
@@ -33,6 +33,9 @@ class DataConfig(Config):
     min_item_interactions: int = Field(default=5, ge=1)
     min_weight: float | None = Field(default=None, allow_inf_nan=False)
     max_malformed_share: float = Field(default=DEFAULT_MAX_MALFORMED_SHARE, ge=0, le=1)
+    # Held out of all training parts, to see what becomes of items nobody has taken yet.
+    cold_item_share: float = Field(default=0.0, ge=0, lt=1)
+    cold_item_seed: int = Field(default=0, ge=0)
 
     @field_validator("source")
     @classmethod
@@ -140,8 +143,15 @@ def prepare(config: DataConfig) -> PreparedData:
     funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
     funnel.count("items titled by their id", int(untitled.sum()))
     funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
+    split = build_leave_one_out(interactions)
+    if config.cold_item_share > 0:
+        cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
+        split = cold.split
+        interactions = replace(interactions, frame=interactions.frame.filter(cold.kept))
+        funnel.count("items held out of training", int(cold.items.sum()))
+        funnel.count("interactions held out with them", int((~cold.kept).sum()))
     funnel.add("kept", kept)
-    return PreparedData(interactions, items, build_leave_one_out(interactions), funnel.to_polars())
+    return PreparedData(interactions, items, split, funnel.to_polars())
 
 
 def build_interactions(interactions: pl.DataFrame) -> Interactions:

@@ -166,3 +166,45 @@ def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
         test_targets=np.where(has_targets, ends - 1, -1),
         num_items=interactions.num_items,
     )
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A split whose training parts lack some items.
+
+    Args:
+        split: The items are targets of validation and test still, and part of the catalogue.
+        items: bool [num_items], the items held out.
+        kept: bool [num_interactions before], the interactions that are left.
+    """
+
+    split: SequenceSplit
+    items: npt.NDArray[np.bool_]
+    kept: npt.NDArray[np.bool_]
+
+
+def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
+    """Take a random share of the items out of all training parts, to measure a cold start.
+
+    A user who is left without a history has no targets.
+    """
+    held_out = np.zeros(split.num_items, dtype=np.bool_)
+    drawn = np.random.default_rng(seed).permutation(split.num_items)
+    held_out[drawn[: round(share * split.num_items)]] = True
+    kept = ~(split.train_mask() & held_out[split.items])
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
+    offsets, train_ends = before[split.offsets], before[split.train_ends]
+    has_history = train_ends > offsets[:-1]
+
+    def move(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.where((targets >= 0) & has_history, before[np.maximum(targets, 0)], -1)
+
+    left = SequenceSplit(
+        items=split.items[kept],
+        offsets=offsets,
+        train_ends=train_ends,
+        valid_targets=move(split.valid_targets),
+        test_targets=move(split.test_targets),
+        num_items=split.num_items,
+    )
+    return HeldOut(left, held_out, kept)

@@ -13,7 +13,10 @@ import numpy.typing as npt
 from pydantic import Field
 
 from recgrit.config import Config
-from recgrit.embedding.embeddings import Embeddings
+from recgrit.embedding.embeddings import Embeddings, normalize_rows
+
+# Rows filled at once: bounds the table of likeness with all items.
+FILL_CHUNK = 256
 
 
 class FeatureConfig(Config):
@@ -50,9 +53,37 @@ def build_features(
     parts = [_standardize(_reduce(text.vectors, text_dim))]
     name = text.encoder
     if cooccurrence is not None:
-        parts.append(_standardize(cooccurrence.vectors) * np.float32(cooccurrence_weight))
+        filled = fill_missing(cooccurrence.vectors, parts[0])
+        parts.append(_standardize(filled) * np.float32(cooccurrence_weight))
         name = f"{name} + {cooccurrence_weight:g} x {cooccurrence.encoder}"
     return Embeddings(np.concatenate(parts, axis=1), encoder=name, normalized=False)
+
+
+def fill_missing(
+    vectors: npt.NDArray[np.float32], known: npt.NDArray[np.float32], num_neighbours: int = 10
+) -> npt.NDArray[np.float32]:
+    """Vectors for items that have none, from those of the items most like them.
+
+    So an item that nobody has taken yet stands where its text says, not in a corner of its own.
+
+    Args:
+        vectors: ``[N, D]``; rows of zeros are missing, the others have unit length.
+        known: ``[N, F]``, by which items are alike (cosine).
+        num_neighbours: Items whose mean direction fills a row.
+    """
+    missing = np.flatnonzero(~vectors.any(axis=1))
+    given = np.flatnonzero(vectors.any(axis=1))
+    if not len(missing) or not len(given):
+        return vectors
+    filled = vectors.copy()
+    directions = normalize_rows(known)
+    num_neighbours = min(num_neighbours, len(given))
+    for start in range(0, len(missing), FILL_CHUNK):
+        rows = missing[start : start + FILL_CHUNK]
+        likeness = directions[rows] @ directions[given].T
+        nearest = np.argpartition(-likeness, num_neighbours - 1, axis=1)[:, :num_neighbours]
+        filled[rows] = normalize_rows(vectors[given[nearest]].mean(axis=1))
+    return filled
 
 
 def _reduce(vectors: npt.NDArray[np.float32], dim: int | None) -> npt.NDArray[np.float32]:

@@ -7,6 +7,7 @@ with the users drawn and with the seeds drawn, so its uncertainty counts both.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from recgrit.errors import DataError
 from recgrit.evaluation.bootstrap import CONFIDENCE
+from recgrit.evaluation.metrics import PerUser, Ranks
 
 # Chance to find a difference that is as large as the minimum detectable effect.
 POWER = 0.8
@@ -105,4 +107,26 @@ def paired_difference(
         baseline=float(second.mean()),
         num_seeds=num_seeds,
         num_users=num_users,
+    )
+
+
+def compare_ranks(
+    first: Mapping[int, Ranks],
+    second: Mapping[int, Ranks],
+    metric: Callable[[Ranks, int], PerUser],
+    k: int,
+) -> PairedDifference | None:
+    """First less second in a metric, on the seeds that both have; None if there are none.
+
+    Args:
+        first: Ranks of the same users' targets, by seed.
+        second: Likewise, of what is compared with.
+        metric: Such as `recall_at_k`.
+        k: Its cut-off.
+    """
+    seeds = sorted(set(first) & set(second))
+    if not seeds:
+        return None
+    return paired_difference(
+        *(np.stack([metric(ranks[seed], k) for seed in seeds]) for ranks in (first, second))
     )

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from recgrit.data.interactions import Interactions
 from recgrit.data.prepare import build_interactions
-from recgrit.data.splits import MIN_SEQUENCE_LENGTH, SequenceSplit, build_leave_one_out
+from recgrit.data.splits import (
+    MIN_SEQUENCE_LENGTH,
+    SequenceSplit,
+    build_leave_one_out,
+    hold_out_items,
+)
 from recgrit.errors import DataError
 
 rows = st.lists(
@@ -101,3 +106,39 @@ def test_what_does_not_fit(
 ) -> None:
     with pytest.raises(DataError, match=message):
         dataclasses.replace(split, **{name: np.array(values)})
+
+
+def test_held_out_items_leave_the_training_parts_only() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 9, 200)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    split = SequenceSplit(
+        items=rng.integers(0, 50, offsets[-1]).astype(np.int32),
+        offsets=offsets,
+        train_ends=offsets[1:] - 2,
+        valid_targets=offsets[1:] - 2,
+        test_targets=offsets[1:] - 1,
+        num_items=50,
+    )
+    found = hold_out_items(split, 0.2, seed=1)
+    cold, held_out = found.split, found.items
+    assert cold.items.tolist() == split.items[found.kept].tolist()
+    assert held_out.sum() == 10
+    assert not held_out[cold.items[cold.train_mask()]].any()
+    assert cold.train_item_counts()[~held_out].tolist() == (
+        split.train_item_counts()[~held_out].tolist()
+    )
+    lost = 0
+    for user in range(200):
+        kept = [i for i in split.train_sequence(user).tolist() if not held_out[i]]
+        assert cold.train_sequence(user).tolist() == kept
+        if not kept:
+            lost += 1
+            assert cold.valid_targets[user] == cold.test_targets[user] == -1
+            continue
+        for name in ("valid", "test"):
+            users = np.array([user])
+            assert cold.targets(name, users).tolist() == split.targets(name, users).tolist()
+        assert cold.history(user, "test").tolist() == kept + split.targets("valid", users).tolist()
+    assert 0 < lost < 30
+    assert hold_out_items(split, 0.2, seed=2).items.tolist() != held_out.tolist()

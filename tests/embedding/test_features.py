@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.features import build_features
+from recgrit.embedding.embeddings import Embeddings, normalize_rows
+from recgrit.embedding.features import build_features, fill_missing
 
 
 def make_embeddings(shape, *, seed=0, scale=1.0, shift=0.0, encoder="text"):
@@ -90,3 +90,22 @@ def test_features_of_a_memory_mapped_file(tmp_path):
         build_features(mapped, None, text_dim=5).vectors,
         build_features(text, None, text_dim=5).vectors,
     )
+
+
+def test_items_without_cooccurrence_stand_where_their_text_says() -> None:
+    rng = np.random.default_rng(0)
+    topics = rng.normal(size=(4, 8)).astype(np.float32)
+    topic = np.arange(200) % 4
+    text = topics[topic] + 0.1 * rng.normal(size=(200, 8)).astype(np.float32)
+    directions = normalize_rows(rng.normal(size=(4, 6)))
+    vectors = normalize_rows(directions[topic] + 0.05 * rng.normal(size=(200, 6)))
+    missing = [3, 50, 77, 198]
+    vectors[missing] = 0
+    filled = fill_missing(vectors, text, num_neighbours=5)
+    given = np.setdiff1d(np.arange(200), missing)
+    assert np.array_equal(filled[given], vectors[given])
+    np.testing.assert_allclose(np.linalg.norm(filled, axis=1), 1, rtol=1e-5)
+    for item in missing:
+        assert np.argmax(directions @ filled[item]) == topic[item]
+    assert np.array_equal(fill_missing(vectors[missing], text[missing]), vectors[missing])
+    assert np.array_equal(fill_missing(vectors[given], text[given]), vectors[given])

@@ -1,0 +1,397 @@
+"""Who recommends best? All models on one split, read by one evaluation.
+
+    python pipelines/leaderboard.py configs/amazon2014-beauty.yaml data.path=/path/to/files
+
+Parts, in the order they run:
+
+* `choice`: candidate settings of each model by validation, on a seed that is not reported;
+* `board`: all models and ablations, on validation and test, the history masked and not;
+* `cold`: 5% of the items held out of training, Recall@10 on the targets among them.
+
+Every finished cell is a row of `OUT/PART.parquet` at once: a stopped run goes on where it was, and
+several processes may work on different models or seeds. Token-level models get as much time as
+recgrit took on the same data, or four times as much. `leaderboard_report.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+import torch
+import typer
+
+from recgrit.baselines.item_knn import ItemKNN
+from recgrit.baselines.popularity import recommend_popular
+from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
+from recgrit.baselines.token_models import DecoderOnly, EncoderDecoder, TokenRanker
+from recgrit.cells import Cell, CellTable
+from recgrit.config import load_config
+from recgrit.data.recommendations import Recommendations
+from recgrit.data.splits import SequenceSplit, Split
+from recgrit.errors import ConfigError, RecgritError
+from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
+from recgrit.experiment import ExperimentConfig
+from recgrit.retrieval.config import TrainingConfig, TransformerConfig
+from recgrit.retrieval.fit import fit_retriever
+from recgrit.retrieval.ranking import Ranker
+from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.training import Trained, train_model
+from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.running import run_experiment
+from recgrit.runs import Run
+from recgrit.semantic_ids.trie import build_trie
+
+TOP_K = 20
+COLD_SHARE = 0.05
+CHOICE_SEED = 100
+# Recommends so many items for so many users, unmasked and masked, of a split.
+Recommend = Callable[[Split, "np.ndarray", bool], Recommendations]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, and what is to be said of it."""
+
+    recommend: Recommend
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model is fitted with."""
+
+    config: ExperimentConfig
+    run: Run
+    split: SequenceSplit
+    seconds: float | None = None
+
+
+def fit_popularity(context: Context) -> Fitted:
+    """The most popular items."""
+    return Fitted(
+        lambda name, users, masked: recommend_popular(context.split, name, users, TOP_K, masked)
+    )
+
+
+def fit_item_knn(context: Context, **settings: Any) -> Fitted:
+    """Cosine between items."""
+    return _with_ranker(context, ItemKNN(context.split, **settings))
+
+
+def fit_sasrec(context: Context, **settings: Any) -> Fitted:
+    """SASRec with full-softmax cross-entropy."""
+    config = TransformerConfig(**settings)
+    trained = train_model(
+        lambda: build_sasrec(context.split, config),
+        lambda model, precision: SASRecRanker(model, precision=precision),
+        context.split,
+        config,
+        history_length=config.history_length,
+        seed=context.config.seed,
+    )
+    return _with_ranker(context, SASRecRanker(trained.model), trained)
+
+
+def fit_tiger(context: Context, **settings: Any) -> Fitted:
+    """TIGER: one padded sample per target, an encoder-decoder of the published size."""
+    table = context.run.semantic_ids
+    codes = torch.from_numpy(np.array(table.codes))
+    return _fit_tokens(context, lambda: EncoderDecoder(codes, table.codebook_sizes), 20, settings)
+
+
+def fit_decoder_only(context: Context, **settings: Any) -> Fitted:
+    """One stream of tokens, all positions at once."""
+    table = context.run.semantic_ids
+    codes = torch.from_numpy(np.array(table.codes))
+    return _fit_tokens(context, lambda: DecoderOnly(codes, table.codebook_sizes), 50, settings)
+
+
+def fit_ours(context: Context, **overrides: Any) -> Fitted:
+    """The trie-softmax retriever."""
+    config = context.config.retriever.model_copy(
+        update={key: value for key, value in overrides.items() if key != "beam_width"}
+    )
+    trained = fit_retriever(
+        context.run.semantic_ids,
+        context.split,
+        context.run.features.vectors,
+        config,
+        seed=context.config.seed,
+    )
+    width = overrides.get("beam_width", context.config.evaluation.beam_width)
+    found = _with_ranker(context, TrieRanker(trained.model, beam_width=width), trained)
+    return Fitted(found.recommend, found.facts | {"parts": trained.model.num_parameters()})
+
+
+def _fit_tokens(
+    context: Context,
+    build: Callable[[], EncoderDecoder | DecoderOnly],
+    history_length: int,
+    settings: Mapping[str, Any],
+) -> Fitted:
+    trie = build_trie(context.run.semantic_ids.codes)
+    trained = train_model(
+        build,
+        lambda model, precision: TokenRanker(model, trie, beam_width=20),
+        context.split,
+        TrainingConfig(**settings),
+        history_length=history_length,
+        seed=context.config.seed,
+        max_seconds=context.seconds,
+    )
+    ranker = TokenRanker(trained.model, trie, beam_width=context.config.evaluation.beam_width)
+    return _with_ranker(context, ranker, trained)
+
+
+def _with_ranker(context: Context, ranker: Ranker, trained: Trained[Any] | None = None) -> Fitted:
+    def recommend(name: Split, users: np.ndarray, masked: bool) -> Recommendations:
+        return recommend_items(ranker, context.split, name, users, top_k=TOP_K, masked=masked)
+
+    facts: dict[str, Any] = {}
+    if trained is not None:
+        facts = {
+            "best_epoch": trained.best_epoch,
+            "epochs": len(trained.history),
+            "parameters": sum(p.numel() for p in trained.model.parameters()),
+        }
+    return Fitted(recommend, facts)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the leaderboard.
+
+    Args:
+        fit: Trains it.
+        settings: Of the model.
+        overrides: Of the stages before it: what is embedded and how it becomes IDs.
+        times_ours: Time it may train, relative to recgrit's on the same data; None for as long as
+            it improves.
+        max_users: Users that are evaluated; None for all.
+    """
+
+    fit: Callable[..., Fitted]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    times_ours: float | None = None
+    max_users: int | None = None
+
+
+SASREC = {"epochs": 30, "patience": 4, "valid_users": 5000}
+TIGER = {"batch_targets": 256, "warmup_steps": 500, "valid_users": 1000, "epochs": 200}
+DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
+OURS = "recgrit"
+TEXT_ONLY = ("features.cooccurrence_weight=0",)
+BOARD: dict[str, Model] = {
+    "popularity": Model(fit_popularity),
+    "item-kNN": Model(fit_item_knn),
+    OURS: Model(fit_ours),
+    "SASRec": Model(fit_sasrec, SASREC),
+    "TIGER, equal time": Model(fit_tiger, TIGER, times_ours=1, max_users=5000),
+    "TIGER, 4 x time": Model(fit_tiger, TIGER, times_ours=4, max_users=5000),
+    "decoder only, equal time": Model(fit_decoder_only, DECODER, times_ours=1, max_users=5000),
+    "decoder only, 4 x time": Model(fit_decoder_only, DECODER, times_ours=4, max_users=5000),
+    "seen scores off": Model(fit_ours, {"seen_scores": False}),
+    "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
+    "trie softmax off": Model(fit_ours, {"trie_softmax": False}),
+    "no vectors of single items": Model(fit_ours, {"node_vectors": "shared"}),
+    "no node vectors": Model(fit_ours, {"node_vectors": "none"}),
+    "content projected in": Model(fit_ours, {"content": True}),
+    "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
+    "2 levels": Model(fit_ours, overrides=("tokenizer.num_levels=2",)),
+    "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
+    "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),
+    "1024 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=1024",)),
+}
+# What the final settings were chosen from, by validation.
+CANDIDATES: dict[str, Model] = {
+    OURS: Model(fit_ours),
+    **{
+        f"SASRec, dropout {dropout}, dim {dim}": Model(
+            fit_sasrec, SASREC | {"dropout": dropout, "model_dim": dim}
+        )
+        for dropout in (0.3, 0.5)
+        for dim in (64, 128, 256)
+    },
+    "item-kNN, discount .5": Model(fit_item_knn, {"discount": 0.5}),
+    "item-kNN, discount .8": Model(fit_item_knn, {"discount": 0.8}),
+    "item-kNN, discount 1": Model(fit_item_knn, {"discount": 1.0}),
+}
+COLD: dict[str, Model] = {
+    OURS: Model(fit_ours),
+    "content projected in": Model(fit_ours, {"content": True}),
+    "node dropout .3": Model(fit_ours, {"node_dropout": 0.3}),
+    "node dropout .3, content": Model(fit_ours, {"content": True, "node_dropout": 0.3}),
+    "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
+}
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Where experiments come from and rows go to."""
+
+    config_path: Path
+    overrides: tuple[str, ...]
+    out: Path
+    work: Path
+
+    def table(self, part: str) -> CellTable:
+        """The table of a part."""
+        return CellTable(self.out / f"{part}.parquet")
+
+    def configure(self, model: Model, seed: int) -> ExperimentConfig:
+        """The experiment with a model's changes; IDs are shared by all models that change none."""
+        config = load_config(
+            ExperimentConfig,
+            self.config_path,
+            [*self.overrides, *model.overrides, f"seed={seed}", "tracking.backend=none"],
+        )
+        name = "-".join([config.data.source.replace("/", "-"), *model.overrides, str(seed)])
+        where = {"dir": self.work / name, "cache_dir": self.work / "cache"}
+        return ExperimentConfig.model_validate(config.model_dump() | {"run": where})
+
+    def fit(self, model: Model, cell: Cell) -> tuple[Fitted, SequenceSplit]:
+        """Train one model, with IDs of its own seed."""
+        config = self.configure(model, int(cell["seed"] or 0))
+        run_experiment(config, until="tokenize")
+        run = Run(config.run.dir)
+        context = Context(config, run, run.data.split, self._time(model, str(cell["data"])))
+        started = time.perf_counter()
+        fitted = model.fit(context, **model.settings)
+        seconds = time.perf_counter() - started
+        return Fitted(fitted.recommend, fitted.facts | {"fit_seconds": seconds}), run.data.split
+
+    def _time(self, model: Model, data: str) -> float | None:
+        if model.times_ours is None:
+            return None
+        rows = self.table("board").rows()
+        ours = rows.filter(data=data, model=OURS) if not rows.is_empty() else rows
+        if ours.is_empty():
+            raise ConfigError(
+                f"How long {OURS} takes on {data} is not known yet: run its row first."
+            )
+        return model.times_ours * float(ours["fit_seconds"].to_numpy().mean())
+
+
+def measure(
+    fitted: Fitted, split: SequenceSplit, names: tuple[Split, ...], max_users: int | None = None
+) -> dict[str, Any]:
+    """Metrics at 10 and ranks, the history masked and not."""
+    row: dict[str, Any] = dict(fitted.facts)
+    for name in names:
+        users = split.target_users(name)
+        if max_users is not None and max_users < len(users):
+            users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
+        row["num_users"] = len(users)
+        for masked in (False, True):
+            found = fitted.recommend(name, users, masked)
+            ranks = ranks_of_targets(found.items, split.targets(name, users))
+            label = f"{name}_masked" if masked else name
+            row[f"{label}_recall_at_10"] = float(recall_at_k(ranks, 10).mean())
+            row[f"{label}_ndcg_at_10"] = float(ndcg_at_k(ranks, 10).mean())
+            row[f"{label}_ranks"] = pl.Series(ranks, dtype=pl.Int16)
+    return row
+
+
+def choose(board: Leaderboard, models: list[str], seeds: list[int]) -> None:
+    """Validation metrics of candidates, on one seed of their own."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        fitted, split = board.fit(CANDIDATES[str(cell["model"])], cell)
+        row = measure(fitted, split, ("valid",))
+        return {key: value for key, value in row.items() if not key.endswith("ranks")}
+
+    cells = [{"model": name, "seed": CHOICE_SEED} for name in CANDIDATES if chosen(name, models)]
+    board.table("choice").fill([_with_data(board, cell) for cell in cells], run)
+
+
+def compare(board: Leaderboard, models: list[str], seeds: list[int]) -> None:
+    """Validation and test metrics of all models."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        model = BOARD[str(cell["model"])]
+        fitted, split = board.fit(model, cell)
+        return measure(fitted, split, ("valid", "test"), model.max_users)
+
+    cells = [
+        {"model": name, "seed": seed} for seed in seeds for name in BOARD if chosen(name, models)
+    ]
+    board.table("board").fill([_with_data(board, cell) for cell in cells], run)
+
+
+def start_cold(board: Leaderboard, models: list[str], seeds: list[int]) -> None:
+    """Test targets among items that training never saw, in the list of the whole catalogue."""
+
+    def run(cell: Cell) -> dict[str, Any]:
+        model = COLD[str(cell["model"])]
+        held_out = (f"data.cold_item_share={COLD_SHARE}", f"data.cold_item_seed={cell['seed']}")
+        model = replace(model, overrides=(*model.overrides, *held_out))
+        fitted, split = board.fit(model, cell)
+        cold = split.train_item_counts() == 0
+        users = split.target_users("test")
+        targets = split.targets("test", users)
+        found = fitted.recommend("test", users, True).items[:, :10]
+        ranks = ranks_of_targets(found, targets)
+        recall = recall_at_k(ranks, 10)
+        return fitted.facts | {
+            "cold_targets": int(cold[targets].sum()),
+            "cold_recall_at_10": float(recall[cold[targets]].mean()),
+            "warm_recall_at_10": float(recall[~cold[targets]].mean()),
+            "cold_share_of_lists": float(cold[found[found >= 0]].mean()),
+            "cold_share_of_targets": float(cold[targets].mean()),
+        }
+
+    cells = [
+        {"model": name, "seed": seed} for seed in seeds for name in COLD if chosen(name, models)
+    ]
+    board.table("cold").fill([_with_data(board, cell) for cell in cells], run)
+
+
+def chosen(name: str, models: list[str]) -> bool:
+    """Whether a row is asked for, by its name or the start of it."""
+    return not models or any(name.startswith(model) for model in models)
+
+
+def _with_data(board: Leaderboard, cell: dict[str, Any]) -> Cell:
+    return {"data": board.configure(BOARD[OURS], 0).data.source, **cell}
+
+
+PARTS = {"choice": choose, "board": compare, "cold": start_cold}
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="The experiment whose data are used.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
+    parts: Annotated[str, typer.Option(help="Parts to run.")] = ",".join(PARTS),
+    models: Annotated[str, typer.Option(help="Rows to run, by their start; all if empty.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds that are reported.")] = "0",
+    out: Annotated[Path, typer.Option(help="Where tables go.")] = Path("runs/leaderboard"),
+    work: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/leaderboard"),
+) -> None:
+    """Run the rows that are not finished."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    names = parts.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        raise typer.BadParameter(f"Unknown part(s) {unknown}: choose from {', '.join(PARTS)}.")
+    board = Leaderboard(config, tuple(overrides or ()), out, work)
+    for name in names:
+        PARTS[name](
+            board,
+            [model.strip() for model in models.split(";") if model],
+            [int(seed) for seed in seeds.split(",")],
+        )
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except RecgritError as error:
+        sys.exit(str(error))
