@@ -64,6 +64,7 @@ def fit_retriever(
     seed: int,
     on_epoch: Callable[[TrainingEpoch], None] | None = None,
     checkpoint: Path | None = None,
+    stop_at: float | None = None,
 ) -> Trained[TrieRetriever]:
     """Train a retriever until validation NDCG@10 no longer rises.
 
@@ -75,6 +76,7 @@ def fit_retriever(
         seed: Fixes initial weights, order of batches and dropout.
         on_epoch: Called after each epoch, for tracking.
         checkpoint: Where to keep what a later call needs to go on; None for nowhere.
+        stop_at: End as soon as validation NDCG@10 is at least this.
 
     Raises:
         TrainingError: There is nothing to train on, the loss is no longer finite, or memory does
@@ -91,4 +93,5 @@ def fit_retriever(
         seed=seed,
         on_epoch=on_epoch,
         checkpoint=checkpoint,
+        stop_at=stop_at,
     )

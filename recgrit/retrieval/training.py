@@ -127,6 +127,7 @@ def train_model(
     on_epoch: Callable[[TrainingEpoch], None] | None = None,
     checkpoint: Path | None = None,
     max_seconds: float | None = None,
+    stop_at: float | None = None,
 ) -> Trained[M]:
     """Train a model until validation NDCG@10 no longer rises.
 
@@ -140,7 +141,8 @@ def train_model(
         on_epoch: Called after each epoch, for tracking; also for epochs of a run that is resumed.
         checkpoint: Where to keep what a later call needs to go on; None for nowhere. A file that is
             there must come from a training with the same data, settings and seed.
-        max_seconds: End after the epoch in which so much time has passed.
+        max_seconds: End the last epoch, however little of it is done, after so much time.
+        stop_at: End as soon as validation NDCG@10 is at least this.
 
     Raises:
         TrainingError: There is nothing to train on, the loss is no longer finite, or memory does
@@ -170,22 +172,25 @@ def train_model(
             for epoch in history:
                 on_epoch(epoch)
     best = _best_epoch(history)
+    deadline = math.inf if max_seconds is None else time.perf_counter() + max_seconds
     with progress_bar("training", num_steps) as bar:
         bar.advance(len(history) * steps_per_epoch)
         while len(history) < config.epochs and len(history) - best < config.patience:
             started = time.perf_counter()
-            loss, accuracy = _train_epoch(state, split, windows, config, precision, bar, history)
+            trained = _train_epoch(
+                state, split, windows, config, precision, bar, len(history) + 1, deadline
+            )
             train_seconds = time.perf_counter() - started
             ranker = build_ranker(kept, precision)
             recall, ndcg = validate(ranker, split, valid_users)
             latest = TrainingEpoch(
                 epoch=len(history) + 1,
-                train_loss=loss,
-                level_accuracy=accuracy,
+                train_loss=trained.loss,
+                level_accuracy=trained.level_accuracy,
                 valid_recall_at_10=recall,
                 valid_ndcg_at_10=ndcg,
                 seconds=time.perf_counter() - started,
-                targets_per_second=windows.num_targets / train_seconds,
+                targets_per_second=trained.num_targets / train_seconds,
             )
             history.append(latest)
             logger.info(
@@ -203,11 +208,20 @@ def train_model(
                 save_checkpoint(checkpoint, state, [asdict(epoch) for epoch in history])
             if on_epoch is not None:
                 on_epoch(latest)
-            if max_seconds is not None and sum(e.seconds for e in history) >= max_seconds:
+            if time.perf_counter() >= deadline or (stop_at is not None and ndcg >= stop_at):
                 break
     kept.load_state_dict(state.best)
     kept.eval()
     return Trained(kept, history, best_epoch=best, precision=precision)
+
+
+@dataclass(frozen=True)
+class _EpochOfTraining:
+    """Mean loss, accuracy by level, and how many targets they are from."""
+
+    loss: float
+    level_accuracy: tuple[float, ...]
+    num_targets: int
 
 
 def _train_epoch(
@@ -217,9 +231,10 @@ def _train_epoch(
     config: TrainingConfig,
     precision: torch.dtype,
     bar: ProgressBar,
-    history: list[TrainingEpoch],
-) -> tuple[float, tuple[float, ...]]:
-    """One pass over the targets: mean loss and accuracy by level."""
+    epoch: int,
+    deadline: float,
+) -> _EpochOfTraining:
+    """One pass over the targets, or as much of it as there is time for."""
     state.model.train()
     loss_sum, num_targets, num_right = 0.0, 0, torch.zeros(())
     batches = iterate_batches(
@@ -241,7 +256,7 @@ def _train_epoch(
             value = loss.value.item()
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"The loss became {value} in epoch {len(history) + 1}, step {step}. Lower "
+                    f"The loss became {value} in epoch {epoch}, step {step}. Lower "
                     f"learning_rate (now {config.learning_rate}), or set precision=float32."
                 )
             loss_sum += value * part.num_targets
@@ -251,8 +266,12 @@ def _train_epoch(
         state.optimizer.step()
         state.schedule.step()
         state.averaged.update_parameters(state.model)
-        bar.advance(note=f"epoch {len(history) + 1}, loss {loss_sum / num_targets:.3f}")
-    return loss_sum / num_targets, tuple((num_right / num_targets).tolist())
+        bar.advance(note=f"epoch {epoch}, loss {loss_sum / num_targets:.3f}")
+        if time.perf_counter() >= deadline:
+            break
+    return _EpochOfTraining(
+        loss_sum / num_targets, tuple((num_right / num_targets).tolist()), num_targets
+    )
 
 
 def _backward(

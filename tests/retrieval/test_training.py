@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -182,7 +183,7 @@ def test_other_runtime_errors_are_ours(table, split, make_config, monkeypatch):
         fit_retriever(table, split, None, make_config(), seed=0)
 
 
-def test_time_ends_a_training_after_the_epoch_it_is_in(table, split, make_config):
+def test_time_ends_a_training_within_an_epoch(table, split, make_config):
     config = make_config(epochs=5)
     found = training.train_model(
         lambda: build_retriever(table, split, None, config),
@@ -193,4 +194,16 @@ def test_time_ends_a_training_after_the_epoch_it_is_in(table, split, make_config
         seed=0,
         max_seconds=1e-3,
     )
-    assert len(found.history) == 1
+    (epoch,) = found.history
+    # A single step of it, which hardly changes the loss of a start.
+    assert epoch.train_loss == pytest.approx(np.log(NUM_ITEMS), abs=1)
+
+
+def test_a_threshold_of_validation_ends_a_training(table, split, make_config):
+    config = make_config(epochs=5, patience=5)
+    whole = fit_retriever(table, split, None, config, seed=0).history
+    values = [epoch.valid_ndcg_at_10 for epoch in whole]
+    threshold = values[2]
+    found = fit_retriever(table, split, None, config, seed=0, stop_at=threshold)
+    first = next(i for i, value in enumerate(values) if value >= threshold)
+    assert numbers(found.history) == numbers(whole[: first + 1])

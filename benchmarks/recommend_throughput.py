@@ -1,0 +1,220 @@
+"""Users per second for ten items each: recgrit, `transformers` generate, and full scoring.
+
+    OMP_NUM_THREADS=1 python benchmarks/recommend_throughput.py --json
+
+Catalogue and histories have the shape of Amazon 2014 Beauty, the models their default sizes and
+untrained weights. generate is transformers' T5 of TIGER's size, about as many parameters, with 50
+beams and `prefix_allowed_tokens_fn` over a Python trie of the same IDs. Full scoring is SASRec: one
+matrix product with all items, then the best ten; it is repeated with a million items, where it ends
+to pay. Contestants take turns; medians.
+
+Further: what gathering the children of trie nodes costs in a beam step, against the same arithmetic
+on children that lie side by side; and how cost grows with users and with the length of histories.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from synthetic import BEAUTY_ITEMS, build_model, draw_split, draw_table
+from torch import Tensor
+from train_throughput import build_t5
+
+from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
+from recgrit.data.splits import SequenceSplit
+from recgrit.retrieval.config import TransformerConfig
+from recgrit.retrieval.model import TrieRetriever, ragged_index
+from recgrit.retrieval.ranking import Ranker
+from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.training import choose_device
+from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.running import peak_memory_mb
+from recgrit.semantic_ids.table import SemanticIdTable
+
+BEAM_WIDTH, TOP_K = 50, 10
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def clock(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    _wait()
+    started = time.perf_counter()
+    call()
+    _wait()
+    return time.perf_counter() - started
+
+
+def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call, one after the other, again and again."""
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            seconds[name].append(clock(call))
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def lists_of(ranker: Ranker, split: SequenceSplit, num_users: int) -> Callable[[], object]:
+    """Recommends to the first users."""
+    users = np.arange(num_users)
+    return lambda: recommend_items(ranker, split, "test", users, top_k=TOP_K, masked=False)
+
+
+def generate_by_transformers(
+    table: SemanticIdTable, split: SequenceSplit, num_users: int
+) -> Callable[[], object]:
+    """The same lists by `generate`, as published retrievers make them."""
+    device = choose_device("auto")
+    torch.manual_seed(0)
+    model = build_t5(table.codebook_sizes).to(device).eval()
+    offsets = 2 + np.concatenate([[0], np.cumsum(table.codebook_sizes)[:-1]])
+    tokens = table.codes.astype(np.int64) + offsets
+    num_levels = tokens.shape[1]
+    children: dict[tuple[int, ...], list[int]] = {}
+    for row in tokens.tolist():
+        for level in range(num_levels):
+            below = children.setdefault(tuple(row[:level]), [])
+            if not below or row[level] not in below:
+                below.append(row[level])
+    histories = torch.zeros(num_users, 20 * num_levels, dtype=torch.long, device=device)
+    for user in range(num_users):
+        read = tokens[split.history(user, "test")[-20:].astype(np.int64)].flatten()
+        histories[user, : len(read)] = torch.from_numpy(read)
+
+    def allowed(batch: int, sentence: Tensor) -> list[int]:
+        return children.get(tuple(sentence[1:].tolist()), [1])
+
+    def run() -> object:
+        return model.generate(
+            input_ids=histories,
+            attention_mask=(histories > 0).long(),
+            num_beams=BEAM_WIDTH,
+            num_return_sequences=TOP_K,
+            max_new_tokens=num_levels,
+            min_new_tokens=num_levels,
+            do_sample=False,
+            prefix_allowed_tokens_fn=allowed,
+        )
+
+    return run
+
+
+def gather_share(model: TrieRetriever, repeats: int) -> dict[str, float]:
+    """Scoring the children of random nodes: found through the trie, and side by side already."""
+    device = model.paths.device
+    draw = torch.Generator().manual_seed(0)
+    vectors = model.nodes().detach()
+    level = int((model.leaf_starts == 0).sum()) and model.paths[:, 0].unique()
+    nodes = level[torch.randint(len(level), (128 * BEAM_WIDTH,), generator=draw)].to(device)
+    queries = torch.randn(len(nodes), vectors.shape[1], generator=draw).to(device)
+    starts = model.child_starts[nodes]
+    counts = model.child_starts[nodes + 1] - starts
+    rows, _, flat = ragged_index(starts, counts)
+    side_by_side = F.embedding(model.child_nodes[flat], vectors)
+
+    def score(children: Tensor) -> Tensor:
+        return (children * queries[rows]).sum(dim=-1)
+
+    def through_the_trie() -> Tensor:
+        owners, _, places = ragged_index(
+            model.child_starts[nodes], model.child_starts[nodes + 1] - model.child_starts[nodes]
+        )
+        return (F.embedding(model.child_nodes[places], vectors) * queries[owners]).sum(dim=-1)
+
+    return take_turns(
+        {"gathered": through_the_trie, "contiguous": lambda: score(side_by_side)}, repeats
+    )
+
+
+def fit_power(sizes: list[int], seconds: list[float]) -> float:
+    """The power of the size by which time grows."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--users", type=int, default=1024)
+    parser.add_argument("--generate-users", type=int, default=8)
+    parser.add_argument("--large", type=int, default=1_000_000, help="items of the large catalogue")
+    arguments = parser.parse_args()
+    device, repeats, users = choose_device("auto"), arguments.repeats, arguments.users
+    found: dict[str, float | str | int] = {}
+    table = draw_table(BEAUTY_ITEMS)
+    split = draw_split(16 * users, BEAUTY_ITEMS)
+    model = build_model(table, split).to(device).eval()
+    sasrec = build_sasrec(split, TransformerConfig()).to(device).eval()
+    ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
+    seconds = take_turns(
+        {
+            "recgrit": lists_of(ranker, split, users),
+            "full_scoring": lists_of(SASRecRanker(sasrec), split, users),
+            "generate": generate_by_transformers(table, split, arguments.generate_users),
+        },
+        repeats,
+    )
+    for name, value in seconds.items():
+        asked = arguments.generate_users if name == "generate" else users
+        found[f"users_per_second_{name}"] = asked / value
+    found["speedup_vs_hf_generate"] = float(found["users_per_second_recgrit"]) / float(
+        found["users_per_second_generate"]
+    )
+    found["speedup_vs_full_scoring"] = seconds["full_scoring"] / seconds["recgrit"]
+
+    growth = {n: take_turns({"": lists_of(ranker, split, n * users)}, 3)[""] for n in (1, 4, 16)}
+    found["growth_with_users"] = fit_power(list(growth), list(growth.values()))
+    by_length = {}
+    for length in (20, 50, 200):
+        long = draw_split(users, BEAUTY_ITEMS, mean_length=3.0 * length)
+        reader = TrieRanker(
+            build_model(table, long, history_length=length).to(device).eval(), beam_width=BEAM_WIDTH
+        )
+        by_length[length] = take_turns({"": lists_of(reader, long, users)}, 3)[""]
+        found[f"users_per_second_history_{length}"] = users / by_length[length]
+    found["growth_with_history"] = fit_power(list(by_length), list(by_length.values()))
+
+    large = draw_table(arguments.large)
+    split = draw_split(users, arguments.large)
+    model = build_model(large, split).to(device).eval()
+    sasrec = build_sasrec(split, TransformerConfig()).to(device).eval()
+    seconds = take_turns(
+        {
+            "recgrit": lists_of(TrieRanker(model, beam_width=BEAM_WIDTH), split, users),
+            "full_scoring": lists_of(SASRecRanker(sasrec), split, users),
+        },
+        repeats,
+    )
+    for name, value in seconds.items():
+        found[f"users_per_second_{name}_large"] = users / value
+    found["speedup_vs_full_scoring_large"] = seconds["full_scoring"] / seconds["recgrit"]
+    parts = gather_share(model, repeats)
+    step = seconds["recgrit"] / -(-users // ranker.batch_users) / model.num_levels
+    found["gather_share_of_step"] = (parts["gathered"] - parts["contiguous"]) / step
+    found |= {
+        "large_items": arguments.large,
+        "peak_rss_mb": peak_memory_mb(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    for key, value in found.items():
+        print(f"{key}: {value:,.5g}" if isinstance(value, float) else f"{key}: {value}")
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Catalogues and users of any size, in the shape of real ones; speed depends on nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import torch
+
+from recgrit.data.splits import SequenceSplit
+from recgrit.retrieval.config import RetrieverConfig
+from recgrit.retrieval.fit import build_retriever
+from recgrit.retrieval.model import TrieRetriever
+from recgrit.semantic_ids.collisions import make_unique
+from recgrit.semantic_ids.table import SemanticIdTable
+
+# Amazon 2014 Beauty after 5-core filtering.
+BEAUTY_USERS, BEAUTY_ITEMS, BEAUTY_LENGTH = 22_363, 12_101, 8.9
+
+
+def draw_table(num_items: int, codebook_size: int = 256, seed: int = 0) -> SemanticIdTable:
+    """Three levels of codes, some far more common than others, and a disambiguation level."""
+    draw = np.random.default_rng(seed)
+    shares = 1 / np.arange(1, codebook_size + 1) ** 0.5
+    codes = draw.choice(codebook_size, size=(num_items, 3), p=shares / shares.sum())
+    names = pl.int_range(num_items, eager=True).cast(pl.String)
+    unique = make_unique(
+        codes,
+        (codebook_size,) * 3,
+        names,
+        lambda rows: np.zeros((len(rows), 1), np.float32),
+        np.zeros((codebook_size, 1), np.float32),
+        method="disambiguation",
+    )
+    return SemanticIdTable(
+        codes=unique.codes,
+        codebook_sizes=unique.codebook_sizes,
+        disambiguation_level=unique.disambiguation_level,
+        item_ids=names,
+        titles=names,
+    )
+
+
+def draw_split(
+    num_users: int, num_items: int, *, mean_length: float = BEAUTY_LENGTH, seed: int = 0
+) -> SequenceSplit:
+    """Histories of at least five items with a geometric tail, popular items more often."""
+    draw = np.random.default_rng(seed)
+    lengths = 4 + draw.geometric(1 / (mean_length - 4), num_users)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = (num_items * draw.random(offsets[-1]) ** 2).astype(np.int32)
+    return SequenceSplit(
+        items=items,
+        offsets=offsets,
+        train_ends=offsets[1:] - 2,
+        valid_targets=offsets[1:] - 2,
+        test_targets=offsets[1:] - 1,
+        num_items=num_items,
+    )
+
+
+def build_model(
+    table: SemanticIdTable, split: SequenceSplit, *, history_length: int = 50, seed: int = 0
+) -> TrieRetriever:
+    """An untrained retriever of the default size."""
+    torch.manual_seed(seed)
+    config = RetrieverConfig(history_length=history_length)
+    return build_retriever(table, split, None, config)

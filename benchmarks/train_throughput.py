@@ -1,0 +1,253 @@
+"""Supervised targets per second in training: recgrit, SASRec, and TIGER as peers build it.
+
+    OMP_NUM_THREADS=1 python benchmarks/train_throughput.py --json
+    OMP_NUM_THREADS=2 python benchmarks/train_throughput.py --json --run runs/amazon2014-beauty
+
+Sequences and IDs have the shape of Amazon 2014 Beauty (22,363 users, 12,101 items, three levels of
+256 codes and one that disambiguates). TIGER is transformers' T5 of the published size (4 + 4
+layers, 128 dimensions, 6 heads of 64, 1,024 hidden) on one padded sample of 20 items per target,
+256 samples a step. A step is forward, backward, clipping and AdamW; the contestants take turns and
+medians are reported.
+
+With `--run`, a run folder whose IDs are made, a retriever is trained on its data until validation
+NDCG@10 reaches `--stop-at`, chosen beforehand from other seeds, and test is read once: how long
+until TIGER's published Recall@10 of .0648 on Beauty?
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from synthetic import BEAUTY_ITEMS, BEAUTY_USERS, build_model, draw_split, draw_table
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+from recgrit.baselines.sasrec import build_sasrec
+from recgrit.data.splits import SequenceSplit
+from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
+from recgrit.retrieval.batching import Batch, build_windows, iterate_batches
+from recgrit.retrieval.config import TransformerConfig
+from recgrit.retrieval.fit import fit_retriever
+from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.training import MAX_GRAD_NORM, choose_device, choose_precision
+from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.running import peak_memory_mb
+from recgrit.runs import Run
+
+T5_ITEMS, T5_BATCH, BATCH_TARGETS = 20, 256, 1024
+
+
+class Contestant:
+    """A model that takes training steps; each says how many targets it learned from."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterator[Batch],
+        loss: Callable[[Batch], Tensor],
+        precision: torch.dtype,
+    ) -> None:
+        self.model = model.train()
+        self.batches = batches
+        self.loss = loss
+        self.precision = precision
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+        self.rates: list[float] = []
+
+    def step(self) -> int:
+        """One step of training."""
+        batch = next(self.batches)
+        device = next(self.model.parameters()).device
+        enabled = self.precision != torch.float32
+        with torch.autocast(device.type, self.precision, enabled=enabled):
+            loss = self.loss(batch.to(device))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        return batch.num_targets
+
+    def measure(self, num_steps: int) -> None:
+        """Note the targets per second of some steps."""
+        _wait()
+        started = time.perf_counter()
+        num_targets = sum(self.step() for _ in range(num_steps))
+        _wait()
+        self.rates.append(num_targets / (time.perf_counter() - started))
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def endless(split: SequenceSplit, *, length: int, batch_targets: int) -> Iterator[Batch]:
+    """Batches of one epoch after the other."""
+    windows, draw = build_windows(split, length), np.random.default_rng(0)
+    for _ in itertools.count():
+        for parts in iterate_batches(split, windows, batch_targets=batch_targets, generator=draw):
+            yield from parts
+
+
+def build_t5(codebook_sizes: tuple[int, ...]) -> T5ForConditionalGeneration:
+    """TIGER's transformer; token 0 pads and starts."""
+    config = T5Config(
+        vocab_size=sum(codebook_sizes) + 2,
+        d_model=128,
+        d_kv=64,
+        d_ff=1024,
+        num_layers=4,
+        num_decoder_layers=4,
+        num_heads=6,
+        dropout_rate=0.1,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def t5_samples(split: SequenceSplit, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One padded sample per target, as peers load them: tokens ``[B, 80]``, mask, labels."""
+    draw, num_levels = np.random.default_rng(0), tokens.shape[1]
+    positions = np.flatnonzero(split.train_mask())
+    starts = np.repeat(split.offsets[:-1], np.diff(split.offsets))
+    positions = positions[positions > starts[positions]]
+    while True:
+        order = draw.permutation(positions)
+        for first in range(0, len(order) - T5_BATCH + 1, T5_BATCH):
+            chosen = order[first : first + T5_BATCH]
+            histories = torch.zeros(T5_BATCH, T5_ITEMS * num_levels, dtype=torch.long)
+            mask = torch.zeros_like(histories)
+            for row, position in enumerate(chosen):
+                items = split.items[max(starts[position], position - T5_ITEMS) : position]
+                read = tokens[items.astype(np.int64)].flatten()
+                histories[row, : len(read)] = read
+                mask[row, : len(read)] = 1
+            yield histories, mask, tokens[split.items[chosen].astype(np.int64)]
+
+
+class T5Contestant(Contestant):
+    """TIGER's step."""
+
+    def __init__(
+        self, split: SequenceSplit, tokens: Tensor, sizes: tuple[int, ...], precision: torch.dtype
+    ) -> None:
+        device = choose_device("auto")
+        super().__init__(build_t5(sizes).to(device), iter(()), lambda batch: Tensor(), precision)
+        self.samples = t5_samples(split, tokens)
+
+    def step(self) -> int:
+        """One step of training."""
+        device = next(self.model.parameters()).device
+        histories, mask, labels = (part.to(device) for part in next(self.samples))
+        enabled = self.precision != torch.float32
+        with torch.autocast(device.type, self.precision, enabled=enabled):
+            loss = self.model(input_ids=histories, attention_mask=mask, labels=labels).loss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        return T5_BATCH
+
+
+def time_to_tiger(folder: Path, stop_at: float, seed: int) -> dict[str, float]:
+    """Seconds until a validation threshold, and what test says then."""
+    run = Run(folder)
+    split = run.data.split
+    started = time.perf_counter()
+    trained = fit_retriever(
+        run.semantic_ids,
+        split,
+        run.features.vectors,
+        run.config.retriever,
+        seed=seed,
+        stop_at=stop_at,
+    )
+    seconds = time.perf_counter() - started
+    users = split.target_users("test")
+    ranker = TrieRanker(trained.model, beam_width=50)
+    found = recommend_items(ranker, split, "test", users, top_k=10, masked=False)
+    ranks = ranks_of_targets(found.items, split.targets("test", users))
+    return {
+        "seconds_to_tiger": seconds,
+        "epochs_to_tiger": len(trained.history),
+        "valid_ndcg_at_10_then": trained.history[-1].valid_ndcg_at_10,
+        "test_recall_at_10_then": float(recall_at_k(ranks, 10).mean()),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10, help="of recgrit and SASRec, a repeat")
+    parser.add_argument("--users", type=int, default=BEAUTY_USERS)
+    parser.add_argument("--run", type=Path, help="a run folder: also time the way to TIGER")
+    parser.add_argument("--stop-at", type=float, default=0.05, help="validation NDCG@10")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    device = choose_device("auto")
+    precision = choose_precision("auto", device)
+    table, split = draw_table(BEAUTY_ITEMS), draw_split(arguments.users, BEAUTY_ITEMS)
+    offsets = 2 + np.concatenate([[0], np.cumsum(table.codebook_sizes)[:-1]])
+    tokens = torch.from_numpy(table.codes.astype(np.int64) + offsets)
+    ours = build_model(table, split).to(device)
+    sasrec = build_sasrec(split, TransformerConfig()).to(device)
+
+    def our_batches() -> Iterator[Batch]:
+        return endless(split, length=50, batch_targets=BATCH_TARGETS)
+
+    contestants = {
+        "recgrit": Contestant(
+            ours,
+            our_batches(),
+            lambda b: ours.loss(b.histories, b.targets, b.supervised).value,
+            precision,
+        ),
+        "sasrec": Contestant(
+            sasrec,
+            our_batches(),
+            lambda b: sasrec.loss(b.histories, b.targets, b.supervised).value,
+            precision,
+        ),
+        "t5": T5Contestant(split, tokens, table.codebook_sizes, precision),
+    }
+    for contestant in contestants.values():
+        contestant.step()  # Memory and threads are there when the clock runs.
+    for _ in range(arguments.repeats):
+        for name, contestant in contestants.items():
+            contestant.measure(1 if name == "t5" else arguments.steps)
+    rates = {name: statistics.median(c.rates) for name, c in contestants.items()}
+    found: dict[str, float | str] = {
+        **{f"targets_per_second_{name}": rate for name, rate in rates.items()},
+        **{
+            f"parameters_{name}": sum(p.numel() for p in c.model.parameters())
+            for name, c in contestants.items()
+        },
+        "speedup_vs_t5": rates["recgrit"] / rates["t5"],
+        "speedup_vs_sasrec": rates["recgrit"] / rates["sasrec"],
+        "peak_rss_mb": peak_memory_mb(),
+        "device": device.type,
+        "precision": str(precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    if arguments.run is not None:
+        found |= time_to_tiger(arguments.run, arguments.stop_at, arguments.seed)
+    for key, value in found.items():
+        print(f"{key}: {value:,.5g}" if isinstance(value, float) else f"{key}: {value}")
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

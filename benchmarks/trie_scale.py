@@ -1,0 +1,96 @@
+"""Time and memory to build the trie, and the cost of a beam step, as the catalogue grows.
+
+    OMP_NUM_THREADS=1 python benchmarks/trie_scale.py --json
+
+Unique IDs of three levels of 256 codes, uneven, and a disambiguation level. Each size runs in a
+process of its own, whose memory is read at its highest. A step is a beam search of 128 users with
+50 beams over 32-dimensional node vectors, divided by its levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from synthetic import draw_table
+
+from recgrit.retrieval.decoding import beam_search
+from recgrit.retrieval.model import TrieRetriever
+from recgrit.semantic_ids.trie import build_trie
+
+USERS, BEAM_WIDTH, DIM = 128, 50, 32
+
+
+def peak_mb() -> float:
+    """Most memory of this process alone, in MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def reset_peak() -> float:
+    """Start anew with what is held now, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_mb()
+
+
+def measure(num_items: int, repeats: int, with_step: bool) -> dict[str, float]:
+    """Build one trie, and search it."""
+    codebook_size = 256 if num_items <= 2**20 else 1024
+    table = draw_table(num_items, codebook_size)
+    before = reset_peak()
+    started = time.perf_counter()
+    trie = build_trie(table.codes)
+    found = {"seconds": time.perf_counter() - started, "peak_mb": peak_mb() - before}
+    arrays = [value for value in vars(trie).values() if isinstance(value, np.ndarray)]
+    found["bytes_per_item"] = sum(array.nbytes for array in arrays) / num_items
+    if not with_step:
+        return found
+    torch.manual_seed(0)
+    model = TrieRetriever(
+        trie,
+        table.codebook_sizes,
+        disambiguation_level=table.disambiguation_level,
+        train_items=torch.ones(num_items, dtype=torch.bool),
+        model_dim=DIM,
+        num_layers=1,
+        num_heads=1,
+    ).eval()
+    nothing = torch.zeros(USERS, 1, dtype=torch.long)
+    seen = model.find_leaves(nothing, nothing.bool())
+    with torch.inference_mode():
+        vectors, states = model.nodes(), torch.randn(USERS, DIM)
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        beam_search(model, states, vectors, beam_width=BEAM_WIDTH, top_k=10, seen=seen)
+        seconds.append(time.perf_counter() - started)
+    found["step_ms"] = 1e3 * statistics.median(seconds[1:]) / model.num_levels
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sizes", default="10000,100000,1000000,10000000")
+    arguments = parser.parse_args()
+    found: dict[str, float] = {}
+    context = multiprocessing.get_context("spawn")
+    for size in map(int, arguments.sizes.split(",")):
+        with context.Pool(1) as pool:
+            values = pool.apply(measure, (size, arguments.repeats, True))
+        found |= {f"{name}_{size}": value for name, value in values.items()}
+        print(f"{size:,} items: " + ", ".join(f"{k} {v:,.4g}" for k, v in values.items()))
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
