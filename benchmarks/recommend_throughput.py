@@ -34,7 +34,7 @@ from recgrit.retrieval.model import TrieRetriever, ragged_index
 from recgrit.retrieval.ranking import Ranker
 from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.training import choose_device
-from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.retrieval.trie_ranker import BATCH_USERS, TrieRanker
 from recgrit.running import peak_memory_mb
 from recgrit.semantic_ids.table import SemanticIdTable
 
@@ -111,31 +111,33 @@ def generate_by_transformers(
     return run
 
 
-def gather_share(model: TrieRetriever, repeats: int) -> dict[str, float]:
-    """Scoring the children of random nodes: found through the trie, and side by side already."""
+def gather_seconds(model: TrieRetriever, repeats: int) -> float:
+    """What it costs to find the children of as many nodes as a step of beam search stands at.
+
+    Nodes of the second level, whose children are found one by one: the time through the trie less
+    that of the same arithmetic on children that lie side by side.
+    """
     device = model.paths.device
     draw = torch.Generator().manual_seed(0)
     vectors = model.nodes().detach()
-    level = int((model.leaf_starts == 0).sum()) and model.paths[:, 0].unique()
-    nodes = level[torch.randint(len(level), (128 * BEAM_WIDTH,), generator=draw)].to(device)
+    level = model.paths[:, 1].unique()
+    nodes = level[torch.randint(len(level), (BATCH_USERS * BEAM_WIDTH,), generator=draw)]
     queries = torch.randn(len(nodes), vectors.shape[1], generator=draw).to(device)
-    starts = model.child_starts[nodes]
-    counts = model.child_starts[nodes + 1] - starts
-    rows, _, flat = ragged_index(starts, counts)
-    side_by_side = F.embedding(model.child_nodes[flat], vectors)
-
-    def score(children: Tensor) -> Tensor:
-        return (children * queries[rows]).sum(dim=-1)
 
     def through_the_trie() -> Tensor:
-        owners, _, places = ragged_index(
-            model.child_starts[nodes], model.child_starts[nodes + 1] - model.child_starts[nodes]
-        )
-        return (F.embedding(model.child_nodes[places], vectors) * queries[owners]).sum(dim=-1)
+        starts = model.child_starts[nodes]
+        rows, _, places = ragged_index(starts, model.child_starts[nodes + 1] - starts)
+        return (F.embedding(model.child_nodes[places], vectors) * queries[rows]).sum(dim=-1)
 
-    return take_turns(
-        {"gathered": through_the_trie, "contiguous": lambda: score(side_by_side)}, repeats
-    )
+    starts = model.child_starts[nodes]
+    rows, _, places = ragged_index(starts, model.child_starts[nodes + 1] - starts)
+    side_by_side = F.embedding(model.child_nodes[places], vectors)
+
+    def contiguous() -> Tensor:
+        return (side_by_side * queries[rows]).sum(dim=-1)
+
+    seconds = take_turns({"gathered": through_the_trie, "contiguous": contiguous}, repeats)
+    return seconds["gathered"] - seconds["contiguous"]
 
 
 def fit_power(sizes: list[int], seconds: list[float]) -> float:
@@ -175,6 +177,9 @@ def main() -> None:
     )
     found["speedup_vs_full_scoring"] = seconds["full_scoring"] / seconds["recgrit"]
 
+    step = seconds["recgrit"] / -(-users // BATCH_USERS) / model.num_levels
+    found["gather_share_of_step"] = gather_seconds(model, repeats) / step
+
     growth = {n: take_turns({"": lists_of(ranker, split, n * users)}, 3)[""] for n in (1, 4, 16)}
     found["growth_with_users"] = fit_power(list(growth), list(growth.values()))
     by_length = {}
@@ -201,9 +206,6 @@ def main() -> None:
     for name, value in seconds.items():
         found[f"users_per_second_{name}_large"] = users / value
     found["speedup_vs_full_scoring_large"] = seconds["full_scoring"] / seconds["recgrit"]
-    parts = gather_share(model, repeats)
-    step = seconds["recgrit"] / -(-users // ranker.batch_users) / model.num_levels
-    found["gather_share_of_step"] = (parts["gathered"] - parts["contiguous"]) / step
     found |= {
         "large_items": arguments.large,
         "peak_rss_mb": peak_memory_mb(),

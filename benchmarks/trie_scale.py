@@ -62,7 +62,7 @@ def measure(num_items: int, repeats: int, with_step: bool) -> dict[str, float]:
         num_heads=1,
     ).eval()
     nothing = torch.zeros(USERS, 1, dtype=torch.long)
-    seen = model.find_leaves(nothing, nothing.bool())
+    seen = model.find_seen(nothing, nothing.bool())
     with torch.inference_mode():
         vectors, states = model.nodes(), torch.randn(USERS, DIM)
     seconds = []

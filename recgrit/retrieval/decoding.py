@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval.leaves import LeafSets
+from recgrit.retrieval.leaves import LeafSets, NodeSets
 from recgrit.retrieval.model import TrieRetriever, ragged_index
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked
 
@@ -86,7 +86,7 @@ def beam_search(
     *,
     beam_width: int,
     top_k: int,
-    seen: LeafSets,
+    seen: list[NodeSets],
     leaf_filter: LeafFilter | None = None,
 ) -> Ranked:
     """The best items by beam search.
@@ -100,7 +100,7 @@ def beam_search(
         node_vectors: ``[V, D]``, what ``model.nodes()`` returned.
         beam_width: W, prefixes kept at each level.
         top_k: K, items wanted; at most W.
-        seen: What each history holds, from ``model.find_leaves``.
+        seen: What each history holds all of, from ``model.find_seen``.
         leaf_filter: Which items may come out; None for all.
 
     Raises:
@@ -142,7 +142,7 @@ def beam_search(
 
 @torch.inference_mode()
 def score_all_items(
-    model: TrieRetriever, states: Tensor, node_vectors: Tensor, *, seen: LeafSets
+    model: TrieRetriever, states: Tensor, node_vectors: Tensor, *, seen: list[NodeSets]
 ) -> Tensor:
     """The log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
 
@@ -174,7 +174,7 @@ def _expand(
     queries: Tensor,
     nodes: Tensor,
     node_vectors: Tensor,
-    seen: LeafSets,
+    seen: list[NodeSets],
     level: int,
 ) -> tuple[Tensor, Tensor]:
     """Children of nodes ``[B, W]`` and their log-probabilities, both ``[B, W, C]``.
@@ -200,9 +200,9 @@ def _expand(
         flat_scores = (F.embedding(below, node_vectors) * rows[owners]).sum(dim=-1)
         scores.index_put_((owners, columns), flat_scores)
         children.index_put_((owners, columns), below)
-    if model.seen_scores is not None:
+    if seen:
         users = torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1])
-        scores += model.score_seen(children.clamp_min(0), users.unsqueeze(-1), seen, level)
+        scores += model.score_seen(children.clamp_min(0), users.unsqueeze(-1), seen[level], level)
     everything = scores
     if not model.trie_softmax:
         everything = model.add_other_codes(scores, rows, nodes.flatten(), level)

@@ -48,3 +48,35 @@ class LeafSets:
         first = rows * (self.num_leaves + 1)
         upto: Tensor = torch.searchsorted(self.keys, first + ends)
         return upto - torch.searchsorted(self.keys, first + starts)
+
+
+@dataclass(frozen=True)
+class NodeSets:
+    """One set of nodes per row.
+
+    Args:
+        keys: int64 ``[R * E]``, sorted: row times ``num_nodes + 1`` plus node.
+        num_nodes: Nodes of the trie; as a node, it stands for no node.
+    """
+
+    keys: Tensor
+    num_nodes: int
+
+    @classmethod
+    def build(cls, nodes: Tensor, present: Tensor, num_nodes: int) -> NodeSets:
+        """Sets from nodes int64 ``[R, E]``, of which those ``present`` bool ``[R, E]`` are meant.
+
+        Example:
+            >>> sets = NodeSets.build(torch.tensor([[3, 1]]), torch.tensor([[True, False]]), 4)
+            >>> sets.contain(torch.tensor([0, 0, 0]), torch.tensor([1, 3, 0])).tolist()
+            [False, True, False]
+        """
+        nodes = torch.where(present, nodes, num_nodes).sort(dim=-1).values
+        rows = torch.arange(len(nodes), device=nodes.device).unsqueeze(-1)
+        return cls((rows * (num_nodes + 1) + nodes).flatten(), num_nodes)
+
+    def contain(self, rows: Tensor, nodes: Tensor) -> Tensor:
+        """Whether each node ``[...]`` is in the set of its row ``[...]``."""
+        wanted = rows * (self.num_nodes + 1) + nodes
+        found = torch.searchsorted(self.keys, wanted).clamp_max_(len(self.keys) - 1)
+        return self.keys[found] == wanted

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrit.retrieval.leaves import LeafSets
+from recgrit.retrieval.leaves import LeafSets, NodeSets
 from recgrit.retrieval.losses import TrainingLoss
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.semantic_ids.trie import Trie
@@ -256,19 +256,42 @@ class TrieRetriever(nn.Module):
         """The leaves of items ``[R, E]``, of which those ``present`` ``[R, E]`` are meant."""
         return LeafSets.build(self.paths[items, -1] - self.first_leaf, present, self.num_items)
 
-    def score_seen(self, nodes: Tensor, rows: Tensor, seen: LeafSets, level: int) -> Tensor:
+    def find_seen(self, items: Tensor, present: Tensor) -> list[NodeSets]:
+        """Nodes all of whose items are in histories ``[R, E]``, for each level.
+
+        Args:
+            items: int64 ``[R, E]``.
+            present: bool ``[R, E]``, which of them are meant.
+        """
+        if self.seen_scores is None:
+            return []
+        leaves = self.find_leaves(items, present)
+        rows = torch.arange(len(items), device=items.device).unsqueeze(-1)
+        found = []
+        for level in range(self.num_levels):
+            nodes = self.paths[items, level]
+            starts, ends = self.leaf_starts[nodes], self.leaf_ends[nodes]
+            # Few nodes have so few items that a history can hold them all.
+            possible = present & (ends - starts <= items.shape[1])
+            wholly = possible.clone()
+            wholly[possible] = (
+                leaves.count(rows.expand_as(nodes)[possible], starts[possible], ends[possible])
+                == (ends - starts)[possible]
+            )
+            found.append(NodeSets.build(nodes, wholly, len(self.leaf_ends)))
+        return found
+
+    def score_seen(self, nodes: Tensor, rows: Tensor, seen: NodeSets, level: int) -> Tensor:
         """What being known from the history adds to the scores of nodes at a level.
 
         Args:
             nodes: ``[R, C]``, or flat with one row each.
             rows: Which set of ``seen`` applies; broadcast against ``nodes``.
-            seen: What each history holds.
+            seen: Of this level, from `find_seen`.
             level: Whose learned score.
         """
         assert self.seen_scores is not None
-        starts, ends = self.leaf_starts[nodes], self.leaf_ends[nodes]
-        wholly = seen.count(rows, starts, ends) == ends - starts
-        return self.input_scale * self.seen_scores[level] * wholly
+        return self.input_scale * self.seen_scores[level] * seen.contain(rows, nodes)
 
     def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
         """Negative log-likelihood of the next item at every supervised position.
@@ -280,11 +303,9 @@ class TrieRetriever(nn.Module):
         """
         node_vectors = self.nodes(self.nodes.draw_dropped())
         states = self.encode(histories, node_vectors)[supervised]  # [M, D]
-        seen = None
-        if self.seen_scores is not None:
-            users, positions = supervised.nonzero(as_tuple=True)
-            upto = torch.arange(histories.shape[1], device=histories.device)
-            seen = self.find_leaves(histories[users], upto <= positions.unsqueeze(-1))
+        users, positions = supervised.nonzero(as_tuple=True)
+        upto = torch.arange(histories.shape[1], device=histories.device)
+        seen = self.find_seen(histories[users], upto <= positions.unsqueeze(-1))
         paths = self.paths[targets[supervised]]  # [M, L]
         total = states.new_zeros((), dtype=torch.float32)
         accuracy = []
@@ -308,7 +329,7 @@ class TrieRetriever(nn.Module):
                     wanted[open_],
                     node_vectors,
                     level,
-                    seen=seen,
+                    seen=seen[level] if seen else None,
                     seen_rows=open_,
                 )
                 if not self.trie_softmax:
@@ -355,7 +376,7 @@ class TrieRetriever(nn.Module):
         node_vectors: Tensor,
         level: int,
         *,
-        seen: LeafSets | None,
+        seen: NodeSets | None,
         seen_rows: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Scores of each parent's training children ``[M, C]``, and the wanted child's column."""

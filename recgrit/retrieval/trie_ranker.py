@@ -73,7 +73,7 @@ class TrieRanker:
         ):
             states = model.encode(histories.items, self.node_vectors)
         last = histories.take_last(states).float()
-        seen = model.find_leaves(histories.items, histories.present)
+        seen = model.find_seen(histories.items, histories.present)
         if self.beam_width is None:
             scores = score_all_items(model, last, self.node_vectors, seen=seen)
             return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)

@@ -178,6 +178,6 @@ def unseen():
 
     def build(model, num_users):
         nothing = torch.zeros(num_users, 1, dtype=torch.long)
-        return model.find_leaves(nothing, nothing.bool())
+        return model.find_seen(nothing, nothing.bool())
 
     return build

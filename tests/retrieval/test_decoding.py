@@ -34,7 +34,7 @@ def draw_histories(num_users, seed=1):
 
 def draw_seen(model, num_users):
     histories = draw_histories(num_users)
-    return model.find_leaves(histories.items, histories.present)
+    return model.find_seen(histories.items, histories.present)
 
 
 def search(model, states, vectors, **settings):

@@ -167,7 +167,7 @@ def test_new_items_are_neither_first_nor_last(
     histories = np.stack([split.history(user, "test")[-10:] for user in range(split.num_users)])
     states = model.encode(torch.from_numpy(histories).long(), vectors)[:, -1]
     histories = torch.from_numpy(histories).long()
-    seen = model.find_leaves(histories, torch.ones_like(histories, dtype=torch.bool))
+    seen = model.find_seen(histories, torch.ones_like(histories, dtype=torch.bool))
     scores = score_all_items(model, states, vectors, seen=seen)
     position = scores.argsort(dim=1, descending=True).argsort(dim=1)[:, NUM_ITEMS:].float()
     assert (position < 10).float().mean() > 0.02

@@ -26,7 +26,7 @@ def seen_so_far(model, histories, supervised):
     """What each supervised position has seen."""
     users, positions = supervised.nonzero(as_tuple=True)
     present = torch.arange(histories.shape[1]) <= positions[:, None]
-    return model.find_leaves(histories[users], present)
+    return model.find_seen(histories[users], present)
 
 
 def all_positions(histories):
@@ -81,7 +81,7 @@ def test_loss_is_the_mean_of_minus_log_p(
 def test_probabilities_of_all_items_sum_to_one(make_model, random_codes, histories):
     model = make_model(random_codes(NUM_ITEMS))
     vectors = model.nodes()
-    seen = model.find_leaves(histories, all_positions(histories))
+    seen = model.find_seen(histories, all_positions(histories))
     scores = score_all_items(model, model.encode(histories, vectors)[:, -1], vectors, seen=seen)
     torch.testing.assert_close(scores.logsumexp(dim=-1), torch.zeros(6), atol=1e-5, rtol=0)
     # And they are far from even, or little would be shown.
@@ -157,7 +157,7 @@ def test_a_batch_of_one_target_with_an_only_child(make_model):
     history, target = torch.tensor([[1]]), torch.tensor([[0]])
     loss = model.loss(history, target, torch.tensor([[True]]))
     vectors = model.nodes()
-    seen = model.find_leaves(history, all_positions(history))
+    seen = model.find_seen(history, all_positions(history))
     exact = score_all_items(model, model.encode(history, vectors)[:, -1], vectors, seen=seen)
     torch.testing.assert_close(loss.value, -exact[0, 0])
 

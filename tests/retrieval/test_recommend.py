@@ -54,7 +54,7 @@ def test_lists_are_the_best_items_user_by_user(model, split, name, masked, beam_
         history = history_of(split, user, name)
         read = torch.tensor(history[-HISTORY_LENGTH:], dtype=torch.long)
         state = model.encode(read[None], vectors)[:, -1]
-        seen = model.find_leaves(read[None], torch.ones_like(read[None], dtype=torch.bool))
+        seen = model.find_seen(read[None], torch.ones_like(read[None], dtype=torch.bool))
         scores = score_all_items(model, state, vectors, seen=seen)[0].clone()
         if masked:  # All of the history, also what is too long ago to be read.
             scores[torch.tensor(history, dtype=torch.long)] = float("-inf")
