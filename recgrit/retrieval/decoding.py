@@ -113,8 +113,7 @@ def beam_search(
     scores = torch.zeros(num_users, 1, device=states.device)
     chosen: Tensor | None = None
     for level in range(model.num_levels):
-        queries = model.decoder(states.unsqueeze(1), chosen, level)
-        children, log_probs = _expand(model, queries, nodes, node_vectors, seen, level)  # [B, W, C]
+        children, log_probs = _expand(model, states, chosen, nodes, node_vectors, seen, level)
         candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
         children = children.flatten(1)
         if leaf_filter is not None:
@@ -154,9 +153,8 @@ def score_all_items(
     nodes = torch.zeros(1, dtype=torch.long, device=states.device)
     chosen: Tensor | None = None
     for level in range(model.num_levels):
-        queries = model.decoder(states.unsqueeze(1), chosen, level)
         children, log_probs = _expand(
-            model, queries, nodes.expand(num_users, -1), node_vectors, seen, level
+            model, states, chosen, nodes.expand(num_users, -1), node_vectors, seen, level
         )
         filled = children[0] >= 0  # Breadth-first order: kept entries are the next level, in order.
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
@@ -171,7 +169,8 @@ def score_all_items(
 
 def _expand(
     model: TrieRetriever,
-    queries: Tensor,
+    states: Tensor,
+    chosen: Tensor | None,
     nodes: Tensor,
     node_vectors: Tensor,
     seen: list[NodeSets],
@@ -179,37 +178,59 @@ def _expand(
 ) -> tuple[Tensor, Tensor]:
     """Children of nodes ``[B, W]`` and their log-probabilities, both ``[B, W, C]``.
 
-    C is the largest number of children here; the rest is filled with node -1 and -inf.
+    C is the largest number of children here; the rest is filled with node -1 and -inf. An only
+    child is certain: it is neither asked for nor scored, and most nodes of the last levels are.
     """
-    rows = queries.flatten(0, 1)
     starts = model.child_starts[nodes].flatten()
     counts = model.child_starts[nodes + 1].flatten() - starts
     size = (len(counts), max(1, int(counts.max())))
-    scores = rows.new_full(size, NEVER, dtype=torch.float32)
     children = starts.new_full(size, -1)
-    standing_at, row_order, group_sizes = _group(nodes.flatten())
-    if len(standing_at) * MIN_GROUP <= len(rows):
+    log_probs = states.new_full(size, NEVER, dtype=torch.float32)
+    open_ = (counts > int(model.trie_softmax)).nonzero().squeeze(-1)
+    if model.trie_softmax:
+        certain = (counts == 1).nonzero().squeeze(-1)
+        children[certain, 0] = model.child_nodes[starts[certain]]
+        log_probs[certain, 0] = 0.0
+    if len(open_):
+        users = open_ // nodes.shape[1]
+        queries = model.decoder(
+            states[users], None if chosen is None else chosen.flatten(0, 1)[open_], level
+        )
+        below, scores = _score_children(
+            model, queries, nodes.flatten()[open_], node_vectors, size[1]
+        )
+        if seen:
+            scores += model.score_seen(below.clamp_min(0), users.unsqueeze(-1), seen[level], level)
+        candidates = scores
+        if not model.trie_softmax:
+            candidates = model.add_other_codes(scores, queries, nodes.flatten()[open_], level)
+        children[open_] = below
+        log_probs[open_] = candidates.log_softmax(dim=-1)[:, : size[1]]
+    return children.view(*nodes.shape, -1), log_probs.view(*nodes.shape, -1)
+
+
+def _score_children(
+    model: TrieRetriever, queries: Tensor, nodes: Tensor, node_vectors: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Children of nodes ``[R]`` and their scores by queries ``[R, D]``, both ``[R, C]``."""
+    starts = model.child_starts[nodes]
+    counts = model.child_starts[nodes + 1] - starts
+    scores = queries.new_full((len(nodes), width), NEVER, dtype=torch.float32)
+    children = nodes.new_full((len(nodes), width), -1)
+    standing_at, row_order, group_sizes = _group(nodes)
+    if len(standing_at) * MIN_GROUP <= len(queries):
         # Rows that stand at one node share its children: one matrix product a node.
         for node, group in zip(standing_at, row_order.split(group_sizes), strict=True):
             below = model.child_nodes[model.child_starts[node] : model.child_starts[node + 1]]
-            scores[group, : len(below)] = rows[group] @ F.embedding(below, node_vectors).T
+            scores[group, : len(below)] = queries[group] @ F.embedding(below, node_vectors).T
             children[group, : len(below)] = below
     else:
         owners, columns, flat = ragged_index(starts, counts)
         below = model.child_nodes[flat]
-        flat_scores = (F.embedding(below, node_vectors) * rows[owners]).sum(dim=-1)
+        flat_scores = (F.embedding(below, node_vectors) * queries[owners]).sum(dim=-1)
         scores.index_put_((owners, columns), flat_scores)
         children.index_put_((owners, columns), below)
-    if seen:
-        users = torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1])
-        scores += model.score_seen(children.clamp_min(0), users.unsqueeze(-1), seen[level], level)
-    everything = scores
-    if not model.trie_softmax:
-        everything = model.add_other_codes(scores, rows, nodes.flatten(), level)
-    log_probs = everything.log_softmax(dim=-1)[:, : scores.shape[1]].nan_to_num(
-        nan=NEVER, neginf=NEVER
-    )
-    return children.view(*nodes.shape, -1), log_probs.view(*nodes.shape, -1)
+    return children, scores
 
 
 def _group(nodes: Tensor) -> tuple[list[int], Tensor, list[int]]:

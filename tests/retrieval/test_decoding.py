@@ -199,12 +199,12 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     states = draw_states(num_users)
     nodes = torch.randint(len(vectors), (num_users, 7), generator=torch.Generator().manual_seed(0))
     nodes[0] = len(vectors) - 1  # A leaf has no children.
-    queries = torch.randn(num_users, 7, 16)
+    chosen = torch.randn(num_users, 7, 16)
     results = []
     for min_group in (0, 10**9):  # Always node by node, and never.
         monkeypatch.setattr(decoding, "MIN_GROUP", min_group)
         children, log_probs = decoding._expand(
-            model, queries, nodes, vectors, draw_seen(model, num_users), 0
+            model, states, chosen, nodes, vectors, draw_seen(model, num_users), 0
         )
         _, leaf_filter = draw_exclusions(model, num_users, 0.3)
         ranked = search(
