@@ -8,7 +8,6 @@ Writes `tables.md` and one PNG per plot beside the Parquet files. Needs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,89 +16,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import typer
+from markdown import METRIC_COLUMNS, differences_table, means_table
 
 from recgrit.artifacts import write_atomic
 from recgrit.cells import CellTable
-from recgrit.evaluation.metrics import METRICS, PerUser, Ranks
-from recgrit.evaluation.paired import PairedDifference, compare_ranks
 
-K = 10
 # What the others are compared with: the tuned baseline that is known to be hard to beat.
 BASELINE = "ema"
-LISTS = {"test": "unmasked", "test_masked": "masked"}
 
 
 def recommendation_tables(rows: pl.DataFrame) -> list[str]:
     """Means over seeds, then paired differences from the baseline, for each data set."""
     texts = []
     for (data,), cells in rows.group_by("data", maintain_order=True):
-        metrics = [f"{split}_{name.lower()}_at_{K}" for split in LISTS for name in METRICS]
-        texts.append(f"### {data}\n\n" + _means(cells, ["tokenizer"], metrics))
-        lines = [
-            f"| against {BASELINE} | list | metric | difference | relative | 95% interval | "
-            "detectable | seeds |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for tokenizer in cells["tokenizer"].unique(maintain_order=True):
-            if tokenizer == BASELINE:
-                continue
-            for split, label in LISTS.items():
-                for name, metric in METRICS.items():
-                    found = compare(cells, str(tokenizer), split, metric)
-                    if found is not None:
-                        lines.append(
-                            f"| {tokenizer} | {label} | {name}@{K} | {found.mean:+.4f} | "
-                            f"{found.mean / found.baseline:+.1%} | {found.low:+.4f} to "
-                            f"{found.high:+.4f} | {found.detectable:.4f} "
-                            f"({found.detectable / found.baseline:.1%}) | {found.num_seeds} |"
-                        )
-        texts.append("\n".join(lines) + "\n")
+        texts.append(f"### {data}\n\n" + means_table(cells, ["tokenizer"], METRIC_COLUMNS))
+        texts.append(differences_table(cells, "tokenizer", BASELINE))
     return texts
-
-
-def compare(
-    cells: pl.DataFrame,
-    tokenizer: str,
-    split: str,
-    metric: Callable[[Ranks, int], PerUser],
-) -> PairedDifference | None:
-    """A tokenizer less the baseline on the seeds both have; None if there are none."""
-    first, second = (
-        {
-            seed: np.asarray(ranks, dtype=np.int32)
-            for seed, ranks in cells.filter(tokenizer=name)
-            .select("seed", f"{split}_ranks")
-            .iter_rows()
-        }
-        for name in (tokenizer, BASELINE)
-    )
-    return compare_ranks(first, second, metric, K)
-
-
-def _means(rows: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> str:
-    """A Markdown table: mean ± standard deviation over seeds of each value."""
-    lines = [
-        "| " + " | ".join([*by, *values, "seeds"]) + " |",
-        "|" + "---|" * (len(by) + len(values) + 1),
-    ]
-    for key, cells in rows.group_by(by, maintain_order=True):
-        found = [_cell(cells[value]) for value in values]
-        lines.append(
-            "| " + " | ".join([*(_word(part) for part in key), *found, str(cells.height)]) + " |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: pl.Series) -> str:
-    mean, spread = float(values.mean()), values.std()  # type: ignore[arg-type]
-    text = f"{mean:.1f}" if abs(mean) >= 10 else f"{mean:.4f}"
-    if spread is None or spread == 0:
-        return text
-    return f"{text} ±{float(spread):.1f}" if abs(mean) >= 10 else f"{text} ±{float(spread):.4f}"
-
-
-def _word(value: object) -> str:
-    return "none" if value is None else str(value)
 
 
 def _with_levels(rows: pl.DataFrame) -> pl.DataFrame:
@@ -205,7 +137,7 @@ def main(
         if rows.is_empty():
             continue
         shown = _with_levels(rows) if "codebook_usage" in rows.columns else rows
-        texts.append(f"## {part}\n\n" + _means(shown, by, values))
+        texts.append(f"## {part}\n\n" + means_table(shown, by, values))
         if part in PLOTS:
             PLOTS[part](rows, folder / f"{part}.png")
             texts.append(f"![{part}]({part}.png)\n")

@@ -6,7 +6,7 @@ because of a silent filter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -51,7 +51,7 @@ class PreparedData:
     Args:
         interactions: What is left after all filters.
         items: One row per item that has interactions.
-        split: Leave-one-out over the interactions.
+        split: Leave-one-out over the interactions, less those of items held out of training.
         funnel: One row per step, as `Funnel.to_polars` describes.
 
     Raises:
@@ -66,15 +66,15 @@ class PreparedData:
     def __post_init__(self) -> None:
         if not self.items.item_ids.equals(self.interactions.item_ids):
             raise DataError("The item table must list the items of the interactions, in order.")
-        sizes = (self.split.num_users, self.split.num_items, len(self.split.items))
-        expected = (
-            self.interactions.num_users,
-            self.interactions.num_items,
-            len(self.interactions),
-        )
+        sizes = (self.split.num_users, self.split.num_items)
+        expected = (self.interactions.num_users, self.interactions.num_items)
         if sizes != expected:
+            raise DataError(f"The split has {sizes} users and items, the data {expected}.")
+        # Fewer where items are held out of training.
+        if len(self.split.items) > len(self.interactions):
             raise DataError(
-                f"The split has {sizes} users, items and interactions, the data {expected}."
+                f"The split has {len(self.split.items)} interactions, the data only "
+                f"{len(self.interactions)}."
             )
 
     def save(self, directory: Path) -> None:
@@ -147,9 +147,9 @@ def prepare(config: DataConfig) -> PreparedData:
     if config.cold_item_share > 0:
         cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
         split = cold.split
-        interactions = replace(interactions, frame=interactions.frame.filter(cold.kept))
         funnel.count("items held out of training", int(cold.items.sum()))
-        funnel.count("interactions held out with them", int((~cold.kept).sum()))
+        num_held_out = len(interactions) - len(split.items)
+        funnel.count("training interactions held out with them", num_held_out)
     funnel.add("kept", kept)
     return PreparedData(interactions, items, split, funnel.to_polars())
 

@@ -175,12 +175,10 @@ class HeldOut:
     Args:
         split: The items are targets of validation and test still, and part of the catalogue.
         items: bool [num_items], the items held out.
-        kept: bool [num_interactions before], the interactions that are left.
     """
 
     split: SequenceSplit
     items: npt.NDArray[np.bool_]
-    kept: npt.NDArray[np.bool_]
 
 
 def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
@@ -207,4 +205,4 @@ def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
         test_targets=move(split.test_targets),
         num_items=split.num_items,
     )
-    return HeldOut(left, held_out, kept)
+    return HeldOut(left, held_out)

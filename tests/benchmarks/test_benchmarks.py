@@ -36,3 +36,24 @@ def test_ids_become_unique_as_the_benchmark_says():
     assert found["skewed_disambiguation_became"] == "disambiguation"
     assert found["even_greedy_became"] in {"greedy", "none needed"}
     assert found["even_greedy_seconds"] > 0
+
+
+def test_training_is_faster_than_a_token_model():
+    pytest.importorskip("transformers", reason="the benchmark's peer")
+    found = last_line("train_throughput.py", "--repeats", "1", "--steps", "2", "--users", "300")
+    assert found["speedup_vs_t5"] > 5
+    assert found["parameters_t5"] == pytest.approx(4.6e6, rel=0.05)
+
+
+def test_recommending_is_faster_than_generate():
+    pytest.importorskip("transformers", reason="the benchmark's peer")
+    sizes = ("--users", "64", "--generate-users", "1", "--large", "20000")
+    found = last_line("recommend_throughput.py", "--repeats", "1", *sizes)
+    assert found["speedup_vs_hf_generate"] > 5
+    assert found["users_per_second_history_200"] > 0
+
+
+def test_a_trie_is_measured_at_each_size():
+    found = last_line("trie_scale.py", "--repeats", "1", "--sizes", "1000,20000")
+    assert found["bytes_per_item_20000"] < 300
+    assert found["step_ms_1000"] > 0
