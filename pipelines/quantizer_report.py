@@ -53,9 +53,19 @@ def plot_scaling(rows: pl.DataFrame, path: Path) -> None:
         "cpu_seconds": "processor seconds to fit",
     }
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        for (method,), cells in _with_levels(rows).group_by("method", maintain_order=True):
+        methods = _with_levels(rows).group_by("method", maintain_order=True)
+        for number, ((method,), cells) in enumerate(methods):
             line = cells.group_by("codebook_size").agg(pl.col(column).mean()).sort("codebook_size")
-            axis.plot(line["codebook_size"], line[column], marker="o", ms=3, label=method)
+            axis.plot(
+                line["codebook_size"],
+                line[column],
+                # More methods than colours of the default cycle.
+                color=mpl.colormaps["tab20"](number % 20),
+                linestyle="--" if "random" in str(method) else "-",
+                marker="o",
+                ms=3,
+                label=method,
+            )
         axis.set_xscale("log", base=2)
         axis.set_xlabel("codebook size")
         axis.set_title(label, fontsize=10)
