@@ -203,3 +203,30 @@ def test_real_latest_small(real_data: Callable[[str], Path]) -> None:
     data = prepare(DataConfig(source=NAME, path=real_data("ml-latest-small")))
     sizes = (data.interactions.num_users, data.interactions.num_items, len(data.interactions))
     assert sizes == (610, 3650, 90_274)
+
+
+def test_items_held_out_are_in_no_training_part(
+    prepare_rows: Callable[..., PreparedData], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", str(item), 3, time)
+        for user in range(40)
+        for time, item in enumerate(rng.choice(20, 8, replace=False))
+    ]
+    whole = prepare_rows(rows)
+    data = prepare_rows(rows, cold_item_share=0.25, cold_item_seed=3)
+    counts = data.split.train_item_counts()
+    assert (counts == 0).sum() == 5
+    assert data.items.item_ids.equals(whole.items.item_ids), "the catalogue keeps them"
+    assert len(data.interactions) == len(whole.interactions)
+    users = data.split.target_users("test")
+    assert (counts[data.split.targets("test", users)] == 0).any(), "they stay targets"
+    told = steps(data, "counted")
+    assert told["items held out of training"] == 5
+    gone = len(whole.split.items) - len(data.split.items)
+    assert told["training interactions held out with them"] == gone > 0
+    (tmp_path / "saved").mkdir()
+    data.save(tmp_path / "saved")
+    loaded = PreparedData.load(tmp_path / "saved")
+    assert np.array_equal(loaded.split.items, data.split.items)
