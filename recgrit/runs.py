@@ -326,6 +326,7 @@ class Run:
         """A ranker wide enough for lists of this length."""
         if top_k < 1:
             raise DataError(f"top_k must be at least 1, got {top_k}.")
+        self.manifest("train")  # Its absence is told before that of what it needs.
         if beam_width is None:
             beam_width = self._evaluated_beam_width()
         return self.ranker(
