@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from recgrit.artifacts import (
 from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import CONFIG_NAME, LAYOUT, Run, stage_directory
+from recgrit.runs import CHECKPOINTS_NAME, CONFIG_NAME, LAYOUT, Run, stage_directory
 from recgrit.stages import STAGES
 from recgrit.tracking.start import start_tracking
 from recgrit.tracking.tracker import NullTracker, Tracker
@@ -136,6 +137,8 @@ def _run_stages(
     *,
     force: bool,
 ) -> None:
+    if force:  # From the start: not from where a training was interrupted either.
+        shutil.rmtree(config.run.dir / CHECKPOINTS_NAME, ignore_errors=True)
     for number, name in enumerate(names, start=1):
         started = time.perf_counter()
         directory = stage_directory(config.run.dir, name)

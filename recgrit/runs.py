@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "retriever.safetensors"
 TOKENIZER_NAME = "tokenizer.safetensors"
+# Holds what an interrupted training needs to go on.
+CHECKPOINTS_NAME = ".training"
 
 # Stage -> (its folder in the run, the stages it is built from).
 LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -330,7 +332,7 @@ class Run:
         if beam_width is None:
             beam_width = self._evaluated_beam_width()
         return self.ranker(
-            beam_width=max(beam_width, min(top_k, len(self.semantic_ids))),
+            beam_width=max(beam_width, top_k),
             allowed_items=allowed_items,
             blocked_items=blocked_items,
         )

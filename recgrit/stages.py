@@ -23,7 +23,7 @@ from recgrit.data.prepare import find_input_files, prepare
 from recgrit.data.splits import Split
 from recgrit.errors import DataError, TrackingError
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import TOKENIZER_NAME, WEIGHTS_NAME, Run
+from recgrit.runs import CHECKPOINTS_NAME, TOKENIZER_NAME, WEIGHTS_NAME, Run
 from recgrit.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: 
 
     run = Run(config.run.dir)
     # Named by what is trained on what: another training never goes on from here.
-    checkpoint = config.run.dir / ".training" / f"{writer.key}.safetensors"
+    checkpoint = config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors"
     fitted = fit_retriever(
         run.semantic_ids,
         run.data.split,

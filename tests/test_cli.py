@@ -140,7 +140,7 @@ def test_each_stage_has_a_command(new_config: Callable[..., Path], command: Comm
         "prepare": "k-core of 5 per user, 5 per item",
         "embed": "written to",
         "tokenize": "perplexity",
-        "train": "embeddings of nodes of one item",
+        "train": "code embeddings",
         "evaluate": "Recall@20",
     }
     for number, stage in enumerate(STAGES[:-1]):
@@ -368,10 +368,11 @@ def test_an_interrupt_keeps_finished_stages(
     assert done.code == 130
     assert "Interrupted: finished stages are kept" in done.err
     assert "Traceback" not in done.err
-    kept = {"config.yaml", "data", "embeddings", "semantic_ids"}
+    kept = {"config.yaml", "data", "embeddings", "semantic_ids", ".training"}
     assert {path.name for path in run.iterdir()} == kept
     values = command("run", run, "retriever.epochs=1", "--json").json()
     assert values["up_to_date"] == ["prepare", "embed", "tokenize"]
+    assert not (run / ".training").exists(), "nothing of a training is left once it is finished"
 
 
 def test_short_lists_and_a_narrow_beam_will_do(copied_run: Path, command: Command) -> None:

@@ -137,6 +137,61 @@ def test_a_killed_run_is_taken_up_again(
     assert (run / "recommendations" / "recommendations.parquet").is_file()
 
 
+def test_an_interrupted_training_is_taken_up_where_it_was(
+    new_config: NewConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from recgrit.retrieval import training
+
+    settings = ("retriever.epochs=3", "tracking.backend=none")
+    whole = load(new_config(), *settings, f"run.dir={tmp_path / 'whole'}")
+    run_experiment(whole, until="train")
+    config = load(new_config(), *settings, f"run.dir={tmp_path / 'cut'}")
+    save, calls = training.save_checkpoint, []
+
+    def cut_after_two(*arguments: Any) -> None:
+        save(*arguments)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "save_checkpoint", cut_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, until="train")
+    monkeypatch.undo()
+    caplog.set_level("INFO")
+    run_experiment(config, until="train")
+    assert "going on after epoch 2 of an interrupted training" in caplog.text
+    first, second = (
+        (run / "retriever" / "retriever.safetensors").read_bytes()
+        for run in (whole.run.dir, config.run.dir)
+    )
+    assert first == second
+    assert not (config.run.dir / ".training").exists()
+
+
+def test_force_trains_from_the_start(
+    new_config: NewConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from recgrit.retrieval.training import TrainingEpoch
+
+    config = load(new_config(), "tracking.backend=none")
+
+    def stop(epoch: TrainingEpoch) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingEpoch, "metrics", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(config, until="train")
+    assert (config.run.dir / ".training").is_dir()
+    caplog.set_level("INFO")
+    run_experiment(config, until="train", force=True)
+    assert "going on" not in caplog.text
+
+
 @pytest.mark.parametrize(("limit", "stage"), [(1_000, "data"), (20_000, "retriever")])
 def test_a_full_disk_is_told(new_config: NewConfig, tmp_path: Path, limit: int, stage: str) -> None:
     """A limit on the size of files stands in for a full disk: the same writes fail."""
