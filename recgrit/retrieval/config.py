@@ -35,7 +35,7 @@ class TrainingConfig(Config):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(200, ge=0)
-    average_decay: float = Field(0.0, ge=0, lt=1)
+    average_decay: float = Field(0.99, ge=0, lt=1)
     valid_users: int | None = Field(None, ge=1)
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
