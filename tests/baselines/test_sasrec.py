@@ -24,6 +24,7 @@ def config():
         batch_targets=128,
         learning_rate=0.01,
         warmup_steps=5,
+        average_decay=0.0,
         device="cpu",
         precision="float32",
     )

@@ -130,6 +130,7 @@ def test_what_follows_from_the_last_item_is_learned(build, codes, make_split, cy
         batch_targets=128,
         learning_rate=0.01,
         warmup_steps=5,
+        average_decay=0.0,
         device="cpu",
         precision="float32",
     )

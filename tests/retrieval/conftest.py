@@ -125,6 +125,7 @@ def make_config():
             "learning_rate": 0.01,
             "weight_decay": 0.01,
             "warmup_steps": 5,
+            "average_decay": 0.0,
             "label_smoothing": 0.0,
             "valid_beam_width": 20,
             "valid_users": None,
