@@ -41,6 +41,7 @@ from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.experiment import ExperimentConfig
 from recgrit.retrieval.config import TrainingConfig, TransformerConfig
 from recgrit.retrieval.fit import fit_retriever
+from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.ranking import Ranker
 from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.training import Trained, train_model
@@ -86,18 +87,22 @@ def fit_item_knn(context: Context, **settings: Any) -> Fitted:
     return _with_ranker(context, ItemKNN(context.split, **settings))
 
 
-def fit_sasrec(context: Context, **settings: Any) -> Fitted:
+def fit_sasrec(context: Context, neighbour_weight: float = 0.0, **settings: Any) -> Fitted:
     """SASRec with full-softmax cross-entropy."""
+    neighbours = None
+    if neighbour_weight:
+        neighbours = ItemNeighbours(context.split.num_items, weight=neighbour_weight)
+        neighbours.count(context.split)
     config = TransformerConfig(**settings)
     trained = train_model(
         lambda: build_sasrec(context.split, config),
-        lambda model, precision: SASRecRanker(model, precision=precision),
+        lambda model, precision: SASRecRanker(model, neighbours=neighbours, precision=precision),
         context.split,
         config,
         history_length=config.history_length,
         seed=context.config.seed,
     )
-    return _with_ranker(context, SASRecRanker(trained.model), trained)
+    return _with_ranker(context, SASRecRanker(trained.model, neighbours=neighbours), trained)
 
 
 def fit_tiger(context: Context, **settings: Any) -> Fitted:
@@ -195,10 +200,12 @@ BOARD: dict[str, Model] = {
     "item-kNN": Model(fit_item_knn),
     OURS: Model(fit_ours),
     "SASRec": Model(fit_sasrec, SASREC),
+    "SASRec with neighbours": Model(fit_sasrec, SASREC | {"neighbour_weight": 0.3}),
     "TIGER, equal time": Model(fit_tiger, TIGER, times_ours=1, max_users=5000),
     "TIGER, 4 x time": Model(fit_tiger, TIGER, times_ours=4, max_users=5000),
     "decoder only, equal time": Model(fit_decoder_only, DECODER, times_ours=1, max_users=5000),
     "decoder only, 4 x time": Model(fit_decoder_only, DECODER, times_ours=4, max_users=5000),
+    "neighbours off": Model(fit_ours, {"neighbour_weight": 0.0}),
     "seen scores off": Model(fit_ours, {"seen_scores": False}),
     "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
     "trie softmax off": Model(fit_ours, {"trie_softmax": False}),
@@ -356,8 +363,8 @@ def start_cold(board: Leaderboard, models: list[str], seeds: list[int]) -> None:
 
 
 def chosen(name: str, models: list[str]) -> bool:
-    """Whether a row is asked for, by its name or the start of it."""
-    return not models or any(name.startswith(model) for model in models)
+    """Whether a row is asked for, by its name or what stands there before a comma."""
+    return not models or any(f"{name},".startswith(f"{model},") for model in models)
 
 
 def _with_data(board: Leaderboard, cell: dict[str, Any]) -> Cell:
@@ -371,7 +378,7 @@ def main(
     config: Annotated[Path, typer.Argument(help="The experiment whose data are used.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
     parts: Annotated[str, typer.Option(help="Parts to run.")] = ",".join(PARTS),
-    models: Annotated[str, typer.Option(help="Rows to run, by their start; all if empty.")] = "",
+    models: Annotated[str, typer.Option(help="Rows to run, parted by semicolons.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds that are reported.")] = "0",
     out: Annotated[Path, typer.Option(help="Where tables go.")] = Path("runs/leaderboard"),
     work: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs/leaderboard"),

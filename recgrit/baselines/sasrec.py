@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.retrieval.config import TransformerConfig
+from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.losses import TrainingLoss
+from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked, rank_scores
 from recgrit.retrieval.transformer import HistoryEncoder
 
@@ -86,13 +88,21 @@ class SASRecRanker:
 
     Args:
         model: A trained model; put in eval mode.
+        neighbours: Mixed into the probabilities as the retriever's are; None for none.
         precision: bfloat16 runs the history encoder under autocast.
     """
 
     batch_users = BATCH_USERS
 
-    def __init__(self, model: SASRec, *, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: SASRec,
+        *,
+        neighbours: ItemNeighbours | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         self.model = model.eval()
+        self.neighbours = neighbours
         self.precision = precision
 
     @property
@@ -113,6 +123,12 @@ class SASRecRanker:
         ):
             states = self.model.encode(histories.items)
         scores = self.model.score(histories.take_last(states).float())
+        if self.neighbours is not None:
+            items = torch.arange(scores.shape[1], device=self.device)
+            seen = LeafSets.build(histories.items, histories.present, len(items))
+            weights = self.neighbours.weigh(histories, items, seen)
+            items = items.expand_as(scores)
+            scores = weights.mix(scores.log_softmax(dim=-1), items, items + 1)
         return rank_scores(scores, top_k=top_k, excluded=excluded)
 
 

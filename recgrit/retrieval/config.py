@@ -74,6 +74,8 @@ class RetrieverConfig(TransformerConfig):
         node_dropout: Share of nodes that use the fallback vector in a training step.
         content: Project item features into the node vectors.
         label_smoothing: Share of each target spread over its siblings.
+        neighbour_weight: Share of an item's probability that comes from how often it was taken near
+            the last items of the history; 0 for none.
         seen_scores: Learn what it means for an item's score that the history holds it already.
         node_vectors: Which nodes have a vector of their own beside their code's: ``all``, those
             ``shared`` by several items (no vector per item then), or ``none``.
@@ -84,6 +86,7 @@ class RetrieverConfig(TransformerConfig):
     node_dropout: float = Field(0.05, ge=0, lt=1)
     content: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    neighbour_weight: float = Field(0.3, ge=0, lt=1)
     seen_scores: bool = True
     node_vectors: Literal["all", "shared", "none"] = "all"
     trie_softmax: bool = True

@@ -1,10 +1,12 @@
 """From a state to ranked items: beam search down the trie, and exact scores of every item.
 
 Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no
-item twice. A score is log P(item | history) under that trie; a filter removes items and never
-renormalises what is left. While descending, prefixes without an allowed leaf are dropped: the
-leaves below a node are a range, how many of them are excluded is two binary searches, and how many
-are allowed at all a difference of two sums.
+item twice. A score is log P(item | history) under that trie, mixed with what the neighbours say
+where there are any: a prefix has the mixture of its two probabilities, so the search keeps the most
+probable prefixes still. A filter removes items and never renormalises what is left. While
+descending, prefixes without an allowed leaf are dropped: the leaves below a node are a range, how
+many of them are excluded is two binary searches, and how many are allowed at all a difference of
+two sums.
 
 Shapes: B users, W beams, C children, L levels, V nodes, N items, D model dimensions.
 """
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval.leaves import LeafSets, NodeSets
+from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets
 from recgrit.retrieval.model import TrieRetriever, ragged_index
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked
 
@@ -87,6 +89,7 @@ def beam_search(
     beam_width: int,
     top_k: int,
     seen: list[NodeSets],
+    neighbours: LeafWeights | None = None,
     leaf_filter: LeafFilter | None = None,
 ) -> Ranked:
     """The best items by beam search.
@@ -101,6 +104,7 @@ def beam_search(
         beam_width: W, prefixes kept at each level.
         top_k: K, items wanted; at most W.
         seen: What each history holds all of, from ``model.find_seen``.
+        neighbours: Probabilities to mix in, from ``model.weigh_neighbours``; None for none.
         leaf_filter: Which items may come out; None for all.
 
     Raises:
@@ -114,16 +118,21 @@ def beam_search(
     chosen: Tensor | None = None
     for level in range(model.num_levels):
         children, log_probs = _expand(model, states, chosen, nodes, node_vectors, seen, level)
-        candidates = (scores.unsqueeze(-1) + log_probs).flatten(1)
+        log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
+        candidates = log_probs_of_prefixes
         children = children.flatten(1)
-        if leaf_filter is not None:
+        if neighbours is not None or leaf_filter is not None:
             below = children.clamp_min(0)  # What is no child has no score to lose.
-            passes = leaf_filter.passes(model.leaf_starts[below], model.leaf_ends[below])
-            candidates = candidates.masked_fill(~passes, NEVER)
+            starts, ends = model.leaf_starts[below], model.leaf_ends[below]
+            if neighbours is not None:
+                candidates = neighbours.mix(candidates, starts, ends)
+            if leaf_filter is not None:
+                candidates = candidates.masked_fill(~leaf_filter.passes(starts, ends), NEVER)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
-        scores, nodes = best.values, children.gather(1, best.indices)
+        scores = log_probs_of_prefixes.gather(1, best.indices)
         # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
-        nodes = nodes.masked_fill(scores == NEVER, len(model.leaf_ends) - 1)
+        nodes = children.gather(1, best.indices)
+        nodes = nodes.masked_fill(best.values == NEVER, len(model.leaf_ends) - 1)
         kept_prefix = best.indices // log_probs.shape[-1]
         vectors = model.input_scale * F.embedding(nodes, node_vectors)
         if chosen is not None:
@@ -131,17 +140,22 @@ def beam_search(
             vectors = vectors + chosen.gather(1, index)
         chosen = vectors
     items = model.leaf_items[nodes - model.first_leaf]
-    items = items.masked_fill(scores == NEVER, NO_ITEM)
+    items = items.masked_fill(best.values == NEVER, NO_ITEM)
     missing = max(0, top_k - items.shape[1])  # A small trie has fewer candidates than asked for.
     return Ranked(
         items=F.pad(items[:, :top_k], (0, missing), value=NO_ITEM),
-        scores=F.pad(scores[:, :top_k], (0, missing), value=NEVER),
+        scores=F.pad(best.values[:, :top_k], (0, missing), value=NEVER),
     )
 
 
 @torch.inference_mode()
 def score_all_items(
-    model: TrieRetriever, states: Tensor, node_vectors: Tensor, *, seen: list[NodeSets]
+    model: TrieRetriever,
+    states: Tensor,
+    node_vectors: Tensor,
+    *,
+    seen: list[NodeSets],
+    neighbours: LeafWeights | None = None,
 ) -> Tensor:
     """The log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
 
@@ -162,6 +176,9 @@ def score_all_items(
         nodes = children[0][filled]
         vectors = model.input_scale * F.embedding(nodes, node_vectors).expand(num_users, -1, -1)
         chosen = vectors if chosen is None else vectors + chosen[:, parents]
+    if neighbours is not None:
+        leaves = torch.arange(model.num_items, device=scores.device).expand_as(scores)
+        scores = neighbours.mix(scores, leaves, leaves + 1)
     by_item = torch.empty_like(scores)
     by_item[:, model.leaf_items] = scores
     return by_item

@@ -24,7 +24,7 @@ def build_retriever(
     features: npt.NDArray[np.float32] | None,
     config: RetrieverConfig,
 ) -> TrieRetriever:
-    """An untrained retriever over an ID table.
+    """An untrained retriever over an ID table, its neighbours not counted yet.
 
     Args:
         table: The IDs.
@@ -49,6 +49,7 @@ def build_retriever(
         dropout=config.dropout,
         node_dropout=config.node_dropout,
         label_smoothing=config.label_smoothing,
+        neighbour_weight=config.neighbour_weight,
         seen_scores=config.seen_scores,
         node_vectors=config.node_vectors,
         trie_softmax=config.trie_softmax,
@@ -82,8 +83,15 @@ def fit_retriever(
         TrainingError: There is nothing to train on, the loss is no longer finite, or memory does
             not suffice.
     """
+
+    def build() -> TrieRetriever:
+        model = build_retriever(table, split, features, config)
+        if model.neighbours is not None:
+            model.neighbours.count(split)
+        return model
+
     return train_model(
-        lambda: build_retriever(table, split, features, config),
+        build,
         lambda model, precision: TrieRanker(
             model, beam_width=config.valid_beam_width, precision=precision
         ),

@@ -14,7 +14,8 @@ be scored. A disambiguation level has no code embedding, for its digits mean not
 
 A child all of whose items the history already holds gets a learned score per level on top. So the
 model learns from the data whether people come back for the same item, which vectors alone, made to
-be alike for items taken together, express badly.
+be alike for items taken together, express badly. Nor do they remember which rare items were taken
+near one another, so `recgrit.retrieval.neighbours` adds to the probabilities when recommending.
 
 Shapes: B users, T history items, M targets, L levels, V nodes, N items, C children, D model
 dimensions, F content features.
@@ -29,8 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrit.retrieval.leaves import LeafSets, NodeSets
+from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets
 from recgrit.retrieval.losses import TrainingLoss
+from recgrit.retrieval.neighbours import ItemNeighbours
+from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.semantic_ids.trie import Trie
 
@@ -163,6 +166,8 @@ class TrieRetriever(nn.Module):
         node_dropout: Share of nodes that use the fallback in a training step.
         label_smoothing: Share of the target spread evenly over the siblings, at each level.
         seen_scores: Learn a score for children of which the history holds every item.
+        neighbour_weight: Share of the items' neighbours in the probability of an item, once they
+            are counted; 0 for none.
         node_vectors: Which nodes have an embedding of their own: ``all`` that training reaches,
             those ``shared`` by several items, or ``none``.
         trie_softmax: Normalise over the children of a node; else over all codes of the level, as
@@ -195,6 +200,7 @@ class TrieRetriever(nn.Module):
         node_dropout: float = 0.05,
         label_smoothing: float = 0.0,
         seen_scores: bool = True,
+        neighbour_weight: float = 0.0,
         node_vectors: Literal["all", "shared", "none"] = "all",
         trie_softmax: bool = True,
     ) -> None:
@@ -224,6 +230,9 @@ class TrieRetriever(nn.Module):
         )
         self.decoder = CodeDecoder(model_dim, num_levels=trie.num_levels, dropout=dropout)
         self.seen_scores = nn.Parameter(torch.zeros(trie.num_levels)) if seen_scores else None
+        self.neighbours = (
+            ItemNeighbours(len(trie.paths), weight=neighbour_weight) if neighbour_weight else None
+        )
         for name, table in {
             "paths": trie.paths,
             "child_starts": trie.child_starts,
@@ -292,6 +301,13 @@ class TrieRetriever(nn.Module):
         """
         assert self.seen_scores is not None
         return self.input_scale * self.seen_scores[level] * seen.contain(rows, nodes)
+
+    def weigh_neighbours(self, histories: Histories) -> LeafWeights | None:
+        """What the neighbours of a history's items add to the probability of each leaf."""
+        if self.neighbours is None:
+            return None
+        seen = self.find_leaves(histories.items, histories.present)
+        return self.neighbours.weigh(histories, self.paths[:, -1] - self.first_leaf, seen)
 
     def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
         """Negative log-likelihood of the next item at every supervised position.

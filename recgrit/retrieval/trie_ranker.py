@@ -74,8 +74,11 @@ class TrieRanker:
             states = model.encode(histories.items, self.node_vectors)
         last = histories.take_last(states).float()
         seen = model.find_seen(histories.items, histories.present)
+        neighbours = model.weigh_neighbours(histories)
         if self.beam_width is None:
-            scores = score_all_items(model, last, self.node_vectors, seen=seen)
+            scores = score_all_items(
+                model, last, self.node_vectors, seen=seen, neighbours=neighbours
+            )
             return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)
         return beam_search(
             model,
@@ -84,5 +87,6 @@ class TrieRanker:
             beam_width=self.beam_width,
             top_k=top_k,
             seen=seen,
+            neighbours=neighbours,
             leaf_filter=LeafFilter.build(model, excluded=excluded, allowed=self.allowed),
         )

@@ -17,28 +17,34 @@ def split(make_split):
     return make_split([rng.integers(0, NUM_ITEMS, n) for n in (4, 7, 9, 3, 12, 6)], NUM_ITEMS)
 
 
-def scores_by_hand(split, history, shrinkage, discount):
-    users = [set(split.train_sequence(user).tolist()) for user in range(split.num_users)]
+def scores_by_hand(split, history, window, shrinkage, discount):
+    users = [split.train_sequence(user).tolist() for user in range(split.num_users)]
+    counts = np.bincount(np.concatenate(users), minlength=NUM_ITEMS)
     scores = np.zeros(NUM_ITEMS)
     for age, taken in enumerate(reversed(history)):
         for item in range(NUM_ITEMS):
             if item == taken:
                 continue
-            together = sum(item in u and taken in u for u in users)
-            norm = np.sqrt(sum(item in u for u in users) * sum(taken in u for u in users))
+            together = sum(
+                {a, b} == {item, taken}
+                for user in users
+                for i, a in enumerate(user)
+                for b in user[i + 1 : i + 1 + window]
+            )
+            norm = np.sqrt(counts[item] * counts[taken])
             scores[item] += discount**age * together / (norm + shrinkage)
     return scores
 
 
 @pytest.mark.parametrize("shrinkage", [1.0, 10.0])
-@pytest.mark.parametrize("discount", [1.0, 0.5])
-def test_scores_are_those_of_plain_loops(split, shrinkage, discount):
-    model = ItemKNN(split, shrinkage=shrinkage, discount=discount)
+@pytest.mark.parametrize(("window", "discount"), [(2, 1.0), (20, 0.5)])
+def test_scores_are_those_of_plain_loops(split, window, shrinkage, discount):
+    model = ItemKNN(split, window=window, shrinkage=shrinkage, discount=discount)
     histories = [[3, 5, 3, 1], [7]]
     padded = Histories(torch.tensor([histories[0], [7, 0, 0, 0]]), torch.tensor([4, 1]))
     found = model.rank(padded, top_k=NUM_ITEMS, excluded=None)
     for row, history in enumerate(histories):
-        expected = scores_by_hand(split, history, shrinkage, discount)
+        expected = scores_by_hand(split, history, window, shrinkage, discount)
         by_item = found.scores[row][found.items[row].argsort()]
         np.testing.assert_allclose(by_item, expected, rtol=1e-5, atol=1e-7)
 

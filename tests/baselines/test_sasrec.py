@@ -5,6 +5,8 @@ import torch
 from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
 from recgrit.retrieval.config import TransformerConfig
+from recgrit.retrieval.neighbours import ItemNeighbours
+from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.training import train_model
 
@@ -74,3 +76,23 @@ def test_the_loss_is_minus_log_p_among_training_items(make_split, config):
         SASRecRanker(model), split, "test", np.array([0]), top_k=NUM_ITEMS, masked=False
     )
     assert sorted(found.items[0].tolist()) == list(range(NUM_ITEMS))
+
+
+def test_neighbours_are_mixed_into_its_probabilities(make_split, config):
+    rng = np.random.default_rng(0)
+    split = make_split(rng.integers(0, NUM_ITEMS, (30, 9)), NUM_ITEMS)
+    model = build_sasrec(split, config)
+    neighbours = ItemNeighbours(NUM_ITEMS, weight=0.4)
+    neighbours.count(split)
+    histories = Histories(torch.tensor([[1, 5, 7], [2, 0, 0]]), torch.tensor([3, 1]))
+    alone, mixed = (
+        found.scores.gather(1, found.items.argsort())
+        for found in (
+            ranker.rank(histories, top_k=NUM_ITEMS, excluded=None)
+            for ranker in (SASRecRanker(model), SASRecRanker(model, neighbours=neighbours))
+        )
+    )
+    shares = mixed.exp() - 0.6 * alone.softmax(dim=-1)
+    assert shares.min() > -1e-6
+    assert shares.sum(dim=1).tolist() == pytest.approx([0.4, 0.4], abs=1e-4)
+    assert shares[0, [1, 5, 7]].abs().max() < 1e-6

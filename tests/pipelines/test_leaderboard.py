@@ -12,7 +12,7 @@ import pytest
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 MODELS = (
-    "popularity;item-kNN;recgrit;SASRec;TIGER, equal;decoder only, equal;trie softmax off;"
+    "popularity;item-kNN;recgrit;SASRec;TIGER, equal time;decoder only, equal time;trie softmax off;"
     "no node vectors"
 )
 
@@ -52,7 +52,7 @@ def test_the_leaderboard_resumes_and_reports(
 
 def test_a_token_model_waits_for_our_time(new_config: Callable[..., Path], tmp_path: Path) -> None:
     command = [sys.executable, str(PIPELINES / "leaderboard.py"), str(new_config())]
-    command += ["--parts", "board", "--models", "TIGER, equal", "--out", str(tmp_path / "out")]
+    command += ["--parts", "board", "--models", "TIGER, equal time", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [*command, "--work", str(tmp_path / "work")], capture_output=True, text=True, check=False
     )

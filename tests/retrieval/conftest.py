@@ -127,6 +127,7 @@ def make_config():
             "warmup_steps": 5,
             "average_decay": 0.0,
             "label_smoothing": 0.0,
+            "neighbour_weight": 0.0,
             "valid_beam_width": 20,
             "valid_users": None,
             "device": "cpu",

@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import torch
+
+from recgrit.data.recommendations import NO_ITEM
+from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
+from recgrit.retrieval.fit import build_retriever, fit_retriever
+from recgrit.retrieval.neighbours import DISCOUNT, MAX_ASKED, SHARPNESS
+from recgrit.retrieval.ranking import Histories
+from recgrit.retrieval.recommend import recommend_items
+from recgrit.retrieval.trie_ranker import TrieRanker
+
+NUM_ITEMS = 40
+WEIGHT = 0.3
+HISTORIES = Histories(
+    torch.tensor([[3, 5, 3, 1, 8, 9], [4, 0, 0, 0, 0, 0], [39, 39, 0, 0, 0, 0]]),
+    torch.tensor([6, 1, 2]),
+)
+
+
+@pytest.fixture(scope="module")
+def split(make_split):
+    """Item 39 stands in no training part: it has no neighbours."""
+    rng = np.random.default_rng(0)
+    return make_split([rng.integers(0, NUM_ITEMS - 1, n) for n in (45, 60, 52)], NUM_ITEMS)
+
+
+@pytest.fixture(scope="module")
+def model(make_model, random_codes, split):
+    model = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT)
+    model.neighbours.count(split)
+    return model
+
+
+def shares_by_hand(model, histories):
+    """Each item's share after each history, in plain loops."""
+    shares = np.zeros((len(histories.items), NUM_ITEMS))
+    for row, (items, length) in enumerate(zip(histories.items, histories.lengths, strict=True)):
+        history = items[:length].tolist()
+        for age, item in enumerate(history[::-1][:MAX_ASKED]):
+            for near, value in zip(
+                model.neighbours.items[item].tolist(),
+                model.neighbours.similarities[item].tolist(),
+                strict=True,
+            ):
+                shares[row, near] += DISCOUNT**age * value
+        shares[row, history] = 0
+        shares[row] **= SHARPNESS
+        if shares[row].sum():
+            shares[row] *= WEIGHT / shares[row].sum()
+    return shares
+
+
+def test_shares_are_those_of_plain_loops(model):
+    long = torch.arange(2 * MAX_ASKED).expand(1, -1)  # More than is asked for neighbours.
+    for histories in (HISTORIES, Histories(long, torch.tensor([long.shape[1]]))):
+        found = model.weigh_neighbours(histories)
+        rows = torch.arange(len(histories.items))[:, None]
+        leaves = model.paths[:, -1] - model.first_leaf
+        by_item = found.sum(rows, leaves, leaves + 1)
+        np.testing.assert_allclose(by_item, shares_by_hand(model, histories), atol=1e-7)
+
+
+def test_what_is_near_nothing_gets_no_share(model):
+    assert model.weigh_neighbours(HISTORIES).totals.tolist() == pytest.approx([WEIGHT, WEIGHT, 0])
+
+
+def test_probabilities_are_mixed_and_sum_to_one(model, make_model, random_codes):
+    alone = make_model(random_codes(NUM_ITEMS))  # The same weights, without neighbours.
+    mixed, unmixed = (probabilities(m, HISTORIES) for m in (model, alone))
+    shares = shares_by_hand(model, HISTORIES)
+    expected = unmixed * (1 - shares.sum(axis=1, keepdims=True)) + shares
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
+
+
+def probabilities(model, histories):
+    """Of all items, by item."""
+    found = TrieRanker(model, beam_width=None).rank(histories, top_k=NUM_ITEMS, excluded=None)
+    return found.scores.exp().gather(1, found.items.argsort()).numpy()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_a_wide_beam_finds_the_exact_list(model, share):
+    excluded = None
+    if share:
+        draws = torch.rand(3, NUM_ITEMS, generator=torch.Generator().manual_seed(0)) < share
+        items = torch.arange(NUM_ITEMS).expand(3, -1)
+        excluded = Histories(items.gather(1, (~draws).long().argsort(stable=True)), draws.sum(1))
+    exact = TrieRanker(model, beam_width=None).rank(HISTORIES, top_k=12, excluded=excluded)
+    beam = TrieRanker(model, beam_width=NUM_ITEMS).rank(HISTORIES, top_k=12, excluded=excluded)
+    assert torch.equal(exact.items, beam.items)
+    torch.testing.assert_close(exact.scores, beam.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_a_narrow_beam_lists_as_many_items_as_are_left(model):
+    allowed = torch.zeros(NUM_ITEMS, dtype=torch.bool)
+    allowed[[2, 17, 30]] = True
+    found = TrieRanker(model, beam_width=10, allowed=allowed).rank(
+        HISTORIES, top_k=10, excluded=None
+    )
+    for row in found.items.tolist():
+        assert set(row) == {2, 17, 30, NO_ITEM}
+        assert row[3:] == [NO_ITEM] * 7
+
+
+def test_they_are_saved_with_the_weights(model, make_model, random_codes):
+    other = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT, seed=1)
+    other.load_state_dict(model.state_dict())
+    first, second = (
+        TrieRanker(m, beam_width=20).rank(HISTORIES, top_k=5, excluded=None) for m in (model, other)
+    )
+    assert torch.equal(first.scores, second.scores)
+
+
+def test_only_training_parts_are_counted(make_split, make_model, random_codes):
+    model = make_model(random_codes(6), neighbour_weight=WEIGHT)
+    model.neighbours.count(make_split([[0, 1, 2, 3], [1, 0, 4, 5]], 6))
+    near = {
+        (item, int(other))
+        for item in range(6)
+        for other in model.neighbours.items[item][model.neighbours.similarities[item] > 0]
+    }
+    assert near == {(0, 1), (1, 0)}
+
+
+@pytest.fixture(scope="module")
+def pairs(make_split):
+    """Pairs of items that stand together in any order; which pair comes next cannot be known."""
+    rng = np.random.default_rng(0)
+    first = np.stack([rng.permutation(NUM_ITEMS // 2)[:4] for _ in range(60)])
+    together = np.stack([first, first + NUM_ITEMS // 2], axis=-1)
+    swapped = rng.random((60, 4)) < 0.5
+    together[swapped] = together[swapped][:, ::-1]
+    return make_split(together.reshape(60, 8), NUM_ITEMS)
+
+
+@pytest.mark.parametrize(("weight", "low", "high"), [(0.0, 0.0, 0.6), (0.5, 0.9, 1.0)])
+def test_rare_pairs_are_remembered(pairs, make_table, random_codes, make_config, weight, low, high):
+    table = make_table(random_codes(NUM_ITEMS))
+    config = make_config(epochs=1, neighbour_weight=weight)
+    trained = fit_retriever(table, pairs, None, config, seed=0)
+    users = pairs.target_users("test")
+    ranker = TrieRanker(trained.model, beam_width=20)
+    found = recommend_items(ranker, pairs, "test", users, top_k=3, masked=False)
+    ranks = ranks_of_targets(found.items, pairs.targets("test", users))
+    assert low <= recall_at_k(ranks, 3).mean() <= high
+
+
+def test_without_them_nothing_is_kept(make_table, random_codes, make_config, split):
+    model = build_retriever(
+        make_table(random_codes(NUM_ITEMS)), split, None, make_config(neighbour_weight=0.0)
+    )
+    assert model.neighbours is None
+    assert not any("neighbours" in name for name in model.state_dict())
