@@ -23,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from synthetic import BEAUTY_ITEMS, build_model, draw_split, draw_table
+from synthetic import BEAUTY_ITEMS, build_model, draw_split, draw_table, fit_power
 from torch import Tensor
 from train_throughput import build_t5
 
@@ -138,11 +138,6 @@ def gather_seconds(model: TrieRetriever, repeats: int) -> float:
 
     seconds = take_turns({"gathered": through_the_trie, "contiguous": contiguous}, repeats)
     return seconds["gathered"] - seconds["contiguous"]
-
-
-def fit_power(sizes: list[int], seconds: list[float]) -> float:
-    """The power of the size by which time grows."""
-    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def main() -> None:

@@ -61,7 +61,14 @@ def draw_split(
 def build_model(
     table: SemanticIdTable, split: SequenceSplit, *, history_length: int = 50, seed: int = 0
 ) -> TrieRetriever:
-    """An untrained retriever of the default size."""
+    """An untrained retriever of the default size; its neighbours are those of the split."""
     torch.manual_seed(seed)
-    config = RetrieverConfig(history_length=history_length)
-    return build_retriever(table, split, None, config)
+    model = build_retriever(table, split, None, RetrieverConfig(history_length=history_length))
+    assert model.neighbours is not None
+    model.neighbours.count(split)
+    return model
+
+
+def fit_power(sizes: list[int], seconds: list[float]) -> float:
+    """The power of the size by which time grows."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

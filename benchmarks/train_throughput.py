@@ -7,7 +7,8 @@ Sequences and IDs have the shape of Amazon 2014 Beauty (22,363 users, 12,101 ite
 256 codes and one that disambiguates). TIGER is transformers' T5 of the published size (4 + 4
 layers, 128 dimensions, 6 heads of 64, 1,024 hidden) on one padded sample of 20 items per target,
 256 samples a step. A step is forward, backward, clipping and AdamW; the contestants take turns and
-medians are reported.
+medians are reported. Growth is that of one epoch's time with 1, 4 and 16 times a sixteenth of the
+users, and with histories of 20, 50 and 200 items.
 
 With `--run`, a run folder whose IDs are made, a retriever is trained on its data until validation
 NDCG@10 reaches `--stop-at`, chosen beforehand from other seeds, and test is read once: how long
@@ -17,6 +18,7 @@ until TIGER's published Recall@10 of .0648 on Beauty?
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -26,7 +28,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from synthetic import BEAUTY_ITEMS, BEAUTY_USERS, build_model, draw_split, draw_table
+from synthetic import (
+    BEAUTY_ITEMS,
+    BEAUTY_LENGTH,
+    BEAUTY_USERS,
+    build_model,
+    draw_split,
+    draw_table,
+    fit_power,
+)
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -75,6 +85,17 @@ class Contestant:
         self.optimizer.step()
         return batch.num_targets
 
+    def measure_epoch(self) -> float:
+        """Seconds until the batches are used up."""
+        self.step()
+        _wait()
+        started = time.perf_counter()
+        with contextlib.suppress(StopIteration):
+            while True:
+                self.step()
+        _wait()
+        return time.perf_counter() - started
+
     def measure(self, num_steps: int) -> None:
         """Note the targets per second of some steps."""
         _wait()
@@ -95,6 +116,36 @@ def endless(split: SequenceSplit, *, length: int, batch_targets: int) -> Iterato
     for _ in itertools.count():
         for parts in iterate_batches(split, windows, batch_targets=batch_targets, generator=draw):
             yield from parts
+
+
+def one_epoch(split: SequenceSplit, *, length: int) -> Iterator[Batch]:
+    """Batches of one epoch."""
+    draw, windows = np.random.default_rng(0), build_windows(split, length)
+    for parts in iterate_batches(split, windows, batch_targets=BATCH_TARGETS, generator=draw):
+        yield from parts
+
+
+def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:
+    """By which power of the users and of their histories the time of an epoch grows."""
+    table, device = draw_table(BEAUTY_ITEMS), choose_device("auto")
+
+    def seconds(num_users: int, length: int, mean_length: float) -> float:
+        split = draw_split(num_users, BEAUTY_ITEMS, mean_length=mean_length)
+        model = build_model(table, split, history_length=length).to(device)
+        contestant = Contestant(
+            model,
+            one_epoch(split, length=length),
+            lambda b: model.loss(b.histories, b.targets, b.supervised).value,
+            precision,
+        )
+        return contestant.measure_epoch()
+
+    by_users = {n: seconds(n * users, 50, BEAUTY_LENGTH) for n in (1, 4, 16)}
+    by_length = {n: seconds(users, n, 3.0 * n) for n in (20, 50, 200)}
+    return {
+        "growth_with_users": fit_power(list(by_users), list(by_users.values())),
+        "growth_with_history": fit_power(list(by_length), list(by_length.values())),
+    }
 
 
 def build_t5(codebook_sizes: tuple[int, ...]) -> T5ForConditionalGeneration:
@@ -241,6 +292,7 @@ def main() -> None:
         "precision": str(precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
+    found |= measure_growth(max(1, arguments.users // 16), precision)
     if arguments.run is not None:
         found |= time_to_tiger(arguments.run, arguments.stop_at, arguments.seed)
     for key, value in found.items():

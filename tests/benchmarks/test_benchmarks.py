@@ -43,6 +43,7 @@ def test_training_is_faster_than_a_token_model():
     found = last_line("train_throughput.py", "--repeats", "1", "--steps", "2", "--users", "300")
     assert found["speedup_vs_t5"] > 5
     assert found["parameters_t5"] == pytest.approx(4.6e6, rel=0.05)
+    assert found["growth_with_users"] < 1.5
 
 
 def test_recommending_is_faster_than_generate():

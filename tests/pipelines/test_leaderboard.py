@@ -12,8 +12,8 @@ import pytest
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 MODELS = (
-    "popularity;item-kNN;recgrit;SASRec;TIGER, equal time;decoder only, equal time;trie softmax off;"
-    "no node vectors"
+    "popularity;item-kNN;recgrit;SASRec;TIGER, equal time;decoder only, equal time;"
+    "trie softmax off;no node vectors"
 )
 
 
