@@ -8,7 +8,7 @@ Sequences and IDs have the shape of Amazon 2014 Beauty (22,363 users, 12,101 ite
 layers, 128 dimensions, 6 heads of 64, 1,024 hidden) on one padded sample of 20 items per target,
 256 samples a step. A step is forward, backward, clipping and AdamW; the contestants take turns and
 medians are reported. Growth is that of one epoch's time with 1, 4 and 16 times a sixteenth of the
-users, and with histories of 20, 50 and 200 items.
+users, and with the same number of targets in histories of 20, 50 and 200 items.
 
 With `--run`, a run folder whose IDs are made, a retriever is trained on its data until validation
 NDCG@10 reaches `--stop-at`, chosen beforehand from other seeds, and test is read once: how long
@@ -87,8 +87,6 @@ class Contestant:
 
     def measure_epoch(self) -> float:
         """Seconds until the batches are used up."""
-        self.step()
-        _wait()
         started = time.perf_counter()
         with contextlib.suppress(StopIteration):
             while True:
@@ -126,7 +124,7 @@ def one_epoch(split: SequenceSplit, *, length: int) -> Iterator[Batch]:
 
 
 def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:
-    """By which power of the users and of their histories the time of an epoch grows."""
+    """By which power of the users, and of a history for as many targets, an epoch's time grows."""
     table, device = draw_table(BEAUTY_ITEMS), choose_device("auto")
 
     def seconds(num_users: int, length: int, mean_length: float) -> float:
@@ -141,7 +139,7 @@ def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:
         return contestant.measure_epoch()
 
     by_users = {n: seconds(n * users, 50, BEAUTY_LENGTH) for n in (1, 4, 16)}
-    by_length = {n: seconds(users, n, 3.0 * n) for n in (20, 50, 200)}
+    by_length = {n: seconds(int(4 * users * BEAUTY_LENGTH / n), n, n) for n in (20, 50, 200)}
     return {
         "growth_with_users": fit_power(list(by_users), list(by_users.values())),
         "growth_with_history": fit_power(list(by_length), list(by_length.values())),
@@ -292,7 +290,7 @@ def main() -> None:
         "precision": str(precision).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-    found |= measure_growth(max(1, arguments.users // 16), precision)
+    found |= measure_growth(arguments.users // 16, precision)
     if arguments.run is not None:
         found |= time_to_tiger(arguments.run, arguments.stop_at, arguments.seed)
     for key, value in found.items():
