@@ -78,6 +78,16 @@ def write_recbole(folder: Path, rows: Sequence[Row]) -> None:
     (folder / "ml-100k.item").write_text("\n".join(items) + "\n", encoding="utf-8")
 
 
+def write_movielens_1m(folder: Path, rows: Sequence[Row]) -> None:
+    lines = ["::".join(map(str, row)) for row in rows]
+    (folder / "ratings.dat").write_text("\n".join(lines) + "\n")
+    items = [
+        f"{item}::{dated(title, year)}::{'|'.join(genres) or '(no genres listed)'}"
+        for item, title, year, genres in ITEMS
+    ]
+    (folder / "movies.dat").write_text("\n".join(items) + "\n", encoding="latin-1")
+
+
 def write_latest_small(folder: Path, rows: Sequence[Row]) -> None:
     lines = ["userId,movieId,rating,timestamp", *(",".join(map(str, row)) for row in rows)]
     (folder / "ratings.csv").write_bytes("\r\n".join([*lines, ""]).encode())
@@ -113,6 +123,83 @@ def write_amazon_2014(folder: Path, rows: Sequence[Row]) -> None:
     write_gzip(folder / "meta_Beauty.json.gz", metadata)
 
 
+def write_amazon_ratings(folder: Path, rows: Sequence[Row]) -> None:
+    """2014 without reviews."""
+    write_amazon_2014(folder, rows)
+    (folder / "reviews_Beauty_5.json.gz").unlink()
+    lines = [f"{user},{item},{rating}.0,{time}" for user, item, rating, time in rows]
+    (folder / "ratings_Beauty.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_amazon_2018(folder: Path, rows: Sequence[Row]) -> None:
+    reviews = [
+        json.dumps(
+            {
+                "overall": float(rating),
+                "reviewerID": user,
+                "asin": item,
+                "style": {"Size:": " 50"},
+                "unixReviewTime": time,
+            }
+        )
+        for user, item, rating, time in rows
+    ]
+    write_gzip(folder / "Gift_Cards_5.json.gz", reviews)
+    metadata = []
+    for item, title, year, genres in ITEMS:
+        fields: dict[str, object] = {"asin": item, "also_buy": [], "description": [], "price": ""}
+        if title is not None:
+            fields |= {"title": title, "price": f"${year}.00", "brand": "Bell's"}
+            fields |= {"category": ["Beauty", genres[0]], "description": ["One &amp;", "two."]}
+        else:
+            fields["title"] = '<span id="productTitle" class="a-size-large"></span>'
+        metadata.append(json.dumps(fields))
+    write_gzip(folder / "meta_Gift_Cards.json.gz", metadata)
+
+
+def write_amazon_2023(folder: Path, rows: Sequence[Row]) -> None:
+    reviews = [
+        json.dumps(
+            {
+                "rating": float(rating),
+                "title": "Five stars",
+                "asin": f"{item}-blue",
+                "parent_asin": item,
+                "user_id": user,
+                "timestamp": 1000 * time,
+                "verified_purchase": True,
+            }
+        )
+        for user, item, rating, time in rows
+    ]
+    write_gzip(folder / "All_Beauty.jsonl.gz", reviews)
+    metadata = []
+    for item, title, year, genres in ITEMS:
+        fields: dict[str, object] = {"parent_asin": item, "title": title, "price": None}
+        if title is not None:
+            fields |= {"price": float(year or 0), "store": "Bell's", "features": ["Soft"]}
+            fields |= {"categories": ["Beauty", genres[0]], "description": ["One", "two."]}
+        metadata.append(json.dumps(fields))
+    write_gzip(folder / "meta_All_Beauty.jsonl.gz", metadata)
+
+
+def write_amazon_2023_splits(folder: Path, rows: Sequence[Row]) -> None:
+    write_amazon_2023(folder, rows)
+    (folder / "All_Beauty.jsonl.gz").unlink()
+    by_user: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[3]):
+        by_user.setdefault(row[0], []).append(row)
+    parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for user, taken in by_user.items():
+        for place, (_, item, rating, time) in enumerate(taken):
+            part = {len(taken) - 1: "test", len(taken) - 2: "valid"}.get(place, "train")
+            before = " ".join(earlier[1] for earlier in taken[:place])
+            parts[part].append(f"{user},{item},{rating}.0,{1000 * time},{before}")
+    for part, lines in parts.items():
+        header = "user_id,parent_asin,rating,timestamp,history"
+        write_gzip(folder / f"All_Beauty.{part}.csv.gz", [header, *lines])
+
+
 def write_gzip(path: Path, lines: Sequence[str]) -> None:
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
 
@@ -121,8 +208,13 @@ WRITERS: dict[str, Writer] = {
     "movielens-100k": write_movielens_100k,
     "movielens-100k as atomic files": write_recbole,
     "recbole": write_recbole,
+    "movielens-1m": write_movielens_1m,
     "movielens-latest-small": write_latest_small,
     "amazon2014/Beauty": write_amazon_2014,
+    "amazon2014/Beauty as ratings": write_amazon_ratings,
+    "amazon2018/Gift_Cards": write_amazon_2018,
+    "amazon2023/All_Beauty": write_amazon_2023,
+    "amazon2023/All_Beauty as splits": write_amazon_2023_splits,
 }
 
 

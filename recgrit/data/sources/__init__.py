@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
-from recgrit.data.sources.amazon import Amazon2014
-from recgrit.data.sources.movielens import MovieLens100K, MovieLensLatestSmall
+from recgrit.data.sources.amazon import EDITIONS, Amazon
+from recgrit.data.sources.movielens import MovieLens100K, MovieLensColons, MovieLensCsv
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData, Source
 from recgrit.data.sources.recbole import RecBole
 from recgrit.errors import ConfigError
@@ -26,13 +27,19 @@ __all__ = [
 
 SOURCES: dict[str, Source] = {
     "movielens-100k": MovieLens100K(),
-    "movielens-latest-small": MovieLensLatestSmall(),
+    "movielens-1m": MovieLensColons("ml-1m.zip", "ml-1m"),
+    "movielens-10m": MovieLensColons("ml-10m.zip", "ml-10M100K"),
+    "movielens-20m": MovieLensCsv("ml-20m.zip"),
+    "movielens-25m": MovieLensCsv("ml-25m.zip"),
+    "movielens-32m": MovieLensCsv("ml-32m.zip"),
+    "movielens-latest": MovieLensCsv("ml-latest.zip"),
+    "movielens-latest-small": MovieLensCsv("ml-latest-small.zip"),
     "recbole": RecBole(),
 }
 
 # Families whose files carry a category in their names: 'family/Category' names one source.
 SOURCE_FAMILIES: dict[str, Callable[[str], Source]] = {
-    "amazon2014": Amazon2014,
+    f"amazon{year}": partial(Amazon, year) for year in EDITIONS
 }
 
 

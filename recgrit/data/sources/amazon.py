@@ -1,10 +1,13 @@
-"""Amazon reviews, edition of 2014: 5-core reviews and metadata of one category.
+"""Amazon reviews of one category: the editions of 2014, 2018 and 2023.
 
-Reviews are JSON lines. Metadata lines are Python dict literals, so they are parsed as literals and
+Reviews are JSON lines; of 2014 and 2018 there are tables of ratings alone, of 2023 such tables and
+ready splits. Metadata lines of 2014 are Python dict literals, so they are parsed as literals and
 never run as code. Parsing them costs about 60 µs a line; lines that have one kind of quote only,
-the majority, are JSON but for their quotes and take a tenth of that.
+the majority, are JSON but for their quotes and take a tenth of that. Later editions are JSON, their
+titles sometimes scraps of a page.
 
-R. He and J. McAuley, "Ups and Downs", WWW 2016; J. McAuley et al., SIGIR 2015.
+R. He and J. McAuley, "Ups and Downs", WWW 2016; J. McAuley et al., SIGIR 2015 (2014). J. Ni et al.,
+EMNLP 2019 (2018). Y. Hou et al., arXiv 2403.03952 (2023).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from recgrit.data.sources.cleaning import (
     clean_interactions,
     clean_items,
     clean_text,
+    join_rows,
     parse_price,
     to_raw_data,
 )
@@ -33,17 +37,13 @@ from recgrit.data.sources.reading import (
     decode,
     find_files,
     parse_json_lines,
-    read_files,
+    read_file,
+    split_fields,
     split_lines,
 )
+from recgrit.errors import DataError
 from recgrit.progress import track
 
-REVIEW_FIELDS: dict[str, ColumnType] = {
-    "reviewerID": pl.String,
-    "asin": pl.String,
-    "unixReviewTime": pl.Float64,
-    "overall": pl.Float64,
-}
 ITEM_SCHEMA: dict[str, ColumnType] = {
     "line": pl.Int64,
     "item_id": pl.String,
@@ -57,36 +57,114 @@ NO_BRAND = ("none", "unknown")
 
 
 @dataclass(frozen=True)
-class Amazon2014:
-    """One category, such as ``Beauty`` or ``Sports_and_Outdoors``."""
+class Edition:
+    """How the files of one year are named and what their fields are called.
 
+    Args:
+        year: Of the edition.
+        ratings: Sets of files, ``{}`` for the category, that hold the interactions; the preferred
+            set first.
+        metadata: The file that describes the items.
+        review_fields: Names, in a review, of the user, the item, the time and the stars.
+        table_fields: Order of those in a table of ratings; None where it has a header.
+        brand_field: Name, in the metadata, of the brand.
+        category_field: Likewise, the categories.
+        item_field: Likewise, the item.
+        time_unit: Parts of a second that times count.
+    """
+
+    year: int
+    ratings: tuple[tuple[str, ...], ...]
+    metadata: str
+    review_fields: tuple[str, str, str, str]
+    table_fields: tuple[str, str, str, str] | None
+    brand_field: str = "brand"
+    category_field: str = "category"
+    item_field: str = "asin"
+    time_unit: int = 1
+
+
+EDITIONS = {
+    2014: Edition(
+        year=2014,
+        ratings=(("reviews_{}_5.json.gz",), ("ratings_{}.csv",), ("reviews_{}.json.gz",)),
+        metadata="meta_{}.json.gz",
+        review_fields=("reviewerID", "asin", "unixReviewTime", "overall"),
+        table_fields=("user_id", "item_id", "weight", "timestamp"),
+        category_field="categories",
+    ),
+    2018: Edition(
+        year=2018,
+        ratings=(("{}_5.json.gz",), ("{}.csv",), ("{}.json.gz",)),
+        metadata="meta_{}.json.gz",
+        review_fields=("reviewerID", "asin", "unixReviewTime", "overall"),
+        table_fields=("item_id", "user_id", "weight", "timestamp"),
+    ),
+    2023: Edition(
+        year=2023,
+        ratings=(
+            ("{}.train.csv.gz", "{}.valid.csv.gz", "{}.test.csv.gz"),
+            ("{}.csv.gz",),
+            ("{}.jsonl.gz",),
+        ),
+        metadata="meta_{}.jsonl.gz",
+        review_fields=("user_id", "parent_asin", "timestamp", "rating"),
+        table_fields=None,
+        brand_field="store",
+        category_field="categories",
+        item_field="parent_asin",
+        time_unit=1000,
+    ),
+}
+# What the columns of tables with a header are called here.
+TABLE_NAMES = {"parent_asin": "item_id", "rating": "weight"}
+
+
+@dataclass(frozen=True)
+class Amazon:
+    """One category of one edition, such as ``Beauty`` of 2014."""
+
+    year: int
     category: str
 
     @property
     def expected(self) -> str:
         """The files wanted, in words."""
-        return " and ".join(self._names)
+        *sets, metadata = [*self._rating_sets, (self._metadata,)]
+        return f"{' or '.join(' + '.join(names) for names in sets)}, and {metadata[0]}"
 
     @property
-    def _names(self) -> tuple[str, str]:
-        return f"reviews_{self.category}_5.json.gz", f"meta_{self.category}.json.gz"
+    def _edition(self) -> Edition:
+        return EDITIONS[self.year]
+
+    @property
+    def _rating_sets(self) -> list[tuple[str, ...]]:
+        return [
+            tuple(name.format(self.category) for name in names) for names in self._edition.ratings
+        ]
+
+    @property
+    def _metadata(self) -> str:
+        return self._edition.metadata.format(self.category)
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The reviews and the metadata."""
-        return find_files(path, (self._names,), self.expected)
+        """The interactions and the metadata; the smallest files that hold what is needed."""
+        candidates = [(*names, self._metadata) for names in self._rating_sets]
+        if path.is_file() and path.name != self._metadata:
+            # One of several sets was named: that one is meant.
+            candidates = [names for names in candidates if path.name in names] or candidates
+        return find_files(path, candidates, self.expected)
 
     def read(
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
-        """Read the reviews' ids, times and stars, and the metadata."""
-        contents = read_files(files, (self._names,))
-        reviews, metadata = (contents[name] for name in self._names)
+        """Read ids, times and stars, and the metadata."""
+        *ratings, metadata = [read_file(path) for path in files]
+        parts = [_read_ratings(file, self._edition, max_malformed_share) for file in ratings]
         return to_raw_data(
-            _read_reviews(reviews, max_malformed_share),
-            _read_metadata(metadata, max_malformed_share),
-            files,
+            join_rows(parts), _read_metadata(metadata, self._edition, max_malformed_share), files
         )
 
 
@@ -106,54 +184,94 @@ def parse_literal(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _read_reviews(file: RawFile, max_malformed_share: float) -> CleanRows:
-    rows = parse_json_lines(file, REVIEW_FIELDS).select(
+def _read_ratings(file: RawFile, edition: Edition, max_malformed_share: float) -> CleanRows:
+    if ".csv" in file.label:
+        rows, expected = _read_table(file, edition)
+    else:
+        rows, expected = _read_reviews(file, edition)
+    if edition.time_unit > 1:
+        # Times are kept in seconds: what happened within one stays in order.
+        time = pl.col("timestamp").cast(pl.Float64, strict=False)
+        rows = rows.with_columns(time // edition.time_unit).sort(time, maintain_order=True)
+    return clean_interactions(rows, file.label, expected, max_malformed_share)
+
+
+def _read_reviews(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
+    user, item, time, stars = edition.review_fields
+    schema: dict[str, ColumnType] = {
+        user: pl.String,
+        item: pl.String,
+        time: pl.Float64,
+        stars: pl.Float64,
+    }
+    rows = parse_json_lines(file, schema).select(
         "line",
-        pl.col("reviewerID").alias("user_id"),
-        pl.col("asin").alias("item_id"),
-        pl.col("unixReviewTime").alias("timestamp"),
-        pl.col("overall").alias("weight"),
+        pl.col(user).alias("user_id"),
+        pl.col(item).alias("item_id"),
+        pl.col(time).alias("timestamp"),
+        pl.col(stars).alias("weight"),
     )
     # Some redistributed copies carry no stars at all: then there is no weight to require.
     if rows["weight"].null_count() == rows.height:
         rows = rows.drop("weight")
-    return clean_interactions(
-        rows,
-        file.label,
-        "JSON objects with reviewerID, asin, unixReviewTime and maybe overall",
-        max_malformed_share,
+    return rows, f"JSON objects with {user}, {item}, {time} and maybe {stars}"
+
+
+def _read_table(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
+    lines = split_lines(decode(file))
+    names = list(edition.table_fields or ())
+    if not names:
+        names = str(lines["text"].first()).split(",")
+        missing = {"user_id", "parent_asin", "timestamp"} - set(names)
+        if missing:
+            raise DataError(
+                f"{file.label} does not start with a header that names {', '.join(sorted(missing))}"
+                f", got {str(lines['text'].first())[:80]!r}. Use the published file as it is."
+            )
+        lines = lines.slice(1)
+    rows = split_fields(lines, ",", names).rename(
+        {name: TABLE_NAMES[name] for name in names if name in TABLE_NAMES}
     )
+    known = ["line", "user_id", "item_id", "timestamp", "weight"]
+    return rows.select(name for name in known if name in rows.columns), ",".join(names)
 
 
-def _read_metadata(file: RawFile, max_malformed_share: float) -> CleanRows:
+def _read_metadata(file: RawFile, edition: Edition, max_malformed_share: float) -> CleanRows:
     lines = split_lines(decode(file))
     parsed = track(lines.iter_rows(), "reading metadata", lines.height)
     rows = [
         (line, None, None, None, None, None, None)
         if (fields := parse_literal(text)) is None
-        else (line, *_item_values(fields))
+        else (line, *_item_values(fields, edition))
         for line, text in parsed
     ]
     return clean_items(
         pl.DataFrame(rows, schema=ITEM_SCHEMA, orient="row"),
         file.label,
-        "Python dicts with asin and maybe title, brand, categories and price",
+        f"{'Python dicts' if edition.year == 2014 else 'JSON objects'} with {edition.item_field} "
+        "and maybe title, brand, categories and price",
         max_malformed_share,
     )
 
 
-def _item_values(fields: dict[str, Any]) -> tuple[object, ...]:
+def _item_values(fields: dict[str, Any], edition: Edition) -> tuple[object, ...]:
     """Values in the order of `ITEM_SCHEMA`, whatever types the line has them in."""
-    item_id = fields.get("asin")
-    brand = clean_text(fields.get("brand"))
+    item_id = fields.get(edition.item_field)
+    brand = clean_text(fields.get(edition.brand_field))
     return (
         item_id if isinstance(item_id, str) else None,
         clean_text(fields.get("title")),
         None if brand is None or brand.lower() in NO_BRAND else brand,
-        _flatten_categories(fields.get("categories")) or None,
+        _flatten_categories(fields.get(edition.category_field)) or None,
         parse_price(fields.get("price")),
-        clean_text(fields.get("description")),
+        _join_texts(fields.get("description")),
     )
+
+
+def _join_texts(texts: object) -> str | None:
+    """One text of one, or of a list of paragraphs."""
+    parts = texts if isinstance(texts, list) else [texts]
+    return " ".join(text for part in parts if (text := clean_text(part))) or None
 
 
 def _flatten_categories(categories: object) -> list[str]:

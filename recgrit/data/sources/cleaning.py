@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def clean_items(
         num_read=rows.height,
         num_malformed=rows.height - valid.height,
         num_repeated=valid.height - first.height,
+    )
+
+
+def join_rows(parts: Sequence[CleanRows]) -> CleanRows:
+    """The rows of several files, one after the other."""
+    return CleanRows(
+        frame=pl.concat([part.frame for part in parts]),
+        num_read=sum(part.num_read for part in parts),
+        num_malformed=sum(part.num_malformed for part in parts),
+        num_without_id=sum(part.num_without_id for part in parts),
+        num_repeated=sum(part.num_repeated for part in parts),
     )
 
 

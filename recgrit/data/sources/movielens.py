@@ -1,4 +1,7 @@
-"""MovieLens: the official files of 100K and latest-small, and RecBole's copy of 100K.
+"""MovieLens: the official files of every release, and RecBole's copy of 100K.
+
+Three layouts: 100K has tables split by tabs and bars, 1M and 10M use ``::``, all later releases are
+comma-separated with headers.
 
 Titles end with the year, as in 'Toy Story (1995)'. It is moved to the column ``year``: RecBole's
 copy has it there already, so both copies of MovieLens-100K give equal titles, and whoever wants
@@ -35,11 +38,13 @@ from recgrit.data.sources.reading import (
     split_lines,
 )
 from recgrit.data.sources.recbole import read_atomic_files
+from recgrit.errors import DataError
 
 RATING_FIELDS = ("user_id", "item_id", "weight", "timestamp")
 OFFICIAL_100K = ("u.data", "u.item")
 RECBOLE_100K = ("ml-100k.inter", "ml-100k.item")
-LATEST = ("ratings.csv", "movies.csv")
+COLONS = ("ratings.dat", "movies.dat")
+CSV = ("ratings.csv", "movies.csv")
 
 # The order of the 19 flags that end each line of u.item.
 GENRES_100K = (
@@ -114,17 +119,25 @@ class MovieLens100K:
 
 
 @dataclass(frozen=True)
-class MovieLensLatestSmall:
-    """610 users, about 9,700 movies, 100,836 ratings: comma-separated files with headers."""
+class MovieLensColons:
+    """1M and 10M: fields separated by ``::``.
+
+    Args:
+        archive: Name of the published zip.
+        folder: Name of the folder inside it.
+    """
+
+    archive: str
+    folder: str
 
     @property
     def expected(self) -> str:
         """The files wanted, in words."""
-        return "ratings.csv and movies.csv, or ml-latest-small.zip"
+        return f"{' and '.join(COLONS)}, or {self.archive}"
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
         """The two files, or the archive."""
-        return find_files(path, (LATEST,), self.expected, "ml-latest-small.zip")
+        return find_files(path, (COLONS,), self.expected, self.archive, self.folder)
 
     def read(
         self,
@@ -132,8 +145,45 @@ class MovieLensLatestSmall:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
         """Read the ratings and the movies."""
-        contents = read_files(files, (LATEST,))
-        ratings = contents[LATEST[0]]
+        contents = read_files(files, (COLONS,))
+        ratings = contents[COLONS[0]]
+        interactions = clean_interactions(
+            split_fields(split_lines(decode(ratings)), "::", RATING_FIELDS),
+            ratings.label,
+            "UserID::MovieID::Rating::Timestamp",
+            max_malformed_share,
+        )
+        items = _read_colon_items(contents[COLONS[1]], max_malformed_share)
+        return to_raw_data(interactions, items, files)
+
+
+@dataclass(frozen=True)
+class MovieLensCsv:
+    """20M, 25M, 32M, latest and latest-small: comma-separated files with headers.
+
+    Args:
+        archive: Name of the published zip.
+    """
+
+    archive: str
+
+    @property
+    def expected(self) -> str:
+        """The files wanted, in words."""
+        return f"{' and '.join(CSV)}, or {self.archive}"
+
+    def find_files(self, path: Path) -> tuple[Path, ...]:
+        """The two files, or the archive."""
+        return find_files(path, (CSV,), self.expected, self.archive)
+
+    def read(
+        self,
+        files: tuple[Path, ...],
+        max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+    ) -> RawData:
+        """Read the ratings and the movies."""
+        contents = read_files(files, (CSV,))
+        ratings = contents[CSV[0]]
         lines = require_header(
             ratings, split_lines(decode(ratings)), "userId,movieId,rating,timestamp"
         )
@@ -143,7 +193,7 @@ class MovieLensLatestSmall:
             "userId,movieId,rating,timestamp",
             max_malformed_share,
         )
-        items = _read_quoted_items(contents[LATEST[1]], max_malformed_share)
+        items = _read_quoted_items(contents[CSV[1]], max_malformed_share)
         return to_raw_data(interactions, items, files)
 
 
@@ -167,6 +217,32 @@ def _read_flagged_items(file: RawFile, max_malformed_share: float) -> CleanRows:
         f"{num_fields} fields separated by '|', the last {len(GENRES_100K)} of them genre flags",
         max_malformed_share,
     )
+
+
+def _read_colon_items(file: RawFile, max_malformed_share: float) -> CleanRows:
+    """movies.dat: id::title::genres separated by '|'; latin-1 in 1M, UTF-8 in 10M."""
+    rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
+    for line, text in split_lines(_decode_either(file)).iter_rows():
+        fields = text.split("::")
+        if len(fields) != 3:
+            rows.append((line, None, None, None, None))
+            continue
+        title, year = split_year(fields[1])
+        rows.append((line, fields[0], title, year, fields[2].split("|")))
+    return clean_items(
+        _drop_placeholders(pl.DataFrame(rows, schema=ITEM_SCHEMA, orient="row")),
+        file.label,
+        "MovieID::Title::Genres",
+        max_malformed_share,
+    )
+
+
+def _decode_either(file: RawFile) -> str:
+    """UTF-8 if it is that, which titles in latin-1 with any accent are not."""
+    try:
+        return decode(file)
+    except DataError:
+        return decode(file, "latin-1")
 
 
 def _read_quoted_items(file: RawFile, max_malformed_share: float) -> CleanRows:

@@ -41,6 +41,7 @@ def find_files(
     candidates: Sequence[tuple[str, ...]],
     expected: str,
     archive: str | None = None,
+    folder: str | None = None,
 ) -> tuple[Path, ...]:
     """The first complete set of files in a folder, or the archive that holds them.
 
@@ -48,7 +49,8 @@ def find_files(
         path: A folder, one of the files, or a zip archive.
         candidates: Sets of file names, the preferred one first.
         expected: These sets in words, for messages.
-        archive: Name of the published zip; its stem is also looked for as a subfolder.
+        archive: Name of the published zip.
+        folder: The subfolder it unpacks to, looked for too; its stem if not given.
 
     Raises:
         DataError: Nothing is at ``path``, or none of the sets is complete there.
@@ -63,11 +65,11 @@ def find_files(
                 "Set data.path to the folder that holds them."
             )
         path = path.parent
-    folders = [path] if archive is None else [path, path / Path(archive).stem]
-    for folder in folders:
+    places = [path] if archive is None else [path, path / (folder or Path(archive).stem)]
+    for place in places:
         for names in candidates:
-            if all((folder / name).is_file() for name in names):
-                return tuple(folder / name for name in names)
+            if all((place / name).is_file() for name in names):
+                return tuple(place / name for name in names)
     if archive is not None and (path / archive).is_file():
         return (path / archive,)
     raise DataError(

@@ -115,7 +115,7 @@ def test_copies_without_stars_have_no_weight(folder: Path) -> None:
 
 
 def test_other_category_is_not_taken(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"expected reviews_Baby_5\.json\.gz and meta_Baby"):
+    with pytest.raises(DataError, match=r"expected reviews_Baby_5\.json\.gz or .*, and meta_Baby"):
         read(folder, "Baby")
 
 
@@ -144,3 +144,55 @@ def test_real_files(
     assert raw.items["title"].str.contains("&amp;|<|\n").sum() == 0
     assert raw.counts["rows_malformed"] == raw.counts["items_malformed"] == 0
     assert time.perf_counter() - started < 20
+
+
+def test_ready_splits_are_read_in_their_order(write_dataset: Callable[..., Path]) -> None:
+    source = load_source("amazon2023/All_Beauty")
+    raw = source.read(source.find_files(write_dataset("amazon2023/All_Beauty as splits")))
+    assert len(raw.files) == 4
+    of_seven = raw.interactions.filter(user_id="7")
+    assert of_seven["item_id"].to_list() == ["20", "30", "10"]
+    assert of_seven["timestamp"].to_list() == [90, 100, 100]
+    assert raw.counts["rows_read"] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "description"),
+    [("amazon2018/Gift_Cards", "One & two."), ("amazon2023/All_Beauty", "One two.")],
+)
+def test_fields_of_later_editions(
+    name: str, description: str, write_dataset: Callable[..., Path]
+) -> None:
+    source = load_source(name)
+    items = source.read(source.find_files(write_dataset(name))).items
+    assert items.row(0, named=True) == {
+        "item_id": "10",
+        "title": "Toy Story",
+        "brand": "Bell's",
+        "categories": ["Beauty", "Animation"],
+        "price": 1995.0,
+        "description": description,
+    }
+    assert items["title"].to_list()[2] is None
+
+
+def test_a_named_file_decides_between_copies(write_dataset: Callable[..., Path]) -> None:
+    folder = write_dataset("amazon2023/All_Beauty as splits")
+    write_dataset("amazon2023/All_Beauty")  # The reviews, beside them.
+    source = load_source("amazon2023/All_Beauty")
+    assert len(source.find_files(folder)) == 4
+    assert [path.name for path in source.find_files(folder / "All_Beauty.jsonl.gz")] == [
+        "All_Beauty.jsonl.gz",
+        "meta_All_Beauty.jsonl.gz",
+    ]
+
+
+def test_real_files_of_2018(real_data: Callable[[str], Path]) -> None:
+    source = load_source("amazon2018/Gift_Cards")
+    raw = source.read(source.find_files(real_data("amazon2018-gift-cards")))
+    assert raw.interactions.height == 2_972
+    assert raw.interactions["user_id"].n_unique() == 458
+    assert raw.interactions["item_id"].n_unique() == 148
+    assert raw.items.height == 1_547 - raw.counts["items_repeated"]
+    assert raw.counts["rows_malformed"] == raw.counts["items_malformed"] == 0
+    assert raw.items["title"].str.contains("<|\n|function").sum() == 0

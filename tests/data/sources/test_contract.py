@@ -188,6 +188,14 @@ class TestMovieLens100KAsAtomicFiles(SourceContract):
     num_header_lines = 1
 
 
+class TestMovieLens1M(SourceContract):
+    name = "movielens-1m"
+    written_as = "movielens-1m"
+    ratings_file, items_file = "ratings.dat", "movies.dat"
+    line_without_user = b"::10::3::100"
+    line_without_time = b"7::10::3::"
+
+
 class TestMovieLensLatestSmall(SourceContract):
     name = "movielens-latest-small"
     written_as = "movielens-latest-small"
@@ -217,3 +225,34 @@ class TestAmazon2014(SourceContract):
     ratings_file, items_file = "reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"
     line_without_user = b'{"asin": "10", "overall": 3.0, "unixReviewTime": 100}'
     line_without_time = b'{"reviewerID": "7", "asin": "10", "overall": 3.0}'
+
+
+class TestAmazon2014AsRatings(SourceContract):
+    name = "amazon2014/Beauty"
+    written_as = "amazon2014/Beauty as ratings"
+    ratings_file, items_file = "ratings_Beauty.csv", "meta_Beauty.json.gz"
+    line_without_user = b",10,3.0,100"
+    line_without_time = b"7,10,3.0,"
+
+
+class TestAmazon2018(SourceContract):
+    name = "amazon2018/Gift_Cards"
+    written_as = "amazon2018/Gift_Cards"
+    ratings_file, items_file = "Gift_Cards_5.json.gz", "meta_Gift_Cards.json.gz"
+    line_without_user = b'{"asin": "10", "overall": 3.0, "unixReviewTime": 100}'
+    line_without_time = b'{"reviewerID": "7", "asin": "10", "overall": 3.0}'
+
+
+class TestAmazon2023(SourceContract):
+    name = "amazon2023/All_Beauty"
+    written_as = "amazon2023/All_Beauty"
+    ratings_file, items_file = "All_Beauty.jsonl.gz", "meta_All_Beauty.jsonl.gz"
+    line_without_user = b'{"parent_asin": "10", "rating": 3.0, "timestamp": 100000}'
+    line_without_time = b'{"user_id": "7", "parent_asin": "10", "rating": 3.0}'
+
+    def test_interactions_keep_file_order(self, folder: Path) -> None:
+        # Times are finer than a second, so the file's order is only what they leave open.
+        frame = self.read(folder).interactions
+        assert frame["item_id"].to_list() == ["10", "30", "20", "20", "30", "10"]
+        assert frame["timestamp"].to_list() == [50, 60, 70, 90, 100, 100]
+        assert frame["weight"].to_list() == [5, 2, 1, 5, 4, 3]

@@ -187,3 +187,21 @@ def test_real_latest_small(real_data: Callable[[str], Path]) -> None:
         "year": 12,
         "genres": 34,
     }
+
+
+def test_the_archive_of_10m_has_a_folder_of_another_name(
+    write_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write_dataset("movielens-1m")
+    archive = pack(folder, tmp_path / "ml-10m.zip", "ml-10M100K")
+    assert read("movielens-10m", archive).interactions.height == 6
+    folder.rename(tmp_path / "ml-10M100K")
+    archive.unlink()
+    assert read("movielens-10m", tmp_path).items["title"][1] == "Misérables, Les"
+
+
+def test_titles_in_either_encoding(write_dataset: Callable[..., Path]) -> None:
+    path = write_dataset("movielens-1m") / "movies.dat"
+    latin = read("movielens-1m", path).items
+    path.write_text(path.read_text(encoding="latin-1"), encoding="utf-8")
+    assert read("movielens-1m", path).items.equals(latin)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from recgrit.data.sources import SOURCES, load_source
-from recgrit.data.sources.amazon import Amazon2014
+from recgrit.data.sources.amazon import Amazon
 from recgrit.errors import ConfigError
 
 
@@ -12,13 +12,22 @@ def test_every_registered_name_loads() -> None:
 
 
 def test_family_takes_its_category_from_the_name() -> None:
-    assert load_source("amazon2014/Sports_and_Outdoors") == Amazon2014("Sports_and_Outdoors")
+    assert load_source("amazon2014/Sports_and_Outdoors") == Amazon(2014, "Sports_and_Outdoors")
 
 
 @pytest.mark.parametrize(
-    "name", ["movielens", "amazon2014", "amazon2014/", "amazon2014/../x", "recbole/x", ""]
+    "name",
+    [
+        "movielens",
+        "amazon2014",
+        "amazon2014/",
+        "amazon2014/../x",
+        "amazon2015/Beauty",
+        "recbole/x",
+        "",
+    ],
 )
 def test_unknown_names_list_the_known(name: str) -> None:
-    known = r"movielens-100k, movielens-latest-small, recbole, amazon2014/<Category>"
+    known = r"movielens-100k, .*movielens-latest-small, recbole, amazon2014/<Category>"
     with pytest.raises(ConfigError, match=f"Unknown data source '{name}'.*{known}"):
         load_source(name)
