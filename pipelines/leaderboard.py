@@ -41,6 +41,7 @@ from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.experiment import ExperimentConfig
 from recgrit.retrieval.config import TrainingConfig, TransformerConfig
 from recgrit.retrieval.fit import fit_retriever
+from recgrit.retrieval.fusion import FusedRanker
 from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.ranking import Ranker
 from recgrit.retrieval.recommend import recommend_items
@@ -53,6 +54,8 @@ from recgrit.semantic_ids.trie import build_trie
 TOP_K = 20
 COLD_SHARE = 0.05
 CHOICE_SEED = 100
+# Apart from each other, so that no two rows share a model.
+FUSED_SEEDS = 1000
 # Recommends so many items for so many users, unmasked and masked, of a split.
 Recommend = Callable[[Split, "np.ndarray", bool], Recommendations]
 
@@ -136,6 +139,26 @@ def fit_ours(context: Context, **overrides: Any) -> Fitted:
     return Fitted(found.recommend, found.facts | {"parts": trained.model.num_parameters()})
 
 
+def fit_fused(context: Context, num_models: int) -> Fitted:
+    """Retrievers of different seeds, each with IDs of its own."""
+    rankers, parameters = [], 0
+    for number in range(num_models):
+        seed = context.config.seed + FUSED_SEEDS * number
+        where = context.config.run.dir.with_name(f"{context.config.run.dir.name}-fused-{seed}")
+        values = context.config.model_dump()
+        values |= {"seed": seed, "run": values["run"] | {"dir": where}}
+        config = ExperimentConfig.model_validate(values)
+        run_experiment(config, until="tokenize")
+        run = Run(where)
+        trained = fit_retriever(
+            run.semantic_ids, context.split, run.features.vectors, config.retriever, seed=seed
+        )
+        parameters += sum(p.numel() for p in trained.model.parameters())
+        rankers.append(TrieRanker(trained.model, beam_width=config.evaluation.beam_width))
+    found = _with_ranker(context, FusedRanker(rankers))
+    return Fitted(found.recommend, {"parameters": parameters})
+
+
 def _fit_tokens(
     context: Context,
     build: Callable[[], EncoderDecoder | DecoderOnly],
@@ -205,6 +228,7 @@ BOARD: dict[str, Model] = {
     "TIGER, 4 x time": Model(fit_tiger, TIGER, times_ours=4, max_users=5000),
     "decoder only, equal time": Model(fit_decoder_only, DECODER, times_ours=1, max_users=5000),
     "decoder only, 4 x time": Model(fit_decoder_only, DECODER, times_ours=4, max_users=5000),
+    "three fused": Model(fit_fused, {"num_models": 3}),
     "neighbours off": Model(fit_ours, {"neighbour_weight": 0.0}),
     "seen scores off": Model(fit_ours, {"seen_scores": False}),
     "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
