@@ -18,9 +18,32 @@ from recgrit.data.filtering import count_repeats, drop_exact_duplicates, filter_
 from recgrit.data.funnel import Funnel
 from recgrit.data.interactions import Interactions
 from recgrit.data.items import ItemTable
-from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, load_source
+from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
+from recgrit.data.sources.table import Table, TimeUnit
 from recgrit.data.splits import SequenceSplit, build_leave_one_out, hold_out_items
 from recgrit.errors import ConfigError, DataError
+
+
+class TableConfig(Config):
+    """How a user's own files name their columns (``source: table``).
+
+    Args:
+        items_path: Parquet or CSV with one row per item; all its columns become item fields.
+        user_id: Column of the user.
+        item_id: Column of the item, in both kinds of files.
+        timestamp: Column of the time: numbers, or dates with times.
+        weight: Column of the rating; None for none.
+        title: Column of the item's title.
+        time_unit: What times count, where they are numbers.
+    """
+
+    items_path: Path | None = None
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str = "timestamp"
+    weight: str | None = None
+    title: str = "title"
+    time_unit: TimeUnit = "s"
 
 
 class DataConfig(Config):
@@ -28,6 +51,7 @@ class DataConfig(Config):
 
     source: str = "movielens-100k"
     path: Path | None = None
+    table: TableConfig = TableConfig()
     download_dir: Path = Path("downloads")
     min_user_interactions: int = Field(default=5, ge=1)
     min_item_interactions: int = Field(default=5, ge=1)
@@ -40,8 +64,15 @@ class DataConfig(Config):
     @field_validator("source")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        load_source(name)
+        if name != TABLE:
+            load_source(name)
         return name
+
+    def build_source(self) -> Source:
+        """What reads the files."""
+        return (
+            Table(**self.table.model_dump()) if self.source == TABLE else load_source(self.source)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +134,7 @@ def find_input_files(config: DataConfig) -> tuple[Path, ...]:
         ConfigError: ``path`` is not set and the source is not one that can be fetched.
         DataError: The files are not there.
     """
-    source = load_source(config.source)
+    source = config.build_source()
     if config.path is not None:
         return source.find_files(config.path)
     if config.source == "movielens-100k":
@@ -122,7 +153,7 @@ def prepare(config: DataConfig) -> PreparedData:
         DataError: Files are missing or malformed, or a filter leaves nothing.
     """
     files = find_input_files(config)
-    raw = load_source(config.source).read(files, max_malformed_share=config.max_malformed_share)
+    raw = config.build_source().read(files, max_malformed_share=config.max_malformed_share)
     funnel = Funnel.start(raw)
     kept = drop_exact_duplicates(raw.interactions)
     funnel.add("exact duplicates", kept)

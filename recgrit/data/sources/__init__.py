@@ -20,10 +20,14 @@ __all__ = [
     "DEFAULT_MAX_MALFORMED_SHARE",
     "SOURCES",
     "SOURCE_FAMILIES",
+    "TABLE",
     "RawData",
     "Source",
     "load_source",
 ]
+
+# The source whose columns are settings, so that its name alone does not make it.
+TABLE = "table"
 
 SOURCES: dict[str, Source] = {
     "movielens-100k": MovieLens100K(),
@@ -55,7 +59,7 @@ def load_source(name: str) -> Source:
     # The category becomes part of a file name, so it must not lead elsewhere.
     if family in SOURCE_FAMILIES and re.fullmatch(r"\w+", category):
         return SOURCE_FAMILIES[family](category)
-    known = [*SOURCES, *(f"{family}/<Category>" for family in SOURCE_FAMILIES)]
+    known = [*SOURCES, TABLE, *(f"{family}/<Category>" for family in SOURCE_FAMILIES)]
     raise ConfigError(
         f"Unknown data source {name!r}. Set data.source to one of: {', '.join(known)} "
         "(for example amazon2014/Beauty or amazon2014/Sports_and_Outdoors)."
