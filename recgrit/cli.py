@@ -12,6 +12,7 @@ import logging
 import shlex
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,13 +25,13 @@ import recgrit
 from recgrit.display import (
     build_table,
     funnel_table,
-    neighbour_table,
     output,
     print_history,
     print_metrics,
     print_retriever,
     print_tokenizer,
     recommendation_table,
+    relatives_table,
 )
 from recgrit.errors import ArtifactError, ConfigError, RecgritError
 from recgrit.progress import messages
@@ -211,11 +212,39 @@ def recommend(
         _print_json(values)
 
 
+@app.command(rich_help_panel="Look")
+def datasets(as_json: JsonOption = False) -> None:
+    """List the published data sets that can be read, their terms, and what that was verified on."""
+    from recgrit.data.releases import RELEASES
+
+    table = build_table(
+        "data.source",
+        "users",
+        "items",
+        "interactions",
+        "MB",
+        "verified on",
+        numbers=("users", "items", "interactions", "MB"),
+    )
+    for release in RELEASES:
+        size = "by category" if release.megabytes is None else f"{release.megabytes:g}"
+        counts = (release.users, release.items, release.interactions)
+        table.add_row(escape(release.source), *counts, size, release.verified)
+    output.print(table)
+    output.print("Fetched where data.path is not set. Terms:")
+    terms = {release.terms: release.family.partition("-")[0] for release in RELEASES}
+    for text, family in terms.items():
+        output.print(f"  {family}: {text}")
+    output.print("Your own files: data.source=table or data.source=recbole, with data.path.")
+    if as_json:
+        _print_json({"datasets": [asdict(release) for release in RELEASES]})
+
+
 @inspect_app.command("item")
 def inspect_item(
     item_id: Annotated[str, typer.Argument(metavar="ITEM_ID")],
     run_directory: RunOption = None,
-    neighbours: Annotated[int, typer.Option(help="Neighbours to show.", min=0)] = 10,
+    relatives: Annotated[int, typer.Option(help="Items to show.", min=0)] = 10,
     as_json: JsonOption = False,
 ) -> None:
     """Show an item's title, its semantic ID, and the items that share its prefix."""
@@ -223,12 +252,12 @@ def inspect_item(
     table = opened.semantic_ids
     item_idx = table.item_idx(item_id)
     title = str(table.titles[item_idx])
-    near = table.neighbours(item_id, limit=neighbours)
+    near = table.relatives(item_id, limit=relatives)
     output.print(f"[bold]{escape(title)}[/]  item {escape(item_id)}")
     output.print(f"semantic ID {table.text_of(item_id)}")
     if near.height:
-        output.print(neighbour_table(near))
-    elif neighbours:
+        output.print(relatives_table(near))
+    elif relatives:
         output.print("No other item shares its first code.")
     if as_json:
         _print_json(
@@ -237,7 +266,7 @@ def inspect_item(
                 "title": title,
                 "semantic_id": table.text_of(item_id),
                 "codes": list(table.codes_of(item_id)),
-                "neighbours": near.to_dicts(),
+                "relatives": near.to_dicts(),
             }
         )
 

@@ -126,7 +126,7 @@ def print_history(history: pl.DataFrame) -> None:
     output.print(f"After {history.height:,} items, the latest first: {escape(latest)}\n")
 
 
-def neighbour_table(frame: pl.DataFrame) -> Table:
+def relatives_table(frame: pl.DataFrame) -> Table:
     """The relatives of an item in the tree of IDs, nearest first."""
     table = build_table("levels shared", "item", "title", "semantic ID", numbers=("levels shared",))
     table.title = "Items that share its prefix"

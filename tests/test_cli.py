@@ -283,12 +283,20 @@ def test_inspect_item(tiny_run: FinishedRun, command: Command) -> None:
     assert values["title"] in done.out.splitlines()[0]
     assert tuple(values["codes"]) == table.codes_of("11")
     assert values["semantic_id"] == table.text_of("11")
-    assert values["neighbours"], "eight codes for forty items: someone shares the first"
-    for row in values["neighbours"]:
+    assert values["relatives"], "eight codes for forty items: someone shares the first"
+    for row in values["relatives"]:
         codes = table.codes_of(row["item_id"])
         shared = row["shared_levels"]
         assert codes[:shared] == table.codes_of("11")[:shared]
         assert row["title"] in done.out
+
+
+def test_datasets_lists_what_can_be_read(command: Command) -> None:
+    done = command("datasets", "--json")
+    listed = done.json()["datasets"]
+    assert {entry["source"] for entry in listed} >= {"movielens-32m", "amazon2023/<Category>"}
+    assert all(entry["terms"] and entry["verified"] for entry in listed)
+    assert "GroupLens" in done.out
 
 
 def test_inspect_run(tiny_run: FinishedRun, command: Command) -> None:

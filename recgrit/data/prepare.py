@@ -13,11 +13,12 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from recgrit.config import Config
-from recgrit.data.download import fetch_movielens_100k
+from recgrit.data.download import fetch_dataset
 from recgrit.data.filtering import count_repeats, drop_exact_duplicates, filter_k_core
 from recgrit.data.funnel import Funnel
 from recgrit.data.interactions import Interactions
 from recgrit.data.items import ItemTable
+from recgrit.data.releases import find_release
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
 from recgrit.data.sources.table import Table, TimeUnit
 from recgrit.data.splits import SequenceSplit, build_leave_one_out, hold_out_items
@@ -53,6 +54,8 @@ class DataConfig(Config):
     path: Path | None = None
     table: TableConfig = TableConfig()
     download_dir: Path = Path("downloads")
+    # Addresses of folders with the same files, tried where the official ones do not answer.
+    mirrors: tuple[str, ...] = ()
     min_user_interactions: int = Field(default=5, ge=1)
     min_item_interactions: int = Field(default=5, ge=1)
     min_weight: float | None = Field(default=None, allow_inf_nan=False)
@@ -128,20 +131,24 @@ class PreparedData:
 
 
 def find_input_files(config: DataConfig) -> tuple[Path, ...]:
-    """The raw files that `prepare` will read; only MovieLens-100K is fetched where it is missing.
+    """The raw files that `prepare` will read; published ones are fetched where no path is set.
 
     Raises:
         ConfigError: ``path`` is not set and the source is not one that can be fetched.
-        DataError: The files are not there.
+        DataError: The files are not there, or cannot be fetched.
     """
     source = config.build_source()
     if config.path is not None:
         return source.find_files(config.path)
-    if config.source == "movielens-100k":
-        return source.find_files(fetch_movielens_100k(config.download_dir))
-    raise ConfigError(
-        f"data.path is not set: the source {config.source} needs {source.expected}. "
-        "Download the files and set data.path=FOLDER."
+    release = find_release(config.source)
+    if release is None:
+        raise ConfigError(
+            f"data.path is not set: the source {config.source} needs {source.expected}. "
+            "Bring the files and set data.path=FOLDER."
+        )
+    category = config.source.partition("/")[2]
+    return source.find_files(
+        fetch_dataset(release, config.download_dir, category=category, mirrors=config.mirrors)
     )
 
 

@@ -111,7 +111,7 @@ class SemanticIdTable:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(np.all(self.codes[:, : len(prefix)] == list(prefix), axis=1))
 
-    def neighbours(self, item_id: str, *, limit: int = 10) -> pl.DataFrame:
+    def relatives(self, item_id: str, *, limit: int = 10) -> pl.DataFrame:
         """The items that share the longest prefixes with this one, nearest first.
 
         Returns:

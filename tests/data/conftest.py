@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,3 +233,84 @@ def write_dataset(tmp_path: Path) -> Callable[..., Path]:
         return target
 
     return write
+
+
+@dataclass
+class FileServer:
+    """Serves one file from 127.0.0.1, well or badly, by what its path asks for.
+
+    ``/whole/…`` sends it, ``/cut/…`` half of what is asked for, ``/cut-once/…`` that the first
+    time, ``/stall/…`` half and then nothing, ``/moved/…`` redirects, ``/page/…`` sends HTML,
+    ``/changed/…`` half of another file each time, ``/unsized/…`` it without its length; else 404.
+    """
+
+    address: str
+    content: bytes = b""
+    md5: str | None = None
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+@pytest.fixture
+def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    # This machine's own server, which a proxy would not reach.
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    state = FileServer("")
+    stop = threading.Event()
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            way = self.path.split("/")[1]
+            if self.path.endswith(".md5"):
+                self.answer_md5()
+                return
+            wanted = self.headers.get("Range")
+            earlier = [path for path, _ in state.requests if path == self.path]
+            state.requests.append((self.path, wanted))
+            if way == "moved":
+                self.send_response(302)
+                self.send_header("Location", "/whole/" + self.path.split("/")[-1])
+                self.end_headers()
+                return
+            if way not in ("whole", "cut", "cut-once", "stall", "page", "changed", "unsized"):
+                self.send_error(404)
+                return
+            content = b"<!doctype html><p>log in" if way == "page" else state.content
+            if way == "changed":
+                content = content + b"!" * len(earlier)
+            tag = f'"{len(content)}"'
+            start = 0
+            if wanted and self.headers.get("If-Range") == tag:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206 if start else 200)
+            self.send_header("ETag", tag)
+            body = content[start:]
+            if way != "unsized":
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if way in ("cut", "stall", "changed") or (way == "cut-once" and not earlier):
+                body = body[: len(body) // 2]
+            self.wfile.write(body)
+            if way == "stall":
+                self.wfile.flush()
+                stop.wait(5)
+
+        def answer_md5(self) -> None:
+            if state.md5 is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"MD5 (file) = {state.md5}\n".encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the test output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    state.address = f"http://127.0.0.1:{server.server_port}"
+    yield state
+    stop.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()

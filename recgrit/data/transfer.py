@@ -1,0 +1,227 @@
+"""One file from the network, whole or not at all.
+
+What arrives goes to ``NAME.partial`` and is taken up again where it stopped, also by a later run,
+if the server says that the file is still the same. It gets its name once its size and checksum are
+right. Where no checksum is published, the first one is recorded beside the files and held against
+whatever comes under that address later. Proxies are those of the environment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from recgrit.artifacts import write_atomic
+from recgrit.errors import DataError
+from recgrit.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 20.0
+# In a row without a new byte; a transfer that gets on may be interrupted any number of times.
+MAX_FRUITLESS = 3
+PAUSE_SECONDS = 1.0
+RECORD_NAME = "checksums.json"
+MAGIC = {".zip": b"PK", ".gz": b"\x1f\x8b"}
+
+
+class TransferError(Exception):
+    """An address does not give the file; another may."""
+
+
+class _InterruptedError(Exception):
+    """A transfer broke off.
+
+    Args:
+        reason: Why.
+        gained: Whether something came that need not come again.
+    """
+
+    def __init__(self, reason: str, *, gained: bool) -> None:
+        super().__init__(reason)
+        self.gained = gained
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """What a partial file is part of."""
+
+    address: str
+    validator: str
+
+
+def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = False) -> Path:
+    """The file at one of these addresses, put at ``target``; nothing is done if it is there.
+
+    Args:
+        addresses: The official one, then mirrors.
+        target: Where to put it.
+        publishes_md5: Whether ``ADDRESS.md5`` holds its checksum.
+
+    Raises:
+        DataError: No address gives the file, or what came is not what came the first time; says
+            where to get it and where to put it by hand.
+    """
+    if target.is_file():
+        return target
+    reasons = []
+    for address in addresses:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(target):
+                if not target.is_file():  # Another process may have fetched it meanwhile.
+                    _fetch(address, target, publishes_md5)
+        except (TransferError, OSError) as error:
+            logger.info("%s could not be fetched from %s: %s", target.name, address, error)
+            reasons.append(f"  {address}: {error}")
+        else:
+            return target
+    raise DataError(
+        f"{target.name} could not be fetched:\n"
+        + "\n".join(reasons)
+        + f"\nDownload {addresses[0]} "
+        f"in a browser and put it at {target}, or set data.path=PATH to a copy."
+    )
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Only one process at a time writes the partial file."""
+    with target.with_name(f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(address: str, target: Path, publishes_md5: bool) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    note = target.with_name(f"{target.name}.partial.json")
+    fruitless = 0
+    while True:
+        try:
+            _transfer(address, partial, note)
+            break
+        except httpx.HTTPStatusError as error:
+            raise TransferError(f"the server answers {error.response.status_code}") from None
+        except httpx.InvalidURL as error:
+            raise TransferError(f"InvalidURL: {error}") from None
+        except _InterruptedError as error:
+            fruitless = 0 if error.gained else fruitless + 1
+            if fruitless == MAX_FRUITLESS:
+                raise TransferError(str(error)) from None
+            logger.info("%s was interrupted (%s), going on", target.name, error)
+            time.sleep(PAUSE_SECONDS * fruitless)
+    try:
+        _check(address, partial, target, publishes_md5)
+    except TransferError:
+        partial.unlink()
+        raise
+    finally:
+        note.unlink(missing_ok=True)
+    partial.replace(target)
+
+
+def _transfer(address: str, partial: Path, note: Path) -> None:
+    """Append what is missing of the partial file; all of it if the file has changed."""
+    # As it is on the server: a .gz must not be unpacked on its way, and sizes must agree.
+    headers = {"Accept-Encoding": "identity"}
+    known = _read_note(note)
+    present = partial.stat().st_size if partial.is_file() else 0
+    if present and known is not None and known.address == address:
+        headers |= {"Range": f"bytes={present}-", "If-Range": known.validator}
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    begun = goes_on = False
+    try:
+        with httpx.stream(
+            "GET", address, headers=headers, timeout=timeout, follow_redirects=True
+        ) as response:
+            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                partial.unlink()  # Longer than the file: it is part of another.
+                raise _InterruptedError("the server has less than was there", gained=False)
+            response.raise_for_status()
+            goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
+            _write_note(note, address, response)
+            length = int(response.headers.get("content-length", 0))
+            total = length + (present if goes_on else 0)
+            with (
+                partial.open("ab" if goes_on else "wb") as stream,
+                progress_bar(partial.stem, total) as bar,
+            ):
+                if goes_on:
+                    bar.advance(present)
+                for block in response.iter_raw():
+                    stream.write(block)
+                    bar.advance(len(block))
+                    begun = True
+    except httpx.HTTPStatusError:
+        raise
+    except httpx.HTTPError as error:
+        gained = begun and (goes_on or not present)
+        raise _InterruptedError(f"{type(error).__name__}: {error}", gained=gained) from None
+
+
+def _write_note(note: Path, address: str, response: httpx.Response) -> None:
+    """Remember what the partial file is of, if the server tells versions of it apart."""
+    validator = response.headers.get("etag") or response.headers.get("last-modified")
+    if validator and not validator.startswith("W/"):
+        write_atomic(note, json.dumps(asdict(_Partial(address, validator))))
+    else:
+        note.unlink(missing_ok=True)
+
+
+def _check(address: str, partial: Path, target: Path, publishes_md5: bool) -> None:
+    """Refuse what is of another kind than the name says, or another file than before."""
+    with partial.open("rb") as stream:
+        start = stream.read(2)
+    magic = MAGIC.get(target.suffix)
+    if magic is not None and start != magic:
+        raise TransferError(f"the answer is not a {target.suffix} file, perhaps a web page")
+    if publishes_md5 and (published := _read_md5(f"{address}.md5")) is not None:
+        found = _checksum(partial, "md5")
+        if found != published:
+            raise TransferError(f"its MD5 is {found}, the published one {published}")
+    record = target.parent / RECORD_NAME
+    checksums = json.loads(record.read_text()) if record.is_file() else {}
+    found = _checksum(partial, "sha256")
+    known = checksums.setdefault(target.name, found)
+    if known != found:
+        raise TransferError(
+            f"it is not the file that came before: SHA-256 {found}, recorded {known} in {record}. "
+            "If the publisher has replaced it, delete that line"
+        )
+    write_atomic(record, json.dumps(checksums, indent=2) + "\n")
+
+
+def _read_md5(address: str) -> str | None:
+    """The published checksum, as ``HEX  NAME`` or ``MD5 (NAME) = HEX``; None if there is none."""
+    with suppress(httpx.HTTPError):
+        answer = httpx.get(address, timeout=CONNECT_SECONDS, follow_redirects=True)
+        if answer.status_code == httpx.codes.OK:
+            words = answer.text.lower().split()
+            return next((word for word in words if len(word) == 32 and _is_hex(word)), None)
+    return None
+
+
+def _is_hex(word: str) -> bool:
+    return all(letter in "0123456789abcdef" for letter in word)
+
+
+def _checksum(path: Path, algorithm: str) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+def _read_note(note: Path) -> _Partial | None:
+    try:
+        return _Partial(**json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recgrit.data import transfer
+from recgrit.data.transfer import fetch_file
+from recgrit.errors import DataError
+
+CONTENT = b"PK" + bytes(range(256)) * 500
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def server(file_server: Any) -> Any:
+    file_server.content = CONTENT
+    return file_server
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "downloads" / "data.zip"
+
+
+def left_over(target: Path) -> list[str]:
+    return sorted(p.name for p in target.parent.iterdir() if not p.name.startswith("."))
+
+
+@pytest.mark.parametrize("way", ["whole", "unsized", "moved", "cut-once"])
+def test_the_whole_file_comes(server: Any, target: Path, way: str) -> None:
+    assert fetch_file([f"{server.address}/{way}/data.zip"], target) == target
+    assert target.read_bytes() == CONTENT
+    assert left_over(target) == ["checksums.json", "data.zip"]
+    assert json.loads((target.parent / "checksums.json").read_text()) == {
+        "data.zip": hashlib.sha256(CONTENT).hexdigest()
+    }
+    num_requests = len(server.requests)
+    fetch_file([f"{server.address}/{way}/data.zip"], target)
+    assert len(server.requests) == num_requests
+
+
+def test_what_was_cut_goes_on_where_it_stopped(server: Any, target: Path) -> None:
+    fetch_file([f"{server.address}/cut-once/data.zip"], target)
+    half = len(CONTENT) // 2
+    assert [wanted for _, wanted in server.requests] == [None, f"bytes={half}-"]
+
+
+def test_a_later_run_goes_on_too(server: Any, target: Path) -> None:
+    with pytest.raises(DataError):
+        fetch_file([f"{server.address}/stall/data.zip"], target)
+    before = (target.parent / "data.zip.partial").stat().st_size
+    assert 0 < before < len(CONTENT)
+    server.requests.clear()
+    # The same address, which works by now.
+    note = target.parent / "data.zip.partial.json"
+    note.write_text(note.read_text().replace("/stall/", "/whole/"))
+    fetch_file([f"{server.address}/whole/data.zip"], target)
+    assert server.requests == [("/whole/data.zip", f"bytes={before}-")]
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_meanwhile_starts_anew(server: Any, target: Path) -> None:
+    with pytest.raises(DataError):
+        fetch_file([f"{server.address}/changed/data.zip"], target)
+    # It never came whole, and no mixture of two files was taken for one.
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("cut", "RemoteProtocolError"),
+        ("stall", "ReadTimeout"),
+        ("gone", "the server answers 404"),
+        ("page", r"not a \.zip file, perhaps a web page"),
+    ],
+)
+def test_bad_answers_are_told_and_lead_to_the_mirror(
+    server: Any, target: Path, way: str, reason: str
+) -> None:
+    bad = f"{server.address}/{way}/data.zip"
+    server.content = CONTENT if way != "cut" else b"P"  # Half of one byte is none: no progress.
+    with pytest.raises(DataError, match=reason) as caught:
+        fetch_file([bad], target)
+    assert f"Download {bad} in a browser and put it at {target}" in str(caught.value)
+    assert not target.exists()
+    server.content = CONTENT
+    fetch_file(
+        [bad if way != "stall" else f"{server.address}/gone/x", f"{server.address}/whole/data.zip"],
+        target,
+    )
+    assert target.read_bytes() == CONTENT
+
+
+def test_nobody_answers(target: Path) -> None:
+    with pytest.raises(DataError, match="ConnectError"):
+        fetch_file(["http://127.0.0.1:9/data.zip"], target)
+    with pytest.raises(DataError, match="could not be fetched"):
+        fetch_file(["not an address"], target)
+
+
+def test_a_published_checksum_is_held_against_the_file(server: Any, target: Path) -> None:
+    server.md5 = "0" * 32
+    address = f"{server.address}/whole/data.zip"
+    with pytest.raises(DataError, match=f"the published one {'0' * 32}"):
+        fetch_file([address], target, publishes_md5=True)
+    assert left_over(target) == []
+    server.md5 = hashlib.md5(CONTENT).hexdigest()
+    fetch_file([address], target, publishes_md5=True)
+
+
+def test_another_file_than_the_first_time_is_refused(server: Any, target: Path) -> None:
+    address = f"{server.address}/whole/data.zip"
+    fetch_file([address], target)
+    target.unlink()
+    server.content = CONTENT + b"more"
+    with pytest.raises(DataError, match=r"not the file that came before.*delete that line"):
+        fetch_file([address], target)
+    assert not target.exists()
+
+
+def test_a_folder_that_cannot_be_written(server: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="could not be fetched"):
+        fetch_file([f"{server.address}/whole/data.zip"], tmp_path / "file" / "x" / "data.zip")
