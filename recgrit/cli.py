@@ -14,7 +14,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.logging import RichHandler
@@ -210,6 +210,36 @@ def recommend(
         else:
             values["recommendations"] = found.to_dicts()
         _print_json(values)
+
+
+@app.command(rich_help_panel="Use")
+def export(
+    kind: Annotated[
+        Literal["recbole", "index"],
+        typer.Argument(help="recbole: atomic files. index: IDs, sequences and titles as JSON."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    run_directory: RunOption = None,
+    name: Annotated[str, typer.Option(help="What the files are called.")] = "recgrit",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's data and IDs for other tools, which then see the same split."""
+    from recgrit.export import export_index, export_recbole
+
+    opened = _open_run(run_directory)
+    try:
+        if kind == "recbole":
+            paths = export_recbole(opened.data, out, name)
+        else:
+            paths = export_index(opened.data, opened.semantic_ids, out, name)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write to {out}: {error.strerror}. Choose another --out."
+        ) from None
+    for path in paths:
+        output.print(str(path), soft_wrap=True, highlight=False)
+    if as_json:
+        _print_json({"run": str(opened.directory), "files": [str(path) for path in paths]})
 
 
 @app.command(rich_help_panel="Look")

@@ -185,9 +185,19 @@ def format_semantic_id(codes: Sequence[int]) -> str:
         >>> format_semantic_id([12, 7, 201, 0])
         '<a_12><b_7><c_201><d_0>'
     """
-    return "".join(
+    return "".join(semantic_id_tokens(codes))
+
+
+def semantic_id_tokens(codes: Sequence[int]) -> list[str]:
+    """Codes as the tokens of a language model's vocabulary, one letter per level.
+
+    Example:
+        >>> semantic_id_tokens([12, 7])
+        ['<a_12>', '<b_7>']
+    """
+    return [
         f"<{letter}_{code}>" for letter, code in zip(string.ascii_lowercase, codes, strict=False)
-    )
+    ]
 
 
 def parse_semantic_id(text: str) -> tuple[int, ...]:

@@ -1,0 +1,83 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recgrit.data.items import ItemTable
+from recgrit.data.prepare import DataConfig, prepare
+from recgrit.errors import DataError
+from recgrit.export import export_recbole
+from recgrit.runs import Run
+from recgrit.semantic_ids.table import parse_semantic_id
+
+
+def test_recbole_sees_the_same_sequences_and_targets(
+    tiny_run: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = command("export", "recbole", "--run", tiny_run.directory, "--out", tmp_path, "--json")
+    assert [Path(name).name for name in done.json()["files"]] == ["recgrit.inter", "recgrit.item"]
+    original = Run(tiny_run.directory).data
+    again = prepare(
+        DataConfig(
+            source="recbole", path=tmp_path, min_user_interactions=1, min_item_interactions=1
+        )
+    )
+    assert again.interactions.user_ids.equals(original.interactions.user_ids)
+    titles = dict(zip(original.items.item_ids, original.items.titles, strict=True))
+    assert dict(zip(again.items.item_ids, again.items.titles, strict=True)) == titles
+    for user in range(original.split.num_users):
+        ids = [
+            data.interactions.item_ids.gather(data.split.full_sequence(user)).to_list()
+            for data in (original, again)
+        ]
+        assert ids[0] == ids[1]
+    np.testing.assert_array_equal(again.split.test_targets, original.split.test_targets)
+
+
+def test_index_holds_ids_sequences_and_titles(
+    tiny_run: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    done = command(
+        "export", "index", "--run", tiny_run.directory, "--out", tmp_path, "--name", "tiny"
+    )
+    assert done.code == 0
+    run = Run(tiny_run.directory)
+    index, inter, item = (
+        json.loads((tmp_path / f"tiny.{kind}.json").read_text())
+        for kind in ("index", "inter", "item")
+    )
+    assert len(index) == len(item) == len(run.semantic_ids)
+    for number, tokens in index.items():
+        assert (
+            run.semantic_ids.item_of(parse_semantic_id("".join(tokens))) == item[number]["item_id"]
+        )
+    assert {int(user): items for user, items in inter.items()} == {
+        user: run.data.split.full_sequence(user).tolist()
+        for user in range(run.data.split.num_users)
+    }
+
+
+def test_breaks_in_titles_become_blanks(tiny_run: Any, tmp_path: Path) -> None:
+    data = Run(tiny_run.directory).data
+    frame = data.items.frame.with_columns(title=pl.lit('a\tb\n"c"'))
+    paths = export_recbole(replace(data, items=ItemTable(frame)), tmp_path, "x")
+    assert paths[1].read_text().splitlines()[1].split("\t")[1] == 'a b "c"'
+
+
+def test_what_is_held_out_cannot_be_said(tiny_data: Path, tmp_path: Path) -> None:
+    data = prepare(DataConfig(path=tiny_data, cold_item_share=0.2))
+    with pytest.raises(DataError, match="cold_item_share"):
+        export_recbole(data, tmp_path, "x")
+
+
+def test_a_place_that_cannot_be_written(
+    tiny_run: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = command("export", "index", "--run", tiny_run.directory, "--out", tmp_path / "file" / "x")
+    assert "Choose another --out" in done.told()
