@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
+from typing import Literal
+
 import polars as pl
 
 
@@ -13,6 +16,33 @@ def drop_exact_duplicates(interactions: pl.DataFrame) -> pl.DataFrame:
     return interactions.unique(
         ["user_id", "item_id", "timestamp"], keep="first", maintain_order=True
     )
+
+
+def keep_within(interactions: pl.DataFrame, since: date | None, until: date | None) -> pl.DataFrame:
+    """What happened from the start of ``since`` to before ``until``, in UTC; None is no bound."""
+    time = pl.from_epoch("timestamp")
+    if since is not None:
+        interactions = interactions.filter(time >= since)
+    if until is not None:
+        interactions = interactions.filter(time < until)
+    return interactions
+
+
+def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"]) -> pl.DataFrame:
+    """Each user's earliest or latest interaction with an item, at one time by file order."""
+    return (
+        interactions.with_row_index("row")
+        .sort("timestamp", maintain_order=True)
+        .unique(["user_id", "item_id"], keep=which, maintain_order=True)
+        .sort("row")
+        .drop("row")
+    )
+
+
+def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int) -> pl.DataFrame:
+    """Interactions with items whose title has at least so many characters."""
+    titled = items.filter(pl.col("title").str.len_chars() >= min_length)["item_id"]
+    return interactions.filter(pl.col("item_id").is_in(titled.implode()))
 
 
 def count_repeats(interactions: pl.DataFrame) -> int:

@@ -7,21 +7,30 @@ because of a silent filter.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 from pydantic import Field, field_validator
 
 from recgrit.config import Config
 from recgrit.data.download import fetch_dataset
-from recgrit.data.filtering import count_repeats, drop_exact_duplicates, filter_k_core
+from recgrit.data.filtering import (
+    count_repeats,
+    drop_exact_duplicates,
+    filter_k_core,
+    keep_one_per_item,
+    keep_titled,
+    keep_within,
+)
 from recgrit.data.funnel import Funnel
 from recgrit.data.interactions import Interactions
 from recgrit.data.items import ItemTable
 from recgrit.data.releases import find_release
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
 from recgrit.data.sources.table import Table, TimeUnit
-from recgrit.data.splits import SequenceSplit, build_leave_one_out, hold_out_items
+from recgrit.data.splits import SequenceSplit, build_leave_one_out, build_temporal, hold_out_items
 from recgrit.errors import ConfigError, DataError
 
 
@@ -58,8 +67,18 @@ class DataConfig(Config):
     mirrors: tuple[str, ...] = ()
     min_user_interactions: int = Field(default=5, ge=1)
     min_item_interactions: int = Field(default=5, ge=1)
+    # From the start of the one day to before the other, in UTC.
+    since: date | None = None
+    until: date | None = None
+    # What becomes of a user's interactions with an item taken before.
+    repeats: Literal["keep", "first", "last"] = "keep"
+    min_title_length: int = Field(default=0, ge=0)
     min_weight: float | None = Field(default=None, allow_inf_nan=False)
     max_malformed_share: float = Field(default=DEFAULT_MAX_MALFORMED_SHARE, ge=0, le=1)
+    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    # Of all interactions, the latest: how a temporal split parts them.
+    valid_share: float = Field(default=0.1, gt=0, lt=0.5)
+    test_share: float = Field(default=0.1, gt=0, lt=0.5)
     # Held out of all training parts, to see what becomes of items nobody has taken yet.
     cold_item_share: float = Field(default=0.0, ge=0, lt=1)
     cold_item_seed: int = Field(default=0, ge=0)
@@ -164,9 +183,23 @@ def prepare(config: DataConfig) -> PreparedData:
     funnel = Funnel.start(raw)
     kept = drop_exact_duplicates(raw.interactions)
     funnel.add("exact duplicates", kept)
+    if config.since is not None or config.until is not None:
+        kept = keep_within(kept, config.since, config.until)
+        funnel.add(f"not from {config.since or 'ever'} to {config.until or 'ever'}", kept)
     if config.min_weight is not None:
         kept = _filter_by_weight(kept, config)
         funnel.add(f"weight below {config.min_weight:g}", kept)
+    if config.repeats != "keep":
+        kept = keep_one_per_item(kept, config.repeats)
+        funnel.add(f"repeats of an item, the {config.repeats} kept", kept)
+    if config.min_title_length:
+        kept = keep_titled(kept, raw.items, config.min_title_length)
+        funnel.add(f"title shorter than {config.min_title_length}", kept)
+    if kept.is_empty():
+        raise DataError(
+            f"Nothing is left of {len(raw.interactions)} interactions. Loosen data.since, "
+            "data.until or data.min_title_length."
+        )
     kept = _filter_k_core(kept, config)
     funnel.add(
         f"k-core of {config.min_user_interactions} per user, "
@@ -181,7 +214,13 @@ def prepare(config: DataConfig) -> PreparedData:
     funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
     funnel.count("items titled by their id", int(untitled.sum()))
     funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
-    split = build_leave_one_out(interactions)
+    if config.split == "temporal":
+        split = build_temporal(
+            interactions, valid_share=config.valid_share, test_share=config.test_share
+        )
+        funnel.count("users with a test target", len(split.target_users("test")))
+    else:
+        split = build_leave_one_out(interactions)
     if config.cold_item_share > 0:
         cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
         split = cold.split

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from recgrit.data.interactions import Interactions
 from recgrit.errors import DataError
@@ -148,14 +147,8 @@ def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
 
     Users with fewer than three items have no targets: all their items are for training.
     """
-    counts = (
-        interactions.frame.group_by("user_idx")
-        .agg(pl.len().alias("count"))
-        .sort("user_idx")["count"]
-        .to_numpy()
-        .astype(np.int64)
-    )
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    offsets = _offsets_of(interactions)
+    counts = np.diff(offsets)
     ends = offsets[1:]
     has_targets = counts >= MIN_SEQUENCE_LENGTH
     return SequenceSplit(
@@ -166,6 +159,59 @@ def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
         test_targets=np.where(has_targets, ends - 1, -1),
         num_items=interactions.num_items,
     )
+
+
+def build_temporal(
+    interactions: Interactions, *, valid_share: float, test_share: float
+) -> SequenceSplit:
+    """Two moments for all users: training before the first, validation between, test after.
+
+    A user's target in a period is the first interaction there that has one before it. Nothing a
+    model learns from happened after any target it is tested on, which leave-one-out does not
+    promise: there, one user's training may lie after another's test.
+
+    Args:
+        interactions: In order.
+        valid_share: Share of all interactions between the moments, about: what happened at once
+            stays together.
+        test_share: Share of all interactions from the second moment on.
+
+    Raises:
+        DataError: The shares leave nothing to train on.
+    """
+    times = interactions.frame["timestamp"].to_numpy()
+    offsets = _offsets_of(interactions)
+    ordered = np.sort(times)
+    num_train = int(len(times) * (1 - valid_share - test_share))
+    num_before_test = int(len(times) * (1 - test_share))
+    first_valid, first_test = ordered[min(num_train, len(times) - 1)], ordered[num_before_test]
+    if first_valid == ordered[0]:
+        raise DataError(
+            f"No interaction lies before the {1 - valid_share - test_share:.0%} mark in time: "
+            "all is one moment. Use data.split=leave_one_out, or lower the shares."
+        )
+    starts, ends = offsets[:-1], offsets[1:]
+
+    def count_before(moment: int) -> npt.NDArray[np.int64]:
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(times < moment)])
+        return np.asarray(before[ends] - before[starts], dtype=np.int64)
+
+    train_ends, valid_ends = starts + count_before(first_valid), starts + count_before(first_test)
+    valid, test = np.maximum(train_ends, starts + 1), np.maximum(valid_ends, starts + 1)
+    return SequenceSplit(
+        items=interactions.frame["item_idx"].to_numpy().astype(np.int32),
+        offsets=offsets,
+        train_ends=train_ends,
+        valid_targets=np.where(valid < valid_ends, valid, -1),
+        test_targets=np.where(test < ends, test, -1),
+        num_items=interactions.num_items,
+    )
+
+
+def _offsets_of(interactions: Interactions) -> npt.NDArray[np.int64]:
+    """Where each user's interactions begin, and the end of the last."""
+    counts = np.bincount(interactions.frame["user_idx"], minlength=interactions.num_users)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 @dataclass(frozen=True)

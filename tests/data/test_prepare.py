@@ -160,6 +160,36 @@ def test_parts_must_belong_together(prepare_rows: Callable[..., PreparedData]) -
         dataclasses.replace(data, split=dataclasses.replace(data.split, num_items=9))
 
 
+def test_a_temporal_split_is_a_setting(prepare_rows: Callable[..., PreparedData]) -> None:
+    data = prepare_rows(split="temporal", valid_share=0.25, test_share=0.25)
+    times = data.interactions.frame["timestamp"].to_numpy()
+    assert times[data.split.train_mask()].max() < 20
+    assert steps(data, "counted")["users with a test target"] == 1
+
+
+def test_every_filter_has_its_row(prepare_rows: Callable[..., PreparedData]) -> None:
+    day = 86_400
+    rows = [
+        ("u", "10", 5, 0),
+        ("u", "10", 4, day),
+        ("u", "20", 4, day + 1),
+        ("u", "30", 4, day + 2),
+        ("u", "20", 4, day + 3),
+        ("u", "10", 4, 2 * day),
+    ]
+    data = prepare_rows(
+        rows, since="1970-01-02", until="1970-01-03", repeats="last", min_title_length=1
+    )
+    assert {step: n for step, n in steps(data, "dropped").items() if n} == {
+        "not from 1970-01-02 to 1970-01-03": 2,
+        "repeats of an item, the last kept": 1,
+        "title shorter than 1": 1,
+    }
+    assert data.interactions.frame["timestamp"].to_list() == [day, day + 3]
+    with pytest.raises(DataError, match=r"Nothing is left of 6.*Loosen data\.since"):
+        prepare_rows(rows, since="2020-01-01")
+
+
 def test_source_without_path() -> None:
     with pytest.raises(ConfigError, match=r"needs exactly one \*\.inter .*data\.path=FOLDER"):
         find_input_files(DataConfig(source="recbole"))

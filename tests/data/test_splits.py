@@ -15,6 +15,7 @@ from recgrit.data.splits import (
     MIN_SEQUENCE_LENGTH,
     SequenceSplit,
     build_leave_one_out,
+    build_temporal,
     hold_out_items,
 )
 from recgrit.errors import DataError
@@ -141,3 +142,47 @@ def test_held_out_items_leave_the_training_parts_only() -> None:
         assert cold.history(user, "test").tolist() == kept + split.targets("valid", users).tolist()
     assert 0 < lost < 30
     assert hold_out_items(split, 0.2, seed=2).items.tolist() != held_out.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows, st.sampled_from([0.1, 0.3]), st.sampled_from([0.1, 0.3]))
+def test_a_temporal_split_leaks_nothing(
+    values: list[tuple[str, str, int]], valid_share: float, test_share: float
+) -> None:
+    interactions = build(values)
+    times = interactions.frame["timestamp"].to_numpy()
+    ordered = sorted(times.tolist())
+    num_train = int(len(times) * (1 - valid_share - test_share))
+    moments = ordered[min(num_train, len(times) - 1)], ordered[int(len(times) * (1 - test_share))]
+    if moments[0] == ordered[0]:
+        with pytest.raises(DataError, match="all is one moment"):
+            build_temporal(interactions, valid_share=valid_share, test_share=test_share)
+        return
+    split = build_temporal(interactions, valid_share=valid_share, test_share=test_share)
+    assert times[split.train_mask()].max() < moments[0]
+    periods = {"valid": moments, "test": (moments[1], np.inf)}
+    for name, (begin, end) in periods.items():
+        for user in range(split.num_users):
+            behind_another = range(split.offsets[user] + 1, split.offsets[user + 1])
+            expected = next((i for i in behind_another if begin <= times[i] < end), -1)
+            assert split.target_positions(name)[user] == expected
+
+
+def test_a_temporal_split_by_hand() -> None:
+    values = [
+        *[("a", item, time) for item, time in zip("uvwx", (0, 1, 8, 9), strict=True)],
+        *[("b", item, time) for item, time in zip("uvw", (2, 3, 4), strict=True)],
+        *[("c", item, time) for item, time in zip("wxy", (5, 6, 7), strict=True)],
+    ]
+    split = build_temporal(build(values), valid_share=0.2, test_share=0.2)  # From 6 and from 8.
+    assert [split.train_sequence(user).tolist() for user in range(3)] == [[0, 1], [0, 1, 2], [2]]
+    assert split.target_users("valid").tolist() == [2]
+    assert split.target_users("test").tolist() == [0]
+    assert split.history(0, "test").tolist() == [0, 1]
+    assert split.targets("test", np.array([0])).tolist() == [2]
+    assert split.history(2, "valid").tolist() == [2]
+
+
+def test_one_moment_cannot_be_parted() -> None:
+    with pytest.raises(DataError, match=r"all is one moment.*data\.split=leave_one_out"):
+        build_temporal(build([("a", "u", 1), ("a", "v", 1)]), valid_share=0.1, test_share=0.1)
