@@ -9,13 +9,14 @@ for.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import polars as pl
 from polars.datatypes import DataTypeClass
@@ -25,6 +26,11 @@ from recgrit.errors import DataError
 ColumnType: TypeAlias = DataTypeClass | pl.DataType
 
 GZIP_MAGIC = b"\x1f\x8b"
+# Data unpack to some ten times their size. What is larger than the first and grows by more than the
+# second was made to fill the memory.
+BOMB_BYTES = 256 * 2**20
+BOMB_RATIO = 100
+BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
 
 
@@ -119,7 +125,8 @@ def read_file(path: Path) -> RawFile:
     _refuse_html(str(path), content)
     if content.startswith(GZIP_MAGIC):
         try:
-            content = gzip.decompress(content)
+            with gzip.open(io.BytesIO(content)) as stream:
+                content = _unpack(stream, len(content), str(path))
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(
                 f"{path} is a damaged or incomplete gzip file ({error}): expected the whole "
@@ -241,7 +248,27 @@ def _read_archive(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str
 
 def _read_member(archive: zipfile.ZipFile, path: Path, member: str) -> RawFile:
     label = f"{path}:{member}"
-    return _require_content(label, archive.read(member))
+    with archive.open(member) as stream:
+        content = _unpack(stream, archive.getinfo(member).compress_size, label)
+    return _require_content(label, content)
+
+
+def _unpack(stream: IO[bytes] | gzip.GzipFile, packed_bytes: int, label: str) -> bytes:
+    """What a stream unpacks to.
+
+    Raises:
+        DataError: It grows as no data do.
+    """
+    blocks, size = [], 0
+    while block := stream.read(BLOCK_BYTES):
+        blocks.append(block)
+        size += len(block)
+        if size > max(BOMB_BYTES, BOMB_RATIO * packed_bytes):
+            raise DataError(
+                f"{label} unpacks to more than {BOMB_RATIO} times its {packed_bytes:,} bytes: that "
+                "is no data set but an archive made to fill the memory. Use the published file."
+            )
+    return b"".join(blocks)
 
 
 def _require_content(label: str, content: bytes) -> RawFile:
