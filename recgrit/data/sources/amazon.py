@@ -164,7 +164,9 @@ class Amazon:
         *ratings, metadata = [read_file(path) for path in files]
         parts = [_read_ratings(file, self._edition, max_malformed_share) for file in ratings]
         return to_raw_data(
-            join_rows(parts), _read_metadata(metadata, self._edition, max_malformed_share), files
+            join_rows(parts, files[:-1]),
+            _read_metadata(metadata, self._edition, max_malformed_share),
+            files,
         )
 
 

@@ -112,8 +112,18 @@ def clean_items(
     )
 
 
-def join_rows(parts: Sequence[CleanRows]) -> CleanRows:
-    """The rows of several files, one after the other."""
+def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
+    """The rows of several files, one after the other.
+
+    Raises:
+        DataError: One file has ratings and another has none.
+    """
+    for part, file in zip(parts, files, strict=True):
+        if part.frame.columns != parts[0].frame.columns:
+            raise DataError(
+                f"{file} holds {', '.join(part.frame.columns)}, but {files[0]} "
+                f"{', '.join(parts[0].frame.columns)}. Use files of one kind."
+            )
     return CleanRows(
         frame=pl.concat([part.frame for part in parts]),
         num_read=sum(part.num_read for part in parts),

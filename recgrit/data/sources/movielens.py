@@ -251,7 +251,10 @@ def _read_quoted_items(file: RawFile, max_malformed_share: float) -> CleanRows:
     rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
     for line, text in require_header(file, split_lines(decode(file)), header).iter_rows():
         # Line by line, so that a stray quote costs one movie and not all that follow.
-        fields = next(csv.reader([text]))
+        try:
+            fields = next(csv.reader([text]))
+        except csv.Error:  # A carriage return inside, or a field without end.
+            fields = []
         if len(fields) != header.count(",") + 1:
             rows.append((line, None, None, None, None))
             continue
@@ -280,9 +283,9 @@ def split_year(text: str) -> tuple[str | None, int | None]:
 
 def _drop_placeholders(items: pl.DataFrame) -> pl.DataFrame:
     """Nulls for words that stand for 'not known', which a text encoder would take as content."""
+    title = pl.when(~pl.col("title").is_in(PLACEHOLDERS)).then("title").alias("title")
+    if "genres" not in items.columns:  # A copy without them.
+        return items.with_columns(title)
     known = pl.element().filter(~pl.element().is_in(PLACEHOLDERS))
     genres = pl.col("genres").list.eval(known)
-    return items.with_columns(
-        pl.when(~pl.col("title").is_in(PLACEHOLDERS)).then("title").alias("title"),
-        pl.when(genres.list.len() > 0).then(genres).alias("genres"),
-    )
+    return items.with_columns(title, pl.when(genres.list.len() > 0).then(genres).alias("genres"))

@@ -78,7 +78,7 @@ class Table:
         taken = files[: len(files) - len(described)]
         parts = [self._read_interactions(path, max_malformed_share) for path in taken]
         return to_raw_data(
-            join_rows(parts), self._read_items(described, max_malformed_share), files
+            join_rows(parts, taken), self._read_items(described, max_malformed_share), files
         )
 
     def _read_interactions(self, path: Path, max_malformed_share: float) -> CleanRows:
