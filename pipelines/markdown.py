@@ -68,6 +68,8 @@ def _ranks(rows: pl.DataFrame, split: str) -> dict[int, Ranks]:
 
 
 def _cell(values: pl.Series) -> str:
+    if values.null_count() == len(values):
+        return ""
     mean, spread = float(values.mean()), values.std()  # type: ignore[arg-type]
     text = f"{mean:.1f}" if abs(mean) >= 10 else f"{mean:.4f}"
     if spread is None or spread == 0:
