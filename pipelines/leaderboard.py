@@ -155,7 +155,7 @@ def fit_fused(context: Context, num_models: int) -> Fitted:
         )
         parameters += sum(p.numel() for p in trained.model.parameters())
         rankers.append(TrieRanker(trained.model, beam_width=config.evaluation.beam_width))
-    found = _with_ranker(context, FusedRanker(rankers))
+    found = _with_ranker(context, FusedRanker(rankers, depth=context.config.evaluation.beam_width))
     return Fitted(found.recommend, {"parameters": parameters})
 
 

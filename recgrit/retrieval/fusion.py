@@ -17,22 +17,20 @@ from recgrit.errors import ConfigError
 from recgrit.retrieval.leaves import merge_leaves
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked, Ranker
 
-# Items asked of each ranker; what is farther down its list counts as probability 0.
-DEPTH = 50
-
 
 class FusedRanker:
     """Ranks items by the mean probability over several rankers.
 
     Args:
-        rankers: Their scores are log P(item | history), over the same items; retrievers need a
-            beam of at least `DEPTH`.
+        rankers: Their scores are log P(item | history), over the same items.
+        depth: Items asked of each ranker, at most its beam width; what is farther down its list
+            counts as probability 0.
 
     Raises:
         ConfigError: There are none, or they read histories of different lengths.
     """
 
-    def __init__(self, rankers: Sequence[Ranker]) -> None:
+    def __init__(self, rankers: Sequence[Ranker], *, depth: int = 50) -> None:
         lengths = {ranker.history_length for ranker in rankers}
         if len(lengths) != 1:
             raise ConfigError(
@@ -41,6 +39,7 @@ class FusedRanker:
                 "retriever.history_length."
             )
         self.rankers = list(rankers)
+        self.depth = depth
 
     @property
     def history_length(self) -> int:
@@ -60,7 +59,7 @@ class FusedRanker:
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
         """The best items after these histories."""
-        depth = max(top_k, DEPTH)
+        depth = max(top_k, self.depth)
         found = [ranker.rank(histories, top_k=depth, excluded=excluded) for ranker in self.rankers]
         items = torch.cat([ranked.items for ranked in found], dim=1)
         weights = torch.cat([ranked.scores for ranked in found], dim=1).double().exp()
