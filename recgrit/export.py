@@ -17,6 +17,7 @@ import polars as pl
 
 from recgrit.artifacts import write_atomic
 from recgrit.data.prepare import PreparedData
+from recgrit.data.splits import build_leave_one_out
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
 
@@ -33,13 +34,17 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
     chance.
 
     Raises:
-        DataError: Items are held out of training, which these files cannot say.
+        DataError: The run's split is not plain leave-one-out, which is all these files can say.
     """
-    split = data.split
-    if len(split.items) != len(data.interactions):
+    split, plain = data.split, build_leave_one_out(data.interactions)
+    if not (
+        np.array_equal(split.items, plain.items)
+        and np.array_equal(split.train_ends, plain.train_ends)
+    ):
         raise DataError(
-            "A run with items held out of training (data.cold_item_share) cannot be exported: "
-            "RecBole's split would train on them. Export a run without."
+            "Only a leave-one-out split of all items can be exported to RecBole, whose own split "
+            "would train on what this run holds out. Prepare a run with data.split=leave_one_out "
+            "and data.cold_item_share=0."
         )
     lengths = np.diff(split.offsets)
     users = np.repeat(np.arange(split.num_users), lengths)

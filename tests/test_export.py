@@ -69,8 +69,11 @@ def test_breaks_in_titles_become_blanks(tiny_run: Any, tmp_path: Path) -> None:
     assert paths[1].read_text().splitlines()[1].split("\t")[1] == 'a b "c"'
 
 
-def test_what_is_held_out_cannot_be_said(tiny_data: Path, tmp_path: Path) -> None:
-    data = prepare(DataConfig(path=tiny_data, cold_item_share=0.2))
+@pytest.mark.parametrize("setting", [{"cold_item_share": 0.2}, {"split": "temporal"}])
+def test_other_splits_cannot_be_said(
+    tiny_data: Path, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    data = prepare(DataConfig.model_validate({"path": tiny_data} | setting))
     with pytest.raises(DataError, match="cold_item_share"):
         export_recbole(data, tmp_path, "x")
 

@@ -35,17 +35,7 @@ from recgrit.errors import ConfigError, DataError
 
 
 class TableConfig(Config):
-    """How a user's own files name their columns (``source: table``).
-
-    Args:
-        items_path: Parquet or CSV with one row per item; all its columns become item fields.
-        user_id: Column of the user.
-        item_id: Column of the item, in both kinds of files.
-        timestamp: Column of the time: numbers, or dates with times.
-        weight: Column of the rating; None for none.
-        title: Column of the item's title.
-        time_unit: What times count, where they are numbers.
-    """
+    """How a user's own files name their columns (``source: table``); see `Table`."""
 
     items_path: Path | None = None
     user_id: str = "user_id"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from recgrit.data.sources.amazon import EDITIONS, Amazon
-from recgrit.data.sources.movielens import MovieLens100K, MovieLensColons, MovieLensCsv
+from recgrit.data.sources.movielens import COLONS, COMMAS, MovieLens, MovieLens100K
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData, Source
 from recgrit.data.sources.recbole import RecBole
 from recgrit.errors import ConfigError
@@ -31,13 +31,13 @@ TABLE = "table"
 
 SOURCES: dict[str, Source] = {
     "movielens-100k": MovieLens100K(),
-    "movielens-1m": MovieLensColons("ml-1m.zip", "ml-1m"),
-    "movielens-10m": MovieLensColons("ml-10m.zip", "ml-10M100K"),
-    "movielens-20m": MovieLensCsv("ml-20m.zip"),
-    "movielens-25m": MovieLensCsv("ml-25m.zip"),
-    "movielens-32m": MovieLensCsv("ml-32m.zip"),
-    "movielens-latest": MovieLensCsv("ml-latest.zip"),
-    "movielens-latest-small": MovieLensCsv("ml-latest-small.zip"),
+    "movielens-1m": MovieLens("ml-1m.zip", COLONS),
+    "movielens-10m": MovieLens("ml-10m.zip", COLONS, folder="ml-10M100K"),
+    "movielens-20m": MovieLens("ml-20m.zip", COMMAS),
+    "movielens-25m": MovieLens("ml-25m.zip", COMMAS),
+    "movielens-32m": MovieLens("ml-32m.zip", COMMAS),
+    "movielens-latest": MovieLens("ml-latest.zip", COMMAS),
+    "movielens-latest-small": MovieLens("ml-latest-small.zip", COMMAS),
     "recbole": RecBole(),
 }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,6 @@ from recgrit.errors import DataError
 RATING_FIELDS = ("user_id", "item_id", "weight", "timestamp")
 OFFICIAL_100K = ("u.data", "u.item")
 RECBOLE_100K = ("ml-100k.inter", "ml-100k.item")
-COLONS = ("ratings.dat", "movies.dat")
-CSV = ("ratings.csv", "movies.csv")
 
 # The order of the 19 flags that end each line of u.item.
 GENRES_100K = (
@@ -119,25 +118,27 @@ class MovieLens100K:
 
 
 @dataclass(frozen=True)
-class MovieLensColons:
-    """1M and 10M: fields separated by ``::``.
+class MovieLens:
+    """Every later release: ratings and movies in one of two layouts.
 
     Args:
         archive: Name of the published zip.
-        folder: Name of the folder inside it.
+        layout: How the files inside are written.
+        folder: Name of the folder inside the zip; its stem if not given.
     """
 
     archive: str
-    folder: str
+    layout: Layout
+    folder: str | None = None
 
     @property
     def expected(self) -> str:
         """The files wanted, in words."""
-        return f"{' and '.join(COLONS)}, or {self.archive}"
+        return f"{' and '.join(self.layout.files)}, or {self.archive}"
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
         """The two files, or the archive."""
-        return find_files(path, (COLONS,), self.expected, self.archive, self.folder)
+        return find_files(path, (self.layout.files,), self.expected, self.archive, self.folder)
 
     def read(
         self,
@@ -145,55 +146,18 @@ class MovieLensColons:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
         """Read the ratings and the movies."""
-        contents = read_files(files, (COLONS,))
-        ratings = contents[COLONS[0]]
+        contents = read_files(files, (self.layout.files,))
+        ratings, movies = (contents[name] for name in self.layout.files)
+        lines = split_lines(decode(ratings))
+        if self.layout.has_header:
+            lines = require_header(ratings, lines, self.layout.fields)
         interactions = clean_interactions(
-            split_fields(split_lines(decode(ratings)), "::", RATING_FIELDS),
+            split_fields(lines, self.layout.separator, RATING_FIELDS),
             ratings.label,
-            "UserID::MovieID::Rating::Timestamp",
+            self.layout.fields,
             max_malformed_share,
         )
-        items = _read_colon_items(contents[COLONS[1]], max_malformed_share)
-        return to_raw_data(interactions, items, files)
-
-
-@dataclass(frozen=True)
-class MovieLensCsv:
-    """20M, 25M, 32M, latest and latest-small: comma-separated files with headers.
-
-    Args:
-        archive: Name of the published zip.
-    """
-
-    archive: str
-
-    @property
-    def expected(self) -> str:
-        """The files wanted, in words."""
-        return f"{' and '.join(CSV)}, or {self.archive}"
-
-    def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The two files, or the archive."""
-        return find_files(path, (CSV,), self.expected, self.archive)
-
-    def read(
-        self,
-        files: tuple[Path, ...],
-        max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
-    ) -> RawData:
-        """Read the ratings and the movies."""
-        contents = read_files(files, (CSV,))
-        ratings = contents[CSV[0]]
-        lines = require_header(
-            ratings, split_lines(decode(ratings)), "userId,movieId,rating,timestamp"
-        )
-        interactions = clean_interactions(
-            split_fields(lines, ",", RATING_FIELDS),
-            ratings.label,
-            "userId,movieId,rating,timestamp",
-            max_malformed_share,
-        )
-        items = _read_quoted_items(contents[CSV[1]], max_malformed_share)
+        items = self.layout.read_items(movies, max_malformed_share)
         return to_raw_data(interactions, items, files)
 
 
@@ -289,3 +253,40 @@ def _drop_placeholders(items: pl.DataFrame) -> pl.DataFrame:
     known = pl.element().filter(~pl.element().is_in(PLACEHOLDERS))
     genres = pl.col("genres").list.eval(known)
     return items.with_columns(title, pl.when(genres.list.len() > 0).then(genres).alias("genres"))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a release's files are written.
+
+    Args:
+        files: Names of the ratings and of the movies.
+        separator: Between the fields of a rating.
+        fields: A rating's fields as the publisher names them.
+        has_header: Whether the ratings begin with them.
+        read_items: Reads the movies.
+    """
+
+    files: tuple[str, str]
+    separator: str
+    fields: str
+    has_header: bool
+    read_items: Callable[[RawFile, float], CleanRows]
+
+
+# 1M and 10M.
+COLONS = Layout(
+    files=("ratings.dat", "movies.dat"),
+    separator="::",
+    fields="UserID::MovieID::Rating::Timestamp",
+    has_header=False,
+    read_items=_read_colon_items,
+)
+# 20M and all that came after it.
+COMMAS = Layout(
+    files=("ratings.csv", "movies.csv"),
+    separator=",",
+    fields="userId,movieId,rating,timestamp",
+    has_header=True,
+    read_items=_read_quoted_items,
+)
