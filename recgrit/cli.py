@@ -256,8 +256,9 @@ def datasets(as_json: JsonOption = False) -> None:
         "verified on",
         numbers=("users", "items", "interactions", "MB"),
     )
+    table.columns[0].no_wrap = True
     for release in RELEASES:
-        size = "by category" if release.megabytes is None else f"{release.megabytes:g}"
+        size = "–" if release.megabytes is None else f"{release.megabytes:g}"
         counts = (release.users, release.items, release.interactions)
         table.add_row(escape(release.source), *counts, size, release.verified)
     output.print(table)

@@ -1,7 +1,7 @@
 """The published data sets by name: what they hold, where they are, and on which terms.
 
-Counts are the publishers'. What a source was verified on is said in words: a whole official file,
-or small files written in the official format.
+Counts are the publishers'. What reading a source was verified on is said in words: an official
+file, or small files written as the publisher writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOVIELENS_TERMS = (
     "cite F. M. Harper and J. A. Konstan, The MovieLens Datasets: History and Context, ACM TiiS "
     "5(4), 2015."
 )
-FORMAT_ONLY = "small files in the official format"
+FORMAT_ONLY = "small files as published"
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Release:
 
     Args:
         source: Name for ``data.source``; ``<Category>`` stands for a category.
-        users: How many, in words.
+        users: How many; a dash where it differs by category.
         items: Likewise.
-        interactions: Likewise.
+        interactions: How many, of all categories.
         megabytes: To download; None where it differs by category.
         terms: Its licence, and what to cite.
         verified: What reading it was verified on.
@@ -75,26 +75,26 @@ RELEASES: tuple[Release, ...] = (
     _movielens("20m", "138,493", "26,744", "20,000,263", 190),
     _movielens("25m", "162,541", "59,047", "25,000,095", 250),
     _movielens("32m", "200,948", "84,432", "32,000,204", 239),
-    _movielens("latest", "about 331,000", "about 83,000", "about 33.8 million", 335),
-    _movielens("latest-small", "610", "9,724", "100,836", 1, "the official archive of 2018-09"),
+    _movielens("latest", "331,000", "83,000", "33.8 million", 335),
+    _movielens("latest-small", "610", "9,724", "100,836", 1, "the file of 2018-09"),
     Release(
         source="amazon2014/<Category>",
-        users="22,363 in Beauty",
-        items="12,101",
-        interactions="198,502",
+        users="–",
+        items="–",
+        interactions="142.8 million",
         megabytes=None,
         terms="Research use; cite R. He and J. McAuley (WWW 2016), J. McAuley et al. (SIGIR 2015).",
-        verified="Beauty and Sports, rebuilt as published",
+        verified="Beauty, Sports as rebuilt",
         addresses=(f"{SNAP}/reviews_{{}}_5.json.gz", f"{SNAP}/meta_{{}}.json.gz"),
     ),
     Release(
         source="amazon2018/<Category>",
-        users="458 in Gift_Cards",
-        items="148",
-        interactions="2,972",
+        users="–",
+        items="–",
+        interactions="233 million",
         megabytes=None,
         terms="Research use; cite J. Ni, J. Li and J. McAuley (EMNLP 2019).",
-        verified="the official files of Gift_Cards",
+        verified="the files of Gift_Cards",
         addresses=(
             f"{MCAULEY}/amazon_v2/categoryFilesSmall/{{}}_5.json.gz",
             f"{MCAULEY}/amazon_v2/metaFiles2/meta_{{}}.json.gz",
@@ -102,9 +102,9 @@ RELEASES: tuple[Release, ...] = (
     ),
     Release(
         source="amazon2023/<Category>",
-        users="by category",
-        items="by category",
-        interactions="571 million in all",
+        users="–",
+        items="–",
+        interactions="571 million",
         megabytes=None,
         terms="Research use; cite Y. Hou et al., arXiv 2403.03952 (2024).",
         verified=FORMAT_ONLY,
