@@ -9,19 +9,20 @@ Parts, in the order they run:
 * `cold`: 5% of the items held out of training, Recall@10 on the targets among them.
 
 Every finished cell is a row of `OUT/PART.parquet` at once: a stopped run goes on where it was, and
-several processes may work on different models or seeds. Token-level models get as much time as
-recgrit took on the same data, or four times as much. `leaderboard_report.py` makes the tables.
+several processes may work on different models or seeds. Trainings are kept too: a stopped one goes
+on after its last epoch, and rows that read one training in two ways, such as by another beam width,
+share it. Token-level models get as much time as recgrit took on the same data, or four times as
+much. `leaderboard_report.py` makes the tables.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -77,6 +78,11 @@ class Context:
     split: SequenceSplit
     seconds: float | None = None
 
+    def checkpoint(self, model: str, **settings: Any) -> Path:
+        """Where the training of a model with these settings is kept."""
+        name = "-".join([model, *(f"{key}={value}" for key, value in sorted(settings.items()))])
+        return self.config.run.dir / "trainings" / f"{name}.safetensors"
+
 
 def fit_popularity(context: Context) -> Fitted:
     """The most popular items."""
@@ -91,7 +97,7 @@ def fit_item_knn(context: Context, **settings: Any) -> Fitted:
 
 
 def fit_sasrec(context: Context, neighbour_weight: float = 0.0, **settings: Any) -> Fitted:
-    """SASRec with full-softmax cross-entropy."""
+    """SASRec with full-softmax cross-entropy, and neighbours mixed into the trained model."""
     neighbours = None
     if neighbour_weight:
         neighbours = ItemNeighbours(context.split.num_items, weight=neighbour_weight)
@@ -99,11 +105,12 @@ def fit_sasrec(context: Context, neighbour_weight: float = 0.0, **settings: Any)
     config = TransformerConfig(**settings)
     trained = train_model(
         lambda: build_sasrec(context.split, config),
-        lambda model, precision: SASRecRanker(model, neighbours=neighbours, precision=precision),
+        lambda model, precision: SASRecRanker(model, precision=precision),
         context.split,
         config,
         history_length=config.history_length,
         seed=context.config.seed,
+        checkpoint=context.checkpoint("sasrec", **settings),
     )
     return _with_ranker(context, SASRecRanker(trained.model, neighbours=neighbours), trained)
 
@@ -112,36 +119,47 @@ def fit_tiger(context: Context, **settings: Any) -> Fitted:
     """TIGER: one padded sample per target, an encoder-decoder of the published size."""
     table = context.run.semantic_ids
     codes = torch.from_numpy(np.array(table.codes))
-    return _fit_tokens(context, lambda: EncoderDecoder(codes, table.codebook_sizes), 20, settings)
+    return _fit_tokens(
+        context, "tiger", lambda: EncoderDecoder(codes, table.codebook_sizes), 20, settings
+    )
 
 
 def fit_decoder_only(context: Context, **settings: Any) -> Fitted:
     """One stream of tokens, all positions at once."""
     table = context.run.semantic_ids
     codes = torch.from_numpy(np.array(table.codes))
-    return _fit_tokens(context, lambda: DecoderOnly(codes, table.codebook_sizes), 50, settings)
-
-
-def fit_ours(context: Context, **overrides: Any) -> Fitted:
-    """The trie-softmax retriever."""
-    config = context.config.retriever.model_copy(
-        update={key: value for key, value in overrides.items() if key != "beam_width"}
+    return _fit_tokens(
+        context, "decoder-only", lambda: DecoderOnly(codes, table.codebook_sizes), 50, settings
     )
+
+
+def fit_ours(
+    context: Context,
+    *,
+    beam_width: int | Literal["exact"] | None = None,
+    neighbours: bool = True,
+    **overrides: Any,
+) -> Fitted:
+    """The trie-softmax retriever, read by a beam of some width, with or without its neighbours."""
     trained = fit_retriever(
         context.run.semantic_ids,
         context.split,
         context.run.features.vectors,
-        config,
+        context.config.retriever.model_copy(update=overrides),
         seed=context.config.seed,
+        checkpoint=context.checkpoint("recgrit", **overrides),
     )
-    width = overrides.get("beam_width", context.config.evaluation.beam_width)
-    found = _with_ranker(context, TrieRanker(trained.model, beam_width=width), trained)
+    if not neighbours:
+        trained.model.neighbours = None
+    width = beam_width or context.config.evaluation.beam_width
+    ranker = TrieRanker(trained.model, beam_width=None if width == "exact" else width)
+    found = _with_ranker(context, ranker, trained)
     return Fitted(found.recommend, found.facts | {"parts": trained.model.num_parameters()})
 
 
 def fit_fused(context: Context, num_models: int) -> Fitted:
     """Retrievers of different seeds, each with IDs of its own."""
-    rankers, parameters = [], 0
+    rankers, facts = [], {"parameters": 0, "fit_seconds": 0.0}
     for number in range(num_models):
         seed = context.config.seed + FUSED_SEEDS * number
         where = context.config.run.dir.with_name(f"{context.config.run.dir.name}-fused-{seed}")
@@ -151,16 +169,23 @@ def fit_fused(context: Context, num_models: int) -> Fitted:
         run_experiment(config, until="tokenize")
         run = Run(where)
         trained = fit_retriever(
-            run.semantic_ids, context.split, run.features.vectors, config.retriever, seed=seed
+            run.semantic_ids,
+            context.split,
+            run.features.vectors,
+            config.retriever,
+            seed=seed,
+            checkpoint=replace(context, config=config).checkpoint("recgrit"),
         )
-        parameters += sum(p.numel() for p in trained.model.parameters())
+        facts["parameters"] += sum(p.numel() for p in trained.model.parameters())
+        facts["fit_seconds"] += sum(epoch.seconds for epoch in trained.history)
         rankers.append(TrieRanker(trained.model, beam_width=config.evaluation.beam_width))
     found = _with_ranker(context, FusedRanker(rankers, depth=context.config.evaluation.beam_width))
-    return Fitted(found.recommend, {"parameters": parameters})
+    return Fitted(found.recommend, facts)
 
 
 def _fit_tokens(
     context: Context,
+    name: str,
     build: Callable[[], EncoderDecoder | DecoderOnly],
     history_length: int,
     settings: Mapping[str, Any],
@@ -173,6 +198,7 @@ def _fit_tokens(
         TrainingConfig(**settings),
         history_length=history_length,
         seed=context.config.seed,
+        checkpoint=context.checkpoint(name, **settings),
         max_seconds=context.seconds,
     )
     ranker = TokenRanker(trained.model, trie, beam_width=context.config.evaluation.beam_width)
@@ -189,6 +215,7 @@ def _with_ranker(context: Context, ranker: Ranker, trained: Trained[Any] | None 
             "best_epoch": trained.best_epoch,
             "epochs": len(trained.history),
             "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "fit_seconds": sum(epoch.seconds for epoch in trained.history),
         }
     return Fitted(recommend, facts)
 
@@ -229,7 +256,7 @@ BOARD: dict[str, Model] = {
     "decoder only, equal time": Model(fit_decoder_only, DECODER, times_ours=1, max_users=5000),
     "decoder only, 4 x time": Model(fit_decoder_only, DECODER, times_ours=4, max_users=5000),
     "three fused": Model(fit_fused, {"num_models": 3}),
-    "neighbours off": Model(fit_ours, {"neighbour_weight": 0.0}),
+    "neighbours off": Model(fit_ours, {"neighbours": False}),
     "seen scores off": Model(fit_ours, {"seen_scores": False}),
     "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
     "trie softmax off": Model(fit_ours, {"trie_softmax": False}),
@@ -241,6 +268,11 @@ BOARD: dict[str, Model] = {
     "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
     "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),
     "1024 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=1024",)),
+    **{
+        f"beam {width}": Model(fit_ours, {"beam_width": width}, max_users=2000)
+        for width in (10, 20, 50, 100)
+    },
+    "exact scores": Model(fit_ours, {"beam_width": "exact"}, max_users=2000),
 }
 # What the final settings were chosen from, by validation.
 CANDIDATES: dict[str, Model] = {
@@ -295,10 +327,7 @@ class Leaderboard:
         run_experiment(config, until="tokenize")
         run = Run(config.run.dir)
         context = Context(config, run, run.data.split, self._time(model, str(cell["data"])))
-        started = time.perf_counter()
-        fitted = model.fit(context, **model.settings)
-        seconds = time.perf_counter() - started
-        return Fitted(fitted.recommend, fitted.facts | {"fit_seconds": seconds}), run.data.split
+        return model.fit(context, **model.settings), run.data.split
 
     def _time(self, model: Model, data: str) -> float | None:
         if model.times_ours is None:

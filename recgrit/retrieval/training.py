@@ -141,7 +141,8 @@ def train_model(
         on_epoch: Called after each epoch, for tracking; also for epochs of a run that is resumed.
         checkpoint: Where to keep what a later call needs to go on; None for nowhere. A file that is
             there must come from a training with the same data, settings and seed.
-        max_seconds: End the last epoch, however little of it is done, after so much time.
+        max_seconds: End the last epoch, however little of it is done, after so much time; what a
+            resumed training took before counts.
         stop_at: End as soon as validation NDCG@10 is at least this.
 
     Raises:
@@ -172,10 +173,16 @@ def train_model(
             for epoch in history:
                 on_epoch(epoch)
     best = _best_epoch(history)
-    deadline = math.inf if max_seconds is None else time.perf_counter() + max_seconds
+    deadline = math.inf
+    if max_seconds is not None:
+        deadline = time.perf_counter() + max_seconds - sum(epoch.seconds for epoch in history)
     with progress_bar("training", num_steps) as bar:
         bar.advance(len(history) * steps_per_epoch)
-        while len(history) < config.epochs and len(history) - best < config.patience:
+        while (
+            len(history) < config.epochs
+            and len(history) - best < config.patience
+            and (not history or time.perf_counter() < deadline)
+        ):
             started = time.perf_counter()
             trained = _train_epoch(
                 state, split, windows, config, precision, bar, len(history) + 1, deadline
@@ -208,7 +215,7 @@ def train_model(
                 save_checkpoint(checkpoint, state, [asdict(epoch) for epoch in history])
             if on_epoch is not None:
                 on_epoch(latest)
-            if time.perf_counter() >= deadline or (stop_at is not None and ndcg >= stop_at):
+            if stop_at is not None and ndcg >= stop_at:
                 break
     kept.load_state_dict(state.best)
     kept.eval()
