@@ -5,8 +5,8 @@
 Catalogue and histories have the shape of Amazon 2014 Beauty, the models their default sizes and
 untrained weights. generate is transformers' T5 of TIGER's size, about as many parameters, with 50
 beams and `prefix_allowed_tokens_fn` over a Python trie of the same IDs. Full scoring is SASRec: one
-matrix product with all items, then the best ten; it is repeated with a million items, where it ends
-to pay. Contestants take turns; medians.
+matrix product with all items, then the best ten; it is repeated with larger catalogues, up to a
+million items, and the size is told at which both cost the same. Contestants take turns; medians.
 
 Further: what gathering the children of trie nodes costs in a beam step, against the same arithmetic
 on children that lie side by side; and how cost grows with users and with the length of histories.
@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from synthetic import BEAUTY_ITEMS, build_model, draw_split, draw_table, fit_power
 from torch import Tensor
 from train_throughput import build_t5
@@ -30,6 +29,7 @@ from train_throughput import build_t5
 from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
 from recgrit.data.splits import SequenceSplit
 from recgrit.retrieval.config import TransformerConfig
+from recgrit.retrieval.decoding import Frontier, sampled_products, score_children
 from recgrit.retrieval.model import TrieRetriever, ragged_index
 from recgrit.retrieval.ranking import Ranker
 from recgrit.retrieval.recommend import recommend_items
@@ -114,8 +114,8 @@ def generate_by_transformers(
 def gather_seconds(model: TrieRetriever, repeats: int) -> float:
     """What it costs to find the children of as many nodes as a step of beam search stands at.
 
-    Nodes of the second level, whose children are found one by one: the time through the trie less
-    that of the same arithmetic on children that lie side by side.
+    Nodes of the second level, whose children are scored in one sampled product: the time through
+    the trie's tables less that of the product alone, its pattern at hand.
     """
     device = model.paths.device
     draw = torch.Generator().manual_seed(0)
@@ -125,19 +125,26 @@ def gather_seconds(model: TrieRetriever, repeats: int) -> float:
     queries = torch.randn(len(nodes), vectors.shape[1], generator=draw).to(device)
 
     def through_the_trie() -> Tensor:
-        starts = model.child_starts[nodes]
-        rows, _, places = ragged_index(starts, model.child_starts[nodes + 1] - starts)
-        return (F.embedding(model.child_nodes[places], vectors) * queries[rows]).sum(dim=-1)
+        frontier = Frontier.build(model.child_starts, nodes.unsqueeze(0))
+        return score_children(
+            queries, frontier.firsts[0], frontier.counts[0], vectors, frontier.width
+        )
 
     starts = model.child_starts[nodes]
-    rows, _, places = ragged_index(starts, model.child_starts[nodes + 1] - starts)
-    side_by_side = F.embedding(model.child_nodes[places], vectors)
+    counts = model.child_starts[nodes + 1] - starts
+    _, _, flat = ragged_index(starts, counts)
 
     def contiguous() -> Tensor:
-        return (side_by_side * queries[rows]).sum(dim=-1)
+        return sampled_products(queries, vectors, counts, flat)
 
     seconds = take_turns({"gathered": through_the_trie, "contiguous": contiguous}, repeats)
     return seconds["gathered"] - seconds["contiguous"]
+
+
+def find_crossing(by_size: dict[int, float]) -> float:
+    """The size at which a ratio that rises with it passes 1, on a line through logarithms."""
+    sizes, ratios = (np.log(list(values)) for values in (by_size, by_size.values()))
+    return float(np.exp(np.interp(0.0, ratios, sizes)))
 
 
 def main() -> None:
@@ -147,7 +154,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--users", type=int, default=1024)
     parser.add_argument("--generate-users", type=int, default=8)
-    parser.add_argument("--large", type=int, default=1_000_000, help="items of the large catalogue")
+    parser.add_argument(
+        "--sizes", default="25000,50000,100000,1000000", help="items of larger catalogues"
+    )
     arguments = parser.parse_args()
     device, repeats, users = choose_device("auto"), arguments.repeats, arguments.users
     found: dict[str, float | str | int] = {}
@@ -187,22 +196,24 @@ def main() -> None:
         found[f"users_per_second_history_{length}"] = users / by_length[length]
     found["growth_with_history"] = fit_power(list(by_length), list(by_length.values()))
 
-    large = draw_table(arguments.large)
-    split = draw_split(users, arguments.large)
-    model = build_model(large, split).to(device).eval()
-    sasrec = build_sasrec(split, TransformerConfig()).to(device).eval()
-    seconds = take_turns(
-        {
-            "recgrit": lists_of(TrieRanker(model, beam_width=BEAM_WIDTH), split, users),
-            "full_scoring": lists_of(SASRecRanker(sasrec), split, users),
-        },
-        repeats,
-    )
-    for name, value in seconds.items():
-        found[f"users_per_second_{name}_large"] = users / value
-    found["speedup_vs_full_scoring_large"] = seconds["full_scoring"] / seconds["recgrit"]
+    by_size = {BEAUTY_ITEMS: float(found["speedup_vs_full_scoring"])}
+    for size in map(int, arguments.sizes.split(",")):
+        split = draw_split(users, size)
+        model = build_model(draw_table(size), split).to(device).eval()
+        sasrec = build_sasrec(split, TransformerConfig()).to(device).eval()
+        seconds = take_turns(
+            {
+                "recgrit": lists_of(TrieRanker(model, beam_width=BEAM_WIDTH), split, users),
+                "full_scoring": lists_of(SASRecRanker(sasrec), split, users),
+            },
+            repeats,
+        )
+        by_size[size] = seconds["full_scoring"] / seconds["recgrit"]
+        for name, value in seconds.items():
+            found[f"users_per_second_{name}_{size}"] = users / value
+        found[f"speedup_vs_full_scoring_{size}"] = by_size[size]
+    found["items_where_full_scoring_costs_as_much"] = find_crossing(by_size)
     found |= {
-        "large_items": arguments.large,
         "peak_rss_mb": peak_memory_mb(),
         "device": device.type,
         "threads": torch.get_num_threads(),

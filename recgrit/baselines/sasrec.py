@@ -126,9 +126,8 @@ class SASRecRanker:
         if self.neighbours is not None:
             items = torch.arange(scores.shape[1], device=self.device)
             seen = LeafSets.build(histories.items, histories.present, len(items))
-            weights = self.neighbours.weigh(histories, items, seen)
-            items = items.expand_as(scores)
-            scores = weights.mix(scores.log_softmax(dim=-1), items, items + 1)
+            found = self.neighbours.weigh(histories, items, seen)
+            scores = found.mix(scores.log_softmax(dim=-1), found.leaves, found.weights)
         return rank_scores(scores, top_k=top_k, excluded=excluded)
 
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval.decoding import LeafFilter
+from recgrit.retrieval.decoding import Frontier, LeafFilter
+from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.losses import TrainingLoss
-from recgrit.retrieval.model import ragged_index
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked
 from recgrit.semantic_ids.trie import Trie
 
@@ -345,8 +345,7 @@ class TokenRanker:
         self.beam_width = beam_width
         device = self.device
         self.child_starts = torch.from_numpy(trie.child_starts).to(device)
-        self.children = torch.from_numpy(trie.children).to(device)
-        self.node_codes = torch.from_numpy(trie.node_codes).long().to(device)
+        self.node_codes = torch.from_numpy(trie.node_codes).to(device)
         self.leaf_starts = torch.from_numpy(trie.leaf_starts).to(device)
         self.leaf_ends = torch.from_numpy(trie.leaf_ends).to(device)
         self.leaf_items = torch.from_numpy(trie.leaf_items).to(device)
@@ -375,24 +374,19 @@ class TokenRanker:
         for level, first in enumerate(tables.offsets):
             states = self.model.next_states(context, chosen)
             log_probs = tables.score(states, level).float().log_softmax(dim=-1)  # [B, W, K]
-            starts = self.child_starts[nodes].flatten()
-            counts = self.child_starts[nodes + 1].flatten() - starts
-            rows, columns, flat = ragged_index(starts, counts)
-            size = (len(counts), max(1, int(counts.max())))
-            children = nodes.new_full(size, -1)
-            children[rows, columns] = self.children[flat]
-            below = children.view(num_users, -1).clamp_min(0)
-            codes = self.node_codes[children.clamp_min(0)].view(*nodes.shape, -1)
-            candidates = (scores.unsqueeze(-1) + log_probs.gather(-1, codes)).flatten(1)
-            candidates = candidates.masked_fill(children.view(num_users, -1) < 0, NEVER)
+            frontier = Frontier.build(self.child_starts, nodes)
+            below = frontier.children
+            log_probs = log_probs.gather(-1, self.node_codes[below].long())
+            candidates = (scores.unsqueeze(-1) + log_probs).masked_fill(~frontier.present, NEVER)
+            candidates, below = candidates.flatten(1), below.flatten(1)
             if leaf_filter is not None:
                 passes = leaf_filter.passes(self.leaf_starts[below], self.leaf_ends[below])
                 candidates = candidates.masked_fill(~passes, NEVER)
             best = candidates.topk(min(self.beam_width, candidates.shape[1]), dim=-1)
-            scores, nodes = best.values, below.gather(1, best.indices)
+            scores, nodes = best.values, below.gather(1, best.indices).long()
             # Where fewer prefixes are left than beams, the spare ones end at a leaf: no children.
             nodes = nodes.masked_fill(scores == NEVER, len(self.leaf_ends) - 1)
-            prefix = (best.indices // size[1]).unsqueeze(-1).expand(-1, -1, level)
+            prefix = (best.indices // frontier.width).unsqueeze(-1).expand(-1, -1, level)
             tokens = (first + self.node_codes[nodes]).unsqueeze(-1)
             # A spare beam's token need not exist on this level; it is never listed.
             tokens = tokens.clamp_max(len(tables.embedding.weight) - 1)
@@ -404,9 +398,8 @@ class TokenRanker:
     def _filter(self, excluded: Histories | None) -> LeafFilter | None:
         if excluded is None:
             return None
-        return LeafFilter.from_leaves(
-            self.item_leaves[excluded.items], excluded.present, len(self.leaf_items)
-        )
+        leaves = self.item_leaves[excluded.items]
+        return LeafFilter(LeafSets.build(leaves, excluded.present, len(self.leaf_items)), None)
 
 
 def _beam_mask(width: int, length: int, device: torch.device) -> Tensor:

@@ -3,16 +3,21 @@
 Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no
 item twice. A score is log P(item | history) under that trie, mixed with what the neighbours say
 where there are any: a prefix has the mixture of its two probabilities, so the search keeps the most
-probable prefixes still. A filter removes items and never renormalises what is left. While
-descending, prefixes without an allowed leaf are dropped: the leaves below a node are a range, how
-many of them are excluded is two binary searches, and how many are allowed at all a difference of
-two sums.
+probable prefixes still. A filter removes items and never renormalises what is left: prefixes
+without an allowed leaf are dropped while descending.
 
-Shapes: B users, W beams, C children, L levels, V nodes, N items, D model dimensions.
+What a step costs. The children of a node are a range of node numbers, so their vectors lie side by
+side: nodes at which many beams stand are one matrix product each, all others together one sampled
+product (the dot products of a sparse pattern), which reads each vector once and copies none. What
+histories, neighbours and filters change is looked up from the few nodes above their items, not from
+the many candidates.
+
+Shapes: B users, W beams, C children, L levels, V nodes, N items, E entries, D model dimensions.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets
+from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets, merge_runs
 from recgrit.retrieval.model import TrieRetriever, ragged_index
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked
 
-# With this many rows a node, one product per node beats gathering every child's vector.
-MIN_GROUP = 8
+# With so many scores a node, a matrix product of its own beats a share in the sampled one.
+MIN_SCORES_OF_A_NODE = 1024
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,11 @@ class LeafFilter:
 
     Args:
         excluded: Leaves to keep out, one set per user; of those that are allowed.
-        allowed_before: int64 ``[N + 1]``, allowed leaves among the first ones.
+        allowed_before: ``[N + 1]``, allowed leaves among the first ones; None if all are allowed.
     """
 
     excluded: LeafSets | None
-    allowed_before: Tensor
+    allowed_before: Tensor | None
 
     @classmethod
     def build(
@@ -53,11 +58,9 @@ class LeafFilter:
         """
         if excluded is None and allowed is None:
             return None
-        if allowed is None:
-            allowed_before = torch.arange(model.num_items + 1, device=model.leaf_items.device)
-        else:
+        allowed_before, sets = None, None
+        if allowed is not None:
             allowed_before = F.pad(allowed[model.leaf_items].long().cumsum(0), (1, 0))
-        sets = None
         if excluded is not None:
             present = excluded.present
             if allowed is not None:
@@ -65,19 +68,67 @@ class LeafFilter:
             sets = model.find_leaves(excluded.items, present)
         return cls(sets, allowed_before)
 
-    @classmethod
-    def from_leaves(cls, leaves: Tensor, present: Tensor, num_leaves: int) -> LeafFilter:
-        """A filter that keeps out leaves ``[B, E]``, of which those ``present`` are meant."""
-        everything = torch.arange(num_leaves + 1, device=leaves.device)
-        return cls(LeafSets.build(leaves, present, num_leaves), everything)
-
     def passes(self, starts: Tensor, ends: Tensor) -> Tensor:
         """Whether any leaf from ``starts`` to ``ends`` ``[B, C]`` may come out, bool ``[B, C]``."""
-        num_allowed = self.allowed_before[ends] - self.allowed_before[starts]
+        num_allowed = ends - starts
+        if self.allowed_before is not None:
+            num_allowed = self.allowed_before[ends] - self.allowed_before[starts]
         if self.excluded is not None:
             users = torch.arange(len(starts), device=starts.device).unsqueeze(-1)
             num_allowed = num_allowed - self.excluded.count(users, starts, ends)
         return num_allowed > 0
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The nodes that beams stand at; their children, side by side, are the candidates.
+
+    Candidate ``beam * width + i`` of a user is child i of the node of that beam; those behind a
+    node's last child are none.
+
+    Args:
+        firsts: ``[B, W]``, the first child of each node.
+        counts: ``[B, W]``, how many children it has.
+        width: C, the most children of any node here.
+    """
+
+    firsts: Tensor
+    counts: Tensor
+    width: int
+
+    @classmethod
+    def build(cls, child_starts: Tensor, nodes: Tensor) -> Frontier:
+        """The children of nodes ``[B, W]`` of a trie with these ``child_starts``."""
+        firsts = child_starts[nodes]
+        counts = child_starts[nodes + 1] - firsts
+        return cls(firsts, counts, max(1, int(counts.max())))
+
+    @property
+    def present(self) -> Tensor:
+        """Bool ``[B, W, C]``, which candidates there are."""
+        columns = torch.arange(self.width, device=self.counts.device)
+        return columns < self.counts.unsqueeze(-1)
+
+    @property
+    def children(self) -> Tensor:
+        """The nodes that all candidates are, ``[B, W, C]``; the root where there is none."""
+        columns = torch.arange(self.width, device=self.counts.device)
+        return (self.firsts.unsqueeze(-1) + columns).masked_fill_(~self.present, 0)
+
+    def find(self, nodes: Tensor) -> Tensor:
+        """Which candidates nodes ``[B, E]`` are, int64 ``[B, E]``; -1 for those that are none."""
+        firsts, beams = self.firsts.contiguous().sort(dim=-1)
+        nodes = nodes.to(firsts.dtype)
+        place = (torch.searchsorted(firsts, nodes, right=True) - 1).clamp_min_(0)
+        children = nodes - firsts.gather(1, place)
+        beams = beams.gather(1, place)
+        inside = (children >= 0) & (children < self.counts.gather(1, beams))
+        return torch.where(inside, beams * self.width + children, -1)
+
+    def nodes_of(self, candidates: Tensor) -> Tensor:
+        """The nodes that candidates ``[B, K]`` are."""
+        beams = candidates // self.width
+        return self.firsts.gather(1, beams) + candidates % self.width
 
 
 @torch.inference_mode()
@@ -117,27 +168,25 @@ def beam_search(
     scores = torch.zeros(num_users, 1, device=states.device)
     chosen: Tensor | None = None
     for level in range(model.num_levels):
-        children, log_probs = _expand(model, states, chosen, nodes, node_vectors, seen, level)
+        frontier = Frontier.build(model.child_starts, nodes)
+        log_probs = _expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
         candidates = log_probs_of_prefixes
-        children = children.flatten(1)
-        if neighbours is not None or leaf_filter is not None:
-            below = children.clamp_min(0)  # What is no child has no score to lose.
-            starts, ends = model.leaf_starts[below], model.leaf_ends[below]
-            if neighbours is not None:
-                candidates = neighbours.mix(candidates, starts, ends)
-            if leaf_filter is not None:
-                candidates = candidates.masked_fill(~leaf_filter.passes(starts, ends), NEVER)
+        if neighbours is not None:
+            above = model.nodes_above(neighbours.leaves, level)
+            weights = merge_runs(above, neighbours.weights)
+            candidates = neighbours.mix(candidates, frontier.find(above), weights)
+        if leaf_filter is not None:
+            candidates = _drop_filtered(model, candidates, frontier, leaf_filter, level)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
         scores = log_probs_of_prefixes.gather(1, best.indices)
         # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
-        nodes = children.gather(1, best.indices)
+        nodes = frontier.nodes_of(best.indices)
         nodes = nodes.masked_fill(best.values == NEVER, len(model.leaf_ends) - 1)
-        kept_prefix = best.indices // log_probs.shape[-1]
         vectors = model.input_scale * F.embedding(nodes, node_vectors)
         if chosen is not None:
-            index = kept_prefix.unsqueeze(-1).expand(-1, -1, chosen.shape[-1])
-            vectors = vectors + chosen.gather(1, index)
+            kept = (best.indices // frontier.width).unsqueeze(-1)
+            vectors = vectors + chosen.gather(1, kept.expand(-1, -1, chosen.shape[-1]))
         chosen = vectors
     items = model.leaf_items[nodes - model.first_leaf]
     items = items.masked_fill(best.values == NEVER, NO_ITEM)
@@ -164,21 +213,20 @@ def score_all_items(
     """
     num_users = len(states)
     scores = torch.zeros(num_users, 1, device=states.device)
-    nodes = torch.zeros(1, dtype=torch.long, device=states.device)
+    nodes = torch.zeros(num_users, 1, dtype=torch.long, device=states.device)
     chosen: Tensor | None = None
     for level in range(model.num_levels):
-        children, log_probs = _expand(
-            model, states, chosen, nodes.expand(num_users, -1), node_vectors, seen, level
-        )
-        filled = children[0] >= 0  # Breadth-first order: kept entries are the next level, in order.
+        frontier = Frontier.build(model.child_starts, nodes)
+        log_probs = _expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
+        filled = frontier.present[0]
+        # Breadth-first order: what is kept is the next level, in order.
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
         parents = filled.nonzero()[:, 0]
-        nodes = children[0][filled]
-        vectors = model.input_scale * F.embedding(nodes, node_vectors).expand(num_users, -1, -1)
+        nodes = frontier.children[:1, filled].expand(num_users, -1)
+        vectors = model.input_scale * F.embedding(nodes, node_vectors)
         chosen = vectors if chosen is None else vectors + chosen[:, parents]
     if neighbours is not None:
-        leaves = torch.arange(model.num_items, device=scores.device).expand_as(scores)
-        scores = neighbours.mix(scores, leaves, leaves + 1)
+        scores = neighbours.mix(scores, neighbours.leaves.long(), neighbours.weights)
     by_item = torch.empty_like(scores)
     by_item[:, model.leaf_items] = scores
     return by_item
@@ -189,69 +237,103 @@ def _expand(
     states: Tensor,
     chosen: Tensor | None,
     nodes: Tensor,
+    frontier: Frontier,
     node_vectors: Tensor,
     seen: list[NodeSets],
     level: int,
-) -> tuple[Tensor, Tensor]:
-    """Children of nodes ``[B, W]`` and their log-probabilities, both ``[B, W, C]``.
+) -> Tensor:
+    """Log-probabilities of the children of nodes ``[B, W]``, ``[B, W, C]``; -inf for none.
 
-    C is the largest number of children here; the rest is filled with node -1 and -inf. An only
-    child is certain: it is neither asked for nor scored, and most nodes of the last levels are.
+    An only child is certain: it is neither asked for nor scored, and most nodes of the last levels
+    are.
     """
-    starts = model.child_starts[nodes].flatten()
-    counts = model.child_starts[nodes + 1].flatten() - starts
-    size = (len(counts), max(1, int(counts.max())))
-    children = starts.new_full(size, -1)
-    log_probs = states.new_full(size, NEVER, dtype=torch.float32)
-    open_ = (counts > int(model.trie_softmax)).nonzero().squeeze(-1)
-    if model.trie_softmax:
-        certain = (counts == 1).nonzero().squeeze(-1)
-        children[certain, 0] = model.child_nodes[starts[certain]]
-        log_probs[certain, 0] = 0.0
+    counts = frontier.counts.flatten()
+    is_open = counts > int(model.trie_softmax)
+    scores = states.new_full((len(counts), frontier.width), NEVER, dtype=torch.float32)
+    scores[:, 0].masked_fill_(~is_open, 0.0)
+    open_ = is_open.nonzero().squeeze(-1)
+    others: Tensor | None = None
     if len(open_):
-        users = open_ // nodes.shape[1]
         queries = model.decoder(
-            states[users], None if chosen is None else chosen.flatten(0, 1)[open_], level
+            states[open_ // nodes.shape[1]],
+            None if chosen is None else chosen.flatten(0, 1)[open_],
+            level,
         )
-        below, scores = _score_children(
-            model, queries, nodes.flatten()[open_], node_vectors, size[1]
-        )
-        if seen:
-            scores += model.score_seen(below.clamp_min(0), users.unsqueeze(-1), seen[level], level)
-        candidates = scores
+        firsts = frontier.firsts.flatten()[open_]
+        scores[open_] = score_children(queries, firsts, counts[open_], node_vectors, frontier.width)
         if not model.trie_softmax:
-            candidates = model.add_other_codes(scores, queries, nodes.flatten()[open_], level)
-        children[open_] = below
-        log_probs[open_] = candidates.log_softmax(dim=-1)[:, : size[1]]
-    return children.view(*nodes.shape, -1), log_probs.view(*nodes.shape, -1)
-
-
-def _score_children(
-    model: TrieRetriever, queries: Tensor, nodes: Tensor, node_vectors: Tensor, width: int
-) -> tuple[Tensor, Tensor]:
-    """Children of nodes ``[R]`` and their scores by queries ``[R, D]``, both ``[R, C]``."""
-    starts = model.child_starts[nodes]
-    counts = model.child_starts[nodes + 1] - starts
-    scores = queries.new_full((len(nodes), width), NEVER, dtype=torch.float32)
-    children = nodes.new_full((len(nodes), width), -1)
-    standing_at, row_order, group_sizes = _group(nodes)
-    if len(standing_at) * MIN_GROUP <= len(queries):
-        # Rows that stand at one node share its children: one matrix product a node.
-        for node, group in zip(standing_at, row_order.split(group_sizes), strict=True):
-            below = model.child_nodes[model.child_starts[node] : model.child_starts[node + 1]]
-            scores[group, : len(below)] = queries[group] @ F.embedding(below, node_vectors).T
-            children[group, : len(below)] = below
+            others = model.score_other_codes(queries, firsts, counts[open_], level)
+    if seen:
+        rows, entries = ((found := frontier.find(seen[level].nodes)) >= 0).nonzero(as_tuple=True)
+        known = scores.view(len(nodes), -1)
+        # An item that a history holds twice is known once: set, not added to.
+        columns = found[rows, entries]
+        known[rows, columns] = known[rows, columns] + model.seen_score(level)
+    if others is not None:
+        together = torch.cat([scores[open_], others], dim=-1).log_softmax(dim=-1)
+        scores[open_] = together[:, : frontier.width]
     else:
-        owners, columns, flat = ragged_index(starts, counts)
-        below = model.child_nodes[flat]
-        flat_scores = (F.embedding(below, node_vectors) * queries[owners]).sum(dim=-1)
-        scores.index_put_((owners, columns), flat_scores)
-        children.index_put_((owners, columns), below)
-    return children, scores
+        scores = scores.log_softmax(dim=-1)
+    scores[:, 0].masked_fill_(counts == 0, NEVER)
+    return scores.view(*nodes.shape, -1)
 
 
-def _group(nodes: Tensor) -> tuple[list[int], Tensor, list[int]]:
-    """Different nodes, the rows sorted by node, and how many rows stand at each node."""
-    ordered, rows = nodes.sort(stable=True)
-    different, counts = ordered.unique_consecutive(return_counts=True)
-    return different.tolist(), rows, counts.tolist()
+def score_children(
+    queries: Tensor, firsts: Tensor, counts: Tensor, node_vectors: Tensor, width: int
+) -> Tensor:
+    """Scores of ranges of nodes by queries ``[R, D]``, ``[R, C]``; -inf behind a range's end."""
+    scores = queries.new_full((len(queries), width), NEVER, dtype=torch.float32)
+    ordered, order = firsts.sort(stable=True)
+    different, sizes = ordered.unique_consecutive(return_counts=True)
+    if int(counts.sum()) >= MIN_SCORES_OF_A_NODE * len(different):
+        asked, done = queries[order], 0
+        ends = counts[order][sizes.cumsum(0) - 1] + different
+        for first, end, size in zip(different.tolist(), ends.tolist(), sizes.tolist(), strict=True):
+            rows = slice(done, done + size)
+            scores[rows, : end - first] = asked[rows] @ node_vectors[first:end].T
+            done += size
+        return torch.empty_like(scores).index_copy_(0, order, scores)
+    owners, columns, flat = ragged_index(firsts, counts)
+    if queries.device.type == "cpu":
+        values = sampled_products(queries, node_vectors, counts, flat)
+    else:
+        values = (F.embedding(flat, node_vectors) * queries[owners]).sum(dim=-1)
+    return scores.index_put_((owners, columns), values)
+
+
+def sampled_products(
+    queries: Tensor, node_vectors: Tensor, counts: Tensor, nodes: Tensor
+) -> Tensor:
+    """Products of queries ``[R, D]`` with nodes of their own, ``counts`` ``[R]`` of them each."""
+    ends = F.pad(counts.long().cumsum(0), (1, 0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        pattern = torch.sparse_csr_tensor(
+            ends,
+            nodes,
+            queries.new_zeros(len(nodes)),
+            size=(len(queries), len(node_vectors)),
+            check_invariants=False,
+        )
+        found: Tensor = torch.sparse.sampled_addmm(pattern, queries, node_vectors.T, beta=0.0)
+    return found.values()
+
+
+def _drop_filtered(
+    model: TrieRetriever,
+    candidates: Tensor,
+    frontier: Frontier,
+    leaf_filter: LeafFilter,
+    level: int,
+) -> Tensor:
+    """Candidates ``[B, W * C]`` with -inf for prefixes below which nothing may come out."""
+    if leaf_filter.allowed_before is not None:
+        below = frontier.children.flatten(1)
+        passes = leaf_filter.passes(model.leaf_starts[below], model.leaf_ends[below])
+        return candidates.masked_fill(~passes, NEVER)
+    assert leaf_filter.excluded is not None
+    above = model.nodes_above(leaf_filter.excluded.leaves, level)
+    dropped = ~leaf_filter.passes(model.leaf_starts[above], model.leaf_ends[above])
+    found = frontier.find(above)
+    rows, entries = (dropped & (found >= 0)).nonzero(as_tuple=True)
+    return candidates.index_put((rows, found[rows, entries]), candidates.new_tensor(NEVER))

@@ -14,7 +14,7 @@ import torch
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.errors import ConfigError
-from recgrit.retrieval.leaves import merge_leaves
+from recgrit.retrieval.leaves import merge_runs
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked, Ranker
 
 
@@ -61,9 +61,9 @@ class FusedRanker:
         """The best items after these histories."""
         depth = max(top_k, self.depth)
         found = [ranker.rank(histories, top_k=depth, excluded=excluded) for ranker in self.rankers]
-        items = torch.cat([ranked.items for ranked in found], dim=1)
+        items, order = torch.cat([ranked.items for ranked in found], dim=1).sort(dim=-1)
         weights = torch.cat([ranked.scores for ranked in found], dim=1).double().exp()
-        items, sums = merge_leaves(items, weights)
+        sums = merge_runs(items, weights.gather(1, order))
         best = (sums / len(self.rankers)).log().float().topk(min(top_k, items.shape[1]), dim=-1)
         return Ranked(
             items.gather(1, best.indices).masked_fill(best.values == NEVER, NO_ITEM), best.values

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -176,7 +175,6 @@ class TrieRetriever(nn.Module):
 
     paths: Tensor
     child_starts: Tensor
-    child_nodes: Tensor
     train_child_starts: Tensor
     train_child_nodes: Tensor
     leaf_starts: Tensor
@@ -205,7 +203,7 @@ class TrieRetriever(nn.Module):
         trie_softmax: bool = True,
     ) -> None:
         super().__init__()
-        train_trie = trie.restrict(train_items.numpy())
+        train_children = trie.restrict(train_items.numpy())
         self.trie_softmax = trie_softmax
         self.num_levels = trie.num_levels
         # Scores ask for small node vectors, states of unit variance for larger ones beside them.
@@ -236,13 +234,12 @@ class TrieRetriever(nn.Module):
         for name, table in {
             "paths": trie.paths,
             "child_starts": trie.child_starts,
-            "child_nodes": trie.children,
-            "train_child_starts": train_trie.child_starts,
-            "train_child_nodes": train_trie.children,
+            "train_child_starts": train_children.starts,
+            "train_child_nodes": train_children.nodes,
             "leaf_starts": trie.leaf_starts,
             "leaf_ends": trie.leaf_ends,
             "leaf_items": trie.leaf_items,
-            "node_codes": trie.node_codes.astype(np.int64),
+            "node_codes": trie.node_codes,
         }.items():
             self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
@@ -264,6 +261,11 @@ class TrieRetriever(nn.Module):
     def find_leaves(self, items: Tensor, present: Tensor) -> LeafSets:
         """The leaves of items ``[R, E]``, of which those ``present`` ``[R, E]`` are meant."""
         return LeafSets.build(self.paths[items, -1] - self.first_leaf, present, self.num_items)
+
+    def nodes_above(self, leaves: Tensor, level: int) -> Tensor:
+        """The nodes of a level above leaves ``[R, E]``; above what is no leaf, that of the last."""
+        items = self.leaf_items[leaves.clamp_max(self.num_items - 1)]
+        return self.paths[items, level]
 
     def find_seen(self, items: Tensor, present: Tensor) -> list[NodeSets]:
         """Nodes all of whose items are in histories ``[R, E]``, for each level.
@@ -299,8 +301,12 @@ class TrieRetriever(nn.Module):
             seen: Of this level, from `find_seen`.
             level: Whose learned score.
         """
+        return self.seen_score(level) * seen.contain(rows, nodes)
+
+    def seen_score(self, level: int) -> Tensor:
+        """What is added to the score of a node of a level that a history holds all of."""
         assert self.seen_scores is not None
-        return self.input_scale * self.seen_scores[level] * seen.contain(rows, nodes)
+        return self.input_scale * self.seen_scores[level]
 
     def weigh_neighbours(self, histories: Histories) -> LeafWeights | None:
         """What the neighbours of a history's items add to the probability of each leaf."""
@@ -349,7 +355,10 @@ class TrieRetriever(nn.Module):
                     seen_rows=open_,
                 )
                 if not self.trie_softmax:
-                    scores = self.add_other_codes(scores, queries, parents[open_], level)
+                    firsts = self.child_starts[parents[open_]]
+                    sizes = self.child_starts[parents[open_] + 1] - firsts
+                    others = self.score_other_codes(queries, firsts, sizes, level)
+                    scores = torch.cat([scores, others], dim=-1)
                 total = total + self._negative_log_likelihood(scores, columns)
                 num_right = num_right + (scores.detach().argmax(dim=-1) == columns).sum()
             accuracy.append(num_right / max(1, len(paths)))
@@ -358,20 +367,20 @@ class TrieRetriever(nn.Module):
             chosen = vectors if chosen is None else chosen + vectors
         return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy))
 
-    def add_other_codes(
-        self, scores: Tensor, queries: Tensor, parents: Tensor, level: int
+    def score_other_codes(
+        self, queries: Tensor, firsts: Tensor, counts: Tensor, level: int
     ) -> Tensor:
-        """Scores of children ``[M, C]`` and after them of all codes ``[M, K]`` of the level.
+        """Scores of all codes of the level, ``[M, K]``; -inf for those that lead to a child.
 
-        Codes that lead to a child are -inf among the latter: they have their score already.
+        Args:
+            queries: ``[M, D]``.
+            firsts: ``[M]``, the first child of each query's node.
+            counts: ``[M]``, how many children it has.
+            level: Whose codes.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
-        starts = self.child_starts[parents]
-        rows, _, flat = ragged_index(starts, self.child_starts[parents + 1] - starts)
-        others = others.index_put(
-            (rows, self.node_codes[self.child_nodes[flat]]), others.new_tensor(float("-inf"))
-        )
-        return torch.cat([scores, others], dim=-1)
+        rows, _, children = ragged_index(firsts, counts)
+        return others.index_put((rows, self.node_codes[children]), others.new_tensor(float("-inf")))
 
     def _negative_log_likelihood(self, scores: Tensor, columns: Tensor) -> Tensor:
         """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings."""
@@ -463,8 +472,8 @@ def _code_rows(
 
     Row 0 belongs to no code: the root has it, and each node of a disambiguation level.
     """
-    levels = torch.zeros(trie.num_nodes, dtype=torch.long)
-    rows = torch.zeros(trie.num_nodes, dtype=torch.long)
+    levels = torch.zeros(trie.num_nodes, dtype=torch.int32)
+    rows = torch.zeros(trie.num_nodes, dtype=torch.int32)
     node_codes = torch.from_numpy(trie.node_codes)
     starts: list[int | None] = []
     offset = 1

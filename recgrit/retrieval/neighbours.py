@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.embedding.cooccurrence import count_pairs
-from recgrit.retrieval.leaves import LeafSets, LeafWeights, merge_leaves
+from recgrit.retrieval.leaves import LeafSets, LeafWeights, merge_runs
 from recgrit.retrieval.ranking import Histories
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class ItemNeighbours(nn.Module):
 
         Args:
             histories: ``[B, T]``.
-            leaf_of: int64 ``[N]``, the leaf of each item.
+            leaf_of: ``[N]``, the leaf of each item.
             seen: The leaves of each history.
         """
         device = leaf_of.device
@@ -108,12 +108,11 @@ class ItemNeighbours(nn.Module):
         positions = histories.lengths.unsqueeze(-1) - 1 - steps  # The last item first.
         asked = histories.items.gather(1, positions.clamp_min(0))
         trust = torch.where(positions >= 0, DISCOUNT**steps, 0.0).unsqueeze(-1)
-        leaves, sums = merge_leaves(
-            leaf_of[self.items[asked]].flatten(1),
-            (self.similarities[asked] * trust).double().flatten(1),
-        )
+        leaves, order = leaf_of[self.items[asked]].flatten(1).sort(dim=-1)
+        similarities = (self.similarities[asked] * trust).double().flatten(1)
+        sums = merge_runs(leaves, similarities.gather(1, order))
         rows = torch.arange(len(leaves), device=device).unsqueeze(-1)
         weights = sums**SHARPNESS * (seen.count(rows, leaves, leaves + 1) == 0)
         totals = weights.sum(dim=-1, keepdim=True)
         shares = self.weight * weights / totals.clamp_min(torch.finfo(totals.dtype).tiny)
-        return LeafWeights.build(leaves, shares, len(leaf_of))
+        return LeafWeights(leaves, shares)

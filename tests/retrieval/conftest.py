@@ -155,7 +155,7 @@ def log_probability():
 
     def compute(model, state, item, *, history=(), training=False):
         starts = model.train_child_starts if training else model.child_starts
-        nodes = model.train_child_nodes if training else model.child_nodes
+        nodes = model.train_child_nodes if training else torch.arange(len(model.leaf_ends))
         vectors = model.nodes()
         total, node, chosen = 0.0, 0, None
         for level, wanted in enumerate(model.paths[item].tolist()):

@@ -3,7 +3,7 @@ import torch
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.retrieval import decoding
-from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
+from recgrit.retrieval.decoding import Frontier, LeafFilter, beam_search, score_all_items
 from recgrit.retrieval.ranking import Histories
 
 NUM_ITEMS = 50
@@ -200,11 +200,12 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     nodes = torch.randint(len(vectors), (num_users, 7), generator=torch.Generator().manual_seed(0))
     nodes[0] = len(vectors) - 1  # A leaf has no children.
     chosen = torch.randn(num_users, 7, 16)
+    frontier = Frontier.build(model.child_starts, nodes)
     results = []
-    for min_group in (0, 10**9):  # Always node by node, and never.
-        monkeypatch.setattr(decoding, "MIN_GROUP", min_group)
-        children, log_probs = decoding._expand(
-            model, states, chosen, nodes, vectors, draw_seen(model, num_users), 0
+    for least in (0, 10**9):  # Always node by node, and never.
+        monkeypatch.setattr(decoding, "MIN_SCORES_OF_A_NODE", least)
+        log_probs = decoding._expand(
+            model, states, chosen, nodes, frontier, vectors, draw_seen(model, num_users), 0
         )
         _, leaf_filter = draw_exclusions(model, num_users, 0.3)
         ranked = search(
@@ -216,13 +217,33 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
             leaf_filter=leaf_filter,
         )
         scores = score(model, states, vectors)
-        results.append((children, log_probs, ranked.items, ranked.scores, scores))
-    for grouped, ragged in zip(*results, strict=True):
-        torch.testing.assert_close(grouped, ragged, atol=1e-5, rtol=1e-5)
-    children, log_probs = results[0][:2]
-    assert (children[0] == -1).all()
-    assert (log_probs[children == -1] == float("-inf")).all()
-    assert log_probs.isfinite().equal(children >= 0)
+        results.append((log_probs, ranked.items, ranked.scores, scores))
+    for grouped, sampled in zip(*results, strict=True):
+        torch.testing.assert_close(grouped, sampled, atol=1e-5, rtol=1e-5)
+    log_probs = results[0][0]
+    assert (log_probs[0] == float("-inf")).all()
+    assert log_probs.isfinite().equal(frontier.present)
+
+
+def test_a_frontier_finds_its_children_and_no_others(model):
+    nodes = torch.randint(
+        len(model.leaf_ends), (MANY, 7), generator=torch.Generator().manual_seed(2)
+    )
+    nodes = nodes.sort(dim=-1).values.unique_consecutive(dim=-1)
+    frontier = Frontier.build(model.child_starts, nodes)
+    wanted = torch.arange(len(model.leaf_ends)).expand(MANY, -1)
+    found = frontier.find(wanted)
+    for user in range(MANY):
+        below = [
+            (beam, child)
+            for beam, node in enumerate(nodes[user].tolist())
+            for child in range(model.child_starts[node], model.child_starts[node + 1])
+        ]
+        assert {child for _, child in below} == set(wanted[user][found[user] >= 0].tolist())
+        for beam, child in below:
+            column = int(found[user, child])
+            assert column // frontier.width == beam or nodes[user].tolist().count(nodes[user, beam])
+            assert frontier.nodes_of(torch.tensor([[column]]).expand(MANY, 1))[user, 0] == child
 
 
 def test_a_beam_never_beats_the_exact_ranking_and_widens_towards_it(make_model, random_codes):

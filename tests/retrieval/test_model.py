@@ -128,7 +128,7 @@ def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervi
     for state, item in zip(states, targets[supervised].tolist(), strict=True):
         node, chosen, row = 0, None, []
         for level, wanted in enumerate(model.paths[item].tolist()):
-            below = model.child_nodes[model.child_starts[node] : model.child_starts[node + 1]]
+            below = torch.arange(model.child_starts[node], model.child_starts[node + 1])
             query = model.decoder(state[None], chosen, level)[0]
             row.append(bool(below[(vectors[below] @ query).argmax()] == wanted))
             node, vector = wanted, model.input_scale * vectors[wanted][None]

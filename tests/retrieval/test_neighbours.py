@@ -55,14 +55,15 @@ def test_shares_are_those_of_plain_loops(model):
     long = torch.arange(2 * MAX_ASKED).expand(1, -1)  # More than is asked for neighbours.
     for histories in (HISTORIES, Histories(long, torch.tensor([long.shape[1]]))):
         found = model.weigh_neighbours(histories)
-        rows = torch.arange(len(histories.items))[:, None]
-        leaves = model.paths[:, -1] - model.first_leaf
-        by_item = found.sum(rows, leaves, leaves + 1)
+        by_leaf = torch.zeros(len(histories.items), NUM_ITEMS, dtype=torch.float64)
+        by_leaf.scatter_add_(1, found.leaves.long(), found.weights)
+        by_item = by_leaf[:, model.paths[:, -1] - model.first_leaf]
         np.testing.assert_allclose(by_item, shares_by_hand(model, histories), atol=1e-7)
 
 
 def test_what_is_near_nothing_gets_no_share(model):
-    assert model.weigh_neighbours(HISTORIES).totals.tolist() == pytest.approx([WEIGHT, WEIGHT, 0])
+    totals = model.weigh_neighbours(HISTORIES).weights.sum(dim=-1)
+    assert totals.tolist() == pytest.approx([WEIGHT, WEIGHT, 0])
 
 
 def test_probabilities_are_mixed_and_sum_to_one(model, make_model, random_codes):
