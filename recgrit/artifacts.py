@@ -111,6 +111,8 @@ def write_artifact(
     config: Mapping[str, Any],
     parents: Mapping[str, str],
     inputs: Mapping[str, str] | None = None,
+    *,
+    elsewhere: str = "run.dir=PATH",
 ) -> Iterator[ArtifactWriter]:
     """Collect a stage's files in a temporary folder and put it in place when the block ends well.
 
@@ -120,6 +122,7 @@ def write_artifact(
         config: The settings the stage ran with.
         parents: Fingerprint of each parent artifact, by stage name.
         inputs: SHA-256 of each raw input file, by path.
+        elsewhere: How a user names another folder.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -133,7 +136,7 @@ def write_artifact(
     except OSError as error:
         raise ArtifactError(
             f"Cannot write to {directory.parent}: {error.strerror}. "
-            "Choose another folder with run.dir=PATH."
+            f"Choose another folder with {elsewhere}."
         ) from None
     key = build_key(stage, config, parents, inputs or {})
     try:
@@ -170,7 +173,7 @@ def write_artifact(
             raise
         raise ArtifactError(
             f"Cannot write {directory}: {reason}. Make room, or choose another folder with "
-            "run.dir=PATH; finished stages are kept."
+            f"{elsewhere}; what was finished before is kept."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
