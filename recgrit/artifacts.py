@@ -197,9 +197,16 @@ def explain_write_failure(error: Exception) -> str | None:
 def write_atomic(path: Path, text: str) -> None:
     """Write a small text file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` when the block ends well."""
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -60,6 +60,17 @@ def stage_directory(run_directory: Path, stage: str) -> Path:
     return run_directory / LAYOUT[stage][0]
 
 
+def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> QuantizedAutoencoder:
+    """A fitted tokenizer from its weights, in eval mode."""
+    from safetensors.torch import load_file
+
+    from recgrit.quantization.fit import build_tokenizer
+
+    model = build_tokenizer(feature_dim, config)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
 class Run:
     """A run folder, read-only.
 
@@ -143,15 +154,9 @@ class Run:
     @cached_property
     def tokenizer(self) -> QuantizedAutoencoder:
         """The fitted tokenizer, in eval mode: codes for features of the same kind."""
-        from safetensors.torch import load_file
-
-        from recgrit.quantization.fit import build_tokenizer
-
         config = TokenizerConfig.model_validate(self.manifest("tokenize").config["tokenizer"])
-        model = build_tokenizer(self.features.embedding_dim, config)
         with self._reading("tokenize") as directory:
-            model.load_state_dict(load_file(directory / TOKENIZER_NAME))
-        return model.eval()
+            return read_tokenizer(directory / TOKENIZER_NAME, config, self.features.embedding_dim)
 
     @cached_property
     def retriever(self) -> TrieRetriever:
@@ -321,7 +326,7 @@ class Run:
             raise DataError(f"top_k must be at least 1, got {top_k}.")
         self.manifest("train")  # Its absence is told before that of what it needs.
         if beam_width is None:
-            beam_width = self._evaluated_beam_width()
+            beam_width = self.evaluated_beam_width()
         return self.ranker(
             beam_width=max(beam_width, top_k),
             allowed_items=allowed_items,
@@ -335,7 +340,8 @@ class Run:
         items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
         return items.select(pl.all().gather(taken.tolist()))
 
-    def _evaluated_beam_width(self) -> int:
+    def evaluated_beam_width(self) -> int:
+        """Prefixes kept at each level of the search when the run was evaluated."""
         directory = stage_directory(self.directory, "evaluate")
         if not directory.is_dir():
             return self.config.evaluation.beam_width

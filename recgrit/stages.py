@@ -20,6 +20,7 @@ import polars as pl
 from recgrit.artifacts import ArtifactWriter
 from recgrit.data.items import read_item_list
 from recgrit.data.prepare import find_input_files, prepare
+from recgrit.data.recommendations import write_lists
 from recgrit.data.splits import Split
 from recgrit.errors import DataError, TrackingError
 from recgrit.experiment import ExperimentConfig
@@ -281,8 +282,6 @@ def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
 def _build_recommendations(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker
 ) -> None:
-    import pyarrow.parquet as pq
-
     run = Run(config.run.dir, device=config.retriever.device)
     settings = config.recommendation
     shards = run.iterate_recommendations(
@@ -292,18 +291,8 @@ def _build_recommendations(
         allowed_items=read_item_list(settings.allowed_items) if settings.allowed_items else None,
         blocked_items=read_item_list(settings.blocked_items) if settings.blocked_items else (),
     )
-    num_users, num_rows = 0, 0
-    parquet: pq.ParquetWriter | None = None
-    for shard in shards:
-        table = shard.to_arrow()
-        if parquet is None:
-            parquet = pq.ParquetWriter(writer.path / "recommendations.parquet", table.schema)
-        parquet.write_table(table)
-        num_users += shard["user_id"].n_unique()
-        num_rows += shard.height
-    assert parquet is not None  # A prepared data set has users.
-    parquet.close()
-    writer.summary = {"num_users": num_users, "num_rows": num_rows}
+    written = write_lists(shards, writer.path / "recommendations.parquet")
+    writer.summary = asdict(written)
 
 
 def _find_embedding_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
