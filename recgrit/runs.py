@@ -43,6 +43,8 @@ TOKENIZER_NAME = "tokenizer.safetensors"
 TRANSFORM_NAME = "feature_transform.safetensors"
 # Holds what an interrupted training needs to go on.
 CHECKPOINTS_NAME = ".training"
+# There while a tracked run has not come to its end.
+TRACKING_NAME = ".tracking.json"
 
 # Stage -> (its folder in the run, the stages it is built from).
 LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -273,9 +275,7 @@ class Run:
         for found in recommend_shards(
             ranker, self.data.split, users, top_k=top_k, masked=exclude_seen
         ):
-            yield name_lists(
-                self.semantic_ids, found.to_polars(), self.data.interactions.user_ids
-            )
+            yield name_lists(self.semantic_ids, found.to_polars(), self.data.interactions.user_ids)
 
     def recommend_after(
         self,

@@ -67,7 +67,8 @@ class FeatureTransform:
     def reduce_text(self, vectors: Vectors) -> Vectors:
         """The text part of the features, of text embeddings ``[n, F]``."""
         if self.text_components is not None and self.text_center is not None:
-            vectors = (vectors - self.text_center) @ self.text_components.T
+            centred = (vectors - self.text_center).astype(np.float32)
+            vectors = np.asarray(centred @ self.text_components.T, dtype=np.float32)
         return np.asarray((vectors - self.text_mean) / self.text_scale, dtype=np.float32)
 
     def scale_cooccurrence(self, vectors: Vectors) -> Vectors:
@@ -186,9 +187,7 @@ def build_new_features(
     return np.concatenate([reduced, transform.scale_cooccurrence(new)], axis=1)
 
 
-def fill_missing(
-    vectors: Vectors, known: Vectors, num_neighbours: int = 10
-) -> Vectors:
+def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = 10) -> Vectors:
     """Vectors for items that have none, from those of the items most like them.
 
     So an item that nobody has taken yet stands where its text says, not in a corner of its own.

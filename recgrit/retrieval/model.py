@@ -90,7 +90,9 @@ class NodeVectors(nn.Module):
         self.register_buffer("own_nodes", own_nodes.nonzero().squeeze(-1), persistent=False)
         self.content_projection: nn.Linear | None = None
         if content is not None:
-            self.register_buffer("node_content", _mean_content(trie, content, known_items), persistent=False)
+            self.register_buffer(
+                "node_content", _mean_content(trie, content, known_items), persistent=False
+            )
             self.content_projection = nn.Linear(content.shape[1], dim, bias=False)
             nn.init.normal_(self.content_projection.weight, std=0.02)
 

@@ -73,16 +73,18 @@ def add_items(
     Raises:
         DataError: No ID is left near an item's own.
     """
+    if not len(codes):
+        return AddedIds(table, 0)
     num_old, level = len(table), table.disambiguation_level
     if level is not None:
-        unique, num_moved = _take_next_numbers(table.codes, codes, item_ids)
+        unique, num_moved = _take_next_numbers(table.codes.astype(np.int64), codes, item_ids)
     else:
         unique, num_moved = _take_free_codes(
             table, codes, item_ids, residuals_of, last_codes, errors_of
         )
     sizes = list(table.codebook_sizes)
     if level is not None:
-        sizes[level] = max(sizes[level], int(unique[:, level].max(initial=0)) + 1)
+        sizes[level] = max(sizes[level], int(unique[:, level].max()) + 1)
     longer = SemanticIdTable(
         codes=np.concatenate([table.codes, unique.astype(np.int32)]),
         codebook_sizes=tuple(sizes),
@@ -96,9 +98,9 @@ def add_items(
 
 def _take_next_numbers(old: Codes, codes: Codes, item_ids: pl.Series) -> tuple[Codes, int]:
     """Codes ``[n, L + 1]``, and how many of them share an ID but for the last level."""
-    bucket, _ = number_rows(np.concatenate([old[:, :-1].astype(np.int64), codes]))
-    next_number = np.zeros(int(bucket.max(initial=0)) + 1, dtype=np.int64)
-    np.maximum.at(next_number, bucket[: len(old)], old[:, -1].astype(np.int64) + 1)
+    bucket, _ = number_rows(np.concatenate([old[:, :-1], codes]))
+    next_number = np.zeros(int(bucket.max()) + 1, dtype=np.int64)
+    np.maximum.at(next_number, bucket[: len(old)], old[:, -1] + 1)
     digits = number_within_bucket(codes, item_ids) + next_number[bucket[len(old) :]]
     return np.column_stack([codes, digits]), int(np.sum(digits > 0))
 
@@ -149,7 +151,8 @@ def _find_nearby(
     errors_of: ErrorsOf,
 ) -> Codes:
     """The nearest free ID that differs from an item's own in the last two codes at most."""
-    best, least = None, np.inf
+    best: Codes | None = None
+    least = np.inf
     if len(own) > 1:
         beside = np.all(given[:, :-2] == own[:-2], axis=1)
         taken = np.zeros(sizes[-2:], dtype=bool)
