@@ -1,6 +1,6 @@
-"""Every night: yesterday's bundle, today's items and users; out come a new bundle and lists for all.
+"""Every night: yesterday's bundle, today's items and users; out come a new bundle and all lists.
 
-    python pipelines/nightly_batch.py bundle=bundles/monday out=nights/tuesday \\
+    python pipelines/nightly_batch.py bundle=bundles/monday out=nights/tuesday
         items=items.parquet removed=gone.txt histories=histories.parquet
 
 `items` has the columns of the catalogue, new items and old ones alike; `removed` is a text file of

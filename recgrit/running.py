@@ -31,7 +31,7 @@ from recgrit.artifacts import (
     write_artifact,
     write_atomic,
 )
-from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.errors import ArtifactError, ConfigError, DataError, TrackingError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
 from recgrit.runs import (
@@ -293,7 +293,10 @@ def _register_model(run: Run, config: ExperimentConfig, tracker: Tracker) -> Non
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_pyfunc(export_bundle(run, folder / "bundle"), folder / "model")
-        tracker.register_model(folder / "model", config.tracking.experiment)
+        try:
+            tracker.register_model(folder / "model", config.tracking.experiment)
+        except TrackingError as error:  # The run is whole without, as on a server of runs alone.
+            logger.warning("%s Or set tracking.register_model=false.", error)
 
 
 def _write_config(config: ExperimentConfig) -> None:

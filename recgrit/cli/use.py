@@ -65,6 +65,9 @@ def _export(run: Run, kind: Kind, out: Path, name: str) -> list[Path]:
     else:
         import tempfile
 
+        from recgrit.tracking.start import quieten_mlflow
+
+        quieten_mlflow()
         from recgrit.serving.pyfunc import save_pyfunc
 
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Encoding later items into the space of the first ones: what is kept of an encoder, and its return.
+"""Encoding later items into the space of the first ones: what is kept of an encoder.
 
 A sentence encoder comes back by its name, and its weights are compared by their hash: they are not
 copied, being 90 MB that many bundles share. An encoder that was fitted to the texts (`LSAEncoder`)

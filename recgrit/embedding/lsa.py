@@ -117,7 +117,7 @@ class FittedLSA:
         return digest_json([self.terms.to_list(), hashlib.sha256(numbers).hexdigest()])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1; zeros for a text of other words."""
+        """float32 [len(texts), embedding_dim], rows of length 1; zeros for unknown words."""
         vectorizer = _build_vectorizer(vocabulary={t: i for i, t in enumerate(self.terms)})
         vectorizer.idf_ = self.inverse_frequencies
         # Projecting, rather than taking the left vectors, gives equal texts bit-equal rows.

@@ -5,8 +5,8 @@ another bundle (`recgrit.serving.append`), which names the one before. Every fil
 checksum and compared when a bundle is opened.
 
 In it: the item-ID table and which items are trained, added or removed; weights of the tokenizer and
-the retriever, neighbours included; what made the features of the items, and the features themselves;
-the trie's tables for services that walk it on their own.
+the retriever, neighbours included; what made the items' features, and the features themselves; the
+trie's tables for services that walk it on their own.
 """
 
 from __future__ import annotations

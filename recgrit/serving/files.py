@@ -35,7 +35,7 @@ class UserHistories:
 def read_items(path: Path) -> ItemTable:
     """Items with ``item_id`` and the columns of the catalogue they are to join.
 
-    A missing title is the item's id. Lists, such as genres, are lists in Parquet and JSON lines, and
+    A missing title is the item's id. Lists, such as genres, are lists in Parquet and JSON lines,
     text with commas in CSV.
 
     Raises:

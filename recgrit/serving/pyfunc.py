@@ -50,7 +50,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class BundleModel(PythonModel):  # type: ignore[misc]
+class BundleModel(PythonModel):
     """What MLflow calls; its state is in the bundle."""
 
     def load_context(self, context: Any) -> None:

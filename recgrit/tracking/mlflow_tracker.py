@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -166,8 +167,11 @@ class MLflowTracker:
     def log_data(self, origin: DataOrigin) -> None:
         """Record a data set by its files, digest and counts; the rows stay where they are."""
         sources = list(origin.sources) or [origin.name]
-        described = MetaDataset(
-            resolve_dataset_source(sources[0]), name=origin.name, digest=origin.digest
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Two classes of MLflow's read local paths.
+            source = resolve_dataset_source(sources[0])
+        described: dict[str, str] = MetaDataset(  # type: ignore[abstract]  # its default is None
+            source, name=origin.name, digest=origin.digest
         ).to_dict()
         dataset = Dataset(
             name=described["name"],
@@ -190,10 +194,10 @@ class MLflowTracker:
             self._client.log_model_artifacts(model.model_id, str(directory))
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step=0)])
-            with contextlib.suppress(MlflowException):  # It is there; what else is wrong shows next.
+            with contextlib.suppress(MlflowException):  # Another fault shows below.
                 self._client.create_registered_model(name)
             self._client.create_model_version(
-                name, f"models:/{model.model_id}", run_id=self._run_id, model_id=model.model_id
+                name, model.artifact_location, run_id=self._run_id, model_id=model.model_id
             )
 
     @contextlib.contextmanager

@@ -18,6 +18,7 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -38,6 +39,12 @@ class TrackingConfig(Config):
     experiment: str = "recgrit"
     system_metrics: bool = True
     register_model: bool = True
+
+
+def quieten_mlflow() -> None:
+    """No telemetry, no bars, warnings only; to be called before MLflow is imported."""
+    for name, value in MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -68,8 +75,7 @@ def start_tracking(
     if config.backend == "none":
         yield NullTracker()
         return
-    for name, value in MLFLOW_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    quieten_mlflow()
     from recgrit.tracking.mlflow_tracker import MLflowTracker, ending
 
     directory = default_directory.resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Pat
     assert first.num_moved > 30
     assert second.num_moved == 40
     nights = [bundle, first.bundle, second.bundle, third.bundle]
-    for before, after in zip(nights, nights[1:], strict=False):
+    for before, after in itertools.pairwise(nights):
         old, new = ids_of(before), ids_of(after)
         assert list(new)[: len(old)] == list(old), "rows stay in place"
         assert {item: new[item] for item in old} == old
