@@ -1,4 +1,4 @@
-"""A run's model behind HTTP: how long one user waits, and how many users a second are served at most.
+"""A run's model behind HTTP: how long one user waits, and how many a second are served.
 
     OMP_NUM_THREADS=1 python benchmarks/serve_latency.py runs/movielens-100k --json
 
