@@ -123,8 +123,3 @@ def test_as_a_script(first: Bundle, tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == str(tmp_path / "out")
     assert "10 rows for 1 users" in done.stderr
-    done = subprocess.run(
-        [sys.executable, str(FILE), "bundel=x"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "Did you mean bundle?" in done.stderr
