@@ -164,6 +164,7 @@ def write_artifact(
         (temporary / MANIFEST_NAME).write_text(
             manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
+        _share_alike(temporary, list(files))
         _replace(temporary, directory)
     except RecgritError:
         raise
@@ -284,6 +285,13 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
             f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with "
             f"'recgrit run {child.parent}', or bring back the artifact it was built from."
         )
+
+
+def _share_alike(directory: Path, files: list[str]) -> None:
+    """Let whoever may read the manifest read all: safetensors writes for the owner alone."""
+    mode = (directory / MANIFEST_NAME).stat().st_mode
+    for name in files:
+        (directory / name).chmod(mode)
 
 
 def _as_plain(value: Any) -> Any:

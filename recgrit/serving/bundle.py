@@ -482,9 +482,11 @@ def _read_verified(directory: Path) -> Manifest:
             f"The bundle {directory} has layout {version}, this recgrit reads {BUNDLE_VERSION}. "
             "Upgrade recgrit, or export the bundle again."
         )
-    changed = [
-        name for name, digest in manifest.files.items() if digest_file(directory / name) != digest
-    ]
+    try:
+        digests = {name: digest_file(directory / name) for name in manifest.files}
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {error.filename}: {error.strerror}.") from None
+    changed = [name for name, digest in manifest.files.items() if digests[name] != digest]
     if changed:
         raise ArtifactError(
             f"The bundle {directory} is not as it was written: {', '.join(changed)} changed since "

@@ -46,6 +46,7 @@ def test_nothing_in_it_is_pickled_and_anyone_can_read_it(bundle: Bundle) -> None
     assert suffixes == {".parquet", ".safetensors", ".npy", ".json"}
     table = pl.read_parquet(bundle.directory / "semantic_ids.parquet")
     assert table["item_id"].equals(bundle.semantic_ids.item_ids)
+    assert len({path.stat().st_mode for path in bundle.directory.iterdir()}) == 1
     trie, expected = (
         Trie.load(bundle.directory / "trie.safetensors"),
         build_trie(bundle.semantic_ids.codes),
