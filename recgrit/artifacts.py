@@ -111,6 +111,8 @@ def write_artifact(
     config: Mapping[str, Any],
     parents: Mapping[str, str],
     inputs: Mapping[str, str] | None = None,
+    *,
+    elsewhere: str = "run.dir=PATH",
 ) -> Iterator[ArtifactWriter]:
     """Collect a stage's files in a temporary folder and put it in place when the block ends well.
 
@@ -120,6 +122,7 @@ def write_artifact(
         config: The settings the stage ran with.
         parents: Fingerprint of each parent artifact, by stage name.
         inputs: SHA-256 of each raw input file, by path.
+        elsewhere: How a user names another folder.
 
     Raises:
         ArtifactError: The folder cannot be written.
@@ -133,7 +136,7 @@ def write_artifact(
     except OSError as error:
         raise ArtifactError(
             f"Cannot write to {directory.parent}: {error.strerror}. "
-            "Choose another folder with run.dir=PATH."
+            f"Choose another folder with {elsewhere}."
         ) from None
     key = build_key(stage, config, parents, inputs or {})
     try:
@@ -161,6 +164,7 @@ def write_artifact(
         (temporary / MANIFEST_NAME).write_text(
             manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
         )
+        _share_alike(temporary, list(files))
         _replace(temporary, directory)
     except RecgritError:
         raise
@@ -170,7 +174,7 @@ def write_artifact(
             raise
         raise ArtifactError(
             f"Cannot write {directory}: {reason}. Make room, or choose another folder with "
-            "run.dir=PATH; finished stages are kept."
+            f"{elsewhere}; what was finished before is kept."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -194,9 +198,16 @@ def explain_write_failure(error: Exception) -> str | None:
 def write_atomic(path: Path, text: str) -> None:
     """Write a small text file so that readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` when the block ends well."""
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -274,6 +285,13 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
             f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with "
             f"'recgrit run {child.parent}', or bring back the artifact it was built from."
         )
+
+
+def _share_alike(directory: Path, files: list[str]) -> None:
+    """Let whoever may read the manifest read all: safetensors writes for the owner alone."""
+    mode = (directory / MANIFEST_NAME).stat().st_mode
+    for name in files:
+        (directory / name).chmod(mode)
 
 
 def _as_plain(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 RecBole: atomic files with one ``.inter`` whose own leave-one-out gives our targets. LETTER, LC-Rec
 and MiniOneRec: ``.index.json`` with the semantic IDs, ``.inter.json`` with the sequences and
-``.item.json`` with the texts, all by dense item number.
+``.item.json`` with the texts, all by dense item number. The ID table alone comes as Parquet and as
+JSON lines, the trie as safetensors; their rows and leaves are in the order of the dense number.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recgrit.artifacts import write_atomic
+from recgrit.artifacts import replacing, write_atomic
 from recgrit.data.prepare import PreparedData
 from recgrit.data.splits import build_leave_one_out
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
+from recgrit.semantic_ids.trie import build_trie
 
 # What would end a field or a line of a tab-separated file.
 _BREAKS = r"[\t\r\n]+"
@@ -89,3 +91,25 @@ def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
         paths.append(folder / f"{name}.{kind}.json")
         write_atomic(paths[-1], json.dumps(build(), ensure_ascii=False) + "\n")
     return paths
+
+
+def export_table(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
+    """Write ``NAME.parquet`` and ``NAME.jsonl``: item_id, title, codes, the ID as text."""
+    paths = [folder / f"{name}.parquet", folder / f"{name}.jsonl"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(paths[0]) as temporary:
+        table.to_polars().write_parquet(temporary)
+    lines = table.to_polars().select(
+        "item_id", "title", codes=pl.concat_list(pl.col("^level_.*$")), semantic_id="semantic_id"
+    )
+    write_atomic(paths[1], lines.write_ndjson())
+    return paths
+
+
+def export_trie(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
+    """Write ``NAME.trie.safetensors``: the tables of `Trie` under their names."""
+    path = folder / f"{name}.trie.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        build_trie(table.codes).save(temporary)
+    return [path]

@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,13 +31,20 @@ from recgrit.artifacts import (
     write_artifact,
     write_atomic,
 )
-from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.errors import ArtifactError, ConfigError, DataError, TrackingError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import CHECKPOINTS_NAME, CONFIG_NAME, LAYOUT, Run, stage_directory
+from recgrit.runs import (
+    CHECKPOINTS_NAME,
+    CONFIG_NAME,
+    LAYOUT,
+    TRACKING_NAME,
+    Run,
+    stage_directory,
+)
 from recgrit.stages import STAGES
 from recgrit.tracking.start import start_tracking
-from recgrit.tracking.tracker import NullTracker, Tracker
+from recgrit.tracking.tracker import DataOrigin, NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +114,17 @@ def run_experiment(
     if not force and all(_is_stage_current(name, config) for name in names):
         _run_stages(names, config, result, NullTracker(), force=False)
     else:
+        settings = config.model_dump(mode="json")
+        if force:  # Not the run that was interrupted.
+            (config.run.dir / TRACKING_NAME).unlink(missing_ok=True)
         with start_tracking(
-            config.tracking, run_name=config.run.dir.name, default_directory=config.run.dir.parent
+            config.tracking,
+            run_name=config.run.dir.name,
+            default_directory=config.run.dir.parent,
+            state=config.run.dir / TRACKING_NAME,
+            settings=settings,
         ) as tracker:
-            tracker.log_params(config.model_dump(mode="json"))
+            tracker.log_params(settings)
             result.tracking = tracker.location
             _run_stages(names, config, result, tracker, force=force)
             _track_outcome(config, result, tracker)
@@ -149,7 +164,10 @@ def _run_stages(
             result.seconds[name] = 0.0
         else:
             logger.debug("%s ...", heading)
-            manifest = run_stage(name, config, tracker)
+            with tracker.stage(name) as stage_tracker:
+                stage_tracker.log_params(STAGES[name].settings(config))
+                manifest = run_stage(name, config, stage_tracker)
+                stage_tracker.set_tags({"fingerprint": manifest.fingerprint, "key": manifest.key})
             result.seconds[name] = round(time.perf_counter() - started, 2)
             outcome = STAGES[name].describe(manifest.summary)
             logger.info("%s: %s (%.1f s)", heading, outcome, result.seconds[name])
@@ -245,11 +263,40 @@ def _track_outcome(config: ExperimentConfig, result: RunResult, tracker: Tracker
     for name, report in result.reports.items():
         tracker.log_metrics({f"{name}/{key}": value for key, value in report.metrics().items()})
     run = Run(config.run.dir)
+    prepared = run.manifest("prepare")
+    counts = ("num_users", "num_items", "num_interactions")
+    tracker.log_data(
+        DataOrigin(
+            name=config.data.source.replace("/", "-"),
+            digest=prepared.fingerprint,
+            sources=list(prepared.inputs),
+            profile={name: prepared.summary[name] for name in counts},
+        )
+    )
+    tracker.set_tags({"data.source": config.data.source})
     tracker.set_tags(
         {f"fingerprint.{name}": run.manifest(name).fingerprint for name in result.artifacts}
     )
     for name, directory in result.artifacts.items():
         tracker.log_artifact(directory / "manifest.json" if name in LARGE_STAGES else directory)
+    if "evaluate" in result.artifacts and config.tracking.register_model:
+        _register_model(run, config, tracker)
+
+
+def _register_model(run: Run, config: ExperimentConfig, tracker: Tracker) -> None:
+    """The run's bundle as a model that MLflow can serve, under the name of the experiment."""
+    if config.tracking.backend == "none":
+        return
+    from recgrit.serving.bundle import export_bundle
+    from recgrit.serving.pyfunc import save_pyfunc
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_pyfunc(export_bundle(run, folder / "bundle"), folder / "model")
+        try:
+            tracker.register_model(folder / "model", config.tracking.experiment)
+        except TrackingError as error:  # The run is whole without, as on a server of runs alone.
+            logger.warning("%s Or set tracking.register_model=false.", error)
 
 
 def _write_config(config: ExperimentConfig) -> None:

@@ -22,6 +22,7 @@ from recgrit.artifacts import Manifest, check_parent, read_manifest
 from recgrit.config import load_config
 from recgrit.data.prepare import PreparedData
 from recgrit.embedding.embeddings import Embeddings
+from recgrit.embedding.features import FeatureTransform
 from recgrit.errors import ArtifactError, DataError, RecgritError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
@@ -39,8 +40,11 @@ logger = logging.getLogger(__name__)
 CONFIG_NAME = "config.yaml"
 WEIGHTS_NAME = "retriever.safetensors"
 TOKENIZER_NAME = "tokenizer.safetensors"
+TRANSFORM_NAME = "feature_transform.safetensors"
 # Holds what an interrupted training needs to go on.
 CHECKPOINTS_NAME = ".training"
+# There while a tracked run has not come to its end.
+TRACKING_NAME = ".tracking.json"
 
 # Stage -> (its folder in the run, the stages it is built from).
 LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -56,6 +60,17 @@ LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
 def stage_directory(run_directory: Path, stage: str) -> Path:
     """Where a stage of this run has its artifact."""
     return run_directory / LAYOUT[stage][0]
+
+
+def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> QuantizedAutoencoder:
+    """A fitted tokenizer from its weights, in eval mode."""
+    from safetensors.torch import load_file
+
+    from recgrit.quantization.fit import build_tokenizer
+
+    model = build_tokenizer(feature_dim, config)
+    model.load_state_dict(load_file(path))
+    return model.eval()
 
 
 class Run:
@@ -116,6 +131,22 @@ class Run:
             return Embeddings.load(directory, "features")
 
     @cached_property
+    def feature_transform(self) -> FeatureTransform:
+        """How the features were made, to be repeated on items that come later.
+
+        Raises:
+            ArtifactError: The embeddings were made before it was kept.
+        """
+        self.manifest("embed")
+        with self._reading("embed") as directory:
+            if not (directory / TRANSFORM_NAME).is_file():
+                raise ArtifactError(
+                    f"{directory} lacks {TRANSFORM_NAME}: an older recgrit wrote it. Make the run "
+                    f"again with 'recgrit run {self.directory} --force'."
+                )
+            return FeatureTransform.load(directory / TRANSFORM_NAME)
+
+    @cached_property
     def semantic_ids(self) -> SemanticIdTable:
         """The item-ID table."""
         self.manifest("tokenize")
@@ -125,15 +156,9 @@ class Run:
     @cached_property
     def tokenizer(self) -> QuantizedAutoencoder:
         """The fitted tokenizer, in eval mode: codes for features of the same kind."""
-        from safetensors.torch import load_file
-
-        from recgrit.quantization.fit import build_tokenizer
-
         config = TokenizerConfig.model_validate(self.manifest("tokenize").config["tokenizer"])
-        model = build_tokenizer(self.features.embedding_dim, config)
         with self._reading("tokenize") as directory:
-            model.load_state_dict(load_file(directory / TOKENIZER_NAME))
-        return model.eval()
+            return read_tokenizer(directory / TOKENIZER_NAME, config, self.features.embedding_dim)
 
     @cached_property
     def retriever(self) -> TrieRetriever:
@@ -180,19 +205,15 @@ class Run:
         """
         import torch
 
+        from recgrit.retrieval.listing import find_allowed
         from recgrit.retrieval.trie_ranker import TrieRanker
 
         allowed = None
         if allowed_items is not None or blocked_items:
-            allowed = np.full(len(self.semantic_ids), allowed_items is None)
-            if allowed_items is not None:
-                allowed[self._item_indices(allowed_items, "allowed")] = True
-            allowed[self._item_indices(blocked_items, "blocked")] = False
-        return TrieRanker(
-            self.retriever,
-            beam_width=beam_width,
-            allowed=None if allowed is None else torch.from_numpy(allowed),
-        )
+            allowed = torch.from_numpy(
+                find_allowed(self.semantic_ids, allowed_items, blocked_items)
+            )
+        return TrieRanker(self.retriever, beam_width=beam_width, allowed=allowed)
 
     def recommend(
         self,
@@ -244,6 +265,7 @@ class Run:
         blocked_items: Collection[str] = (),
     ) -> Iterator[pl.DataFrame]:
         """`recommend`, some users at a time: memory does not grow with their number."""
+        from recgrit.retrieval.listing import name_lists
         from recgrit.retrieval.recommend import recommend_shards
 
         if isinstance(user_ids, str):  # A sequence too, but of letters.
@@ -253,10 +275,7 @@ class Run:
         for found in recommend_shards(
             ranker, self.data.split, users, top_k=top_k, masked=exclude_seen
         ):
-            names = pl.lit(self.data.interactions.user_ids)
-            yield self._name_items(
-                found.to_polars().with_columns(names.gather(pl.col("user_idx")).alias("user_id"))
-            )
+            yield name_lists(self.semantic_ids, found.to_polars(), self.data.interactions.user_ids)
 
     def recommend_after(
         self,
@@ -285,37 +304,14 @@ class Run:
         Returns:
             As `recommend`, with the name of each history as user_id.
         """
-        from recgrit.data.splits import SequenceSplit
-        from recgrit.retrieval.recommend import recommend_items
+        from recgrit.retrieval.listing import recommend_histories
 
-        known = [self.semantic_ids.find_items(items) for items in histories.values()]
-        num_unknown = sum(map(len, histories.values())) - sum(map(len, known))
-        if num_unknown:
-            logger.warning("%d items of the histories are not in the catalogue", num_unknown)
-        named = [(name, items) for name, items in zip(histories, known, strict=True) if len(items)]
-        if len(named) < len(histories):
-            logger.warning("%d histories hold no known item", len(histories) - len(named))
-        offsets = np.cumsum([0, *(len(items) for _, items in named)])
-        nobody = np.full(len(named), -1)
-        split = SequenceSplit(
-            items=np.concatenate([np.empty(0), *(items for _, items in named)]).astype(np.int32),
-            offsets=offsets,
-            train_ends=offsets[1:],
-            valid_targets=nobody,
-            test_targets=nobody,
-            num_items=len(self.semantic_ids),
-        )
-        found = recommend_items(
+        return recommend_histories(
             self._search(top_k, beam_width, allowed_items, blocked_items),
-            split,
-            "all",
-            np.arange(len(named)),
+            self.semantic_ids,
+            histories,
             top_k=top_k,
-            masked=exclude_seen,
-        )
-        names = pl.lit(pl.Series([name for name, _ in named], dtype=pl.String))
-        return self._name_items(
-            found.to_polars().with_columns(names.gather(pl.col("user_idx")).alias("user_id"))
+            exclude_seen=exclude_seen,
         )
 
     def _search(
@@ -330,22 +326,12 @@ class Run:
             raise DataError(f"top_k must be at least 1, got {top_k}.")
         self.manifest("train")  # Its absence is told before that of what it needs.
         if beam_width is None:
-            beam_width = self._evaluated_beam_width()
+            beam_width = self.evaluated_beam_width()
         return self.ranker(
             beam_width=max(beam_width, top_k),
             allowed_items=allowed_items,
             blocked_items=blocked_items,
         )
-
-    def _name_items(self, found: pl.DataFrame) -> pl.DataFrame:
-        """External ids, titles and semantic IDs in place of item indices."""
-        items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
-        return found.join(
-            items.with_row_index("item_idx").cast({"item_idx": pl.Int32}),
-            on="item_idx",
-            how="left",
-            maintain_order="left",
-        ).select("user_id", "rank", "item_id", "title", "semantic_id", "score")
 
     def history(self, user_id: str) -> pl.DataFrame:
         """What a user has taken, in time order: item_id, title, semantic_id."""
@@ -354,7 +340,8 @@ class Run:
         items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
         return items.select(pl.all().gather(taken.tolist()))
 
-    def _evaluated_beam_width(self) -> int:
+    def evaluated_beam_width(self) -> int:
+        """Prefixes kept at each level of the search when the run was evaluated."""
         directory = stage_directory(self.directory, "evaluate")
         if not directory.is_dir():
             return self.config.evaluation.beam_width
@@ -378,18 +365,6 @@ class Run:
                 f"{directory} cannot be read, its files are damaged or do not fit together: "
                 f"{error}. Delete the folder and run again with 'recgrit run {self.directory}'."
             ) from error
-
-    def _item_indices(self, item_ids: Collection[str], what: str) -> npt.NDArray[np.int64]:
-        """Where these items stand in the catalogue; unknown ones are told and passed over."""
-        found = self.semantic_ids.find_items(item_ids)
-        if len(found) < len(item_ids):
-            logger.warning(
-                "%d of %d %s items are not in the catalogue",
-                len(item_ids) - len(found),
-                len(item_ids),
-                what,
-            )
-        return found
 
     def _user_indices(self, user_ids: Sequence[str] | None) -> npt.NDArray[np.int64]:
         known = self.data.interactions.user_ids

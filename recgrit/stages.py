@@ -20,10 +20,11 @@ import polars as pl
 from recgrit.artifacts import ArtifactWriter
 from recgrit.data.items import read_item_list
 from recgrit.data.prepare import find_input_files, prepare
+from recgrit.data.recommendations import write_lists
 from recgrit.data.splits import Split
 from recgrit.errors import DataError, TrackingError
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import CHECKPOINTS_NAME, TOKENIZER_NAME, WEIGHTS_NAME, Run
+from recgrit.runs import CHECKPOINTS_NAME, TOKENIZER_NAME, TRANSFORM_NAME, WEIGHTS_NAME, Run
 from recgrit.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -62,22 +63,28 @@ def _build_data(config: ExperimentConfig, writer: ArtifactWriter, tracker: Track
 
 
 def _build_embeddings(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
-    from recgrit.embedding.cache import encode_cached
     from recgrit.embedding.cooccurrence import build_cooccurrence_vectors
     from recgrit.embedding.embeddings import Embeddings
-    from recgrit.embedding.encoders import build_encoder
-    from recgrit.embedding.features import build_features
+    from recgrit.embedding.features import fit_features
+    from recgrit.embedding.frozen import encode_items
     from recgrit.embedding.text import build_item_texts
     from recgrit.embedding.vectors import load_vectors
 
     data = Run(config.run.dir).data
+    space = None
     if config.embedding.vectors_path is not None:
         text = load_vectors(config.embedding.vectors_path, data.items.item_ids)
     else:
         texts = build_item_texts(data.items, config.embedding.template)
-        encoder = build_encoder(config.embedding, config.seed)
-        vectors = encode_cached(texts, encoder, config.run.cache)
-        text = Embeddings(vectors, encoder.name, normalized=True)
+        encoded = encode_items(
+            texts,
+            config.embedding,
+            config.seed,
+            cache_dir=config.run.cache,
+            directory=writer.path,
+        )
+        text = Embeddings(encoded.vectors, encoded.encoder, normalized=True)
+        space = encoded.space
         pl.DataFrame({"item_id": data.items.item_ids, "text": texts}).write_parquet(
             writer.path / "texts.parquet"
         )
@@ -92,15 +99,18 @@ def _build_embeddings(config: ExperimentConfig, writer: ArtifactWriter, tracker:
             seed=config.seed,
         )
         cooccurrence.save(writer.path, "cooccurrence")
-    combined = build_features(
+    fitted = fit_features(
         text,
         cooccurrence,
         text_dim=features.text_dim,
         cooccurrence_weight=features.cooccurrence_weight,
     )
+    combined = fitted.embeddings
     combined.save(writer.path, "features")
+    fitted.transform.save(writer.path / TRANSFORM_NAME)
     writer.summary = {
         "encoder": text.encoder,
+        "encoder_space": space,
         "features": combined.encoder,
         "text_dim": text.embedding_dim,
         "feature_dim": combined.embedding_dim,
@@ -272,8 +282,6 @@ def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
 def _build_recommendations(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker
 ) -> None:
-    import pyarrow.parquet as pq
-
     run = Run(config.run.dir, device=config.retriever.device)
     settings = config.recommendation
     shards = run.iterate_recommendations(
@@ -283,18 +291,8 @@ def _build_recommendations(
         allowed_items=read_item_list(settings.allowed_items) if settings.allowed_items else None,
         blocked_items=read_item_list(settings.blocked_items) if settings.blocked_items else (),
     )
-    num_users, num_rows = 0, 0
-    parquet: pq.ParquetWriter | None = None
-    for shard in shards:
-        table = shard.to_arrow()
-        if parquet is None:
-            parquet = pq.ParquetWriter(writer.path / "recommendations.parquet", table.schema)
-        parquet.write_table(table)
-        num_users += shard["user_id"].n_unique()
-        num_rows += shard.height
-    assert parquet is not None  # A prepared data set has users.
-    parquet.close()
-    writer.summary = {"num_users": num_users, "num_rows": num_rows}
+    written = write_lists(shards, writer.path / "recommendations.parquet")
+    writer.summary = asdict(written)
 
 
 def _find_embedding_inputs(config: ExperimentConfig) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import load_file
 
 from recgrit.data.items import ItemTable
 from recgrit.data.prepare import DataConfig, prepare
@@ -84,3 +85,60 @@ def test_a_place_that_cannot_be_written(
     (tmp_path / "file").touch()
     done = command("export", "index", "--run", tiny_run.directory, "--out", tmp_path / "file" / "x")
     assert "Choose another --out" in done.told()
+
+
+def test_the_id_table_comes_in_every_form(
+    tiny_run: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    table = Run(tiny_run.directory).semantic_ids
+    for kind in ("table", "trie"):
+        assert command("export", kind, "--run", tiny_run.directory, "--out", tmp_path).code == 0
+    assert pl.read_parquet(tmp_path / "recgrit.parquet").equals(table.to_polars())
+    lines = [json.loads(line) for line in (tmp_path / "recgrit.jsonl").read_text().splitlines()]
+    assert [tuple(line["codes"]) for line in lines] == [table.codes_of(i) for i in table.item_ids]
+    assert lines[0].keys() == {"item_id", "title", "codes", "semantic_id"}
+    # Whoever reads the trie's tables finds each item by walking down its codes.
+    trie = load_file(tmp_path / "recgrit.trie.safetensors")
+    for item, codes in enumerate(table.codes.tolist()):
+        node = 0
+        for code in codes:
+            below = trie["children"][trie["child_starts"][node] : trie["child_starts"][node + 1]]
+            (node,) = [child for child in below if trie["node_codes"][child] == code]
+        assert trie["leaf_items"][trie["leaf_starts"][node]] == item
+
+
+def test_a_bundle_is_exported_appended_to_and_asked(
+    tiny_run: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = command("export", "bundle", "--run", tiny_run.directory, "--out", first, "--json")
+    assert done.json()["files"] == [str(first)]
+    items, gone, taken = tmp_path / "items.jsonl", tmp_path / "gone.txt", tmp_path / "taken.csv"
+    items.write_text('{"item_id": "n1", "title": "Star Planet", "genres": ["Sci-Fi"]}\n')
+    gone.write_text("3\nnobody\n")
+    taken.write_text("user_id,item_id,timestamp\nme,7,1\nme,n1,2\n")
+    done = command("append", first, items, "--out", second, "--remove", gone, "--json")
+    assert "1 items added" in done.out
+    assert "1 to remove are unknown; 40 listed" in done.out
+    values = done.json()
+    assert (values["num_added"], values["num_removed"], values["num_unknown"]) == (1, 1, 1)
+    lists = tmp_path / "out" / "lists.parquet"
+    asked = ("--histories", taken, "--out", lists, "--top-k", "5", "--json")
+    done = command("recommend", "--bundle", second, *asked)
+    assert done.json()["num_rows"] == 5
+    assert set(pl.read_parquet(lists)["user_id"]) == {"me"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("append", "b"), "with --out FOLDER"),
+        (("append", "b", "--out", "c"), "--remove FILE"),
+        (("recommend", "--bundle", "b"), "belong together"),
+        (("append", "nowhere", "nothing.csv", "--out", "c"), "nothing.csv"),
+    ],
+)
+def test_what_is_missing_is_told(
+    command: Callable[..., Any], arguments: tuple[str, ...], told: str
+) -> None:
+    assert told in command(*arguments).told()

@@ -11,16 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 import yaml
 
 from recgrit.artifacts import read_manifest
 from recgrit.config import load_config
+from recgrit.embedding.encoders import ENCODERS
 from recgrit.errors import ArtifactError, NewerSchemaError
 from recgrit.experiment import ExperimentConfig
 from recgrit.running import run_experiment
-from recgrit.runs import LAYOUT
+from recgrit.runs import LAYOUT, Run
 from recgrit.stages import STAGES
 from recgrit.tracking.tracker import NullTracker
 
@@ -80,22 +83,59 @@ def test_settings_are_kept_with_absolute_paths(tiny_run: FinishedRun) -> None:
 
 def test_a_run_is_tracked(tiny_run: FinishedRun) -> None:
     client, runs = tracked(tiny_run.directory.parent)
-    (run,) = runs
-    assert run.info.status == "FINISHED"
+    (run,) = [found for found in runs if "mlflow.parentRunId" not in found.data.tags]
+    stages = {
+        found.data.tags["recgrit.stage"]: found
+        for found in runs
+        if found.data.tags.get("mlflow.parentRunId") == run.info.run_id
+    }
+    assert len(runs) == 1 + len(stages)
+    assert list(stages) == list(reversed(LAYOUT)), "one run a stage"
+    assert {found.info.status for found in runs} == {"FINISHED"}
     assert run.info.run_name == "tiny"
+    assert stages["train"].info.run_name == "tiny/train"
     assert run.data.params["retriever.epochs"] == "4"
     values = tiny_run.result.json()
     assert run.data.metrics["test/ndcg_at_10"] == pytest.approx(values["test"]["ndcg_at_10"])
     assert run.data.metrics["popularity_test/ndcg_at_10"] == pytest.approx(
         values["popularity"]["ndcg_at_10"]
     )
-    assert run.data.metrics["tokenizer/level_0/codebook_usage"] > 0
-    losses = client.get_metric_history(run.info.run_id, "retriever/train_loss")
+    assert stages["tokenize"].data.metrics["tokenizer/level_0/codebook_usage"] > 0
+    assert stages["tokenize"].data.params["tokenizer.num_levels"] == "2"
+    losses = client.get_metric_history(stages["train"].info.run_id, "retriever/train_loss")
     assert [metric.step for metric in losses] == [1, 2, 3, 4]
     manifest = read_manifest(tiny_run.directory / "retriever")
     assert run.data.tags["fingerprint.train"] == manifest.fingerprint
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"semantic_ids", "retriever", "evaluation"} <= names
+    assert any(name.startswith("system/cpu") for name in run.data.metrics)
+
+
+def test_a_tracked_run_names_its_data(tiny_run: FinishedRun) -> None:
+    _, runs = tracked(tiny_run.directory.parent)
+    (found,) = [run for run in runs if run.inputs.dataset_inputs]
+    (entry,) = found.inputs.dataset_inputs
+    assert entry.dataset.name == "movielens-100k"
+    assert entry.dataset.digest == read_manifest(tiny_run.directory / "data").fingerprint
+    assert json.loads(entry.dataset.source)["uri"] == str(tiny_run.data / "u.data")
+    assert json.loads(entry.dataset.profile)["num_users"] == 60
+    assert entry.tags[0].value == "training"
+
+
+def test_a_tracked_run_registers_its_model(tiny_run: FinishedRun) -> None:
+    """As a folder of plain files that MLflow loads, and that answers as the run does."""
+    import mlflow.pyfunc
+
+    client, runs = tracked(tiny_run.directory.parent)
+    (version,) = client.search_model_versions("name = 'recgrit'")
+    (run,) = [found for found in runs if found.info.run_id == version.run_id]
+    assert run.info.run_name == "tiny"
+    assert [output.model_id for output in run.outputs.model_outputs]
+    model = mlflow.pyfunc.load_model(version.source)
+    opened = Run(tiny_run.directory)
+    history = opened.history("3")["item_id"].to_list()
+    (row,) = model.predict(pd.DataFrame({"history": [history]})).itertuples()
+    assert row.item_ids == opened.recommend("3")["item_id"].to_list()
 
 
 def test_a_stage_that_fails_closes_its_tracked_run(
@@ -118,9 +158,32 @@ def test_a_stage_that_fails_closes_its_tracked_run(
     config = load(new_config(tracking={"backend": "mlflow"}))
     with pytest.raises(ZeroDivisionError):
         run_experiment(config)
-    (run,) = tracked(tmp_path / "runs")[1]
-    assert run.info.status == "FAILED"
-    assert sorted(p.name for p in (tmp_path / "runs" / "new").iterdir()) == ["config.yaml", "data"]
+    statuses = {run.info.run_name: run.info.status for run in tracked(tmp_path / "runs")[1]}
+    assert statuses == {"new": "FAILED", "new/embed": "FAILED", "new/prepare": "FINISHED"}
+    left = sorted(path.name for path in (tmp_path / "runs" / "new").iterdir())
+    assert left == [".tracking.json", "config.yaml", "data"]
+
+    # The next attempt goes on with the same tracked run, and its stages with theirs.
+    monkeypatch.undo()
+    run_experiment(config, until="train")
+    runs = tracked(tmp_path / "runs")[1]
+    assert sorted(run.info.run_name for run in runs) == [
+        "new",
+        "new/embed",
+        "new/prepare",
+        "new/tokenize",
+        "new/train",
+    ]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert not (tmp_path / "runs" / "new" / ".tracking.json").exists()
+    # A finished run is history: other settings are another run.
+    run_experiment(load(new_config(tracking={"backend": "mlflow"}), "seed=1"), until="prepare")
+    run_experiment(
+        load(new_config(tracking={"backend": "mlflow"}), "data.min_item_interactions=2"),
+        until="prepare",
+    )
+    names = [run.info.run_name for run in tracked(tmp_path / "runs")[1]]
+    assert names.count("new") == 2
 
 
 def test_a_killed_run_is_taken_up_again(
@@ -260,9 +323,20 @@ def test_the_same_files_elsewhere_are_the_same_input(
 
 
 def test_embeddings_are_cached_across_runs(
-    new_config: NewConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    new_config: NewConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = new_config()
+    class Lengths:
+        name, fingerprint = "lengths", "one"
+
+        def encode(self, texts: list[str]) -> Any:
+            lengths = np.array([[len(text), 1.0] for text in texts], np.float32)
+            return lengths / np.linalg.norm(lengths, axis=1, keepdims=True)
+
+    monkeypatch.setitem(ENCODERS, "minilm", lambda config, seed: Lengths())
+    path = new_config(embedding={"encoder": "minilm"})
     run_experiment(load(path), until="embed")
     caplog.set_level("INFO", logger="recgrit")
     run_experiment(load(path, f"run.dir={tmp_path / 'runs' / 'second'}"), until="embed")

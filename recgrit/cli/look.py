@@ -51,12 +51,29 @@ def recommend(
     block: Annotated[
         Path | None, typer.Option(help="Text file of items never to list, one id a line.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle in place of a run, with --histories.")
+    ] = None,
+    histories: Annotated[
+        Path | None,
+        typer.Option(help="Parquet, CSV or JSON lines with user_id, item_id and timestamp."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recommend items, with titles and scores.
 
     Example: `recgrit recommend --run runs/movielens-100k --user 42`
     """
+    if bundle is not None or histories is not None:
+        if bundle is None or histories is None or out is None:
+            raise ConfigError("--bundle DIR, --histories FILE and --out FILE belong together.")
+        from recgrit.cli.use import write_lists_of_bundle
+
+        num_rows = write_lists_of_bundle(bundle, histories, out, top_k=top_k)
+        messages.print(f"{num_rows:,} rows written to {escape(str(out))}", soft_wrap=True)
+        if as_json:
+            print_json({"bundle": str(bundle), "num_rows": num_rows, "out": str(out)})
+        return
     if not user and out is None:
         raise ConfigError("Name users with --user ID, or a file for all users with --out FILE.")
     if out is not None and out.is_dir():

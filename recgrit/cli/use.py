@@ -1,9 +1,9 @@
-"""Commands that hand on what a run made: export."""
+"""Commands that hand on what a run made: export, append, and lists from a bundle."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,27 +11,32 @@ from recgrit.cli.app import JsonOption, RunOption, app, open_run, print_json
 from recgrit.display import output
 from recgrit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from recgrit.runs import Run
+
+Kind = Literal["recbole", "index", "table", "trie", "bundle", "mlflow"]
+
 
 @app.command(rich_help_panel="Use")
 def export(
     kind: Annotated[
-        Literal["recbole", "index"],
-        typer.Argument(help="recbole: atomic files. index: IDs, sequences and titles as JSON."),
+        Kind,
+        typer.Argument(
+            help="recbole: atomic files. index: IDs, sequences and titles as JSON. table: the "
+            "item-ID table as Parquet and JSON lines. trie: its tables as safetensors. bundle: a "
+            "folder with all it takes to recommend. mlflow: that as a model for `mlflow models "
+            "serve`."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     run_directory: RunOption = None,
     name: Annotated[str, typer.Option(help="What the files are called.")] = "recgrit",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's data and IDs for other tools, which then see the same split."""
-    from recgrit.export import export_index, export_recbole
-
+    """Write a run's data, IDs or model for other tools and services."""
     opened = open_run(run_directory)
     try:
-        if kind == "recbole":
-            paths = export_recbole(opened.data, out, name)
-        else:
-            paths = export_index(opened.data, opened.semantic_ids, out, name)
+        paths = _export(opened, kind, out, name)
     except OSError as error:
         raise ConfigError(
             f"Cannot write to {out}: {error.strerror}. Choose another --out."
@@ -40,3 +45,94 @@ def export(
         output.print(str(path), soft_wrap=True, highlight=False)
     if as_json:
         print_json({"run": str(opened.directory), "files": [str(path) for path in paths]})
+
+
+def _export(run: Run, kind: Kind, out: Path, name: str) -> list[Path]:
+    from recgrit import export as files
+
+    if kind == "recbole":
+        return files.export_recbole(run.data, out, name)
+    if kind == "index":
+        return files.export_index(run.data, run.semantic_ids, out, name)
+    if kind == "table":
+        return files.export_table(run.semantic_ids, out, name)
+    if kind == "trie":
+        return files.export_trie(run.semantic_ids, out, name)
+    from recgrit.serving.bundle import export_bundle
+
+    if kind == "bundle":
+        export_bundle(run, out)
+    else:
+        import tempfile
+
+        from recgrit.tracking.start import quieten_mlflow
+
+        quieten_mlflow()
+        from recgrit.serving.pyfunc import save_pyfunc
+
+        with tempfile.TemporaryDirectory() as folder:
+            save_pyfunc(export_bundle(run, Path(folder) / "bundle"), out)
+    return [out]
+
+
+@app.command(rich_help_panel="Use")
+def append(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to start from.")],
+    items: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ITEMS_FILE]", help="Parquet, CSV or JSON lines with item_id."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the new bundle.", show_default=False)
+    ] = None,
+    remove: Annotated[
+        Path | None, typer.Option(help="Text file of items to remove, one id a line.")
+    ] = None,
+    vectors: Annotated[
+        Path | None, typer.Option(help="Vectors of the items, where the run took your own.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give IDs to new items and remove others; no ID that was given moves.
+
+    Example: `recgrit append bundles/monday items.parquet --out bundles/tuesday --remove gone.txt`
+    """
+    if out is None:
+        raise ConfigError("Name a folder for the new bundle with --out FOLDER.")
+    if items is None and remove is None:
+        raise ConfigError("Name a file of new items, or of items to remove with --remove FILE.")
+    from recgrit.data.items import read_item_list
+    from recgrit.embedding.vectors import load_vectors
+    from recgrit.serving.append import append_items
+    from recgrit.serving.bundle import Bundle
+    from recgrit.serving.files import read_items
+
+    offered = read_items(items) if items is not None else None
+    made = append_items(
+        Bundle(bundle),
+        out,
+        offered,
+        vectors=load_vectors(vectors, offered.item_ids) if vectors and offered else None,
+        removed=read_item_list(remove) if remove is not None else (),
+    )
+    output.print(made.describe(), soft_wrap=True)
+    output.print(str(out), soft_wrap=True, highlight=False)
+    if as_json:
+        counts = {name: n for name, n in vars(made).items() if name.startswith("num_")}
+        print_json({"bundle": str(out), "fingerprint": made.bundle.fingerprint, **counts})
+
+
+def write_lists_of_bundle(bundle: Path, histories: Path, out: Path, *, top_k: int) -> int:
+    """Lists by a bundle after the histories of a file, as Parquet; returns the number of rows."""
+    from recgrit.data.recommendations import write_lists
+    from recgrit.serving.bundle import Bundle
+    from recgrit.serving.files import read_histories
+
+    opened = Bundle(bundle)
+    users = read_histories(histories, opened.semantic_ids)
+    shards = opened.iterate_recommendations(users.split, users.user_ids, top_k=top_k)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return write_lists(shards, out).num_rows
+    except OSError as error:
+        raise ConfigError(f"Cannot write {out}: {error.strerror}. Choose another --out.") from None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
+from recgrit.artifacts import replacing
 from recgrit.errors import DataError
 
 # Fills the end of a list that has fewer than K items.
@@ -71,3 +74,35 @@ class Recommendations:
     def to_pandas(self) -> pd.DataFrame:
         """`to_polars` as a pandas frame."""
         return self.to_polars().to_pandas()
+
+
+@dataclass(frozen=True)
+class WrittenLists:
+    """How many users and rows a file of lists has."""
+
+    num_users: int
+    num_rows: int
+
+
+def write_lists(shards: Iterable[pl.DataFrame], path: Path) -> WrittenLists:
+    """Write tables of lists, some users at a time, as one Parquet file.
+
+    Args:
+        shards: Tables with a ``user_id``, no user in two of them; at least one.
+        path: The file, which is there only when it is whole.
+    """
+    import pyarrow.parquet as pq
+
+    writer: pq.ParquetWriter | None = None
+    num_users, num_rows = 0, 0
+    with replacing(path) as temporary:
+        for shard in shards:
+            rows = shard.to_arrow()
+            if writer is None:
+                writer = pq.ParquetWriter(temporary, rows.schema)
+            writer.write_table(rows)
+            num_users += shard["user_id"].n_unique()
+            num_rows += shard.height
+        assert writer is not None
+        writer.close()
+    return WrittenLists(num_users, num_rows)

@@ -66,6 +66,21 @@ class SequenceSplit:
         """Number of users, with or without targets."""
         return len(self.offsets) - 1
 
+    @classmethod
+    def of_histories(
+        cls, items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], num_items: int
+    ) -> SequenceSplit:
+        """Sequences to recommend after, without targets: flat items and where each user's start."""
+        nobody = np.full(len(offsets) - 1, -1)
+        return cls(
+            items=items,
+            offsets=offsets,
+            train_ends=offsets[1:],
+            valid_targets=nobody,
+            test_targets=nobody,
+            num_items=num_items,
+        )
+
     def target_positions(self, split: Split) -> npt.NDArray[np.int64]:
         """int64 [num_users], where each user's target stands in ``items``; -1 where none."""
         return self.valid_targets if split == "valid" else self.test_targets

@@ -4,9 +4,15 @@ Two items with like texts may appeal to different people. Co-occurrence in *trai
 tells them apart; quantized together with the text it makes semantic IDs collaborative. Each part is
 reduced to its leading principal components and scaled to unit mean square norm, so that a weight
 of 1 gives both an equal say.
+
+What was fitted on the way is kept (`FeatureTransform`): items that come later get features of the
+same kind, and those of earlier items do not move.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +23,8 @@ from recgrit.embedding.embeddings import Embeddings, normalize_rows
 
 # Rows filled at once: bounds the table of likeness with all items.
 FILL_CHUNK = 256
+
+Vectors = npt.NDArray[np.float32]
 
 
 class FeatureConfig(Config):
@@ -35,13 +43,87 @@ class FeatureConfig(Config):
     cooccurrence_window: int = Field(10, ge=1)
 
 
-def build_features(
+@dataclass(frozen=True)
+class FeatureTransform:
+    """How features were made of vectors, to be repeated on other items.
+
+    Args:
+        text_center: float32 ``[F]``, taken off before components; None without components.
+        text_components: float32 ``[k, F]``, principal components of the text; None for all
+            dimensions as they are.
+        text_mean: float32 ``[k]`` or ``[F]``, of the reduced text.
+        text_scale: What it is divided by.
+        cooccurrence_mean: float32 ``[C]``; None where there is no co-occurrence part.
+        cooccurrence_scale: Likewise, its weight included.
+    """
+
+    text_center: Vectors | None
+    text_components: Vectors | None
+    text_mean: Vectors
+    text_scale: float
+    cooccurrence_mean: Vectors | None
+    cooccurrence_scale: float
+
+    def reduce_text(self, vectors: Vectors) -> Vectors:
+        """The text part of the features, of text embeddings ``[n, F]``."""
+        if self.text_components is not None and self.text_center is not None:
+            centred = (vectors - self.text_center).astype(np.float32)
+            vectors = np.asarray(centred @ self.text_components.T, dtype=np.float32)
+        return np.asarray((vectors - self.text_mean) / self.text_scale, dtype=np.float32)
+
+    def scale_cooccurrence(self, vectors: Vectors) -> Vectors:
+        """The co-occurrence part of the features, of filled vectors ``[n, C]``."""
+        assert self.cooccurrence_mean is not None
+        centred = vectors - self.cooccurrence_mean
+        return np.asarray(centred / self.cooccurrence_scale, dtype=np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file."""
+        from safetensors.numpy import save_file
+
+        arrays = {
+            "text_center": self.text_center,
+            "text_components": self.text_components,
+            "text_mean": self.text_mean,
+            "text_scale": np.array(self.text_scale, np.float64),
+            "cooccurrence_mean": self.cooccurrence_mean,
+            "cooccurrence_scale": np.array(self.cooccurrence_scale, np.float64),
+        }
+        save_file(
+            {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureTransform:
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        arrays = load_file(path)
+        return cls(
+            text_center=arrays.get("text_center"),
+            text_components=arrays.get("text_components"),
+            text_mean=arrays["text_mean"],
+            text_scale=float(arrays["text_scale"].item()),
+            cooccurrence_mean=arrays.get("cooccurrence_mean"),
+            cooccurrence_scale=float(arrays["cooccurrence_scale"].item()),
+        )
+
+
+@dataclass(frozen=True)
+class FittedFeatures:
+    """Features of all items, and how they were made."""
+
+    embeddings: Embeddings
+    transform: FeatureTransform
+
+
+def fit_features(
     text: Embeddings,
     cooccurrence: Embeddings | None,
     *,
     text_dim: int | None = 64,
     cooccurrence_weight: float = 0.5,
-) -> Embeddings:
+) -> FittedFeatures:
     """Text and co-occurrence vectors side by side, each of unit mean square norm times its weight.
 
     Args:
@@ -50,18 +132,62 @@ def build_features(
         text_dim: Principal components to keep of the text; None for all dimensions.
         cooccurrence_weight: Scale of the co-occurrence part.
     """
-    parts = [_standardize(_reduce(text.vectors, text_dim))]
-    name = text.encoder
+    reduced = _reduce(text.vectors, text_dim)
+    standard = _standardize(reduced.vectors)
+    parts, name = [standard.vectors], text.encoder
+    taken = None
     if cooccurrence is not None:
         filled = fill_missing(cooccurrence.vectors, parts[0])
-        parts.append(_standardize(filled) * np.float32(cooccurrence_weight))
+        taken = _standardize(filled)
+        parts.append(taken.vectors * np.float32(cooccurrence_weight))
         name = f"{name} + {cooccurrence_weight:g} x {cooccurrence.encoder}"
-    return Embeddings(np.concatenate(parts, axis=1), encoder=name, normalized=False)
+    return FittedFeatures(
+        Embeddings(np.concatenate(parts, axis=1), encoder=name, normalized=False),
+        FeatureTransform(
+            text_center=reduced.center,
+            text_components=reduced.components,
+            text_mean=standard.mean,
+            text_scale=standard.scale,
+            cooccurrence_mean=None if taken is None else taken.mean,
+            cooccurrence_scale=1.0 if taken is None else taken.scale / cooccurrence_weight,
+        ),
+    )
 
 
-def fill_missing(
-    vectors: npt.NDArray[np.float32], known: npt.NDArray[np.float32], num_neighbours: int = 10
-) -> npt.NDArray[np.float32]:
+def build_new_features(
+    transform: FeatureTransform,
+    text: Vectors,
+    *,
+    known_text: Vectors,
+    known_cooccurrence: Vectors | None,
+) -> Vectors:
+    """Features ``[n, F]`` of items that come after the fit.
+
+    Nobody has taken them yet. Their co-occurrence part is what `fit_features` gives to such items
+    too: that of the known items most like them. Zeros would put all of them in a corner of their
+    own, where no item that anybody took stands, and give them codes of that corner.
+
+    Args:
+        transform: From `fit_features`.
+        text: Text embeddings of the new items, ``[n, …]``.
+        known_text: The text part of the features of known items, ``[N, k]``.
+        known_cooccurrence: Their co-occurrence vectors ``[N, C]`` as they were before the fit,
+            zeros where there are none; None where the features have no such part.
+    """
+    reduced = transform.reduce_text(text)
+    if known_cooccurrence is None:
+        return reduced
+    given = known_cooccurrence.any(axis=1)
+    missing = np.zeros((len(text), known_cooccurrence.shape[1]), np.float32)
+    filled = fill_missing(
+        np.concatenate([known_cooccurrence[given], missing]),
+        np.concatenate([known_text[given], reduced]),
+    )
+    new = filled[len(filled) - len(text) :]
+    return np.concatenate([reduced, transform.scale_cooccurrence(new)], axis=1)
+
+
+def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = 10) -> Vectors:
     """Vectors for items that have none, from those of the items most like them.
 
     So an item that nobody has taken yet stands where its text says, not in a corner of its own.
@@ -86,17 +212,33 @@ def fill_missing(
     return filled
 
 
-def _reduce(vectors: npt.NDArray[np.float32], dim: int | None) -> npt.NDArray[np.float32]:
+@dataclass(frozen=True)
+class _Reduced:
+    vectors: Vectors
+    center: Vectors | None
+    components: Vectors | None
+
+
+def _reduce(vectors: Vectors, dim: int | None) -> _Reduced:
     if dim is None or dim >= min(vectors.shape):
-        return vectors
+        return _Reduced(vectors, None, None)
     from sklearn.decomposition import PCA
 
     # Exact and deterministic: an eigendecomposition of the small [F, F] covariance.
-    reduced = PCA(dim, svd_solver="covariance_eigh").fit_transform(vectors)
-    return np.asarray(reduced, dtype=np.float32)
+    pca = PCA(dim, svd_solver="covariance_eigh")
+    reduced = np.asarray(pca.fit_transform(vectors), dtype=np.float32)
+    return _Reduced(reduced, pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
 
 
-def _standardize(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    centred = vectors - vectors.mean(axis=0)
-    scale = np.sqrt(np.square(centred, dtype=np.float64).sum(axis=1).mean())
-    return np.asarray(centred / max(scale, 1e-12), dtype=np.float32)
+@dataclass(frozen=True)
+class _Standard:
+    vectors: Vectors
+    mean: Vectors
+    scale: float
+
+
+def _standardize(vectors: Vectors) -> _Standard:
+    mean = vectors.mean(axis=0)
+    centred = vectors - mean
+    scale = max(np.sqrt(np.square(centred, dtype=np.float64).sum(axis=1).mean()), 1e-12)
+    return _Standard(np.asarray(centred / scale, dtype=np.float32), mean, float(scale))

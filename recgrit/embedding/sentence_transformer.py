@@ -71,6 +71,11 @@ class SentenceTransformerEncoder:
         """Hash of all that decides the vectors."""
         return digest_json([self.weights.fingerprint(), self.max_length, self.precision])
 
+    @property
+    def space(self) -> str:
+        """Hash of what decides where vectors lie, which precision and device do not."""
+        return digest_json([self.weights.fingerprint(), self.max_length])
+
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """float32 [len(texts), embedding_dim], rows of length 1.
 

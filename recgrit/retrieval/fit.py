@@ -32,15 +32,38 @@ def build_retriever(
         features: float32 ``[N, F]`` item features; used if ``config.content``.
         config: Sizes and rates.
     """
+    return assemble_retriever(table, split.train_item_counts() > 0, features, config)
+
+
+def assemble_retriever(
+    table: SemanticIdTable,
+    train_items: npt.NDArray[np.bool_],
+    features: npt.NDArray[np.float32] | None,
+    config: RetrieverConfig,
+    *,
+    num_known_items: int | None = None,
+) -> TrieRetriever:
+    """`build_retriever` where the sequences are not at hand, and items may have been added since.
+
+    Args:
+        table: The IDs.
+        train_items: bool ``[N]``, the items that training saw.
+        features: float32 ``[N, F]``; used if ``config.content``.
+        config: Sizes and rates.
+        num_known_items: The first items of the table, which it had in training; None for all.
+    """
     return TrieRetriever(
         build_trie(table.codes),
         table.codebook_sizes,
         disambiguation_level=table.disambiguation_level,
-        train_items=torch.from_numpy(split.train_item_counts() > 0),
+        train_items=torch.from_numpy(train_items),
         content=(
             torch.from_numpy(np.array(features, dtype=np.float32))
             if config.content and features is not None
             else None
+        ),
+        known_items=(
+            None if num_known_items is None else torch.arange(len(table)) < num_known_items
         ),
         model_dim=config.model_dim,
         num_layers=config.num_layers,

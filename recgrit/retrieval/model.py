@@ -47,6 +47,8 @@ class NodeVectors(nn.Module):
         own_nodes: bool ``[V]``, the nodes with an embedding of their own; the others use the
             fallback.
         content: float32 ``[N, F]`` item features to project into the vectors, None for none.
+        known_items: bool ``[N]``, the catalogue in training: a node above any of them has the mean
+            content of those alone, lest its vector move when items are added.
         dim: D.
         node_dropout: Share of nodes that use the fallback in a training step.
     """
@@ -59,6 +61,7 @@ class NodeVectors(nn.Module):
         disambiguation_level: int | None,
         own_nodes: Tensor,
         content: Tensor | None,
+        known_items: Tensor,
         dim: int,
         node_dropout: float,
     ) -> None:
@@ -86,7 +89,9 @@ class NodeVectors(nn.Module):
         self.register_buffer("own_nodes", own_nodes.nonzero().squeeze(-1), persistent=False)
         self.content_projection: nn.Linear | None = None
         if content is not None:
-            self.register_buffer("node_content", _mean_content(trie, content), persistent=False)
+            self.register_buffer(
+                "node_content", _mean_content(trie, content, known_items), persistent=False
+            )
             self.content_projection = nn.Linear(content.shape[1], dim, bias=False)
             nn.init.normal_(self.content_projection.weight, std=0.02)
 
@@ -157,6 +162,8 @@ class TrieRetriever(nn.Module):
         train_items: bool ``[N]``, the items that stand in training histories: only they are
             candidates in training, lest a cold item become a permanent negative.
         content: float32 ``[N, F]`` item features, or None.
+        known_items: bool ``[N]``, the items the catalogue had in training; None for all. Those
+            added since leave the vectors of all nodes that were there as they are.
         model_dim: D.
         num_layers: Layers of the history encoder.
         num_heads: Attention heads.
@@ -190,6 +197,7 @@ class TrieRetriever(nn.Module):
         disambiguation_level: int | None = None,
         train_items: Tensor,
         content: Tensor | None = None,
+        known_items: Tensor | None = None,
         model_dim: int = 128,
         num_layers: int = 2,
         num_heads: int = 4,
@@ -204,6 +212,7 @@ class TrieRetriever(nn.Module):
     ) -> None:
         super().__init__()
         train_children = trie.restrict(train_items.numpy())
+        known_items = torch.ones_like(train_items) if known_items is None else known_items
         self.trie_softmax = trie_softmax
         self.num_levels = trie.num_levels
         # Scores ask for small node vectors, states of unit variance for larger ones beside them.
@@ -214,8 +223,9 @@ class TrieRetriever(nn.Module):
             trie,
             codebook_sizes,
             disambiguation_level=disambiguation_level,
-            own_nodes=_choose_own_nodes(trie, train_items, node_vectors),
+            own_nodes=_choose_own_nodes(trie, train_items, known_items, node_vectors),
             content=content,
+            known_items=known_items,
             dim=model_dim,
             node_dropout=node_dropout,
         )
@@ -454,14 +464,17 @@ def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _choose_own_nodes(
-    trie: Trie, train_items: Tensor, which: Literal["all", "shared", "none"]
+    trie: Trie, train_items: Tensor, known_items: Tensor, which: Literal["all", "shared", "none"]
 ) -> Tensor:
-    """The nodes with an embedding of their own, bool ``[V]``: training has to reach them."""
+    """The nodes with an embedding of their own, bool ``[V]``: training has to reach them.
+
+    Items added since training change none of it, so that the embeddings stay where they belong.
+    """
     own = torch.zeros(trie.num_nodes, dtype=torch.bool)
     if which != "none":
         own[torch.from_numpy(trie.paths)[train_items].flatten()] = True
     if which == "shared":
-        own &= torch.from_numpy(trie.leaf_ends - trie.leaf_starts > 1)
+        own &= _count_below(trie, known_items) > 1
     return own
 
 
@@ -487,9 +500,24 @@ def _code_rows(
     return levels, rows, starts, offset
 
 
-def _mean_content(trie: Trie, content: Tensor) -> Tensor:
-    """Mean features of the items below each node, ``[V, F]``."""
-    ordered = content[torch.from_numpy(trie.leaf_items)].double()
-    sums = torch.cat([ordered.new_zeros(1, ordered.shape[1]), ordered.cumsum(dim=0)])
+def _count_below(trie: Trie, items: Tensor) -> Tensor:
+    """How many of these items are below each node, int64 ``[V]``."""
+    upto = F.pad(items[torch.from_numpy(trie.leaf_items)].long().cumsum(0), (1, 0))
+    return upto[torch.from_numpy(trie.leaf_ends)] - upto[torch.from_numpy(trie.leaf_starts)]
+
+
+def _mean_content(trie: Trie, content: Tensor, known_items: Tensor) -> Tensor:
+    """Mean features of the known items below each node, or of all where none is known."""
+    leaves = torch.from_numpy(trie.leaf_items)
     starts, ends = torch.from_numpy(trie.leaf_starts), torch.from_numpy(trie.leaf_ends)
-    return ((sums[ends] - sums[starts]) / (ends - starts).unsqueeze(-1)).float()
+
+    def mean_of(items: Tensor, counts: Tensor) -> Tensor:
+        ordered = content[leaves].double() * items[leaves].unsqueeze(-1)
+        sums = torch.cat([ordered.new_zeros(1, ordered.shape[1]), ordered.cumsum(dim=0)])
+        return ((sums[ends] - sums[starts]) / counts.clamp_min(1).unsqueeze(-1)).float()
+
+    num_known = _count_below(trie, known_items)
+    means = mean_of(known_items, num_known)
+    if known_items.all():
+        return means
+    return torch.where((num_known > 0).unsqueeze(-1), means, mean_of(~known_items, ends - starts))

@@ -114,16 +114,28 @@ def make_unique(
 
 
 def resolve_greedy(
-    codes: Codes, item_ids: pl.Series, residuals_of: ResidualsOf, last_codes: Vectors
+    codes: Codes,
+    item_ids: pl.Series,
+    residuals_of: ResidualsOf,
+    last_codes: Vectors,
+    *,
+    num_fixed: int = 0,
 ) -> npt.NDArray[np.int32] | None:
     """Codes with collisions moved to free last codes, or None where a prefix is overfull.
 
     Of the items that share an ID, the closest keeps it. Then, in rounds, every item without a place
     asks for the nearest code that is still free under its prefix, and the closest of those that ask
     for one code gets it.
+
+    Args:
+        codes: ``[N, L]``.
+        item_ids: External ids, whose hash orders what distances do not.
+        residuals_of: What the last level quantized; never asked for fixed rows.
+        last_codes: ``[K, D]``.
+        num_fixed: The first rows, which are unique and keep their IDs whatever is closer.
     """
     num_codes = len(last_codes)
-    prefix, counts = _number_rows(codes[:, :-1])
+    prefix, counts = number_rows(codes[:, :-1])
     if counts.max() > num_codes:
         return None
     place = prefix * num_codes + codes[:, -1]
@@ -131,11 +143,13 @@ def resolve_greedy(
     resolved = codes.astype(np.int32)
     if len(shared) == 0:
         return resolved
-    ties = _hash_order(item_ids, shared)
-    distance = np.concatenate(
+    ties = order_by_hash(item_ids, shared)
+    distance = np.full(len(shared), -1, dtype=np.float32)  # Closer than any: what is fixed stays.
+    free = shared >= num_fixed
+    distance[free] = np.concatenate(
         [
             np.square(residuals_of(rows) - last_codes[codes[rows, -1]]).sum(axis=1)
-            for rows in _blocks(shared)
+            for rows in _blocks(shared[free])
         ]
     )
     stays = _closest_per_place(place[shared], distance, ties)
@@ -167,7 +181,7 @@ def balance_last_level(codes: Codes, residuals_of: ResidualsOf, last_codes: Vect
     Entropic optimal transport (Sinkhorn-Knopp) of those items to the last codes, all codes getting
     equally many, at the lowest squared distance; a block of items at a time. Not yet unique.
     """
-    place, _ = _number_rows(codes)
+    place, _ = number_rows(codes)
     shared = _shared(place)
     balanced = codes.copy()
     for rows in _blocks(shared):
@@ -185,9 +199,9 @@ def balance_last_level(codes: Codes, residuals_of: ResidualsOf, last_codes: Vect
 
 def number_within_bucket(codes: Codes, item_ids: pl.Series) -> Codes:
     """0, 1, 2, … for the items of each ID, in the order of a hash of their item_id."""
-    bucket, counts = _number_rows(codes)
+    bucket, counts = number_rows(codes)
     shared = np.flatnonzero(counts[bucket] > 1)
-    order = np.lexsort((_hash_order(item_ids, shared), bucket[shared]))
+    order = np.lexsort((order_by_hash(item_ids, shared), bucket[shared]))
     counts = counts[counts > 1]
     starts = np.repeat(np.cumsum(counts) - counts, counts)
     digits = np.zeros(len(codes), dtype=np.int64)
@@ -215,7 +229,7 @@ def _fill_free_codes(
     return found
 
 
-def _number_rows(codes: Codes) -> tuple[Codes, Codes]:
+def number_rows(codes: Codes) -> tuple[Codes, Codes]:
     """A number from 0 for each different row, per row ``[N]``, and how many rows have it."""
     key = np.zeros(len(codes), dtype=np.int64)
     capacity = 1
@@ -236,7 +250,7 @@ def _shared(place: Codes) -> npt.NDArray[np.intp]:
     return np.flatnonzero(counts[number.reshape(-1)] > 1)
 
 
-def _hash_order(item_ids: pl.Series, rows: npt.NDArray[np.intp]) -> Codes:
+def order_by_hash(item_ids: pl.Series, rows: npt.NDArray[np.intp]) -> Codes:
     """Ranks of the rows by a hash of their item_id: arbitrary, the same on every machine."""
     chosen = item_ids.gather(pl.Series(rows.astype(np.int64))).cast(pl.String)
     hashes = np.fromiter(

@@ -131,6 +131,10 @@ class SemanticIdTable:
 
     def to_polars(self) -> pl.DataFrame:
         """Columns ``item_id``, ``title``, ``level_0`` …, and ``semantic_id`` as text."""
+        return self._frame
+
+    @cached_property
+    def _frame(self) -> pl.DataFrame:
         levels = {f"level_{level}": self.codes[:, level] for level in range(self.id_length)}
         text = [format_semantic_id(row) for row in self.codes.tolist()]
         return pl.DataFrame(

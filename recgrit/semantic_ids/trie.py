@@ -10,7 +10,8 @@ Shapes: N items, L levels, V nodes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +76,20 @@ class Trie:
     def first_leaf(self) -> int:
         """Node number of the first leaf."""
         return int(self.level_starts[-2])
+
+    def save(self, path: Path) -> None:
+        """Write the tables under their names as one safetensors file."""
+        from safetensors.numpy import save_file
+
+        tables = {field.name: getattr(self, field.name) for field in fields(self)}
+        save_file({name: np.ascontiguousarray(table) for name, table in tables.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Trie:
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        return cls(**load_file(path))
 
     def restrict(self, items: npt.NDArray[np.bool_]) -> Children:
         """Only those children that lead to one of these items.

@@ -7,17 +7,35 @@ directory, nor an ``mlruns`` folder in it, nor a run that another library has st
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
+import logging
 import os
 import re
 import shlex
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from recgrit.errors import TrackingError
 from recgrit.tracking.names import (
@@ -27,6 +45,11 @@ from recgrit.tracking.names import (
     name_metrics,
     shorten,
 )
+from recgrit.tracking.tracker import DataOrigin
+
+logger = logging.getLogger(__name__)
+
+STAGE_TAG = "recgrit.stage"
 
 # MLflow's limits for one call of log_batch.
 PARAMS_PER_BATCH = 100
@@ -47,13 +70,23 @@ class MLflowTracker:
         run_name: Name of the run.
         artifact_directory: Where a new experiment in a database keeps its artifacts. A SQLite
             file keeps them beside it instead, and a server decides for itself.
+        resume: Id of a run that did not come to its end, to go on with; a new one if it is gone
+            or finished.
+        system_metrics: Record processor, memory, disk and network while it runs.
 
     Raises:
         TrackingError: The store cannot be reached or refuses the run.
     """
 
     def __init__(
-        self, *, uri: str, experiment: str, run_name: str, artifact_directory: Path
+        self,
+        *,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        artifact_directory: Path,
+        resume: str | None = None,
+        system_metrics: bool = False,
     ) -> None:
         self._uri = uri
         self._experiment = experiment
@@ -61,11 +94,13 @@ class MLflowTracker:
         try:
             with _environment(FIRST_CONTACT):
                 _check_sqlite_folder(uri)
-                self._client = MlflowClient(tracking_uri=uri)
+                self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
                 self._experiment_id = _find_experiment(
                     self._client, experiment, _artifact_location(uri, artifact_directory)
                 )
-                run = self._client.create_run(self._experiment_id, run_name=run_name)
+                run = _reopen(self._client, resume) or self._client.create_run(
+                    self._experiment_id, run_name=run_name
+                )
         # Each kind of store has its own exceptions, SQLAlchemy's and requests' among them.
         except Exception as error:
             raise TrackingError(
@@ -76,6 +111,12 @@ class MLflowTracker:
                 )
             ) from None
         self._run_id: str = run.info.run_id
+        self._monitor: SystemMetricsMonitor | None = None
+        if system_metrics:
+            self._monitor = SystemMetricsMonitor(
+                self._run_id, tracking_uri=uri, resume_logging=resume is not None
+            )
+            self._monitor.start()
 
     @property
     def run_id(self) -> str:
@@ -123,8 +164,70 @@ class MLflowTracker:
             for batch in _batches(entries, PARAMS_PER_BATCH):
                 self._client.log_batch(self._run_id, tags=batch, synchronous=True)
 
+    def log_data(self, origin: DataOrigin) -> None:
+        """Record a data set by its files, digest and counts; the rows stay where they are."""
+        sources = list(origin.sources) or [origin.name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Two classes of MLflow's read local paths.
+            source = resolve_dataset_source(sources[0])
+        described: dict[str, str] = MetaDataset(  # type: ignore[abstract]  # its default is None
+            source, name=origin.name, digest=origin.digest
+        ).to_dict()
+        dataset = Dataset(
+            name=described["name"],
+            digest=described["digest"],
+            source_type=described["source_type"],
+            source=described["source"],
+            profile=json.dumps({**origin.profile, "files": sources}),
+        )
+        inputs = DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])
+        with self._refusals(f"the data set {origin.name}"):
+            self._client.log_inputs(self._run_id, [inputs])
+
+    def register_model(self, directory: Path, name: str) -> None:
+        """Keep an MLflow model folder with the run, as a new version of a registered model."""
+        name = clean_name(name).replace("/", "-")
+        with self._refusals(f"the model {name}"):
+            model = self._client.create_logged_model(
+                self._experiment_id, name="model", source_run_id=self._run_id
+            )
+            self._client.log_model_artifacts(model.model_id, str(directory))
+            self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step=0)])
+            with contextlib.suppress(MlflowException):  # Another fault shows below.
+                self._client.create_registered_model(name)
+            self._client.create_model_version(
+                name, model.artifact_location, run_id=self._run_id, model_id=model.model_id
+            )
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[MLflowTracker]:
+        """A run nested in this one; one that did not come to its end goes on."""
+        with self._refusals(f"the stage {name}"):
+            child = self._find_unfinished(name) or self._client.create_run(
+                self._experiment_id,
+                tags={
+                    MLFLOW_PARENT_RUN_ID: self._run_id,
+                    MLFLOW_RUN_NAME: f"{self._run_name}/{name}",
+                    STAGE_TAG: name,
+                },
+            )
+        tracker = _nested(self, child)
+        with ending(tracker):
+            yield tracker
+
+    def _find_unfinished(self, stage: str) -> Run | None:
+        found = self._client.search_runs(
+            [self._experiment_id],
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._run_id}' AND tags.`{STAGE_TAG}` = '{stage}'"
+            " AND attributes.status != 'FINISHED'",
+        )
+        return _reopen(self._client, found[0].info.run_id) if found else None
+
     def end(self, status: str) -> None:
         """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        if self._monitor is not None:
+            self._monitor.finish()
         with self._refusals(f"the status {status}"):
             self._client.set_terminated(self._run_id, status)
 
@@ -140,6 +243,50 @@ class MLflowTracker:
                     "Mend the store, or set tracking.backend=none to go on without."
                 )
             ) from None
+
+
+@contextlib.contextmanager
+def ending(tracker: MLflowTracker) -> Iterator[None]:
+    """Ends a run with a block: FINISHED, KILLED by an interrupt, FAILED by anything else."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end_quietly(tracker, "KILLED")
+        raise
+    except BaseException:
+        _end_quietly(tracker, "FAILED")
+        raise
+    tracker.end("FINISHED")
+
+
+def _end_quietly(tracker: MLflowTracker, status: str) -> None:
+    """Close a run on the way out: a store that fails now must not hide why the run failed."""
+    try:
+        tracker.end(status)
+    except TrackingError as error:
+        logger.warning("%s", error)
+
+
+def _nested(parent: MLflowTracker, child: Run) -> MLflowTracker:
+    """A tracker of a run within another, in the same store."""
+    tracker = copy.copy(parent)
+    tracker._run_id, tracker._monitor = child.info.run_id, None
+    tracker._run_name = child.info.run_name
+    return tracker
+
+
+def _reopen(client: MlflowClient, run_id: str | None) -> Run | None:
+    """A run that did not come to its end, running again; None if there is no such run."""
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+        if run.info.status == "FINISHED" or run.info.lifecycle_stage != "active":
+            return None
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException:  # Deleted since.
+        return None
+    return run
 
 
 def _find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
+from recgrit.artifacts import digest_json, write_atomic
 from recgrit.config import Config
-from recgrit.errors import TrackingError
 from recgrit.tracking.tracker import NullTracker, Tracker
-
-if TYPE_CHECKING:
-    from recgrit.tracking.mlflow_tracker import MLflowTracker
-
-logger = logging.getLogger(__name__)
 
 # Set before MLflow is imported, since it reads some of them then; a user's own settings stay.
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -33,16 +29,32 @@ class TrackingConfig(Config):
         backend: ``mlflow``, or ``none`` to record nothing.
         uri: MLflow tracking URI; None keeps a SQLite database in the folder of the runs.
         experiment: MLflow experiment to record runs under.
+        system_metrics: Record processor, memory, disk and network too, every ten seconds.
+        register_model: Keep each evaluated run's model, as a new version of the registered model
+            that is called like the experiment.
     """
 
     backend: Literal["mlflow", "none"] = "mlflow"
     uri: str | None = None
     experiment: str = "recgrit"
+    system_metrics: bool = True
+    register_model: bool = True
+
+
+def quieten_mlflow() -> None:
+    """No telemetry, no bars, warnings only; to be called before MLflow is imported."""
+    for name, value in MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
 def start_tracking(
-    config: TrackingConfig, *, run_name: str, default_directory: Path
+    config: TrackingConfig,
+    *,
+    run_name: str,
+    default_directory: Path,
+    state: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Tracker]:
     """A tracker for the length of a block.
 
@@ -53,6 +65,9 @@ def start_tracking(
         config: Which store.
         run_name: Name of the run in it.
         default_directory: Where ``mlflow.db`` and ``mlartifacts`` are kept if no URI is set.
+        state: A file that is there while the run has not come to its end. If an earlier run with
+            the same settings left it, that run goes on. None for a new run in any case.
+        settings: All settings of the run.
 
     Raises:
         TrackingError: The store cannot be reached or refuses the run.
@@ -60,31 +75,34 @@ def start_tracking(
     if config.backend == "none":
         yield NullTracker()
         return
-    for name, value in MLFLOW_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from recgrit.tracking.mlflow_tracker import MLflowTracker
+    quieten_mlflow()
+    from recgrit.tracking.mlflow_tracker import MLflowTracker, ending
 
     directory = default_directory.resolve()
+    uri = config.uri or f"sqlite:///{directory.as_posix()}/mlflow.db"
+    identity = digest_json([uri, config.experiment, settings])
     tracker = MLflowTracker(
-        uri=config.uri or f"sqlite:///{directory.as_posix()}/mlflow.db",
+        uri=uri,
+        resume=_read_state(state, identity),
+        system_metrics=config.system_metrics,
         experiment=config.experiment,
         run_name=run_name,
         artifact_directory=directory / "mlartifacts",
     )
-    try:
+    with ending(tracker):
+        if state is not None:
+            write_atomic(state, json.dumps({"identity": identity, "run_id": tracker.run_id}))
         yield tracker
-    except KeyboardInterrupt:
-        _end_quietly(tracker, "KILLED")
-        raise
-    except BaseException:
-        _end_quietly(tracker, "FAILED")
-        raise
-    tracker.end("FINISHED")
+    if state is not None:
+        state.unlink(missing_ok=True)
 
 
-def _end_quietly(tracker: MLflowTracker, status: str) -> None:
-    """Close a run on the way out: a store that fails now must not hide why the run failed."""
+def _read_state(path: Path | None, identity: str) -> str | None:
+    """Id of an earlier run with the same settings in the same store; None if there is none."""
+    if path is None:
+        return None
     try:
-        tracker.end(status)
-    except TrackingError as error:
-        logger.warning("%s", error)
+        state = json.loads(path.read_text(encoding="utf-8"))
+        return str(state["run_id"]) if state["identity"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

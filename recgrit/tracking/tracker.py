@@ -6,11 +6,30 @@ and values as the MLflow one, so that what passes a test with it is what MLflow 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from recgrit.tracking.names import flatten_params, name_metrics
+
+
+@dataclass(frozen=True)
+class DataOrigin:
+    """Which data a run starts from.
+
+    Args:
+        name: What it is called.
+        digest: Hash of its content.
+        sources: Files it was read from.
+        profile: Counts, by name.
+    """
+
+    name: str
+    digest: str
+    sources: Sequence[str]
+    profile: Mapping[str, int] = field(default_factory=dict)
 
 
 class Tracker(Protocol):
@@ -37,6 +56,18 @@ class Tracker(Protocol):
         """Record what helps to find the run again."""
         ...
 
+    def log_data(self, origin: DataOrigin) -> None:
+        """Record what the run starts from."""
+        ...
+
+    def register_model(self, directory: Path, name: str) -> None:
+        """Keep a model folder with the run, as a new version of a registered model."""
+        ...
+
+    def stage(self, name: str) -> AbstractContextManager[Tracker]:
+        """A run within the run, for the length of a block."""
+        ...
+
 
 class NullTracker:
     """Records nothing."""
@@ -58,6 +89,17 @@ class NullTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Do nothing."""
 
+    def log_data(self, origin: DataOrigin) -> None:
+        """Do nothing."""
+
+    def register_model(self, directory: Path, name: str) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Self]:
+        """Itself."""
+        yield self
+
 
 class LoggedMetric(NamedTuple):
     """One number as it was logged."""
@@ -75,6 +117,9 @@ class MemoryTracker:
         self.metrics: list[LoggedMetric] = []
         self.artifacts: list[Path] = []
         self.tags: dict[str, str] = {}
+        self.data: list[DataOrigin] = []
+        self.models: dict[str, Path] = {}
+        self.stages: dict[str, MemoryTracker] = {}
 
     @property
     def location(self) -> str:
@@ -98,6 +143,19 @@ class MemoryTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add to ``tags``."""
         self.tags.update(tags)
+
+    def log_data(self, origin: DataOrigin) -> None:
+        """Append to ``data``."""
+        self.data.append(origin)
+
+    def register_model(self, directory: Path, name: str) -> None:
+        """Add to ``models``."""
+        self.models[name] = directory
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[MemoryTracker]:
+        """A tracker of its own, kept in ``stages``."""
+        yield self.stages.setdefault(name, MemoryTracker())
 
     def latest(self) -> dict[str, float]:
         """The last value of each metric."""

@@ -12,7 +12,7 @@ import pytest
 from recgrit.config import load_config
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODERS, EmbeddingConfig, build_encoder
-from recgrit.embedding.lsa import LSAEncoder
+from recgrit.embedding.lsa import FittedLSA, LSAEncoder
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
 from recgrit.errors import ConfigError, DataError, EncoderError
 
@@ -107,6 +107,18 @@ class TestLSA(EncoderContract):
     @pytest.mark.parametrize("texts", [["word"], ["same words"] * 3])
     def test_poorest_texts_give_vectors(self, texts):
         assert LSAEncoder().encode(texts).shape[0] == len(texts)
+
+    def test_what_was_fitted_encodes_later_texts_into_the_same_space(self, tmp_path):
+        encoder = LSAEncoder(dim=3, seed=0)
+        fitted = encoder.fit(TEXTS)
+        fitted.save(tmp_path)
+        again = FittedLSA.load(tmp_path)
+        assert again.fingerprint == fitted.fingerprint
+        np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+        alone = again.encode([TEXTS[0], "words nobodyhadbefore"])
+        np.testing.assert_allclose(alone[0], encoder.encode(TEXTS)[0], atol=1e-6)
+        assert np.isfinite(alone).all()
+        assert not {path.suffix for path in tmp_path.iterdir()} - {".parquet", ".safetensors"}
 
     def test_another_seed_or_width_has_another_fingerprint(self):
         encoders = [LSAEncoder(), LSAEncoder(seed=1), LSAEncoder(dim=64)]

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 
 from recgrit.embedding.embeddings import Embeddings, normalize_rows
-from recgrit.embedding.features import build_features, fill_missing
+from recgrit.embedding.features import (
+    FeatureTransform,
+    build_new_features,
+    fill_missing,
+    fit_features,
+)
+
+
+def build_features(text, cooccurrence, **settings):
+    return fit_features(text, cooccurrence, **settings).embeddings
 
 
 def make_embeddings(shape, *, seed=0, scale=1.0, shift=0.0, encoder="text"):
@@ -109,3 +118,33 @@ def test_items_without_cooccurrence_stand_where_their_text_says() -> None:
         assert np.argmax(directions @ filled[item]) == topic[item]
     assert np.array_equal(fill_missing(vectors[missing], text[missing]), vectors[missing])
     assert np.array_equal(fill_missing(vectors[given], text[given]), vectors[given])
+
+
+@pytest.mark.parametrize("text_dim", [None, 8])
+def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
+    text = make_embeddings((60, 20), scale=30, shift=100)
+    rng = np.random.default_rng(1)
+    taken = normalize_rows(rng.normal(size=(60, 5)))
+    taken[[4, 9]] = 0  # nobody took these two
+    cooccurrence = Embeddings(taken, encoder="cooccurrence", normalized=True)
+    fitted = fit_features(text, cooccurrence, text_dim=text_dim, cooccurrence_weight=0.5)
+    fitted.transform.save(tmp_path / "transform.safetensors")
+    features, width = fitted.embeddings.vectors, text_dim or 20
+    again = build_new_features(
+        FeatureTransform.load(tmp_path / "transform.safetensors"),
+        text.vectors[[4, 9]],
+        known_text=features[:, :width],
+        known_cooccurrence=taken,
+    )
+    np.testing.assert_allclose(again, features[[4, 9]], atol=1e-4)
+    alone = fit_features(text, None, text_dim=text_dim)
+    np.testing.assert_allclose(
+        build_new_features(
+            alone.transform,
+            text.vectors,
+            known_text=alone.embeddings.vectors,
+            known_cooccurrence=None,
+        ),
+        alone.embeddings.vectors,
+        atol=1e-4,
+    )

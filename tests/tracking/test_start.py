@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -80,6 +81,62 @@ def test_params_metrics_artifacts_and_tags_arrive(
     assert "run full" in location
     # Nothing was left in the working directory.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlruns", "report.html", "tables"]
+
+
+def test_a_run_within_a_run_ends_by_itself(store: Path) -> None:
+    with start_tracking(TrackingConfig(), run_name="outer", default_directory=store) as tracker:
+        with tracker.stage("embed") as stage:
+            stage.log_metrics({"loss": 1.0})
+        with pytest.raises(ValueError, match="stop"), tracker.stage("train"):
+            raise ValueError("stop")
+        tracker.log_metrics({"loss": 2.0})
+    outer, embed, train = (find_run(store, f"outer{name}") for name in ("", "/embed", "/train"))
+    assert (outer.info.status, embed.info.status, train.info.status) == (
+        "FINISHED",
+        "FINISHED",
+        "FAILED",
+    )
+    assert embed.data.tags["mlflow.parentRunId"] == outer.info.run_id
+    assert (outer.data.metrics["loss"], embed.data.metrics["loss"]) == (2.0, 1.0)
+
+
+def test_a_run_that_did_not_end_goes_on(store: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+
+    def attempt(number: int, error: type[BaseException] | None = None, **settings: int) -> str:
+        with (
+            contextlib.suppress(ZeroDivisionError, KeyboardInterrupt),
+            start_tracking(
+                TrackingConfig(experiment="resumed"),
+                run_name=f"attempt {number}",
+                default_directory=store,
+                state=state,
+                settings=settings,
+            ) as tracker,
+        ):
+            tracker.log_params(settings)
+            tracker.log_metrics({"number": number}, step=number)
+            assert isinstance(tracker, MLflowTracker)
+            name = tracker.run_id
+            if error is not None:
+                raise error
+        return name
+
+    from recgrit.tracking.mlflow_tracker import MLflowTracker
+
+    first = attempt(1, ZeroDivisionError, seed=1)
+    assert attempt(2, KeyboardInterrupt, seed=1) == first
+    other = attempt(3, ZeroDivisionError, seed=2)
+    assert other != first, "other settings"
+    assert attempt(4, seed=2) == other
+    assert attempt(5, seed=2) != other, "it had finished"
+    run = client(store).get_run(other)
+    assert run.info.status == "FINISHED"
+    history = client(store).get_metric_history(other, "number")
+    assert [point.value for point in history] == [3, 4]
+    state.write_text("no JSON")
+    attempt(6, seed=2)
+    assert not state.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from recgrit.tracking.tracker import LoggedMetric, MemoryTracker, NullTracker, Tracker
+from recgrit.tracking.tracker import DataOrigin, LoggedMetric, MemoryTracker, NullTracker, Tracker
 
 
 def fill(tracker: Tracker) -> None:
@@ -10,6 +10,10 @@ def fill(tracker: Tracker) -> None:
     tracker.log_metrics({"seconds": 5})
     tracker.log_artifact(Path("report.html"))
     tracker.set_tags({"data": "movielens-100k"})
+    tracker.log_data(DataOrigin("movielens-100k", "abc", ["u.data"], {"num_users": 3}))
+    tracker.register_model(Path("model"), "films")
+    with tracker.stage("train") as stage:
+        stage.log_metrics({"loss": 1.0})
 
 
 def test_memory_keeps_all() -> None:
@@ -24,6 +28,9 @@ def test_memory_keeps_all() -> None:
     assert tracker.latest() == {"valid/recall_at_10": 0.2, "seconds": 5.0}
     assert tracker.artifacts == [Path("report.html")]
     assert tracker.tags == {"data": "movielens-100k"}
+    assert tracker.data[0].profile == {"num_users": 3}
+    assert tracker.models == {"films": Path("model")}
+    assert tracker.stages["train"].latest() == {"loss": 1.0}
 
 
 def test_null_takes_anything() -> None:

@@ -1,0 +1,84 @@
+"""Encoding later items into the space of the first ones: what is kept of an encoder.
+
+A sentence encoder comes back by its name, and its weights are compared by their hash: they are not
+copied, being 90 MB that many bundles share. An encoder that was fitted to the texts (`LSAEncoder`)
+is kept whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from recgrit.embedding.cache import encode_cached
+from recgrit.embedding.encoders import EmbeddingConfig, Encoder, build_encoder
+from recgrit.embedding.lsa import DIRECTIONS_NAME, TERMS_NAME, FittedLSA, LSAEncoder
+from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.errors import EncoderError
+
+# Files of a fitted encoder.
+ENCODER_FILES = (TERMS_NAME, DIRECTIONS_NAME)
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """Vectors of all items, and what tells their space from others.
+
+    Args:
+        vectors: float32 ``[N, embedding_dim]``.
+        encoder: Its name.
+        space: Hash of what decides where vectors lie.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    encoder: str
+    space: str
+
+
+def encode_items(
+    texts: Sequence[str], config: EmbeddingConfig, seed: int, *, cache_dir: Path, directory: Path
+) -> EncodedItems:
+    """Vectors of texts; what has to be kept of a fitted encoder is written to ``directory``.
+
+    Vectors of a pretrained encoder are cached; fitting is what costs of one that is fitted.
+    """
+    encoder = build_encoder(config, seed)
+    if isinstance(encoder, LSAEncoder):
+        fitted = encoder.fit(texts)
+        fitted.save(directory)
+        return EncodedItems(fitted.encode(texts), fitted.name, fitted.fingerprint)
+    vectors = encode_cached(texts, encoder, cache_dir)
+    return EncodedItems(vectors, encoder.name, _space_of(encoder))
+
+
+def load_encoder(config: EmbeddingConfig, seed: int, *, directory: Path, space: str) -> Encoder:
+    """The encoder that made vectors before.
+
+    Args:
+        config: Its settings.
+        seed: Likewise.
+        directory: Where `encode_items` wrote.
+        space: What `encode_items` returned.
+
+    Raises:
+        EncoderError: Its weights cannot be had on this machine, or are others now.
+    """
+    if config.encoder == "lsa":
+        return FittedLSA.load(directory)
+    encoder = build_encoder(config, seed)
+    found = _space_of(encoder)
+    if found != space:
+        raise EncoderError(
+            f"The weights of {config.model} on this machine are not those that encoded the items: "
+            f"expected {space}, found {found}. Vectors of two models lie in different spaces; "
+            "bring back the first model."
+        )
+    return encoder
+
+
+def _space_of(encoder: Encoder) -> str:
+    return encoder.space if isinstance(encoder, SentenceTransformerEncoder) else encoder.fingerprint

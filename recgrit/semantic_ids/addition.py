@@ -1,0 +1,173 @@
+"""IDs for items that come later, while no ID that was given ever moves.
+
+The tokenizer stays as it is, so a new item gets the codes it would have had. Where another item has
+them already, the new one takes the nearest free last code under its prefix or, with a
+disambiguation level, the next number nobody had. Where a prefix is full, the nearest free ID that
+differs in the last two codes.
+
+Shapes: N items that were there, n new ones, L levels without disambiguation, K codes of the last
+level, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from recgrit.errors import DataError
+from recgrit.semantic_ids.collisions import (
+    Codes,
+    ResidualsOf,
+    Vectors,
+    number_rows,
+    number_within_bucket,
+    order_by_hash,
+    resolve_greedy,
+)
+from recgrit.semantic_ids.table import SemanticIdTable
+
+# Squared distances of one new item, by its row, from what IDs ``[m, L]`` stand for.
+ErrorsOf = Callable[[int, Codes], Vectors]
+
+
+@dataclass(frozen=True)
+class AddedIds:
+    """A longer table, whose first rows are those of the old one.
+
+    Args:
+        table: All items.
+        num_moved: New items whose own ID was taken.
+    """
+
+    table: SemanticIdTable
+    num_moved: int
+
+
+def add_items(
+    table: SemanticIdTable,
+    codes: Codes,
+    item_ids: pl.Series,
+    titles: pl.Series,
+    *,
+    residuals_of: ResidualsOf,
+    last_codes: Vectors,
+    errors_of: ErrorsOf,
+) -> AddedIds:
+    """The table with new items after the old ones.
+
+    Which of several new items gets a contested ID depends on distances and on hashes of their ids,
+    not on their order.
+
+    Args:
+        table: The items that were there.
+        codes: ``[n, L]``, what the tokenizer gives the new ones.
+        item_ids: Their external ids, none of them in the table.
+        titles: Their titles.
+        residuals_of: What the last level quantized of new items, by their rows from 0.
+        last_codes: ``[K, D]``.
+        errors_of: How far a new item is from other IDs.
+
+    Raises:
+        DataError: No ID is left near an item's own.
+    """
+    if not len(codes):
+        return AddedIds(table, 0)
+    num_old, level = len(table), table.disambiguation_level
+    if level is not None:
+        unique, num_moved = _take_next_numbers(table.codes.astype(np.int64), codes, item_ids)
+    else:
+        unique, num_moved = _take_free_codes(
+            table, codes, item_ids, residuals_of, last_codes, errors_of
+        )
+    sizes = list(table.codebook_sizes)
+    if level is not None:
+        sizes[level] = max(sizes[level], int(unique[:, level].max()) + 1)
+    longer = SemanticIdTable(
+        codes=np.concatenate([table.codes, unique.astype(np.int32)]),
+        codebook_sizes=tuple(sizes),
+        disambiguation_level=level,
+        item_ids=pl.concat([table.item_ids, item_ids.cast(pl.String).alias(table.item_ids.name)]),
+        titles=pl.concat([table.titles, titles.cast(pl.String).alias(table.titles.name)]),
+    )
+    assert np.array_equal(longer.codes[:num_old], table.codes)
+    return AddedIds(longer, num_moved)
+
+
+def _take_next_numbers(old: Codes, codes: Codes, item_ids: pl.Series) -> tuple[Codes, int]:
+    """Codes ``[n, L + 1]``, and how many of them share an ID but for the last level."""
+    bucket, _ = number_rows(np.concatenate([old[:, :-1], codes]))
+    next_number = np.zeros(int(bucket.max()) + 1, dtype=np.int64)
+    np.maximum.at(next_number, bucket[: len(old)], old[:, -1] + 1)
+    digits = number_within_bucket(codes, item_ids) + next_number[bucket[len(old) :]]
+    return np.column_stack([codes, digits]), int(np.sum(digits > 0))
+
+
+def _take_free_codes(
+    table: SemanticIdTable,
+    codes: Codes,
+    item_ids: pl.Series,
+    residuals_of: ResidualsOf,
+    last_codes: Vectors,
+    errors_of: ErrorsOf,
+) -> tuple[Codes, int]:
+    """Codes ``[n, L]``, and how many of them are not what the tokenizer gave."""
+    num_old = len(table)
+    together = np.concatenate([table.codes.astype(np.int64), codes])
+    prefix, counts = number_rows(together[:, :-1])
+    num_left = len(last_codes) - np.bincount(prefix[:num_old], minlength=len(counts))
+    # Under a full prefix, the first by hash stay.
+    order = np.lexsort((order_by_hash(item_ids, np.arange(len(codes))), prefix[num_old:]))
+    ordered = prefix[num_old:][order]
+    place_in_prefix = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    stays = np.empty(len(codes), dtype=bool)
+    stays[order] = place_in_prefix < num_left[ordered]
+    fitting = np.flatnonzero(stays)
+    resolved = resolve_greedy(
+        np.concatenate([together[:num_old], codes[fitting]]),
+        pl.concat([table.item_ids.rename("item_id"), item_ids.gather(fitting).rename("item_id")]),
+        lambda rows: residuals_of(fitting[rows - num_old]),
+        last_codes,
+        num_fixed=num_old,
+    )
+    assert resolved is not None  # What does not fit was left out.
+    found = codes.copy()
+    found[fitting] = resolved[num_old:]
+    given = resolved.astype(np.int64)
+    for row in order[~stays[order]].tolist():
+        found[row] = _find_nearby(given, row, codes[row], table.codebook_sizes, item_ids, errors_of)
+        given = np.concatenate([given, found[row : row + 1]])
+    return found, int(np.sum(np.any(found != codes, axis=1)))
+
+
+def _find_nearby(
+    given: Codes,
+    row: int,
+    own: Codes,
+    sizes: tuple[int, ...],
+    item_ids: pl.Series,
+    errors_of: ErrorsOf,
+) -> Codes:
+    """The nearest free ID that differs from an item's own in the last two codes at most."""
+    best: Codes | None = None
+    least = np.inf
+    if len(own) > 1:
+        beside = np.all(given[:, :-2] == own[:-2], axis=1)
+        taken = np.zeros(sizes[-2:], dtype=bool)
+        taken[given[beside, -2], given[beside, -1]] = True
+        for code in range(sizes[-2]):
+            free = np.flatnonzero(~taken[code])
+            if len(free):
+                candidates = np.tile(own, (len(free), 1))
+                candidates[:, -2], candidates[:, -1] = code, free
+                errors = errors_of(row, candidates)
+                if errors.min() < least:
+                    best, least = candidates[errors.argmin()], float(errors.min())
+    if best is None:
+        raise DataError(
+            f"No semantic ID is left near that of item {item_ids[row]!r}: every ID that differs in "
+            "the last two codes is taken. Train again with more or larger levels."
+        )
+    return best

@@ -1,0 +1,1 @@
+"""Models behind services: bundles that stand alone, later items, and an MLflow model."""

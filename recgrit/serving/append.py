@@ -1,0 +1,229 @@
+"""Items that come and go: another bundle in which no ID of the one before has moved.
+
+The encoder, the components and scales of the features, the codebooks and the retriever's weights
+stay as they are. A new item is recommendable at once: the retriever's fallback vectors, trained by
+dropping nodes at random, stand in for the vectors it has none of. A removed item keeps its row and
+its ID, is never listed, and is refused if it is offered again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from recgrit.data.items import ItemTable
+from recgrit.embedding.embeddings import Embeddings
+from recgrit.embedding.features import build_new_features
+from recgrit.embedding.frozen import ENCODER_FILES, load_encoder
+from recgrit.embedding.text import build_item_texts
+from recgrit.errors import ArtifactError, DataError
+from recgrit.runs import TOKENIZER_NAME, TRANSFORM_NAME, WEIGHTS_NAME
+from recgrit.semantic_ids.addition import AddedIds, add_items
+from recgrit.serving.bundle import Ancestor, Bundle, Catalogue, write_bundle
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of the items offered and of those to remove.
+
+    Args:
+        bundle: The new bundle.
+        num_added: New items.
+        num_moved: Of these, such whose own ID was taken.
+        num_listed: Offered items that were there already; they stay as they are.
+        num_refused: Offered items that were removed before, or are to be removed now.
+        num_removed: Items removed.
+        num_unknown: Items to remove that are not in the catalogue.
+    """
+
+    bundle: Bundle
+    num_added: int
+    num_moved: int
+    num_listed: int
+    num_refused: int
+    num_removed: int
+    num_unknown: int
+
+    def describe(self) -> str:
+        """The counts in one line."""
+        listed = self.bundle.manifest.summary["num_listed"]
+        parts = [f"{self.num_added:,} items added ({self.num_moved:,} beside another's ID)"]
+        for count, what in (
+            (self.num_listed, "were there already"),
+            (self.num_refused, "refused, having been removed"),
+            (self.num_removed, "removed"),
+            (self.num_unknown, "to remove are unknown"),
+        ):
+            if count:
+                parts.append(f"{count:,} {what}")
+        return f"{', '.join(parts)}; {listed:,} listed"
+
+
+def append_items(
+    bundle: Bundle,
+    directory: Path,
+    items: ItemTable | None = None,
+    *,
+    vectors: Embeddings | None = None,
+    removed: Collection[str] = (),
+) -> Appended:
+    """Write another bundle with new items, without removed ones, and with every old ID in place.
+
+    Args:
+        bundle: The one before; it stays as it is.
+        directory: The folder of the new one.
+        items: Items to add, with the columns of the first catalogue; None for none. Those that are
+            in the bundle are passed over, removed ones are refused.
+        vectors: Vectors of ``items``, where the run took vectors of the user's own.
+        removed: External ids of items to remove.
+
+    Raises:
+        ArtifactError: The folder is that of the bundle, or cannot be written.
+        DataError: Items cannot be used.
+        EncoderError: The encoder that the items need is not on this machine.
+    """
+    if directory.resolve() == bundle.directory.resolve():
+        raise ArtifactError(
+            f"{directory} holds the bundle to start from, which never changes: name another folder."
+        )
+    table, catalogue = bundle.semantic_ids, bundle.catalogue
+    step = len(bundle.settings.ancestors) + 1
+    leaving = table.find_items(dict.fromkeys(removed))
+    leaving = leaving[catalogue.listed[leaving]]
+    removed_in = catalogue.removed_in.copy()
+    removed_in[leaving] = step
+    offered = ItemTable(pl.DataFrame(schema=_EMPTY)) if items is None else items
+    known, gone = set(table.item_ids), {*table.item_ids.filter(removed_in >= 0), *removed}
+    there = np.array([item_id in known for item_id in offered.item_ids], dtype=bool)
+    refused = np.array([item_id in gone for item_id in offered.item_ids], dtype=bool)
+    wanted = np.flatnonzero(~there & ~refused)
+    features, added = _tokenize(
+        bundle,
+        ItemTable(offered.frame[wanted]),
+        None if vectors is None else vectors.vectors[wanted],
+    )
+    num_new = len(wanted)
+    cooccurrence = None
+    if bundle.cooccurrence is not None:
+        nothing = np.zeros((num_new, bundle.cooccurrence.shape[1]), np.float32)
+        cooccurrence = Embeddings(
+            np.concatenate([bundle.cooccurrence, nothing]), "cooccurrence", normalized=True
+        )
+    manifest = bundle.manifest
+    before = Ancestor(
+        fingerprint=bundle.fingerprint,
+        created=manifest.created,
+        num_added=manifest.summary["num_added"],
+        num_removed=manifest.summary["num_removed"],
+    )
+    written = write_bundle(
+        directory,
+        bundle.settings.model_copy(update={"ancestors": (*bundle.settings.ancestors, before)}),
+        table=added.table,
+        catalogue=Catalogue(
+            trained=np.concatenate([catalogue.trained, np.zeros(num_new, bool)]),
+            added_in=np.concatenate([catalogue.added_in, np.full(num_new, step, np.int32)]),
+            removed_in=np.concatenate([removed_in, np.full(num_new, -1, np.int32)]),
+        ),
+        features=Embeddings(
+            np.concatenate([bundle.features.vectors, features]),
+            bundle.features.encoder,
+            normalized=False,
+        ),
+        cooccurrence=cooccurrence,
+        copied={
+            name: bundle.directory
+            for name in (TOKENIZER_NAME, WEIGHTS_NAME, TRANSFORM_NAME, *ENCODER_FILES)
+            if name in manifest.files
+        },
+        device=bundle.device,
+    )
+    return Appended(
+        bundle=written,
+        num_added=num_new,
+        num_moved=added.num_moved,
+        num_listed=int(np.sum(there & ~refused)),
+        num_refused=int(np.sum(refused)),
+        num_removed=len(leaving),
+        num_unknown=len(set(removed) - known),
+    )
+
+
+_EMPTY = {"item_id": pl.String, "title": pl.String}
+
+
+def _tokenize(
+    bundle: Bundle, items: ItemTable, vectors: npt.NDArray[np.float32] | None
+) -> tuple[npt.NDArray[np.float32], AddedIds]:
+    """Features of new items ``[n, F]``, and the table with their IDs."""
+    if not len(items):
+        width = bundle.features.embedding_dim
+        return np.empty((0, width), np.float32), AddedIds(bundle.semantic_ids, 0)
+    transform = bundle.feature_transform
+    text_dim = len(transform.text_mean)
+    features = build_new_features(
+        transform,
+        _encode(bundle, items, vectors),
+        known_text=bundle.features.vectors[:, :text_dim],
+        known_cooccurrence=bundle.cooccurrence,
+    )
+    tokenizer, rows = bundle.tokenizer, torch.from_numpy(features)
+    with torch.inference_mode():
+        latent = tokenizer.encode_latent(rows)
+        codes = tokenizer.quantizer.encode(latent)
+        residuals, last_codes = tokenizer.last_level(rows)
+
+        def errors_of(row: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            gaps = tokenizer.quantizer.decode(torch.from_numpy(ids)) - latent[row]
+            return np.asarray(gaps.square().sum(dim=-1))
+
+        added = add_items(
+            bundle.semantic_ids,
+            codes.numpy(),
+            items.item_ids,
+            items.titles,
+            residuals_of=lambda chosen: residuals.numpy()[chosen],
+            last_codes=last_codes.numpy(),
+            errors_of=errors_of,
+        )
+    return features, added
+
+
+def _encode(
+    bundle: Bundle, items: ItemTable, vectors: npt.NDArray[np.float32] | None
+) -> npt.NDArray[np.float32]:
+    """Text embeddings of new items, or the vectors that come with them."""
+    settings, transform = bundle.settings, bundle.feature_transform
+    own = settings.encoder_space is None
+    if own != (vectors is not None):
+        raise DataError(
+            "The items of this bundle came with vectors of your own: give those of new items too, "
+            "with --vectors FILE."
+            if own
+            else "The items of this bundle are encoded from their texts: vectors cannot be used."
+        )
+    if vectors is None:
+        assert settings.encoder_space is not None
+        encoder = load_encoder(
+            settings.embedding,
+            settings.seed,
+            directory=bundle.directory,
+            space=settings.encoder_space,
+        )
+        vectors = encoder.encode(build_item_texts(items, settings.embedding.template))
+    center = transform.text_mean if transform.text_center is None else transform.text_center
+    if vectors.shape[1] != len(center):
+        raise DataError(
+            f"The vectors of the new items have {vectors.shape[1]} dimensions, those of the "
+            f"bundle's items {len(center)}: take them from the same encoder."
+        )
+    return vectors

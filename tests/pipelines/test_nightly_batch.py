@@ -1,0 +1,125 @@
+"""Two nights, one after the other, from the bundle of the tiny run."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recgrit.config import load_config
+from recgrit.errors import ArtifactError
+from recgrit.retrieval.recommend import recommend_shards
+from recgrit.runs import Run
+from recgrit.serving.bundle import Bundle, export_bundle
+
+FILE = Path(__file__).parents[2] / "pipelines" / "nightly_batch.py"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("nightly_batch", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nightly_batch"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def first(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_bundle(Run(tiny_run.directory), tmp_path_factory.mktemp("nights") / "first")
+
+
+@pytest.fixture
+def night(pipeline: ModuleType, tmp_path: Path) -> Callable[..., Path]:
+    def run(bundle: Path, out: str, **settings: Path) -> Path:
+        values = {"bundle": bundle, "out": tmp_path / out} | settings
+        overrides = [f"{key}={value}" for key, value in values.items()]
+        found = pipeline.main(load_config(pipeline.NightConfig, None, overrides))
+        assert isinstance(found, Path)
+        return found
+
+    return run
+
+
+def test_two_nights(
+    first: Bundle,
+    tiny_run: Any,
+    night: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(recommend_shards.__kwdefaults__, "shard_users", 7)
+    taken = Run(tiny_run.directory).data.interactions.to_polars()
+    histories, items, gone = tmp_path / "h.parquet", tmp_path / "i.csv", tmp_path / "gone.txt"
+    taken.select("user_id", "item_id", "timestamp").sample(
+        fraction=1, shuffle=True, seed=0
+    ).write_parquet(histories)
+    items.write_text("item_id,title,genres\nn1,Star Robot,Sci-Fi\nn2,Wedding,Romance\n1,x,y\n")
+    gone.write_text("5\n")
+    one = night(first.directory, "one", items=items, removed=gone, histories=histories)
+    lists = pl.read_parquet(one / "recommendations.parquet")
+    assert lists.columns == ["user_id", "rank", "item_id", "title", "semantic_id", "score"]
+    assert lists.height == 600
+    assert set(lists["user_id"]) == set(taken["user_id"])
+    assert "5" not in lists["item_id"].to_list()
+    bundle = Bundle(one / "bundle")
+    assert bundle.parent == first.fingerprint
+    assert bundle.manifest.summary["num_added"] == 2
+    # The same lists as one by one, whatever the order of rows and the shards.
+    user = lists["user_id"][0]
+    history = taken.filter(user_id=user).sort("timestamp", maintain_order=True)["item_id"]
+    alone = bundle.recommend_after({user: history.to_list()})
+    assert lists.filter(user_id=user)["item_id"].to_list() == alone["item_id"].to_list()
+
+    # The second night: somebody took what came in the first, and the removed item is offered again.
+    more = pl.DataFrame({"user_id": ["new"], "item_id": ["n1"], "timestamp": [9]})
+    pl.concat(
+        [taken.select(more.columns), more.cast(dict(taken.select(more.columns).schema))]
+    ).write_parquet(histories)
+    items.write_text("item_id,title,genres\nn3,Star Robot,Sci-Fi\n5,Heart,Romance\n")
+    gone.write_text("n2\n")
+    two = night(one / "bundle", "two", items=items, removed=gone, histories=histories)
+    lists = pl.read_parquet(two / "recommendations.parquet")
+    assert lists["user_id"].n_unique() == 61
+    assert not {"5", "n2"} & set(lists["item_id"])
+    assert lists.filter(user_id="new").height == 10
+    after = Bundle(two / "bundle")
+    assert [a.fingerprint for a in after.settings.ancestors] == [
+        first.fingerprint,
+        bundle.fingerprint,
+    ]
+    for item in bundle.semantic_ids.item_ids:
+        assert after.semantic_ids.codes_of(item) == bundle.semantic_ids.codes_of(item)
+    assert not list(tmp_path.rglob(".*partial*"))
+
+
+def test_a_night_without_changes_in_the_catalogue(
+    first: Bundle, night: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "h.csv").write_text("user_id,item_id,timestamp\na,1,1\n")
+    out = night(first.directory, "out", histories=tmp_path / "h.csv")
+    assert len(Bundle(out / "bundle").semantic_ids) == 40
+    with pytest.raises(ArtifactError, match="No bundle"):
+        night(tmp_path, "out", histories=tmp_path / "h.csv")
+
+
+def test_as_a_script(first: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "h.csv").write_text("user_id,item_id,timestamp\na,1,1\n")
+    settings = [f"bundle={first.directory}", f"histories={tmp_path / 'h.csv'}"]
+    done = subprocess.run(
+        [sys.executable, str(FILE), *settings, f"out={tmp_path / 'out'}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / "out")
+    assert "10 rows for 1 users" in done.stderr

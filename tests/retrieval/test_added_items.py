@@ -1,0 +1,83 @@
+"""Items added to the catalogue of a trained model: what that does to those it was trained on."""
+
+import numpy as np
+import pytest
+import torch
+
+from recgrit.retrieval.decoding import score_all_items
+from recgrit.retrieval.ranking import Histories
+
+SIZES = (6, 6, 6)
+
+
+@pytest.fixture(params=["all", "shared", "none"])
+def node_vectors(request):
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["no content", "content"])
+def content(request):
+    return request.param
+
+
+def scores_after(model, items):
+    histories = Histories(torch.tensor([items]), torch.tensor([len(items)]))
+    with torch.inference_mode():
+        vectors = model.nodes()
+        states = histories.take_last(model.encode(histories.items, vectors))
+        seen = model.find_seen(histories.items, histories.present)
+        return score_all_items(model, states, vectors, seen=seen)[0]
+
+
+def test_ids_of_old_items_keep_their_scores(make_model, random_codes, node_vectors, content):
+    """Their vectors to the bit; their probabilities up to what a new sibling takes of them all."""
+    codes = random_codes(70, SIZES, seed=3)
+    old, new = codes[:50], codes[50:]
+    features = torch.randn(70, 5, generator=torch.Generator().manual_seed(1))
+    trained = torch.arange(50) < 44  # six items of the catalogue were never taken
+    settings = {"node_vectors": node_vectors, "sizes": SIZES}
+    before = make_model(
+        old, train_items=trained, content=features[:50] if content else None, **settings
+    )
+    after = make_model(
+        np.concatenate([old, new]),
+        train_items=torch.cat([trained, torch.zeros(20, dtype=torch.bool)]),
+        known_items=torch.arange(70) < 50,
+        content=features if content else None,
+        seed=9,
+        **settings,
+    )
+    after.load_state_dict(before.state_dict())
+    vectors = before.nodes(), after.nodes()
+    for item in range(50):
+        assert torch.equal(vectors[0][before.paths[item]], vectors[1][after.paths[item]])
+    history = [3, 17, 40]
+    first, second = scores_after(before, history), scores_after(after, history)
+    assert second.exp().sum() == pytest.approx(1, abs=1e-4)
+    # Children of one parent keep their ratios: log P differs by what the parents' siblings took.
+    shifts = {}
+    for item in range(50):
+        parent = tuple(old[item][:2])
+        shifts.setdefault(parent, []).append(float(second[item] - first[item]))
+    heads = {tuple(row[:2]) for row in new.tolist()}
+    assert any(parent in heads for parent in shifts)
+    for parent, values in shifts.items():
+        assert np.ptp(values) < 1e-4, parent
+        assert max(values) < 1e-5, "a new sibling can only take probability"
+    taken = {tuple(row[:depth]) for row in new.tolist() for depth in (0, 1, 2)}
+    for depth in (1, 2):
+        # Below a node where nothing was added, the conditional probabilities are the same.
+        for prefix in {tuple(row[:depth]) for row in old.tolist()} - taken:
+            inside = np.flatnonzero((old[:, :depth] == prefix).all(axis=1))
+            conditional = [
+                scores[inside] - scores[inside].logsumexp(0) for scores in (first, second)
+            ]
+            torch.testing.assert_close(*conditional, rtol=0, atol=2e-5)
+
+
+def test_where_nothing_is_added_all_scores_are_the_same(make_model, random_codes):
+    codes = random_codes(40, SIZES)
+    before = make_model(codes, sizes=SIZES)
+    after = make_model(codes, sizes=SIZES, known_items=torch.ones(40, dtype=torch.bool), seed=5)
+    after.load_state_dict(before.state_dict())
+    assert torch.equal(scores_after(before, [1, 2]), scores_after(after, [1, 2]))

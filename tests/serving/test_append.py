@@ -1,0 +1,238 @@
+"""New items are recommendable at once, removed ones never again, and no ID moves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from recgrit.config import load_config
+from recgrit.data.items import ItemTable
+from recgrit.embedding.embeddings import Embeddings
+from recgrit.errors import ArtifactError, DataError, EncoderError
+from recgrit.experiment import ExperimentConfig
+from recgrit.running import run_experiment
+from recgrit.runs import Run
+from recgrit.serving.append import append_items
+from recgrit.serving.bundle import Bundle, export_bundle
+from recgrit.serving.files import read_histories
+
+Like = Callable[..., ItemTable]
+ALL = [str(item) for item in range(1, 41)]
+
+
+def ids_of(bundle: Bundle) -> dict[str, tuple[int, ...]]:
+    table = bundle.semantic_ids
+    return dict(zip(table.item_ids, map(tuple, table.codes.tolist()), strict=True))
+
+
+def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Path) -> None:
+    """New items collide with old ones, those of the second night with those of the first."""
+    first = append_items(bundle, tmp_path / "1", like(ALL, "a"), removed=["7", "8"])
+    second = append_items(first.bundle, tmp_path / "2", like(ALL, "b"), removed=["a1", "9"])
+    third = append_items(second.bundle, tmp_path / "3", removed=["b2"])
+    assert (first.num_added, second.num_added, third.num_added) == (40, 40, 0)
+    assert first.num_moved > 30
+    assert second.num_moved == 40
+    nights = [bundle, first.bundle, second.bundle, third.bundle]
+    for before, after in itertools.pairwise(nights):
+        old, new = ids_of(before), ids_of(after)
+        assert list(new)[: len(old)] == list(old), "rows stay in place"
+        assert {item: new[item] for item in old} == old
+        assert len(set(new.values())) == len(new)
+    new = ids_of(third.bundle)
+    assert all(new[f"a{item}"][:2] == new[f"b{item}"][:2] for item in ALL), "one tokenizer"
+    # Each night names the one before.
+    lineage = [ancestor.fingerprint for ancestor in third.bundle.settings.ancestors]
+    assert lineage == [night.fingerprint for night in nights[:3]]
+    assert third.bundle.parent == second.bundle.fingerprint
+    assert third.bundle.manifest.parents["bundle"] == second.bundle.fingerprint
+    assert third.bundle.settings.run == bundle.settings.run
+    assert [a.num_added for a in third.bundle.settings.ancestors] == [0, 40, 40]
+    assert third.bundle.manifest.summary["num_listed"] == 40 + 80 - 5
+    assert Bundle(tmp_path / "1").fingerprint == first.bundle.fingerprint, "left as it was"
+
+
+def test_the_same_night_again_is_the_same_bundle(
+    bundle: Bundle, like: Like, tmp_path: Path
+) -> None:
+    items = like(["3", "4", "12"])
+    first = append_items(bundle, tmp_path / "1", items, removed=["2"])
+    again = append_items(bundle, tmp_path / "1", items, removed=["2"])
+    assert again.bundle.fingerprint == first.bundle.fingerprint
+    shuffled = append_items(bundle, tmp_path / "2", ItemTable(items.frame.reverse()))
+    assert ids_of(shuffled.bundle) == ids_of(first.bundle), "rows may come in any order"
+
+
+def test_a_removed_item_never_comes_back(
+    bundle: Bundle, like: Like, tmp_path: Path, histories: dict[str, list[str]]
+) -> None:
+    offered = ItemTable(pl.concat([like(ALL, "").frame, like(["5", "6"], "new ").frame]))
+    first = append_items(bundle, tmp_path / "1", offered, removed=["5", "6", "new 6", "nobody's"])
+    assert (first.num_added, first.num_listed, first.num_refused) == (1, 38, 3)
+    assert (first.num_removed, first.num_unknown) == (2, 2)
+    second = append_items(first.bundle, tmp_path / "2", like(["5", "6"], ""), removed=["5"])
+    assert (second.num_added, second.num_refused, second.num_removed) == (0, 2, 0)
+    for made in (first, second):
+        found = made.bundle.recommend_after(histories, top_k=50, exclude_seen=False)
+        assert found["item_id"].n_unique() == 39
+        assert not {"5", "6"} & set(found["item_id"])
+    # Whoever took it took it: histories may hold it still.
+    assert second.bundle.recommend_after({"x": ["5"]}, top_k=3).height == 3
+    # Nor does anything ever get its ID.
+    third = append_items(second.bundle, tmp_path / "3", like(["5"], "heir of "))
+    assert ids_of(third.bundle)["5"] == ids_of(bundle)["5"] != ids_of(third.bundle)["heir of 5"]
+
+
+def percentiles(bundle: Bundle, histories: dict[str, list[str]], items: list[str]) -> np.ndarray:
+    """Where each item stands in the exact ranking after each history, 0 first and 1 last."""
+    exact = bundle.ranker(beam_width=None)
+    exact.beam_width = None  # every item is scored
+    from recgrit.retrieval.listing import recommend_histories
+
+    found = recommend_histories(
+        exact, bundle.semantic_ids, histories, top_k=len(bundle.semantic_ids), exclude_seen=False
+    )
+    assert found.height == len(histories) * len(bundle.semantic_ids), "nobody is left out"
+    ranks = found.filter(pl.col("item_id").is_in(items)).sort("user_id", "item_id")["rank"]
+    return (ranks.to_numpy().reshape(len(histories), -1) - 1) / (len(bundle.semantic_ids) - 1)
+
+
+def test_new_items_are_neither_always_first_nor_always_last(
+    bundle: Bundle, run: Run, like: Like, tmp_path: Path, histories: dict[str, list[str]]
+) -> None:
+    """Of a trained model, by exact scores of all items after all histories."""
+    new = [f"new {item}" for item in range(1, 13)]
+    made = append_items(bundle, tmp_path / "1", like([str(item) for item in range(1, 13)])).bundle
+    found = percentiles(made, histories, new)
+    assert 0.35 < found.mean() < 0.85
+    assert np.all((found.mean(axis=0) > 0.2) & (found.mean(axis=0) < 0.95)), "each of them"
+    assert found.min() < 0.25
+    assert found.std(axis=0).min() > 0.05, "they depend on the history"
+    # Users stay in a group (item number modulo 4): its new items rank before other groups'.
+    groups = np.array([int(item[-1]) % 4 for _, item in sorted(histories.items())])
+    ranked = sorted(new)
+    own = np.array([int(item.split()[1]) % 4 for item in ranked]) == groups[:, None]
+    assert found[own].mean() < found[~own].mean() - 0.15
+    beam = made.recommend_after(histories, top_k=20, beam_width=20)
+    assert set(new) & set(beam["item_id"]), "the beam finds some"
+
+
+def test_untaken_items_get_the_features_a_run_gives_them(
+    bundle: Bundle, like: Like, tmp_path: Path
+) -> None:
+    made = append_items(bundle, tmp_path / "1", like(["3"])).bundle
+    table = made.semantic_ids
+    old, new = (made.features.vectors[table.item_idx(item)] for item in ("3", "new 3"))
+    np.testing.assert_allclose(old[:8], new[:8], atol=1e-4)
+    assert np.linalg.norm(new[8:]) > 0.1, "a place among the items most like it"
+    assert made.features.vectors[:40].tobytes() == bundle.features.vectors.tobytes()
+
+
+def test_greedy_ids_with_content_and_codes_to_spare(
+    new_config: Callable[..., Path], like: Like, tmp_path: Path
+) -> None:
+    config = load_config(
+        ExperimentConfig,
+        new_config(),
+        [
+            "tokenizer.unique_ids=greedy",
+            "tokenizer.num_levels=3",
+            "retriever.content=true",
+            "retriever.epochs=1",
+        ],
+    )
+    run_experiment(config, until="train")
+    bundle = export_bundle(Run(config.run.dir), tmp_path / "0")
+    assert bundle.semantic_ids.disambiguation_level is None
+    histories = {"x": ["1", "5", "9"]}
+    before = bundle.recommend_after(histories, top_k=40)
+    made = append_items(bundle, tmp_path / "1", like([str(i) for i in range(1, 21)])).bundle
+    old, new = ids_of(bundle), ids_of(made)
+    assert {item: new[item] for item in old} == old
+    assert made.recommend_after(histories, top_k=60, beam_width=60).height == 57
+    # What the model says of trained nodes does not move.
+    with torch.inference_mode():
+        vectors = bundle.retriever.nodes(), made.retriever.nodes()
+    for item in range(40):
+        paths = bundle.retriever.paths[item], made.retriever.paths[item]
+        assert torch.equal(vectors[0][paths[0]], vectors[1][paths[1]])
+    assert before.height == 37
+
+
+def test_vectors_of_the_users_own(
+    new_config: Callable[..., Path], like: Like, tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    path = tmp_path / "vectors.parquet"
+    vectors = draw.normal(size=(40, 12)).astype(np.float32)
+    pl.DataFrame({"item_id": ALL, "vector": vectors}).write_parquet(path)
+    config = load_config(
+        ExperimentConfig,
+        new_config(),
+        ["embedding.encoder=vectors", f"embedding.vectors_path={path}", "retriever.epochs=1"],
+    )
+    run_experiment(config, until="train")
+    bundle = export_bundle(Run(config.run.dir), tmp_path / "0")
+    items = like(["3"])
+    with pytest.raises(DataError, match="--vectors FILE"):
+        append_items(bundle, tmp_path / "1", items)
+    same = Embeddings(vectors[ALL.index("3")][None], "mine", normalized=False)
+    made = append_items(bundle, tmp_path / "1", items, vectors=same).bundle
+    np.testing.assert_allclose(
+        made.features.vectors[-1, :8],
+        bundle.features.vectors[bundle.semantic_ids.item_idx("3"), :8],
+        atol=1e-4,
+    )
+    short = Embeddings(np.ones((1, 5), np.float32), "mine", normalized=False)
+    with pytest.raises(DataError, match="5 dimensions, those of the bundle's items 12"):
+        append_items(bundle, tmp_path / "2", like(["4"]), vectors=short)
+
+
+def test_vectors_where_texts_are_encoded(bundle: Bundle, like: Like, tmp_path: Path) -> None:
+    vectors = Embeddings(np.ones((1, 5), np.float32), "mine", normalized=False)
+    with pytest.raises(DataError, match="encoded from their texts"):
+        append_items(bundle, tmp_path / "1", like(["4"]), vectors=vectors)
+    assert not (tmp_path / "1").exists()
+
+
+def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from recgrit.embedding import encoders, frozen
+
+    class Other:
+        name = "other"
+        fingerprint = "now"
+
+    monkeypatch.setitem(encoders.ENCODERS, "minilm", lambda config, seed: Other())
+    with pytest.raises(EncoderError, match=r"expected then, found now.*bring back the first"):
+        frozen.load_encoder(encoders.EmbeddingConfig(), 0, directory=tmp_path, space="then")
+
+
+def test_a_bundle_is_not_appended_to_in_place(bundle: Bundle, like: Like) -> None:
+    with pytest.raises(ArtifactError, match="which never changes"):
+        append_items(bundle, bundle.directory, like(["4"]))
+
+
+def test_histories_of_a_file(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "h.csv"
+    path.write_text("user_id,item_id,timestamp\n7,5,30\n07,9,10\n7,1,20\n7,zz,5\n08,zz,1\n")
+    found = read_histories(path, bundle.semantic_ids)
+    assert found.user_ids.to_list() == ["07", "7"], "ids are text"
+    table = bundle.semantic_ids
+    assert found.split.full_sequence(1).tolist() == [table.item_idx("1"), table.item_idx("5")]
+    (tmp_path / "no.csv").write_text("user,item\n1,2\n")
+    with pytest.raises(DataError, match=r"needs the column\(s\) user_id, item_id"):
+        read_histories(tmp_path / "no.csv", table)
+    path.write_text("user_id,item_id\n7,zz\n")
+    with pytest.raises(DataError, match=r"No row of .* names an item of the bundle"):
+        read_histories(path, table)
+
+
+def test_settings_of_a_bundle_are_plain_yaml(bundle: Bundle) -> None:
+    assert yaml.safe_load(yaml.safe_dump(bundle.manifest.config)) == bundle.manifest.config

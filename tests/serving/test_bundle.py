@@ -1,0 +1,104 @@
+"""A bundle stands alone, is verified, and says where it comes from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from recgrit.artifacts import read_manifest
+from recgrit.errors import ArtifactError, DataError, NewerSchemaError
+from recgrit.runs import LAYOUT, TRANSFORM_NAME, Run
+from recgrit.semantic_ids.trie import Trie, build_trie
+from recgrit.serving.bundle import ORIGINS, Bundle, export_bundle
+
+
+def test_it_recommends_what_the_run_does(
+    bundle: Bundle, run: Run, histories: dict[str, list[str]]
+) -> None:
+    assert_frame_equal(bundle.recommend_after(histories), run.recommend_after(histories))
+    chosen = bundle.recommend_after(
+        {"x": histories["3"]}, top_k=5, allowed_items=["1", "2", "3"], blocked_items=["2"]
+    )
+    assert set(chosen["item_id"]) <= {"1", "3"}
+    with pytest.raises(DataError, match="top_k must be at least 1"):
+        bundle.recommend_after(histories, top_k=0)
+
+
+def test_it_needs_neither_the_run_nor_its_own_place(
+    copied_run: Path, run: Run, tmp_path: Path, histories: dict[str, list[str]]
+) -> None:
+    made = export_bundle(Run(copied_run), tmp_path / "made")
+    shutil.rmtree(copied_run)
+    moved = Bundle(shutil.move(made.directory, tmp_path / "else where"))
+    some = {"3": histories["3"]}
+    assert_frame_equal(moved.recommend_after(some), run.recommend_after(some))
+    assert moved.fingerprint == made.fingerprint
+
+
+def test_nothing_in_it_is_pickled_and_anyone_can_read_it(bundle: Bundle) -> None:
+    suffixes = {path.suffix for path in bundle.directory.iterdir()}
+    assert suffixes == {".parquet", ".safetensors", ".npy", ".json"}
+    table = pl.read_parquet(bundle.directory / "semantic_ids.parquet")
+    assert table["item_id"].equals(bundle.semantic_ids.item_ids)
+    assert len({path.stat().st_mode for path in bundle.directory.iterdir()}) == 1
+    trie, expected = (
+        Trie.load(bundle.directory / "trie.safetensors"),
+        build_trie(bundle.semantic_ids.codes),
+    )
+    for name, values in vars(expected).items():
+        np.testing.assert_array_equal(getattr(trie, name), values)
+
+
+def test_it_says_where_it_comes_from(bundle: Bundle, run: Run) -> None:
+    assert bundle.settings.run == {name: run.manifest(name).fingerprint for name in ORIGINS}
+    assert bundle.parent is None
+    assert bundle.manifest.summary["num_items"] == bundle.manifest.summary["num_listed"] == 40
+
+
+@pytest.mark.parametrize("name", ["retriever.safetensors", "semantic_ids.parquet"])
+def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(bundle.directory, tmp_path / "copy"))
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"not as it was written: {name} changed"):
+        Bundle(copy)
+    (copy / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"is damaged.*lacks {name}"):
+        Bundle(copy)
+
+
+def test_a_newer_layout_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.directory, tmp_path / "copy"))
+    values = json.loads((copy / "manifest.json").read_text())
+    values["config"]["version"] = 9
+    (copy / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(NewerSchemaError, match=r"has layout 9.*Upgrade"):
+        Bundle(copy)
+
+
+def test_other_folders_are_no_bundles_and_stay_as_they_are(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"No bundle at .*recgrit export bundle"):
+        Bundle(run.directory)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letters.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match="is there already and is no bundle"):
+        export_bundle(run, tmp_path / "mine")
+    assert (tmp_path / "mine" / "letters.txt").read_text() == "dear"
+
+
+def test_an_older_run_says_what_it_lacks(copied_run: Path, tmp_path: Path) -> None:
+    directory = copied_run / LAYOUT["embed"][0]
+    manifest = read_manifest(directory)
+    (directory / TRANSFORM_NAME).unlink()
+    files = {name: digest for name, digest in manifest.files.items() if name != TRANSFORM_NAME}
+    changed = manifest.model_copy(update={"files": files})
+    (directory / "manifest.json").write_text(changed.model_dump_json())
+    with pytest.raises(ArtifactError, match=r"lacks feature_transform.*--force"):
+        export_bundle(Run(copied_run), tmp_path / "b")
