@@ -1,7 +1,7 @@
 """What lists of recommendations are like, whoever they are right for: their reach and variety.
 
-A list can be accurate and yet hold what everybody is shown anyway. These are functions of the lists,
-of how often items were taken in training, and of the items' vectors; no target is needed.
+A list can be accurate and yet hold what everybody is shown anyway. These are functions of the
+lists, of how often items were taken in training, and of the items' vectors; no target is needed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def mean_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerUser:
         items: int32 [U, K].
         counts: int64 [N], how often each item was taken in training.
 
-    >>> mean_popularity(np.array([[0, 1], [0, -1]], dtype=np.int32), np.array([7, 0, 2, 2])).tolist()
+    >>> lists = np.array([[0, 1], [0, -1]], dtype=np.int32)
+    >>> mean_popularity(lists, np.array([7, 0, 2, 2])).tolist()
     [0.5, 0.875]
     """
     return _mean_of_filled(items, popularity_percentiles(counts))

@@ -14,7 +14,7 @@ from recgrit.runs import Run
 TOP_K = 10
 HISTORY_SHOWN = 8
 # (Label, lowest and highest rank, users): right at once, in the list, missed.
-KINDS = (("found at once", 1, 1, 2), ("in the top 10", 2, TOP_K, 4), ("missed", MISSED, MISSED, 3))
+KINDS = (("found at once", 1, 1, 2), ("in the top 10", 2, TOP_K, 3), ("missed", MISSED, MISSED, 3))
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class ExampleUser:
 
 
 def choose_users(ranks: Ranks, *, seed: int) -> npt.NDArray[np.int64]:
-    """Rows of some users of each kind, at random within it."""
+    """Rows of some users of each kind, at random within it; the first few are of all kinds."""
     draw = np.random.default_rng(seed)
-    chosen = []
+    chosen: list[tuple[int, int]] = []
     for _, low, high, number in KINDS:
         rows = np.flatnonzero((ranks >= low) & (ranks <= high))
-        chosen.append(draw.permutation(rows)[:number])
-    return np.concatenate(chosen)
+        chosen += enumerate(draw.permutation(rows)[:number].tolist())
+    return np.array([row for _, row in sorted(chosen, key=lambda turn: turn[0])], dtype=np.int64)
 
 
 def show_users(run: Run, *, seed: int) -> tuple[ExampleUser, ...]:

@@ -72,10 +72,20 @@ def build_figure(
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 56, "r": 12, "t": 12, "b": 44},
+        margin={"l": 8, "r": 14, "t": 12, "b": 8},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        xaxis={"title": {"text": x_title}, "showgrid": False, "zeroline": False},
-        yaxis={"title": {"text": y_title}, "rangemode": "tozero", "tickformat": tick_format},
+        xaxis={
+            "title": {"text": x_title, "standoff": 8, "font": {"size": 12}},
+            "showgrid": False,
+            "zeroline": False,
+            "automargin": True,
+        },
+        yaxis={
+            "title": {"text": y_title, "standoff": 8, "font": {"size": 12}},
+            "rangemode": "tozero",
+            "tickformat": tick_format,
+            "automargin": True,
+        },
         hovermode="x unified",
         bargap=0.3,
         colorway=PALETTE,
@@ -104,6 +114,12 @@ def error_bars(scores: Sequence[Score]) -> dict[str, Any]:
     }
 
 
+def _pale(color: str, is_pale: bool) -> str:
+    """The colour, or half of it, as a legend shows too (it ignores a trace's opacity)."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.5)" if is_pale else color
+
+
 def draw_scores(scores: Sequence[ModelScores], metric: str) -> go.Figure:
     """One metric on test over list lengths; masked lists are paler."""
     tests = [found for found in scores if found.split == "test"]
@@ -116,7 +132,7 @@ def draw_scores(scores: Sequence[ModelScores], metric: str) -> go.Figure:
             y=[value.mean for value in values],
             error_y=error_bars(values),
             name=f"{found.model}, masked" if found.masked else found.model,
-            marker={"color": color_of(found.model, models), "opacity": 0.5 if found.masked else 1},
+            marker={"color": _pale(color_of(found.model, models), found.masked)},
             hovertemplate="%{y:.4f}",
         )
     return figure
@@ -124,13 +140,18 @@ def draw_scores(scores: Sequence[ModelScores], metric: str) -> go.Figure:
 
 X_TITLES = {
     "history": "items in the history",
-    "popularity": "times the next item stands in training",
+    "popularity": "times the next item is in training",
     "cold": "is the next item in training?",
 }
 
 
-def draw_breakdown(breakdown: Breakdown) -> go.Figure:
-    """One metric by groups of users, with the number of users below each group."""
+def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str] | None = None) -> go.Figure:
+    """One metric by groups of users, with the number of users below each group.
+
+    Args:
+        breakdown: The groups.
+        colors: By model; None for `color_of`.
+    """
     figure = build_figure(X_TITLES[breakdown.key], metric_title(breakdown.metric))
     models = list(dict.fromkeys(m for group in breakdown.groups for m in group.scores))
     # Users in a second line; plotly would read a plain 1-4 as a date.
@@ -142,11 +163,10 @@ def draw_breakdown(breakdown: Breakdown) -> go.Figure:
             y=[value.mean for value in values],
             error_y=error_bars(values),
             name=model,
-            marker={"color": color_of(model, models)},
+            marker={"color": colors[model] if colors else color_of(model, models)},
             hovertemplate="%{y:.4f}",
         )
-    figure.update_xaxes(type="category")
-    figure.update_layout(margin={"b": 64})
+    figure.update_xaxes(type="category", tickangle=0)
     return figure
 
 
@@ -217,12 +237,9 @@ def draw_perplexity(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
 def draw_residuals(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
     """What is left for each level to code."""
     figure = build_figure("", "mean length of the residual")
-    figure.add_scatter(
+    figure.add_bar(
         x=[level_name(level["level"]) for level in levels],
         y=[level["residual_norm"] for level in levels],
-        mode="lines+markers",
-        line={"width": 2.5},
-        marker={"size": 9},
         name="residual",
         hovertemplate="%{y:.3f}",
     )
@@ -231,9 +248,8 @@ def draw_residuals(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 def draw_likeness(likeness: Sequence[Likeness]) -> go.Figure:
     """Likeness of two items by the codes they share."""
-    figure = build_figure("first codes that two items share", "likeness")
-    # A plain list of numbers as text would be read as numbers and ticked between.
-    names = ["none asked" if not row.shared_levels else f"{row.shared_levels}" for row in likeness]
+    figure = build_figure("first codes that two items share", "mean of pairs")
+    names = [f"{row.shared_levels or 'any two'}<br>{_count(row.num_items)}" for row in likeness]
     figure.add_bar(
         x=names,
         y=[row.cosine for row in likeness],
@@ -249,20 +265,20 @@ def draw_likeness(likeness: Sequence[Likeness]) -> go.Figure:
             marker={"color": PALETTE[1]},
             hovertemplate="%{y:.3f}",
         )
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(type="category", tickangle=0)
     return figure
 
 
 def draw_collisions(collisions: Collisions) -> go.Figure:
     """Number of IDs by the items on each, on a log scale: most have one."""
-    figure = build_figure("items on one ID before the last level", "IDs")
+    figure = build_figure("items on one ID", "IDs")
     figure.add_bar(
         x=[str(n) for n in collisions.num_ids],
         y=list(collisions.num_ids.values()),
         name="IDs",
         hovertemplate="%{y:,}",
     )
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(type="category", tickangle=0)
     figure.update_yaxes(type="log", dtick=1)
     return figure
 
@@ -272,27 +288,30 @@ def _draw_training(training: TrainingContents) -> dict[str, go.Figure]:
     numbers = epochs["epoch"].to_list()
     loss = build_figure("epoch", "mean −log P, nats")
     loss.update_yaxes(rangemode="normal")
-    _add_line(loss, numbers, epochs["train_loss"].to_list(), "training loss")
+    add_line(loss, numbers, epochs["train_loss"].to_list(), "training loss")
     quality = build_figure("epoch", "on validation")
     for column, name in (("valid_recall_at_10", "Recall@10"), ("valid_ndcg_at_10", "NDCG@10")):
-        _add_line(quality, numbers, epochs[column].to_list(), name)
-    levels = build_figure("epoch", "right child, given the prefix", tick_format=".0%")
+        add_line(quality, numbers, epochs[column].to_list(), name)
+    levels = build_figure("epoch", "right child of the prefix", tick_format=".0%")
     by_level = list(zip(*epochs["level_accuracy"].to_list(), strict=True))
     for level, values in enumerate(by_level):
-        _add_line(levels, numbers, list(values), level_name(level))
+        add_line(levels, numbers, list(values), level_name(level))
     for figure in (loss, quality, levels):
         figure.add_vline(x=best, line={"color": GREY, "width": 1, "dash": "dot"})
         figure.update_xaxes(dtick=1 if len(numbers) <= 12 else None)
     return {"loss": loss, "quality": quality, "levels": levels}
 
 
-def _add_line(figure: go.Figure, x: list[int], y: list[float], name: str) -> None:
+def add_line(
+    figure: go.Figure, x: list[int], y: list[float], name: str, color: str | None = None
+) -> None:
+    """A curve over epochs; each has its mark while there are few."""
     figure.add_scatter(
         x=x,
         y=y,
         mode="lines+markers" if len(x) <= 30 else "lines",
         name=name,
-        line={"width": 2.5},
+        line={"width": 2.5} if color is None else {"width": 2.5, "color": color},
         hovertemplate="%{y:.4f}",
     )
 
@@ -306,5 +325,5 @@ def draw_times_listed(lists: ListsOfRun) -> go.Figure:
         name="items",
         hovertemplate="%{y:,}",
     )
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(type="category", tickangle=0)
     return figure

@@ -20,6 +20,7 @@ class Likeness:
 
     Args:
         shared_levels: At least so many codes are shared; 0 is a pair of any two items.
+        num_items: Items that share so many with some other.
         num_pairs: Pairs drawn.
         cosine: Mean cosine of their features.
         common_tags: Mean share of common tags among all tags of the two (Jaccard); None where
@@ -27,6 +28,7 @@ class Likeness:
     """
 
     shared_levels: int
+    num_items: int
     num_pairs: int
     cosine: float
     common_tags: float | None
@@ -63,6 +65,7 @@ def measure_likeness(
         found.append(
             Likeness(
                 shared_levels=shared,
+                num_items=len(in_company),
                 num_pairs=NUM_PAIRS,
                 cosine=_mean_cosine(features[first], features[second]),
                 common_tags=_mean_jaccard(first, second, tag_sets),

@@ -30,7 +30,7 @@ class ListQuality:
     """Lists of one origin.
 
     Args:
-        name: `OURS`, a baseline, or what people took themselves.
+        name: `OURS`, a baseline, or what people took last themselves.
         coverage: Share of the catalogue in some list; None where that has no meaning.
         popularity: Mean popularity percentile of what is listed; .5 is random.
         long_tail: Share of what is listed outside the 20% of items taken most often.
@@ -111,9 +111,11 @@ def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
     rows = [rate(OURS, lists[chosen], catalogue_coverage(lists, split.num_items))]
     if len(popular):
         rows.append(rate("popularity", popular, catalogue_coverage(popular, split.num_items)))
-    rows.append(rate("what people took last", taken, None))
+    rows.append(rate("people’s own", taken, None))
     listed = {
-        _label(low, high): int(np.sum((times >= low) & (times <= (np.inf if high is None else high))))
+        _label(low, high): int(
+            np.sum((times >= low) & (times <= (np.inf if high is None else high)))
+        )
         for low, high in TIMES_LISTED
     }
     return ListsOfRun(tuple(rows), top_k, len(users), len(chosen), listed)
@@ -126,5 +128,5 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 def _label(low: int, high: int | None) -> str:
     if high is None:
-        return f"over {low - 1}"
+        return f"{low}+"
     return {0: "never", 1: "once"}.get(low, f"{low}–{high}")

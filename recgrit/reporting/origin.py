@@ -56,7 +56,8 @@ class Origin:
 
 def trace_origin(run: Run) -> Origin:
     """Read it from the run's settings and manifests."""
-    stages, inputs = [], {}
+    stages: list[StageRecord] = []
+    inputs: dict[str, str] = {}
     for stage, (_, parents) in LAYOUT.items():
         directory = stage_directory(run.directory, stage)
         if not directory.is_dir():
@@ -90,7 +91,7 @@ def changed_settings(config: ExperimentConfig) -> dict[str, str]:
     return {
         name: value
         for name, value in flat_settings(config.model_dump(mode="json"))
-        if defaults.get(name) != value and not name.startswith("run.")
+        if defaults.get(name) != value and not name.startswith(("run.", "data.download_dir"))
     }
 
 

@@ -17,7 +17,6 @@ from recgrit.reporting.contents import EvaluationContents, RunContents
 from recgrit.reporting.figures import PALETTE, build_figures, color_of
 from recgrit.reporting.scores import OURS, Score, headline_k, metric_title
 from recgrit.reporting.tree import IdTree
-from recgrit.semantic_ids.table import semantic_id_tokens
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     )
     environment.filters |= {
         "number": lambda value: "" if value is None else f"{value:,}",
-        "score": lambda value: "–" if value is None or math.isnan(value) else f"{value:.4f}",
-        "percent": lambda value: "–" if value is None or math.isnan(value) else f"{value:.1%}",
+        "score": lambda value: format_number(value, ".4f"),
+        "percent": lambda value: format_number(value, ".1%"),
         "metric": metric_title,
         "chips": split_chips,
     }
@@ -103,10 +102,21 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     )
 
 
+def format_number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none.
+
+    Example:
+        >>> format_number(0.25, ".1%"), format_number(float("nan"), ".1%")
+        ('25.0%', '–')
+    """
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
 def embed_json(values: Any) -> Markup:
     """JSON that can stand in a script element whatever its strings hold; NaN becomes null."""
+    # No tag can begin without this sign.
     text = json.dumps(_without_nan(values), ensure_ascii=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 (a tag cannot begin without it)
+    return Markup(text.replace("<", "\\u003c"))
 
 
 def _without_nan(value: Any) -> Any:
@@ -171,8 +181,3 @@ def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
             note = "history masked" if masked else "all items ranked"
             cards.append(Card(metric_title(name), note, bars, ratio, best.model if best else ""))
     return tuple(cards)
-
-
-def level_letters(num_levels: int) -> list[str]:
-    """The letter of each level."""
-    return [token[1] for token in semantic_id_tokens([0] * num_levels)]

@@ -45,7 +45,7 @@
     const names = tree.parent.map((_, node) => String(node));
     return {
       type: treeKind, ids: names, parents: tree.parent.map((node) => (node < 0 ? "" : names[node])),
-      labels: tree.label.map(plain), values: tree.num_items, branchvalues: "total", sort: treeKind === "sunburst",
+      labels: tree.label.map((label, node) => plain(label) + example(node)), values: tree.num_items, branchvalues: "total", sort: treeKind === "sunburst",
       maxdepth: treeKind === "sunburst" ? 3 : 2,
       marker: { colors: tree.color.map((place, node) => (node === 0 ? "rgba(0,0,0,0)" : place < 0 ? "#98a1b0" : tree.colors[place])),
         line: { width: 1, color: color("--card") }, ...(treeKind === "treemap" ? { pad: { t: 22, l: 2, r: 2, b: 2 } } : {}) },
@@ -53,10 +53,24 @@
       pathbar: treeKind === "treemap" ? { thickness: 26 } : undefined,
       customdata: tree.parent.map((_, node) => [
         plain(tree.prefix[node]), tree.num_items[node].toLocaleString("en"), plain(tree.typical[node]),
-        tree.examples[node].map((title) => `<br>· ${plain(title)}`).join("")]),
-      hovertemplate: "<b>%{label}</b><br>%{customdata[0]}  %{customdata[1]} items<br>%{customdata[2]}%{customdata[3]}<extra></extra>",
+        tree.examples[node].map((title) => `<br>· ${plain(title)}`).join(""), plain(tree.label[node])]),
+      hovertemplate: "<b>%{customdata[4]}</b><br>%{customdata[0]}  %{customdata[1]} items<br>%{customdata[2]}%{customdata[3]}<extra></extra>",
       textfont: { color: "#fff" }, insidetextorientation: "radial",
     };
+  };
+  // A tile with room for it names an item below it: a category alone tells little.
+  const example = (node) => {
+    const { tree } = data, parent = tree.parent[node];
+    const share = parent < 0 ? 0 : tree.num_items[node] / tree.num_items[parent];
+    const [title] = tree.examples[node];
+    if (share < (innerWidth < 720 ? 0.05 : 0.008) || !title || title === tree.label[node]) return "";
+    const lines = [""];
+    for (const word of title.split(" ")) {
+      if (`${lines.at(-1)} ${word}`.length <= 14) lines.push(`${lines.pop()} ${word}`.trim());
+      else lines.push(word.length > 14 ? `${word.slice(0, 13)}…` : word);
+    }
+    const shown = lines.filter(Boolean), text = shown.slice(0, 2).join("\n") + (shown.length > 2 ? "…" : "");
+    return `<br><span style="font-size:10px">${plain(text).replace("\n", "<br>")}</span>`;
   };
   const treeLayout = () => ({
     height: innerWidth < 720 ? 460 : 640, margin: { l: 0, r: 0, t: 0, b: 0 }, uniformtext: { minsize: 9, mode: "hide" },
@@ -83,7 +97,6 @@
     if (drawn.has(place)) return;
     const isTree = place.id === "tree";
     const figure = isTree ? { data: [treeTrace()], layout: treeLayout() } : structuredClone(data.figures[place.id]);
-    if (innerWidth < 720 && !isTree) figure.layout.margin = { ...figure.layout.margin, l: 46, r: 4 };
     Plotly.react(place, figure.data, figure.layout, config);
     drawn.add(place);
     Plotly.relayout(place, themed(place.layout));
@@ -143,6 +156,7 @@
       for (const other of found) seen.add(other);
     }
     if (seen.size === 1) box.append(make("div", "No other item shares its first code.", "muted"));
+    box.prepend(make("div", `Item ${items.ids[row]}, ID ${idText(codes)}`, "muted"));
     const go = make("button", "Show in the tree", "button");
     go.addEventListener("click", () => zoomTree(idText(codes.slice(0, 1))));
     box.append(go);
