@@ -11,7 +11,7 @@ from recgrit.reporting.tree import shorten
 from recgrit.semantic_ids.table import SemanticIdTable, format_semantic_id
 
 # More rows make a page that is slow to open.
-MAX_ROWS = 20_000
+MAX_ROWS = 15_000
 NUM_BUCKETS_SHOWN = 8
 NUM_TITLES_SHOWN = 6
 

@@ -18,9 +18,9 @@ from recgrit.semantic_ids.table import SemanticIdTable, format_semantic_id
 from recgrit.semantic_ids.trie import Trie, build_trie
 
 MAX_PREFIXES = 8_000
-MAX_ITEMS = 8_000
+MAX_ITEMS = 6_000
 NUM_EXAMPLES = 3
-LONGEST_TITLE = 60
+LONGEST_TITLE = 56
 
 NO_COLOR = -1
 
@@ -85,7 +85,7 @@ def shorten(title: str) -> str:
     """A title that fits a line.
 
     Example:
-        >>> shorten("x" * 61)[-2:]
+        >>> shorten("x" * 57)[-2:]
         'x…'
     """
     return title if len(title) <= LONGEST_TITLE else title[: LONGEST_TITLE - 1].rstrip() + "…"
@@ -147,8 +147,8 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
                 words.label.get(node, examples[0]) if size > 1 else examples[0],
                 size,
                 words.color.get(node, NO_COLOR),
-                words.typical.get(node, ""),
-                examples,
+                words.typical.get(node, "") if size > 1 else "",
+                examples if size > 1 else (),
             )
         )
         return len(nodes) - 1

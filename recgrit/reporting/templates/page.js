@@ -40,30 +40,49 @@
 
   // --- The tree of IDs.
   let treeKind = "treemap";
+  // Plotly takes its time for each node: of a large tree it gets the first codes, and what is below
+  // one of them when that is opened.
+  const MOST_NODES = 1500;
+  let opened = 0;
+  const firstOf = data.tree?.parent.map((parent) => parent) ?? [];
+  firstOf.forEach((parent, node) => { if (node) firstOf[node] = parent === 0 ? node : firstOf[parent]; });
   const treeTrace = () => {
-    const { tree } = data;
-    const names = tree.parent.map((_, node) => String(node));
+    const { tree } = data, isMap = treeKind === "treemap";
+    const all = tree.parent.map((_, node) => node);
+    const nodes = all.length <= MOST_NODES ? all : all.filter((node) => tree.parent[node] <= 0 || firstOf[node] === opened);
     return {
-      type: treeKind, ids: names, parents: tree.parent.map((node) => (node < 0 ? "" : names[node])),
-      labels: tree.label.map((label, node) => plain(label) + example(node)), values: tree.num_items, branchvalues: "total", sort: treeKind === "sunburst",
-      maxdepth: treeKind === "sunburst" ? 3 : 2,
-      marker: { colors: tree.color.map((place, node) => (node === 0 ? "rgba(0,0,0,0)" : place < 0 ? "#98a1b0" : tree.colors[place])),
-        line: { width: 1, color: color("--card") }, ...(treeKind === "treemap" ? { pad: { t: 22, l: 2, r: 2, b: 2 } } : {}) },
-      tiling: treeKind === "treemap" ? { pad: 1 } : undefined,
-      pathbar: treeKind === "treemap" ? { thickness: 26 } : undefined,
-      customdata: tree.parent.map((_, node) => [
+      type: treeKind, ids: nodes.map(String), level: String(opened), branchvalues: "total", sort: !isMap,
+      parents: nodes.map((node) => (node ? String(tree.parent[node]) : "")),
+      labels: nodes.map((node) => plain(tree.label[node]) + example(node)),
+      values: nodes.map((node) => tree.num_items[node]), maxdepth: isMap ? 2 : 3,
+      marker: { colors: nodes.map((node) => (node === 0 ? "rgba(0,0,0,0)" : tree.colors[tree.color[node]] ?? "#98a1b0")),
+        line: { width: 1, color: color("--card") }, ...(isMap ? { pad: { t: 22, l: 2, r: 2, b: 2 } } : {}) },
+      tiling: isMap ? { pad: 1 } : undefined, pathbar: isMap ? { thickness: 26 } : undefined,
+      customdata: nodes.map((node) => [
         plain(tree.prefix[node]), tree.num_items[node].toLocaleString("en"), plain(tree.typical[node]),
         tree.examples[node].map((title) => `<br>· ${plain(title)}`).join(""), plain(tree.label[node])]),
       hovertemplate: "<b>%{customdata[4]}</b><br>%{customdata[0]}  %{customdata[1]} items<br>%{customdata[2]}%{customdata[3]}<extra></extra>",
       textfont: { color: "#fff" }, insidetextorientation: "radial",
     };
   };
+  const openNode = (node) => {
+    const place = document.getElementById("tree");
+    opened = node;
+    drawn.delete(place);
+    draw(place);
+  };
+  const onTreeClick = (event) => {
+    const node = Number(event.points[0].id);
+    if (data.tree.parent[node] !== 0 || node === opened) return true;
+    openNode(node);
+    return false; // Instead of plotly's own zoom, which knows only what is drawn.
+  };
   // A tile with room for it names an item below it: a category alone tells little.
   const example = (node) => {
     const { tree } = data, parent = tree.parent[node];
     const share = parent < 0 ? 0 : tree.num_items[node] / tree.num_items[parent];
     const [title] = tree.examples[node];
-    if (share < (innerWidth < 720 ? 0.05 : 0.008) || !title || title === tree.label[node]) return "";
+    if (share < (innerWidth < 720 ? 0.05 : 0.015) || !title || title === tree.label[node]) return "";
     const lines = [""];
     for (const word of title.split(" ")) {
       if (`${lines.at(-1)} ${word}`.length <= 14) lines.push(`${lines.pop()} ${word}`.trim());
@@ -73,14 +92,13 @@
     return `<br><span style="font-size:10px">${plain(text).replace("\n", "<br>")}</span>`;
   };
   const treeLayout = () => ({
-    height: innerWidth < 720 ? 460 : 640, margin: { l: 0, r: 0, t: 0, b: 0 }, uniformtext: { minsize: 9, mode: "hide" },
+    height: innerWidth < 720 ? 460 : 640, margin: { l: 0, r: 0, t: 0, b: 0 }, uniformtext: { minsize: 8, mode: "hide" },
   });
   const zoomTree = (prefix) => {
     const node = data.tree.prefix.indexOf(prefix);
     const place = document.getElementById("tree");
     place.closest("section").scrollIntoView();
-    draw(place);
-    Plotly.restyle(place, { level: String(Math.max(node, 0)) });
+    openNode(Math.max(node, 0));
   };
   for (const choice of document.querySelectorAll("[data-tree]"))
     choice.addEventListener("click", () => {
@@ -90,7 +108,7 @@
       drawn.delete(place);
       draw(place);
     });
-  document.getElementById("tree-home")?.addEventListener("click", () => Plotly.restyle("tree", { level: "0" }));
+  document.getElementById("tree-home")?.addEventListener("click", () => openNode(0));
 
   // --- Figures are drawn when they come near the window: a long page opens fast.
   const draw = (place) => {
@@ -99,6 +117,11 @@
     const figure = isTree ? { data: [treeTrace()], layout: treeLayout() } : structuredClone(data.figures[place.id]);
     Plotly.react(place, figure.data, figure.layout, config);
     drawn.add(place);
+    if (isTree)
+      for (const kind of ["treemap", "sunburst"]) {
+        place.removeAllListeners(`plotly_${kind}click`);
+        place.on(`plotly_${kind}click`, onTreeClick);
+      }
     Plotly.relayout(place, themed(place.layout));
   };
   setTheme(prefersDark.matches ? "dark" : "light");
