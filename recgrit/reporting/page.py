@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,13 +81,14 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "number": lambda value: "" if value is None else f"{value:,}",
         "score": lambda value: format_number(value, ".4f"),
         "percent": lambda value: format_number(value, ".1%"),
         "metric": metric_title,
         "chips": split_chips,
     }
+    environment.filters |= filters
     loader = environment.loader
     assert loader is not None
     return environment.get_template(template).render(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+
 class Browser:
     """Chromium on one page, with what it logs and what it asks for."""
 

@@ -41,11 +41,14 @@ def test_the_page_draws_without_errors_requests_or_sideways_scrolling(
     wide = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1] == width
     # No figure is wider than its card either.
-    assert browser.run(
-        "return [...document.querySelectorAll('.plot')].filter(p => "
-        "p.querySelector('.main-svg').getBoundingClientRect().right > "
-        "p.closest('.card').getBoundingClientRect().right + 1).map(p => p.id)"
-    ) == []
+    assert (
+        browser.run(
+            "return [...document.querySelectorAll('.plot')].filter(p => "
+            "p.querySelector('.main-svg').getBoundingClientRect().right > "
+            "p.closest('.card').getBoundingClientRect().right + 1).map(p => p.id)"
+        )
+        == []
+    )
     assert browser.run("return document.documentElement.dataset.theme") == (
         "dark" if dark else "light"
     )
