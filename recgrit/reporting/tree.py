@@ -17,7 +17,9 @@ from recgrit.reporting.tags import Tags, color_tags, typical_tags
 from recgrit.semantic_ids.table import SemanticIdTable, format_semantic_id
 from recgrit.semantic_ids.trie import Trie, build_trie
 
+# All pairs of codes are drawn if they are so few, else the largest of them.
 MAX_PREFIXES = 8_000
+LARGEST_PREFIXES = 2_500
 MAX_ITEMS = 6_000
 NUM_EXAMPLES = 3
 LONGEST_TITLE = 56
@@ -109,7 +111,8 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
     place[order] = np.arange(len(order))  # 0 for the item taken most.
     firsts = np.arange(trie.level_starts[1], trie.level_starts[2])
     prefixes = np.arange(trie.level_starts[depth], trie.level_starts[depth + 1])
-    kept = _largest(trie, prefixes, MAX_PREFIXES)
+    few = len(prefixes) <= MAX_PREFIXES
+    kept = _largest(trie, prefixes, len(prefixes) if few else LARGEST_PREFIXES)
     per_prefix = _items_per_prefix(trie, np.flatnonzero(kept), MAX_ITEMS)
 
     nodes = [TreeNode(-1, "", "all items", trie.num_items)]

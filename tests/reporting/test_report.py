@@ -77,7 +77,8 @@ def test_a_tree_accounts_for_every_item_however_few_are_drawn(
     items, table = build_catalogue()
     counts = np.array([1, 9, 1, 1, 1])
     for prefixes, shown in ((100, 100), (1, 100), (100, 1)):
-        monkeypatch.setattr("recgrit.reporting.tree.MAX_PREFIXES", prefixes)
+        for limit in ("MAX_PREFIXES", "LARGEST_PREFIXES"):
+            monkeypatch.setattr(f"recgrit.reporting.tree.{limit}", prefixes)
         monkeypatch.setattr("recgrit.reporting.tree.MAX_ITEMS", shown)
         tree = build_tree(table, read_tags(items), counts)
         below: dict[int, int] = {}

@@ -51,9 +51,9 @@
     const all = tree.parent.map((_, node) => node);
     const nodes = all.length <= MOST_NODES ? all : all.filter((node) => tree.parent[node] <= 0 || firstOf[node] === opened);
     return {
-      type: treeKind, ids: nodes.map(String), level: String(opened), branchvalues: "total", sort: !isMap,
+      type: treeKind, ids: nodes.map(String), level: String(opened), branchvalues: "total", sort: false, leaf: { opacity: 1 },
       parents: nodes.map((node) => (node ? String(tree.parent[node]) : "")),
-      labels: nodes.map((node) => plain(tree.label[node]) + example(node)),
+      labels: nodes.map((node) => wrap(tree.label[node], 12) + example(node)),
       values: nodes.map((node) => tree.num_items[node]), maxdepth: isMap ? 2 : 3,
       marker: { colors: nodes.map((node) => (node === 0 ? "rgba(0,0,0,0)" : tree.colors[tree.color[node]] ?? "#98a1b0")),
         line: { width: 1, color: color("--card") }, ...(isMap ? { pad: { t: 22, l: 2, r: 2, b: 2 } } : {}) },
@@ -68,7 +68,7 @@
   const openNode = (node) => {
     const place = document.getElementById("tree");
     opened = node;
-    drawn.delete(place);
+    if (drawn.delete(place)) Plotly.Fx.unhover(place);
     draw(place);
   };
   const onTreeClick = (event) => {
@@ -83,13 +83,16 @@
     const share = parent < 0 ? 0 : tree.num_items[node] / tree.num_items[parent];
     const [title] = tree.examples[node];
     if (share < (innerWidth < 720 ? 0.05 : 0.015) || !title || title === tree.label[node]) return "";
-    const lines = [""];
-    for (const word of title.split(" ")) {
-      if (`${lines.at(-1)} ${word}`.length <= 14) lines.push(`${lines.pop()} ${word}`.trim());
-      else lines.push(word.length > 14 ? `${word.slice(0, 13)}…` : word);
+    return `<br><span style="font-size:10px">${wrap(title, 14)}</span>`;
+  };
+  // At most two lines, each no longer than this where words allow it.
+  const wrap = (text, length) => {
+    const lines = [];
+    for (const word of text.split(" ")) {
+      if (lines.length && `${lines.at(-1)} ${word}`.length <= length) lines.push(`${lines.pop()} ${word}`);
+      else lines.push(word);
     }
-    const shown = lines.filter(Boolean), text = shown.slice(0, 2).join("\n") + (shown.length > 2 ? "…" : "");
-    return `<br><span style="font-size:10px">${plain(text).replace("\n", "<br>")}</span>`;
+    return lines.slice(0, 2).map(plain).join("<br>") + (lines.length > 2 ? "…" : "");
   };
   const treeLayout = () => ({
     height: innerWidth < 720 ? 460 : 640, margin: { l: 0, r: 0, t: 0, b: 0 }, uniformtext: { minsize: 8, mode: "hide" },
@@ -104,9 +107,7 @@
     choice.addEventListener("click", () => {
       treeKind = choice.dataset.tree;
       for (const other of document.querySelectorAll("[data-tree]")) other.setAttribute("aria-pressed", String(other === choice));
-      const place = document.getElementById("tree");
-      drawn.delete(place);
-      draw(place);
+      openNode(opened);
     });
   document.getElementById("tree-home")?.addEventListener("click", () => openNode(0));
 
@@ -167,7 +168,7 @@
       const found = byPrefix.get(codes.slice(0, shared).join()).filter((other) => !seen.has(other));
       if (!found.length) continue;
       found.sort((a, b) => items.counts[b] - items.counts[a]);
-      box.append(make("div", `${found.length.toLocaleString("en")} ${found.length > 1 ? "share" : "shares"} the first ${shared} of ${codes.length} codes`, "label"));
+      box.append(make("div", `${found.length.toLocaleString("en")} ${found.length > 1 ? "share" : "shares"} the first ${shared} of ${codes.length} codes${found.length > 8 ? "; taken most:" : ""}`, "label"));
       const list = make("ul");
       for (const other of found.slice(0, 8)) {
         const entry = make("li");
