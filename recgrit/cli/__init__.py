@@ -19,6 +19,7 @@ from recgrit.progress import messages
 # isort: off
 from recgrit.cli import stages  # noqa: F401
 from recgrit.cli import look  # noqa: F401
+from recgrit.cli import report  # noqa: F401
 from recgrit.cli import use  # noqa: F401
 # isort: on
 

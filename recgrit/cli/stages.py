@@ -141,6 +141,7 @@ def _print_next_steps(opened: Run) -> None:
     program = _program()
     output.print("\nNext:")
     for command in (
+        f"{program} report {place} --open",
         f"{program} recommend --run {place} --user {shlex.quote(user)}",
         f"{program} inspect item {shlex.quote(item)} --run {place}",
         f"{program} inspect run --run {place}",

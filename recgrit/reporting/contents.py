@@ -1,0 +1,172 @@
+"""Everything a page about one run shows, computed and typed; parts a run lacks are named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import polars as pl
+
+from recgrit.errors import ArtifactError
+from recgrit.reporting.catalogue import Collisions, ItemRows, find_collisions, list_items
+from recgrit.reporting.examples import ExampleUser, show_users
+from recgrit.reporting.likeness import Likeness, measure_likeness
+from recgrit.reporting.lists import ListsOfRun, measure_lists
+from recgrit.reporting.origin import Origin, trace_origin
+from recgrit.reporting.scores import Breakdown, ModelScores, break_down, collect_scores
+from recgrit.reporting.tags import read_tags
+from recgrit.reporting.tree import IdTree, build_tree
+from recgrit.runs import LAYOUT, Run, stage_directory
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class IdContents:
+    """What the tokenizer left.
+
+    Args:
+        summary: Of the stage's manifest: diagnostics by level and more.
+        epochs: The tokenizer's training.
+        usage: Items of each code by level, most used first.
+        tree: The tree of IDs.
+        likeness: How alike items are by shared codes.
+        items: To search.
+        collisions: None where no level tells items apart.
+    """
+
+    summary: dict[str, Any]
+    epochs: pl.DataFrame
+    usage: tuple[tuple[int, ...], ...]
+    tree: IdTree
+    likeness: tuple[Likeness, ...]
+    items: ItemRows
+    collisions: Collisions | None
+
+
+@dataclass(frozen=True)
+class TrainingContents:
+    """The retriever's training: its manifest's summary, and its epochs."""
+
+    summary: dict[str, Any]
+    epochs: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class EvaluationContents:
+    """Metrics of all models, over groups of users, and examples."""
+
+    scores: tuple[ModelScores, ...]
+    breakdowns: tuple[Breakdown, ...]
+    users: tuple[ExampleUser, ...]
+    beam_agreement: float | None
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """One run.
+
+    Args:
+        name: Its folder's name.
+        data: The summary of the prepared data, with the funnel.
+        origin: Where it comes from.
+        created: When this was computed, UTC.
+        missing: Why parts are None, by stage.
+        ids: None if not tokenized.
+        training: None if not trained.
+        evaluation: None if not evaluated.
+        lists: None if nothing was recommended.
+    """
+
+    name: str
+    data: dict[str, Any]
+    origin: Origin
+    created: str
+    missing: dict[str, str]
+    ids: IdContents | None
+    training: TrainingContents | None
+    evaluation: EvaluationContents | None
+    lists: ListsOfRun | None
+
+
+def gather_contents(run: Run) -> RunContents:
+    """Compute what there is of a run.
+
+    Raises:
+        ArtifactError: Not even its data are prepared, or files are damaged.
+    """
+    data = run.manifest("prepare").summary
+    missing = {stage: reason for stage in LAYOUT if (reason := why_missing(run, stage))}
+
+    def take(stage: str, build: Callable[[Run], T]) -> T | None:
+        return None if stage in missing else build(run)
+
+    return RunContents(
+        name=run.directory.absolute().name,
+        data=data,
+        origin=trace_origin(run),
+        created=datetime.now(UTC).isoformat(sep=" ", timespec="minutes")[:16],
+        missing=missing,
+        ids=take("tokenize", _read_ids),
+        training=take("train", _read_training),
+        evaluation=take("evaluate", _read_evaluation),
+        lists=take("recommend", lambda run: measure_lists(run, seed=run.config.seed)),
+    )
+
+
+def why_missing(run: Run, stage: str) -> str:
+    """Why a stage's results cannot be shown, and what to do; empty if they can."""
+    if not stage_directory(run.directory, stage).is_dir():
+        command = "run" if stage == "recommend" else stage
+        return f"This run has not got that far: recgrit {command} {run.directory}"
+    try:
+        run.manifest(stage)
+    except ArtifactError as error:
+        return str(error)
+    return ""
+
+
+def _read_ids(run: Run) -> IdContents:
+    table, split = run.semantic_ids, run.data.split
+    counts = split.train_item_counts()
+    tags = read_tags(run.data.items)
+    levels = table.id_length if table.disambiguation_level is None else table.disambiguation_level
+    usage = []
+    for level in range(levels):
+        used = pl.Series(table.codes[:, level]).value_counts(sort=True)["count"].to_list()
+        usage.append(tuple(used + [0] * (table.codebook_sizes[level] - len(used))))
+    return IdContents(
+        summary=run.manifest("tokenize").summary,
+        epochs=_read_epochs(run, "tokenize"),
+        usage=tuple(usage),
+        tree=build_tree(table, tags, counts),
+        likeness=measure_likeness(table, run.features.vectors, tags, seed=run.config.seed),
+        items=list_items(table, counts),
+        collisions=find_collisions(table),
+    )
+
+
+def _read_training(run: Run) -> TrainingContents:
+    return TrainingContents(run.manifest("train").summary, _read_epochs(run, "train"))
+
+
+def _read_evaluation(run: Run) -> EvaluationContents:
+    return EvaluationContents(
+        scores=collect_scores(run.reports),
+        breakdowns=break_down(run.reports, run.data.split),
+        users=show_users(run, seed=run.config.seed),
+        beam_agreement=run.manifest("evaluate").summary.get("beam_agreement"),
+    )
+
+
+def _read_epochs(run: Run, stage: str) -> pl.DataFrame:
+    path = stage_directory(run.directory, stage) / "epochs.parquet"
+    try:
+        return pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error}. Delete its folder and run again with "
+            f"'recgrit run {run.directory}'."
+        ) from None

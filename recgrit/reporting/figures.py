@@ -1,0 +1,329 @@
+"""The figures of a page, from its contents alone.
+
+Colours are of middling lightness, so that they stand on white and on black alike; backgrounds,
+grids and text take the page's colours where it is drawn, and change with them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from recgrit.reporting.catalogue import Collisions
+from recgrit.reporting.contents import IdContents, RunContents, TrainingContents
+from recgrit.reporting.likeness import Likeness
+from recgrit.reporting.lists import ListsOfRun
+from recgrit.reporting.scores import (
+    OURS,
+    Breakdown,
+    ModelScores,
+    Score,
+    metric_title,
+)
+from recgrit.semantic_ids.table import semantic_id_tokens
+
+PALETTE = (
+    "#5b7cfa",
+    "#1fa39a",
+    "#e0982f",
+    "#d9577f",
+    "#9a6bdb",
+    "#63a94a",
+    "#3fa0d8",
+    "#c8643c",
+    "#a39a3c",
+    "#7f8ea3",
+)
+GREY = "#98a1b0"
+HEIGHT = 300
+
+
+def build_figures(contents: RunContents) -> dict[str, dict[str, Any]]:
+    """Every figure of a run's page, as plotly's JSON, by the name its place has."""
+    figures: dict[str, go.Figure] = {}
+    if contents.evaluation is not None:
+        for name in ("recall", "ndcg"):
+            figures[f"score_{name}"] = draw_scores(contents.evaluation.scores, name)
+        for breakdown in contents.evaluation.breakdowns:
+            figures[f"group_{breakdown.key}"] = draw_breakdown(breakdown)
+    if contents.ids is not None:
+        figures |= _draw_ids(contents.ids)
+    if contents.training is not None:
+        figures |= _draw_training(contents.training)
+    if contents.lists is not None:
+        figures["listed"] = draw_times_listed(contents.lists)
+    return {name: as_json(figure) for name, figure in figures.items()}
+
+
+def as_json(figure: go.Figure) -> dict[str, Any]:
+    """Traces and layout as plain values."""
+    values: dict[str, Any] = json.loads(figure.to_json())
+    return values
+
+
+def build_figure(
+    x_title: str, y_title: str, *, height: int = HEIGHT, tick_format: str = ""
+) -> go.Figure:
+    """An empty figure in the style of all figures here."""
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 8, "r": 14, "t": 12, "b": 8},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={
+            "title": {"text": x_title, "standoff": 8, "font": {"size": 12}},
+            "showgrid": False,
+            "zeroline": False,
+            "automargin": True,
+        },
+        yaxis={
+            "title": {"text": y_title, "standoff": 8, "font": {"size": 12}},
+            "rangemode": "tozero",
+            "tickformat": tick_format,
+            "automargin": True,
+        },
+        hovermode="x unified",
+        bargap=0.3,
+        colorway=PALETTE,
+    )
+    return figure
+
+
+def color_of(model: str, others: Sequence[str]) -> str:
+    """Our model in the first colour, the popularity floor in grey, the rest in turn."""
+    if model == OURS:
+        return PALETTE[0]
+    named = [other for other in others if other not in (OURS, "popularity")]
+    return PALETTE[1 + named.index(model)] if model in named else GREY
+
+
+def error_bars(scores: Sequence[Score]) -> dict[str, Any]:
+    """The ends of 95% intervals, for plotly."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [score.high - score.mean for score in scores],
+        "arrayminus": [score.mean - score.low for score in scores],
+        "thickness": 1.4,
+        "width": 4,
+        "color": "#6b7280",
+    }
+
+
+def _pale(color: str, is_pale: bool) -> str:
+    """The colour, or half of it, as a legend shows too (it ignores a trace's opacity)."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.5)" if is_pale else color
+
+
+def draw_scores(scores: Sequence[ModelScores], metric: str) -> go.Figure:
+    """One metric on test over list lengths; masked lists are paler."""
+    tests = [found for found in scores if found.split == "test"]
+    models = list(dict.fromkeys(found.model for found in tests))
+    figure = build_figure("length of the list", metric_title(f"{metric}_at_k").split("@")[0])
+    for found in tests:
+        values = [found.scores[f"{metric}_at_{k}"] for k in found.ks]
+        figure.add_bar(
+            x=[f"top {k}" for k in found.ks],
+            y=[value.mean for value in values],
+            error_y=error_bars(values),
+            name=f"{found.model}, masked" if found.masked else found.model,
+            marker={"color": _pale(color_of(found.model, models), found.masked)},
+            hovertemplate="%{y:.4f}",
+        )
+    return figure
+
+
+X_TITLES = {
+    "history": "items in the history",
+    "popularity": "times the next item is in training",
+    "cold": "is the next item in training?",
+}
+
+
+def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str] | None = None) -> go.Figure:
+    """One metric by groups of users, with the number of users below each group.
+
+    Args:
+        breakdown: The groups.
+        colors: By model; None for `color_of`.
+    """
+    figure = build_figure(X_TITLES[breakdown.key], metric_title(breakdown.metric))
+    models = list(dict.fromkeys(m for group in breakdown.groups for m in group.scores))
+    # Users in a second line; plotly would read a plain 1-4 as a date.
+    labels = [f"{group.label}<br>{_count(group.num_users)}" for group in breakdown.groups]
+    for model in models:
+        values = [group.scores[model] for group in breakdown.groups]
+        figure.add_bar(
+            x=labels,
+            y=[value.mean for value in values],
+            error_y=error_bars(values),
+            name=model,
+            marker={"color": colors[model] if colors else color_of(model, models)},
+            hovertemplate="%{y:.4f}",
+        )
+    figure.update_xaxes(type="category", tickangle=0)
+    return figure
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10_000 else f"{number / 1000:.1f}k"
+
+
+def _draw_ids(ids: IdContents) -> dict[str, go.Figure]:
+    found = {
+        "usage": draw_usage(ids.usage),
+        "perplexity": draw_perplexity(ids.summary["diagnostics"]["levels"]),
+        "residual": draw_residuals(ids.summary["diagnostics"]["levels"]),
+        "tokenizer": build_figure("epoch", "reconstruction loss"),
+        "likeness": draw_likeness(ids.likeness),
+    }
+    found["tokenizer"].add_scatter(
+        x=ids.epochs["epoch"].to_list(),
+        y=ids.epochs["reconstruction_loss"].to_list(),
+        mode="lines",
+        name="reconstruction loss",
+        line={"width": 2.5},
+        hovertemplate="%{y:.4f}",
+    )
+    if ids.collisions is not None:
+        found["collisions"] = draw_collisions(ids.collisions)
+    return found
+
+
+def draw_usage(usage: Sequence[Sequence[int]]) -> go.Figure:
+    """Items of each code, most used first, one line a level: flat is even, a cliff is collapse."""
+    figure = build_figure("codes, most used first", "items of the code")
+    for level, counts in enumerate(usage):
+        figure.add_scatter(
+            x=list(range(1, len(counts) + 1)),
+            y=list(counts),
+            mode="lines",
+            name=level_name(level),
+            line={"width": 2, "shape": "hvh"},
+        )
+    return figure
+
+
+def level_name(level: int) -> str:
+    """A level by its place and its letter.
+
+    Example:
+        >>> level_name(1)
+        'level 1 (b)'
+    """
+    return f"level {level} ({semantic_id_tokens([0] * (level + 1))[-1][1]})"
+
+
+def draw_perplexity(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """How many codes are used, and as how many equally used ones that counts."""
+    figure = build_figure("", "codes")
+    names = [level_name(level["level"]) for level in levels]
+    for name, color, values in (
+        ("codebook", GREY, [level["codebook_size"] for level in levels]),
+        ("used", PALETTE[6], [level["codebook_size"] - level["dead_codes"] for level in levels]),
+        ("perplexity", PALETTE[0], [level["perplexity"] for level in levels]),
+    ):
+        figure.add_bar(
+            x=names, y=values, name=name, marker={"color": color}, hovertemplate="%{y:.0f}"
+        )
+    return figure
+
+
+def draw_residuals(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """What is left for each level to code."""
+    figure = build_figure("", "mean length of the residual")
+    figure.add_bar(
+        x=[level_name(level["level"]) for level in levels],
+        y=[level["residual_norm"] for level in levels],
+        name="residual",
+        hovertemplate="%{y:.3f}",
+    )
+    return figure
+
+
+def draw_likeness(likeness: Sequence[Likeness]) -> go.Figure:
+    """Likeness of two items by the codes they share."""
+    figure = build_figure("first codes that two items share", "mean of pairs")
+    names = [f"{row.shared_levels or 'any two'}<br>{_count(row.num_items)}" for row in likeness]
+    figure.add_bar(
+        x=names,
+        y=[row.cosine for row in likeness],
+        name="cosine of features",
+        marker={"color": PALETTE[0]},
+        hovertemplate="%{y:.3f}",
+    )
+    if any(row.common_tags is not None for row in likeness):
+        figure.add_bar(
+            x=names,
+            y=[row.common_tags for row in likeness],
+            name="common tags",
+            marker={"color": PALETTE[1]},
+            hovertemplate="%{y:.3f}",
+        )
+    figure.update_xaxes(type="category", tickangle=0)
+    return figure
+
+
+def draw_collisions(collisions: Collisions) -> go.Figure:
+    """Number of IDs by the items on each, on a log scale: most have one."""
+    figure = build_figure("items on one ID", "IDs")
+    figure.add_bar(
+        x=[str(n) for n in collisions.num_ids],
+        y=list(collisions.num_ids.values()),
+        name="IDs",
+        hovertemplate="%{y:,}",
+    )
+    figure.update_xaxes(type="category", tickangle=0)
+    figure.update_yaxes(type="log", dtick=1)
+    return figure
+
+
+def _draw_training(training: TrainingContents) -> dict[str, go.Figure]:
+    epochs, best = training.epochs, training.summary["best_epoch"]
+    numbers = epochs["epoch"].to_list()
+    loss = build_figure("epoch", "mean −log P, nats")
+    loss.update_yaxes(rangemode="normal")
+    add_line(loss, numbers, epochs["train_loss"].to_list(), "training loss")
+    quality = build_figure("epoch", "on validation")
+    for column, name in (("valid_recall_at_10", "Recall@10"), ("valid_ndcg_at_10", "NDCG@10")):
+        add_line(quality, numbers, epochs[column].to_list(), name)
+    levels = build_figure("epoch", "right child of the prefix", tick_format=".0%")
+    by_level = list(zip(*epochs["level_accuracy"].to_list(), strict=True))
+    for level, values in enumerate(by_level):
+        add_line(levels, numbers, list(values), level_name(level))
+    for figure in (loss, quality, levels):
+        figure.add_vline(x=best, line={"color": GREY, "width": 1, "dash": "dot"})
+        figure.update_xaxes(dtick=1 if len(numbers) <= 12 else None)
+    return {"loss": loss, "quality": quality, "levels": levels}
+
+
+def add_line(
+    figure: go.Figure, x: list[int], y: list[float], name: str, color: str | None = None
+) -> None:
+    """A curve over epochs; each has its mark while there are few."""
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines+markers" if len(x) <= 30 else "lines",
+        name=name,
+        line={"width": 2.5} if color is None else {"width": 2.5, "color": color},
+        hovertemplate="%{y:.4f}",
+    )
+
+
+def draw_times_listed(lists: ListsOfRun) -> go.Figure:
+    """How often items are recommended: how many never are, how many to everybody."""
+    figure = build_figure(f"lists of {lists.top_k} an item is in", "items")
+    figure.add_bar(
+        x=list(lists.listed),
+        y=list(lists.listed.values()),
+        name="items",
+        hovertemplate="%{y:,}",
+    )
+    figure.update_xaxes(type="category", tickangle=0)
+    return figure

@@ -1,0 +1,132 @@
+"""What a run recommends: reach, popularity and variety of its lists, beside what people took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recgrit.baselines.popularity import recommend_popular
+from recgrit.data.recommendations import NO_ITEM
+from recgrit.evaluation.lists import (
+    Lists,
+    catalogue_coverage,
+    intra_list_diversity,
+    long_tail_share,
+    mean_popularity,
+)
+from recgrit.reporting.scores import OURS
+from recgrit.runs import Run, stage_directory
+
+# Enough for means to two decimals; all lists count for coverage.
+MAX_LISTS = 20_000
+
+
+@dataclass(frozen=True)
+class ListQuality:
+    """Lists of one origin.
+
+    Args:
+        name: `OURS`, a baseline, or what people took last themselves.
+        coverage: Share of the catalogue in some list; None where that has no meaning.
+        popularity: Mean popularity percentile of what is listed; .5 is random.
+        long_tail: Share of what is listed outside the 20% of items taken most often.
+        diversity: Mean cosine distance of two items of one list.
+    """
+
+    name: str
+    coverage: float | None
+    popularity: float
+    long_tail: float
+    diversity: float
+
+
+@dataclass(frozen=True)
+class ListsOfRun:
+    """The lists of a run and what to hold them against.
+
+    Args:
+        rows: The run's own first.
+        top_k: Length of the lists.
+        num_lists: Lists of the run.
+        num_sampled: Of these, how many the means are over.
+        listed: How many items are listed 0 times, once, 2 to 5 times and so on, by label.
+    """
+
+    rows: tuple[ListQuality, ...]
+    top_k: int
+    num_lists: int
+    num_sampled: int
+    listed: dict[str, int]
+
+
+TIMES_LISTED = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
+
+
+def read_lists(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
+    """The recommendations of a run: int64 [U] users and int32 [U, K] items by rank."""
+    path: Path = stage_directory(run.directory, "recommend") / "recommendations.parquet"
+    frame = pl.read_parquet(path, columns=["user_id", "rank", "item_id"], glob=False)
+    data = run.data.interactions
+    users = data.user_ids.alias("user_id").to_frame().with_row_index("user_idx")
+    items = data.item_ids.alias("item_id").to_frame().with_row_index("item_idx")
+    found = frame.join(users, on="user_id").join(items, on="item_id")
+    listed, rows = np.unique(found["user_idx"].to_numpy(), return_inverse=True)
+    ranks = found["rank"].to_numpy()
+    lists = np.full((len(listed), int(ranks.max(initial=1))), NO_ITEM, dtype=np.int32)
+    lists[rows, ranks - 1] = found["item_idx"].to_numpy()
+    return listed.astype(np.int64), lists
+
+
+def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
+    """The quality of a run's lists, of popularity's, and of what people took last themselves."""
+    users, lists = read_lists(run)
+    split, vectors = run.data.split, run.features.vectors
+    counts = split.train_item_counts()
+    top_k = lists.shape[1]
+    chosen = np.arange(len(users))
+    if len(users) > MAX_LISTS:
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(users))[:MAX_LISTS])
+    with_target = users[chosen][split.test_targets[users[chosen]] >= 0]
+    masked = run.config.recommendation.exclude_seen
+    popular = recommend_popular(split, "test", with_target, top_k, masked).items
+
+    def rate(name: str, items: Lists, coverage: float | None) -> ListQuality:
+        return ListQuality(
+            name,
+            coverage,
+            _mean(mean_popularity(items, counts)),
+            _mean(long_tail_share(items, counts)),
+            _mean(intra_list_diversity(items, vectors)),
+        )
+
+    taken = np.full((len(chosen), top_k), NO_ITEM, dtype=np.int32)
+    for row, user in enumerate(users[chosen]):
+        latest = split.full_sequence(int(user))[-top_k:]
+        taken[row, : len(latest)] = latest
+    times = np.bincount(lists[lists != NO_ITEM], minlength=split.num_items)
+    rows = [rate(OURS, lists[chosen], catalogue_coverage(lists, split.num_items))]
+    if len(popular):
+        rows.append(rate("popularity", popular, catalogue_coverage(popular, split.num_items)))
+    rows.append(rate("people’s own", taken, None))
+    listed = {
+        _label(low, high): int(
+            np.sum((times >= low) & (times <= (np.inf if high is None else high)))
+        )
+        for low, high in TIMES_LISTED
+    }
+    return ListsOfRun(tuple(rows), top_k, len(users), len(chosen), listed)
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _label(low: int, high: int | None) -> str:
+    if high is None:
+        return f"{low}+"
+    return {0: "never", 1: "once"}.get(low, f"{low}–{high}")

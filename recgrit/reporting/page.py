@@ -1,0 +1,184 @@
+"""The page itself: contents and figures in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.offline
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import recgrit
+from recgrit.reporting.contents import EvaluationContents, RunContents
+from recgrit.reporting.figures import PALETTE, build_figures, color_of
+from recgrit.reporting.scores import OURS, Score, headline_k, metric_title
+from recgrit.reporting.tree import IdTree
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One model in a card: its score, and where that and its interval lie, in percent of width."""
+
+    model: str
+    score: Score
+    color: str
+    left: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline number.
+
+    Args:
+        title: Such as ``Recall@10``.
+        note: The protocol in a word.
+        bars: Our model first.
+        ratio: Ours over the best baseline's; None without one or where it has nothing.
+        best: The name of that baseline.
+    """
+
+    title: str
+    note: str
+    bars: tuple[Bar, ...]
+    ratio: float | None
+    best: str
+
+
+def render_report(contents: RunContents) -> str:
+    """The page about one run."""
+    data: dict[str, Any] = {"figures": build_figures(contents)}
+    if contents.ids is not None:
+        items = contents.ids.items
+        data["tree"] = pack_tree(contents.ids.tree)
+        data["items"] = {
+            "ids": items.item_ids,
+            "titles": items.titles,
+            "codes": items.codes,
+            "counts": items.counts,
+        }
+    return render(
+        "report.html.jinja",
+        data,
+        title=contents.name,
+        run=contents,
+        cards=make_cards(contents.evaluation) if contents.evaluation is not None else (),
+        ours=OURS,
+    )
+
+
+def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
+    """Fill a template; ``data`` is what its scripts read."""
+    environment = Environment(
+        loader=PackageLoader("recgrit.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "number": lambda value: "" if value is None else f"{value:,}",
+        "score": lambda value: format_number(value, ".4f"),
+        "percent": lambda value: format_number(value, ".1%"),
+        "metric": metric_title,
+        "chips": split_chips,
+    }
+    environment.filters |= filters
+    loader = environment.loader
+    assert loader is not None
+    return environment.get_template(template).render(
+        # Ours and plotly's own code, written by no user.
+        style=Markup(loader.get_source(environment, "style.css")[0]),
+        script=Markup(loader.get_source(environment, "page.js")[0]),
+        plotly=Markup(plotly.offline.get_plotlyjs()),
+        data=embed_json(data),
+        version=recgrit.__version__,
+        palette=PALETTE,
+        **values,
+    )
+
+
+def format_number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none.
+
+    Example:
+        >>> format_number(0.25, ".1%"), format_number(float("nan"), ".1%")
+        ('25.0%', '–')
+    """
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def embed_json(values: Any) -> Markup:
+    """JSON that can stand in a script element whatever its strings hold; NaN becomes null."""
+    # No tag can begin without this sign.
+    text = json.dumps(_without_nan(values), ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def split_chips(semantic_id: str) -> list[str]:
+    """The codes of an ID as text, one by one.
+
+    Example:
+        >>> split_chips("<a_12><b_7>")
+        ['a12', 'b7']
+    """
+    return [code.replace("_", "") for code in semantic_id.strip("<>").split("><") if code]
+
+
+def pack_tree(tree: IdTree) -> dict[str, Any]:
+    """The nodes as columns: half the size of a list of objects."""
+    return {
+        "colors": [PALETTE[place % len(PALETTE)] for place in range(len(tree.colors))],
+        **{
+            name: [getattr(node, name) for node in tree.nodes]
+            for name in ("parent", "prefix", "label", "num_items", "color", "typical", "examples")
+        },
+    }
+
+
+def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
+    """Each metric on test at the headline's list length, as it is and with histories masked."""
+    tests = [found for found in evaluation.scores if found.split == "test"]
+    models = list(dict.fromkeys(found.model for found in tests))
+    k = headline_k(tests[0].ks)
+    cards = []
+    for masked in (False, True):
+        shown = [found for found in tests if found.masked == masked]
+        for name in (f"recall_at_{k}", f"ndcg_at_{k}"):
+            longest = max(found.scores[name].high for found in shown) or 1.0
+            bars = tuple(
+                Bar(
+                    found.model,
+                    found.scores[name],
+                    color_of(found.model, models),
+                    *(
+                        round(100 * value / longest, 2)
+                        for value in (
+                            found.scores[name].mean,
+                            found.scores[name].low,
+                            found.scores[name].high,
+                        )
+                    ),
+                )
+                for found in shown
+            )
+            best = max(bars[1:], key=lambda bar: bar.score.mean, default=None)
+            ratio = bars[0].score.mean / best.score.mean if best and best.score.mean else None
+            note = "history masked" if masked else "all items ranked"
+            cards.append(Card(metric_title(name), note, bars, ratio, best.model if best else ""))
+    return tuple(cards)
