@@ -124,12 +124,23 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> QuantizedAutoencoder:
-        """The fitted tokenizer, in eval mode: codes for features of the same kind."""
+        """The fitted tokenizer, in eval mode: codes for features of the same kind.
+
+        Raises:
+            ArtifactError: The IDs of this run were published, not fitted.
+        """
         from safetensors.torch import load_file
 
         from recgrit.quantization.fit import build_tokenizer
 
-        config = TokenizerConfig.model_validate(self.manifest("tokenize").config["tokenizer"])
+        manifest = self.manifest("tokenize")
+        if "published" in manifest.summary:
+            raise ArtifactError(
+                f"{self.directory} has the IDs of {manifest.summary['published']}: there is no "
+                "tokenizer to give codes to other items. Unset tokenizer.semantic_ids_path to fit "
+                "one."
+            )
+        config = TokenizerConfig.model_validate(manifest.config["tokenizer"])
         model = build_tokenizer(self.features.embedding_dim, config)
         with self._reading("tokenize") as directory:
             model.load_state_dict(load_file(directory / TOKENIZER_NAME))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recgrit.config import Config
 from recgrit.data.download import fetch_dataset
@@ -27,6 +27,7 @@ from recgrit.data.filtering import (
 from recgrit.data.funnel import Funnel
 from recgrit.data.interactions import Interactions
 from recgrit.data.items import ItemTable
+from recgrit.data.minionerec import build_minionerec, keep_short_titles
 from recgrit.data.releases import find_release
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
 from recgrit.data.sources.table import Table, TimeUnit
@@ -63,9 +64,10 @@ class DataConfig(Config):
     # What becomes of a user's interactions with an item taken before.
     repeats: Literal["keep", "first", "last"] = "keep"
     min_title_length: int = Field(default=0, ge=0)
+    max_title_words: int | None = Field(default=None, ge=1)
     min_weight: float | None = Field(default=None, allow_inf_nan=False)
     max_malformed_share: float = Field(default=DEFAULT_MAX_MALFORMED_SHARE, ge=0, le=1)
-    split: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    split: Literal["leave_one_out", "temporal", "minionerec"] = "leave_one_out"
     # Of all interactions, the latest: how a temporal split parts them.
     valid_share: float = Field(default=0.1, gt=0, lt=0.5)
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
@@ -79,6 +81,15 @@ class DataConfig(Config):
         if name != TABLE:
             load_source(name)
         return name
+
+    @model_validator(mode="after")
+    def _check_cold_items(self) -> DataConfig:
+        if self.cold_item_share > 0 and self.split == "minionerec":
+            raise ValueError(
+                "cold_item_share goes with split=leave_one_out or temporal: the histories of "
+                "minionerec are published as they are"
+            )
+        return self
 
     def build_source(self) -> Source:
         """What reads the files."""
@@ -94,7 +105,7 @@ class PreparedData:
     Args:
         interactions: What is left after all filters.
         items: One row per item that has interactions.
-        split: Leave-one-out over the interactions, less those of items held out of training.
+        split: Sequences over the interactions, less those of items held out of training.
         funnel: One row per step, as `Funnel.to_polars` describes.
 
     Raises:
@@ -114,9 +125,10 @@ class PreparedData:
         if sizes != expected:
             raise DataError(f"The split has {sizes} users and items, the data {expected}.")
         # Fewer where items are held out of training.
-        if len(self.split.items) > len(self.interactions):
+        num_own = int(self.split.offsets[self.split.num_users])
+        if num_own > len(self.interactions):
             raise DataError(
-                f"The split has {len(self.split.items)} interactions, the data only "
+                f"The split has {num_own} interactions, the data only "
                 f"{len(self.interactions)}."
             )
 
@@ -185,10 +197,13 @@ def prepare(config: DataConfig) -> PreparedData:
     if config.min_title_length:
         kept = keep_titled(kept, raw.items, config.min_title_length)
         funnel.add(f"title shorter than {config.min_title_length}", kept)
+    if config.max_title_words is not None:
+        kept = keep_short_titles(kept, raw.items, config.max_title_words)
+        funnel.add(f"title unknown or of more than {config.max_title_words} words", kept)
     if kept.is_empty():
         raise DataError(
             f"Nothing is left of {len(raw.interactions)} interactions. Loosen data.since, "
-            "data.until or data.min_title_length."
+            "data.until, data.min_title_length or data.max_title_words."
         )
     kept = _filter_k_core(kept, config)
     funnel.add(
@@ -209,6 +224,10 @@ def prepare(config: DataConfig) -> PreparedData:
             interactions, valid_share=config.valid_share, test_share=config.test_share
         )
         funnel.count("users with a test target", len(split.target_users("test")))
+    elif config.split == "minionerec":
+        split = build_minionerec(interactions)
+        funnel.count("validation targets", len(split.target_users("valid")))
+        funnel.count("test targets", len(split.target_users("test")))
     else:
         split = build_leave_one_out(interactions)
     if config.cold_item_share > 0:

@@ -16,7 +16,8 @@ import polars as pl
 
 from recgrit.errors import DataError
 
-_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+# No more digits than a code can have.
+_TOKEN = re.compile(r"<([a-z])_([0-9]{1,18})>")
 
 
 @dataclass(frozen=True)
