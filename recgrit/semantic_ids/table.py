@@ -164,19 +164,23 @@ class SemanticIdTable:
         path = directory / "semantic_ids.parquet"
         if not path.is_file():
             raise DataError(f"No item-ID table at {path}. Build it with 'recgrit tokenize CONFIG'.")
-        metadata = pl.read_parquet_metadata(path)
-        if "recgrit.codebook_sizes" not in metadata:
-            raise DataError(f"{path} is not an item-ID table: its codebook sizes are missing.")
-        frame = pl.read_parquet(path, glob=False)
-        sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
-        level = metadata["recgrit.disambiguation_level"]
-        return cls(
-            codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype(np.int32),
-            codebook_sizes=sizes,
-            disambiguation_level=int(level) if level else None,
-            item_ids=frame["item_id"],
-            titles=frame["title"],
-        )
+        try:
+            metadata, frame = pl.read_parquet_metadata(path), pl.read_parquet(path, glob=False)
+            sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
+            level = metadata["recgrit.disambiguation_level"]
+            return cls(
+                codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype("i4"),
+                codebook_sizes=sizes,
+                disambiguation_level=int(level) if level else None,
+                item_ids=frame["item_id"],
+                titles=frame["title"],
+            )
+        except (pl.exceptions.PolarsError, KeyError, ValueError, OSError) as error:
+            raise DataError(
+                f"{path} is not an item-ID table, or damaged: {error}. Expected item_id, title, one "
+                "column per level, and their codebook sizes in the file's metadata; build it anew "
+                "with 'recgrit tokenize CONFIG'."
+            ) from None
 
 
 def format_semantic_id(codes: Sequence[int]) -> str:

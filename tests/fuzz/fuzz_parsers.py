@@ -5,7 +5,7 @@ in a file in place of a well-formed one. Anything but a `RecgritError` ends the 
 is kept. Needs the extra ``fuzz``.
 
     python tests/fuzz/fuzz_parsers.py --seconds 300 --corpus /tmp/corpus
-    python tests/fuzz/fuzz_parsers.py --repeat crash-0123abcd
+    python tests/fuzz/fuzz_parsers.py --repeat /tmp/corpus/crash-0123abcd
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import atheris
@@ -67,8 +68,8 @@ class Target:
     parse: Callable[[Path], object]
 
 
-def load_writers() -> dict[str, Callable[[Path, object], None]]:
-    """The tests' writers of the published formats."""
+def load_writers() -> dict[str, Callable[[Path], None]]:
+    """The tests' writers of the published formats, each with the tests' rows."""
     path = Path(__file__).parents[1] / "data" / "conftest.py"
     spec = importlib.util.spec_from_file_location("formats", path)
     assert spec is not None
@@ -76,7 +77,7 @@ def load_writers() -> dict[str, Callable[[Path, object], None]]:
     module = importlib.util.module_from_spec(spec)
     sys.modules["formats"] = module
     spec.loader.exec_module(module)
-    return {name: lambda folder, w=write: w(folder, module.ROWS) for name, write in module.WRITERS.items()}
+    return {name: partial(write, rows=module.ROWS) for name, write in module.WRITERS.items()}
 
 
 def read_source(name: str) -> Callable[[Path], object]:
@@ -100,7 +101,7 @@ def build_targets(folder: Path) -> list[Target]:
     for name, write in load_writers().items():
         place = folder / name.replace("/", "-")
         place.mkdir()
-        write(place, None)
+        write(place)
         files = {path.name: path.read_bytes() for path in sorted(place.iterdir())}
         targets.append(Target(name, files, read_source(name.split(" ", maxsplit=1)[0])))
     targets += [_zipped(target) for target in targets if target.name.startswith("movielens-1m")]
@@ -235,6 +236,7 @@ def main() -> None:
             f"-max_len={LARGEST}",
             f"-seed={given.seed}",
             f"-dict={words}",
+            f"-artifact_prefix={corpus}/",
             "-timeout=30",
             "-rss_limit_mb=4096",
             "-print_final_stats=1",

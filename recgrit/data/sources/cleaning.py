@@ -99,8 +99,8 @@ def clean_items(
     refuse_malformed(
         rows.filter(~has_id)["line"], rows.height, label, expected, max_malformed_share
     )
-    valid = rows.filter(has_id).drop("line").with_columns(pl.col("item_id").str.strip_chars())
-    first = valid.unique("item_id", keep="first", maintain_order=True)
+    valid = rows.filter(has_id).with_columns(pl.col("item_id").str.strip_chars())
+    first = valid.unique("item_id", keep="first", maintain_order=True).drop("line")
     repeated = valid.filter(pl.col("item_id").is_duplicated())
     if not repeated.is_empty():
         _refuse_contradictions(repeated, label)
@@ -205,13 +205,16 @@ def _is_given(name: str) -> pl.Expr:
 
 
 def _refuse_contradictions(repeated: pl.DataFrame, label: str) -> None:
-    kept: dict[str, tuple[object, ...]] = {}
-    differing: dict[str, None] = {}
-    for row in repeated.select("item_id", pl.exclude("item_id")).iter_rows():
-        if kept.setdefault(row[0], row) != row:
-            differing[row[0]] = None
+    kept: dict[str, tuple[int, tuple[object, ...]]] = {}
+    differing: dict[str, str] = {}
+    for line, item_id, *fields in repeated.select(
+        "line", "item_id", pl.exclude("line", "item_id")
+    ).iter_rows():
+        first_line, first = kept.setdefault(item_id, (line, tuple(fields)))
+        if first != tuple(fields):
+            differing.setdefault(item_id, f"{item_id!r} on lines {first_line} and {line}")
     if differing:
         raise DataError(
             f"Item ids must be unique: {label} describes {len(differing)} ids more than once and "
-            f"differently, the first {list(differing)[:3]}. Keep one line for each."
+            f"differently: {', '.join(list(differing.values())[:3])}. Keep one line for each."
         )

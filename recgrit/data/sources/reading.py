@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import zipfile
 import zlib
@@ -21,6 +22,7 @@ from typing import IO, Any, TypeAlias
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from recgrit.data.sources.archive import members_by_name
 from recgrit.errors import DataError
 
 ColumnType: TypeAlias = DataTypeClass | pl.DataType
@@ -32,6 +34,7 @@ BOMB_BYTES = 256 * 2**20
 BOMB_RATIO = 100
 BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
+NEWLINE = b"\n"
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ def decode(file: RawFile, encoding: str = "utf-8-sig") -> str:
         return file.content.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file.label} is not {error.encoding} text: byte {error.start} cannot be read. "
+            f"{file.label} is not {error.encoding} text: byte {error.start}, on line "
+            f"{file.content.count(NEWLINE, 0, error.start) + 1}, cannot be read. "
             "Download the file again, or convert it to UTF-8."
         ) from None
 
@@ -229,7 +233,9 @@ def _text_or_none(value: object) -> str | None:
 def _read_archive(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str, RawFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {Path(name).name: name for name in archive.namelist()}
+            members = members_by_name(
+                archive.namelist(), itertools.chain(*candidates), str(path)
+            )
             for names in candidates:
                 if all(name in members for name in names):
                     return {name: _read_member(archive, path, members[name]) for name in names}
