@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from recgrit import __version__, cli, display
+from recgrit import __version__, display
+from recgrit.cli import look
 from recgrit.runs import LAYOUT, Run
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def test_inspect_shows_what_does_not_fit_together(copied_run: Path, command: Com
 def test_tables_fit_the_terminal(
     tiny_run: FinishedRun, command: Command, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    for module in (cli, display):
+    for module in (look, display):
         monkeypatch.setattr(module, "output", Console(width=width))
     for arguments in (("inspect", "run"), ("inspect", "item", "3"), ("recommend", "--user", "9")):
         done = command(*arguments, "--run", tiny_run.directory)

@@ -1,0 +1,108 @@
+"""The command itself: its options on every subcommand, how it logs, and how it opens a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from rich.markup import escape
+
+import recgrit
+from recgrit.display import output
+from recgrit.errors import ArtifactError
+from recgrit.progress import messages
+
+if TYPE_CHECKING:
+    from recgrit.runs import Run
+
+app = typer.Typer(
+    name="recgrit",
+    help="Generative recommendation with GRIT-VQ semantic IDs.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of output.")
+]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", help="A run folder; the newest under runs/ if not given."),
+]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        output.print(f"recgrit {recgrit.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _setup(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say warnings only.")] = False,
+    # Eager: answered before a missing command is complained about.
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    root = logging.getLogger("recgrit")
+    root.handlers = [_build_log_handler()]
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    root.propagate = False
+
+
+class _LogFormatter(logging.Formatter):
+    """The message, marked where it is more than a note."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+        if record.levelno >= logging.WARNING:
+            record.message = f"warning: {record.message}"
+        return super().formatMessage(record)
+
+
+def _build_log_handler() -> logging.Handler:
+    """Wrapped with a hanging indent on a terminal; one line a message in files and pipes."""
+    handler: logging.Handler
+    if messages.is_terminal:
+        handler = RichHandler(
+            console=messages, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+        )
+        handler.setFormatter(_LogFormatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
+def open_run(directory: Path | None) -> Run:
+    """The run in this folder, or the newest under runs/.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    from recgrit.runs import CONFIG_NAME, Run
+
+    if directory is None:
+        found = sorted(Path("runs").glob(f"*/{CONFIG_NAME}"), key=lambda p: p.stat().st_mtime)
+        if not found:
+            raise ArtifactError(
+                "No run under runs/: name one with --run DIR, or run a config first."
+            )
+        directory = found[-1].parent
+        messages.print(f"Using the newest run, {escape(str(directory))}.", soft_wrap=True)
+    return Run(directory)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One JSON object as one line of standard output."""
+    # Not through rich: one line, whatever the width of the terminal.
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,157 @@
+"""Commands that run stages: one for each, and `run` for all of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from recgrit.cli.app import JsonOption, app, print_json
+from recgrit.display import (
+    build_table,
+    funnel_table,
+    output,
+    print_metrics,
+    print_retriever,
+    print_tokenizer,
+)
+from recgrit.progress import messages
+
+if TYPE_CHECKING:
+    from recgrit.experiment import ExperimentConfig
+    from recgrit.running import RunResult
+    from recgrit.runs import Run
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings to override, as retriever.epochs=3."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Redo stages that are up to date.")]
+
+# The commands that run stages differ in nothing but name and help.
+STAGE_HELP = {
+    "run": """Run everything: from raw files to item IDs, evaluation and recommendations.
+
+    Example: `recgrit run configs/movielens-100k.yaml retriever.epochs=3 seed=1`
+    """,
+    "prepare": "Read, filter and split the raw files.",
+    "embed": "Turn items into feature vectors.",
+    "tokenize": "Fit GRIT-VQ codebooks and write the item-ID table.",
+    "train": "Train the retriever.",
+    "evaluate": """Report Recall@K and NDCG@K on validation and test.
+
+    A retriever that was trained on another ID table than the run has now is refused, not trained
+    again: that takes `train`, `run` or `--force`.
+    """,
+}
+
+
+def _add_stage_command(name: str, text: str) -> None:
+    def command(
+        config: ConfigArgument,
+        overrides: OverridesArgument = None,
+        force: ForceOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run_until("recommend" if name == "run" else name, config, overrides, force, as_json)
+
+    app.command(name, help=text, rich_help_panel="Run")(command)
+
+
+for _name, _text in STAGE_HELP.items():
+    _add_stage_command(_name, _text)
+
+
+def _load(config: Path, overrides: list[str] | None) -> ExperimentConfig:
+    from recgrit.config import load_config
+    from recgrit.experiment import ExperimentConfig
+    from recgrit.runs import CONFIG_NAME
+
+    path, given = config, list(overrides or [])
+    if config.is_dir():
+        path = config / CONFIG_NAME
+        given = [f"run.dir={json.dumps(str(config))}", *given]
+    return load_config(ExperimentConfig, path, given)
+
+
+def _run_until(
+    stage: str, config_path: Path, overrides: list[str] | None, force: bool, as_json: bool
+) -> None:
+    config = _load(config_path, overrides)
+    from recgrit.running import require_own_checkpoint, run_experiment
+
+    if stage == "evaluate" and not force:
+        require_own_checkpoint(config)
+    try:
+        result = run_experiment(config, until=stage, force=force)
+    except KeyboardInterrupt:
+        messages.print(
+            "Interrupted: finished stages are kept, the same command goes on from there."
+        )
+        raise typer.Exit(130) from None
+    _print_result(result, stage)
+    if as_json:
+        print_json(result.to_json())
+
+
+def _print_result(result: RunResult, stage: str) -> None:
+    from recgrit.running import peak_memory_mb
+    from recgrit.runs import Run
+
+    opened = Run(result.directory)
+    if stage == "prepare":
+        output.print(funnel_table(opened.manifest("prepare").summary["funnel"]))
+    if stage == "tokenize":
+        print_tokenizer(opened.manifest("tokenize").summary)
+    if stage == "train":
+        print_retriever(opened.manifest("train").summary)
+    if result.reports:
+        print_metrics(opened)
+        agreement = opened.manifest("evaluate").summary.get("beam_agreement")
+        if agreement is not None:
+            output.print(f"Beam search finds {agreement:.1%} of the exact top 10.")
+    written = build_table("stage", "seconds", "written to")
+    for name, path in result.artifacts.items():
+        seconds = "up to date" if name in result.up_to_date else f"{result.seconds[name]:.1f}"
+        written.add_row(name, seconds, escape(str(path)))
+    output.print(written)
+    total = sum(result.seconds.values())
+    if len(result.up_to_date) == len(result.artifacts):
+        output.print("Every stage is up to date; --force redoes them.")
+    else:
+        output.print(f"{total:.1f} s in all, {peak_memory_mb():,.0f} MiB of memory at most.")
+        output.print(f"MLflow: {escape(result.tracking)}", soft_wrap=True, highlight=False)
+    if stage == "recommend":
+        _print_next_steps(opened)
+
+
+def _print_next_steps(opened: Run) -> None:
+    user = opened.data.interactions.user_ids[0]
+    item = opened.semantic_ids.item_ids[0]
+    place = shlex.quote(str(opened.directory))
+    program = _program()
+    output.print("\nNext:")
+    for command in (
+        f"{program} recommend --run {place} --user {shlex.quote(user)}",
+        f"{program} inspect item {shlex.quote(item)} --run {place}",
+        f"{program} inspect run --run {place}",
+    ):
+        output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
+
+
+def _program() -> str:
+    """How to type this command here: without an activated environment its name is not enough."""
+    if shutil.which("recgrit"):
+        return "recgrit"
+    if Path(sys.argv[0]).name == "recgrit":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m recgrit"
