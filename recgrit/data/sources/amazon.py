@@ -117,7 +117,12 @@ EDITIONS = {
     ),
 }
 # What the columns of tables with a header are called here.
-TABLE_NAMES = {"parent_asin": "item_id", "rating": "weight"}
+TABLE_NAMES = {
+    "user_id": "user_id",
+    "parent_asin": "item_id",
+    "rating": "weight",
+    "timestamp": "timestamp",
+}
 
 
 @dataclass(frozen=True)
@@ -222,20 +227,32 @@ def _read_reviews(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
 def _read_table(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
     lines = split_lines(decode(file))
     names = list(edition.table_fields or ())
+    described = ",".join(names)
     if not names:
-        names = str(lines["text"].first()).split(",")
-        missing = {"user_id", "parent_asin", "timestamp"} - set(names)
-        if missing:
-            raise DataError(
-                f"{file.label} does not start with a header that names {', '.join(sorted(missing))}"
-                f", got {str(lines['text'].first())[:80]!r}. Use the published file as it is."
-            )
+        described = str(lines["text"].first())
+        names = _name_columns(described, file.label)
         lines = lines.slice(1)
-    rows = split_fields(lines, ",", names).rename(
-        {name: TABLE_NAMES[name] for name in names if name in TABLE_NAMES}
-    )
+    rows = split_fields(lines, ",", names)
     known = ["line", "user_id", "item_id", "timestamp", "weight"]
-    return rows.select(name for name in known if name in rows.columns), ",".join(names)
+    return rows.select(name for name in known if name in rows.columns), described
+
+
+def _name_columns(header: str, label: str) -> list[str]:
+    """Our names for what a header names; numbers for what is not read.
+
+    Raises:
+        DataError: A column that is needed is missing, or there twice.
+    """
+    fields = header.split(",")
+    missing = [name for name in TABLE_NAMES if name not in fields and name != "rating"]
+    repeated = [name for name in TABLE_NAMES if fields.count(name) > 1]
+    if missing or repeated:
+        wanted = ", ".join(missing) if missing else f"{', '.join(repeated)} once"
+        raise DataError(
+            f"{label} does not start with a header that names {wanted}, got {header[:80]!r}. "
+            "Use the published file as it is."
+        )
+    return [TABLE_NAMES.get(name, str(place)) for place, name in enumerate(fields)]
 
 
 def _read_metadata(file: RawFile, edition: Edition, max_malformed_share: float) -> CleanRows:

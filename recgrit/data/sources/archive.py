@@ -7,11 +7,28 @@ something else than to publish data, and it is refused as a whole.
 
 from __future__ import annotations
 
+import lzma
 import re
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable
 
 from recgrit.errors import DataError
 
+# What reading a damaged archive raises, as fuzzing found: offsets lead outside of the file, names are
+# no text, sizes are negative, methods are unknown.
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
 # What macOS adds beside each file.
 _SHADOWS = "__MACOSX/"
 _LEADS_ELSEWHERE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeAlias
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from recgrit.data.sources.archive import members_by_name
+from recgrit.data.sources.archive import DAMAGE, members_by_name
 from recgrit.errors import DataError
 
 ColumnType: TypeAlias = DataTypeClass | pl.DataType
@@ -239,7 +239,7 @@ def _read_archive(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str
             for names in candidates:
                 if all(name in members for name in names):
                     return {name: _read_member(archive, path, members[name]) for name in names}
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except DAMAGE as error:
         with path.open("rb") as stream:
             _refuse_html(str(path), stream.read(1024))
         raise DataError(
