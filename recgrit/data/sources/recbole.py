@@ -18,6 +18,7 @@ from recgrit.data.sources.cleaning import (
     clean_text,
     to_raw_data,
 )
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import (
     RawFile,
@@ -83,16 +84,19 @@ def read_atomic_files(
     Raises:
         DataError: A header lacks a field that is needed, or the content is malformed.
     """
-    interactions = _read_inter(inter, max_malformed_share)
+    coder = InteractionCoder()
+    interactions = _read_inter(inter, max_malformed_share, coder)
     if item is None:
         schema = {"item_id": pl.String, "title": pl.String}
         items = CleanRows(pl.DataFrame(schema=schema), num_read=0, num_malformed=0)
     else:
         items = _read_item(item, max_malformed_share)
-    return to_raw_data(interactions, items, files)
+    return to_raw_data(interactions, items, files, coder)
 
 
-def _read_inter(file: RawFile, max_malformed_share: float) -> CleanRows:
+def _read_inter(
+    file: RawFile, max_malformed_share: float, coder: InteractionCoder
+) -> CleanRows:
     rows, types = _read_table(file)
     # Without times there is no order to learn from: the file's own may be anything.
     missing = [name for name in ("user_id", "item_id", "timestamp") if name not in types]
@@ -108,6 +112,7 @@ def _read_inter(file: RawFile, max_malformed_share: float) -> CleanRows:
         file.label,
         f"{len(types)} fields separated by tabs",
         max_malformed_share,
+        coder,
     )
 
 

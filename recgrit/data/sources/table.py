@@ -17,6 +17,7 @@ from recgrit.data.sources.cleaning import (
     join_rows,
     to_raw_data,
 )
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import list_folder, require_path
 from recgrit.errors import DataError
@@ -76,12 +77,14 @@ class Table:
         """Read the interactions, and the items where there are files of them."""
         described = () if self.items_path is None else _list_files(self.items_path, "items")
         taken = files[: len(files) - len(described)]
-        parts = [self._read_interactions(path, max_malformed_share) for path in taken]
-        return to_raw_data(
-            join_rows(parts, taken), self._read_items(described, max_malformed_share), files
-        )
+        coder = InteractionCoder()
+        parts = [self._read_interactions(path, max_malformed_share, coder) for path in taken]
+        items = self._read_items(described, max_malformed_share)
+        return to_raw_data(join_rows(parts, taken), items, files, coder)
 
-    def _read_interactions(self, path: Path, max_malformed_share: float) -> CleanRows:
+    def _read_interactions(
+        self, path: Path, max_malformed_share: float, coder: InteractionCoder
+    ) -> CleanRows:
         frame = _read_columns(path, self._interaction_columns)
         seconds = _seconds(frame["timestamp"], UNITS_PER_SECOND[self.time_unit])
         # Kept in whole seconds: what happened within one stays in order.
@@ -92,6 +95,7 @@ class Table:
             f"{', '.join(self._interaction_columns)}, with times as dates or counting "
             f"{self.time_unit} (data.table.time_unit)",
             max_malformed_share,
+            coder,
         )
 
     def _read_items(self, files: tuple[Path, ...], max_malformed_share: float) -> CleanRows:
