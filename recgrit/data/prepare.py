@@ -31,6 +31,7 @@ from recgrit.data.minionerec import build_minionerec, keep_short_titles
 from recgrit.data.releases import find_release
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
 from recgrit.data.sources.table import Table, TimeUnit
+from recgrit.data.sources.tags import with_tags
 from recgrit.data.splits import SequenceSplit, build_leave_one_out, build_temporal, hold_out_items
 from recgrit.errors import ConfigError, DataError
 
@@ -53,6 +54,8 @@ class DataConfig(Config):
     source: str = "movielens-100k"
     path: Path | None = None
     table: TableConfig = TableConfig()
+    # Of MovieLens, as text of the items: so many of the most given; 0 for none.
+    movie_tags: int = Field(default=0, ge=0)
     download_dir: Path = Path("downloads")
     # Addresses of folders with the same files, tried where the official ones do not answer.
     mirrors: tuple[str, ...] = ()
@@ -92,10 +95,15 @@ class DataConfig(Config):
         return self
 
     def build_source(self) -> Source:
-        """What reads the files."""
-        return (
-            Table(**self.table.model_dump()) if self.source == TABLE else load_source(self.source)
-        )
+        """What reads the files.
+
+        Raises:
+            ConfigError: Tags are asked for where there are none.
+        """
+        if self.source == TABLE:
+            return Table(**self.table.model_dump())
+        source = load_source(self.source)
+        return with_tags(source, self.source, self.movie_tags) if self.movie_tags else source
 
 
 @dataclass(frozen=True)

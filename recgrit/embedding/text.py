@@ -23,7 +23,7 @@ from recgrit.errors import ConfigError
 
 DEFAULT_TEMPLATE = (
     "{title}. Brand: {brand}. Categories: {categories}. Genres: {genres}. "
-    "Year: {year}. Price: {price}."
+    "Year: {year}. Price: {price}. Tags: {tags}."
 )
 CLOSING_PUNCTUATION = ".,;:!?)]}'\""
 PRICE_EDGES = [mantissa * 10**power for power in range(6) for mantissa in (1, 2, 5)]
@@ -52,7 +52,7 @@ def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]
     Args:
         items: The item table.
         template: Text with fields of the table in braces; None takes whatever the table has of
-            title, brand, categories, genres, year and price.
+            title, brand, categories, genres, year, price and tags.
 
     Raises:
         ConfigError: The given template cannot be read or names a field the table does not have.

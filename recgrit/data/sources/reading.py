@@ -7,6 +7,7 @@ silently and failed downloads save an HTML page under the name asked for.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -34,6 +35,8 @@ BOMB_RATIO = 100
 BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
 NEWLINE = b"\n"
+# Of gzip, zlib and zstd.
+PACKED_MAGICS = (GZIP_MAGIC, b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,11 @@ def require_first_line(label: str, first: object, header: str) -> None:
         )
 
 
+def looks_packed(content: bytes) -> bool:
+    """Whether the fast parsers would take these bytes for packed ones, and unpack them unasked."""
+    return content.startswith(PACKED_MAGICS)
+
+
 def parse_json_lines(
     file: RawFile, schema: dict[str, ColumnType], first_line: int = 1
 ) -> pl.DataFrame:
@@ -266,10 +274,10 @@ def parse_json_lines(
     line, so that one cut line does not cost the rest.
     """
     numbers = pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line")
-    try:
-        frame = pl.read_ndjson(file.content, schema=schema)
-    except pl.exceptions.PolarsError:
-        frame = pl.DataFrame()
+    frame = pl.DataFrame()
+    if not looks_packed(file.content):
+        with contextlib.suppress(pl.exceptions.PolarsError):
+            frame = pl.read_ndjson(file.content, schema=schema)
     # Blank lines are skipped, which would shift the numbers of the lines behind them.
     if frame.height == file.content.rstrip(b"\n").count(b"\n") + 1:
         return frame.select(numbers, *schema)

@@ -19,6 +19,7 @@ from recgrit.data.sources.reading import (
     Place,
     RawFile,
     decode,
+    looks_packed,
     read_pieces,
     refuse_html,
     require_first_line,
@@ -135,6 +136,8 @@ def parse_clean_fields(
         if b"\t" in content:
             return None
         content, separator = content.replace(separator.encode(), b"\t"), "\t"
+    if looks_packed(content):
+        return None
     num_rows, num_returns = content.count(b"\n"), content.count(b"\r")
     if num_returns and not num_returns == num_rows == content.count(b"\r\n"):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,3 +263,13 @@ def test_users_that_are_no_text_are_nobody_elses_rows(write_dataset: Callable[..
     assert raw.interactions.height + raw.counts["rows_malformed"] == 100
     assert raw.counts["rows_malformed"] >= 1
     assert raw.interactions["user_id"].n_unique() == raw.interactions.height
+
+
+@pytest.mark.parametrize("packer", [gzip.compress, zlib.compress])
+def test_what_is_packed_twice_is_told(big: Case, packer: Callable[[bytes], bytes]) -> None:
+    big.write(big.ratings, packer(big.content(big.ratings)))
+    if big.ratings.suffix != ".gz" and packer is gzip.compress:
+        assert big.read().interactions.height == 100  # Packed once, whatever its name says.
+        return
+    with pytest.raises(DataError, match=big.ratings.name):
+        big.read()
