@@ -51,9 +51,7 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
         pl.col(ours).str.replace_all(_BREAKS, " ").alias(theirs) for ours, theirs in names.items()
     )
     # RecBole splits at tabs and knows no quotes.
-    write_atomic(
-        folder / f"{name}.item", items.write_csv(separator="\t", quote_style="never")
-    )
+    write_atomic(folder / f"{name}.item", items.write_csv(separator="\t", quote_style="never"))
     if not _is_plain(data):
         paths = _export_samples(
             split, folder, name, data.interactions.user_ids, data.interactions.item_ids
@@ -69,9 +67,7 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
             "timestamp:float": places,
         }
     )
-    write_atomic(
-        folder / f"{name}.inter", inter.write_csv(separator="\t", quote_style="never")
-    )
+    write_atomic(folder / f"{name}.inter", inter.write_csv(separator="\t", quote_style="never"))
     return [folder / f"{name}.inter", folder / f"{name}.item"]
 
 

@@ -82,7 +82,8 @@ def _resample_owners(
     draw = np.random.default_rng(seed)
     size = max(1, BLOCK_WEIGHTS // num_users)
     sums = [
-        draw.multinomial(num_users, np.full(num_users, 1 / num_users), size=min(size, left)) @ totals
+        draw.multinomial(num_users, np.full(num_users, 1 / num_users), size=min(size, left))
+        @ totals
         for left in range(num_bootstrap, 0, -size)
     ]
     means = np.concatenate(sums)

@@ -44,7 +44,9 @@ def read_lists(
     missing = [name for name in (key, "item_id", order) if name not in rows.columns]
     if missing:
         reason = (
-            "" if split.owners is None else " This split has several targets of a user: row is the "
+            ""
+            if split.owners is None
+            else " This split has several targets of a user: row is the "
             f"line, from 0, of the exported .{split_name}.inter file that a list answers."
         )
         raise DataError(
@@ -63,7 +65,10 @@ def read_lists(
         {
             "list": _look_up(path, rows[key], known, key),
             "item": _look_up(
-                path, rows["item_id"], dict(zip(item_ids, range(len(item_ids)), strict=True)), "item_id"
+                path,
+                rows["item_id"],
+                dict(zip(item_ids, range(len(item_ids)), strict=True)),
+                "item_id",
             ),
             "place": places if order == "rank" else -places,
         }
@@ -105,7 +110,7 @@ def _read_table(path: Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path} cannot be read as a table of lists ({reason}): expected .parquet, .csv or .tsv."
+            f"{path} cannot be read as a table of lists ({reason}): expected Parquet, .csv or .tsv."
         ) from None
     if rows.is_empty():
         raise DataError(f"{path} holds no lists.")

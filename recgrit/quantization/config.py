@@ -40,8 +40,8 @@ class TokenizerConfig(Config):
         reset_interval: Steps between revivals of dead codes; null for none.
         cache_interval: Steps between refreshes of the codebooks that items are assigned by.
         sample_items: Items to fit to, drawn at random where there are more; all are assigned.
-        semantic_ids_path: A published ``NAME.index.json`` whose IDs the items get in place of fitted
-            ones; what is set above then matters no more.
+        semantic_ids_path: A published ``NAME.index.json`` whose IDs the items get in place of
+            fitted ones; what is set above then matters no more.
         unique_ids: ``greedy`` moves colliding items to free codes, ``sinkhorn`` spreads them evenly
             over the last level first, ``disambiguation`` adds a level.
     """

@@ -8,6 +8,7 @@ writes it). Without either, the keys are taken for item ids.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass
@@ -110,10 +111,8 @@ def _parse_tokens(path: Path, key: str, tokens: object) -> tuple[int, ...]:
     """The codes that a list of tokens spells, one token a level."""
     codes: tuple[int, ...] = ()
     if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
-        try:
+        with contextlib.suppress(DataError):  # Told below, with the key.
             codes = parse_semantic_id("".join(tokens))
-        except DataError:
-            pass
         if len(codes) == len(tokens) and max(codes, default=MAX_CODE) < MAX_CODE:
             return codes
     raise DataError(

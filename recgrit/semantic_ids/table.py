@@ -177,9 +177,9 @@ class SemanticIdTable:
             )
         except (pl.exceptions.PolarsError, KeyError, ValueError, OSError) as error:
             raise DataError(
-                f"{path} is not an item-ID table, or damaged: {error}. Expected item_id, title, one "
-                "column per level, and their codebook sizes in the file's metadata; build it anew "
-                "with 'recgrit tokenize CONFIG'."
+                f"{path} is not an item-ID table, or damaged: {error}. Expected item_id, title, "
+                "one column per level, and their codebook sizes in the file's metadata; build it "
+                "anew with 'recgrit tokenize CONFIG'."
             ) from None
 
 

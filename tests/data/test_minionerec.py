@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recgrit.config import load_config
 from recgrit.data.minionerec import build_minionerec, keep_short_titles
 from recgrit.data.prepare import DataConfig, build_interactions, prepare
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, DataError
-from recgrit.config import load_config
 from recgrit.runs import Run
 
 Row = tuple[str, str, int]

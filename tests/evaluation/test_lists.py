@@ -61,9 +61,7 @@ def test_lists_in_any_order_of_rows(
         ("", "cannot be read as a table of lists"),
     ],
 )
-def test_what_is_wrong_is_told(
-    data: PreparedData, tmp_path: Path, text: str, message: str
-) -> None:
+def test_what_is_wrong_is_told(data: PreparedData, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read(data, tmp_path / "x.csv")

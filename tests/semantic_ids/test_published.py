@@ -96,7 +96,9 @@ def test_what_is_exported_comes_back(
     copied_run: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     before = Run(copied_run).semantic_ids
-    assert command("export", "index", "--run", copied_run, "--out", tmp_path, "--name", "x").code == 0
+    assert (
+        command("export", "index", "--run", copied_run, "--out", tmp_path, "--name", "x").code == 0
+    )
     path = tmp_path / "x.index.json"
     taken = command("tokenize", copied_run, f"tokenizer.semantic_ids_path={path}")
     assert taken.code == 0
@@ -104,7 +106,9 @@ def test_what_is_exported_comes_back(
     run = Run(copied_run)
     np.testing.assert_array_equal(run.semantic_ids.codes, before.codes)
     assert run.semantic_ids.item_ids.equals(before.item_ids)
-    with pytest.raises(ArtifactError, match=r"has the IDs of x\.index\.json: there is no tokenizer"):
+    with pytest.raises(
+        ArtifactError, match=r"has the IDs of x\.index\.json: there is no tokenizer"
+    ):
         _ = run.tokenizer
     # Everything behind goes on from there, and nothing is done twice.
     assert command("run", copied_run, "retriever.epochs=1").code == 0
@@ -124,9 +128,7 @@ def test_shared_ids_become_unique(
     ids = Run(copied_run).data.items.item_ids
     index = {item: [f"<a_{row % 3}>", f"<b_{row % 2}>"] for row, item in enumerate(ids)}
     (tmp_path / "mine.json").write_text(json.dumps(index | {"elsewhere": ["<a_7>", "<b_0>"]}))
-    taken = command(
-        "tokenize", copied_run, f"tokenizer.semantic_ids_path={tmp_path / 'mine.json'}"
-    )
+    taken = command("tokenize", copied_run, f"tokenizer.semantic_ids_path={tmp_path / 'mine.json'}")
     assert "100.0% of 40 items shared an ID" in taken.out
     assert "1 of its items are not here" in taken.out
     table = Run(copied_run).semantic_ids

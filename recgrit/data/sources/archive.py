@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 from recgrit.errors import DataError
 
-# What reading a damaged archive raises, as fuzzing found: offsets lead outside of the file, names are
-# no text, sizes are negative, methods are unknown.
+# What reading a damaged archive raises, as fuzzing found: offsets lead outside of the file, names
+# are no text, sizes are negative, methods are unknown.
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,

@@ -12,7 +12,6 @@ import gzip
 import itertools
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass

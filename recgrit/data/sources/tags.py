@@ -106,7 +106,9 @@ class TaggedMovieLens:
             pl.col("tag").head(self.num_tags).alias("tags")
         )
 
-    def _split(self, lines: pl.DataFrame) -> Iterator[tuple[int, str | None, str | None, str | None]]:
+    def _split(
+        self, lines: pl.DataFrame
+    ) -> Iterator[tuple[int, str | None, str | None, str | None]]:
         for line, text in lines.iter_rows():
             try:
                 # Line by line, so that a stray quote costs one tag and not all that follow.

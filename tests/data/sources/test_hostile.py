@@ -65,9 +65,7 @@ class Case:
         """Where a line about this user stands, from 0."""
         lines = self.lines(self.ratings)
         return next(
-            i
-            for i, line in enumerate(lines)
-            if line.startswith(user) or b'"' + user + b'"' in line
+            i for i, line in enumerate(lines) if line.startswith(user) or b'"' + user + b'"' in line
         )
 
 
@@ -108,9 +106,7 @@ def test_line_ends_may_be_mixed(case: Case) -> None:
     plain = case.read()
     for path in (case.ratings, case.items):
         lines = [line.rstrip(b"\r") for line in case.lines(path)]
-        mixed = b"".join(
-            line + (b"\r\n", b"\n", b"\n\n")[i % 3] for i, line in enumerate(lines)
-        )
+        mixed = b"".join(line + (b"\r\n", b"\n", b"\n\n")[i % 3] for i, line in enumerate(lines))
         case.write(path, mixed)
     raw = case.read()
     assert raw.interactions.equals(plain.interactions)
@@ -128,14 +124,12 @@ def test_old_macintosh_line_ends_are_told(case: Case) -> None:
 def test_a_line_of_scrap_is_counted_or_told(big: Case, scrap: bytes) -> None:
     lines = big.lines(big.ratings)
     big.write_lines(big.ratings, [*lines[:50], scrap, *lines[50:]])
-    try:
-        raw = big.read()
-    except DataError as error:
+    if scrap == b"\xc3\x28" and not big.content(big.ratings).startswith(b"{"):
         # What is no UTF-8 anywhere is another encoding, and cannot be counted line by line.
-        assert scrap == b"\xc3\x28", error
-        assert big.ratings.name in str(error)
-        assert "on line 51" in str(error)
+        with pytest.raises(DataError, match=rf"{big.ratings.name} .*, on line 51, cannot be read"):
+            big.read()
         return
+    raw = big.read()
     assert raw.counts["rows_read"] == 101
     assert raw.counts["rows_malformed"] == 1
     assert raw.interactions.height == 100
@@ -164,7 +158,7 @@ def test_times_before_1970_and_negative_ids_are_taken_as_they_are(big: Case) -> 
         lines[place] = lines[place].replace(b'"--', b'"-')
     big.write_lines(big.ratings, lines)
     frame = big.read().interactions
-    rows = {user: time for user, time in frame.select("user_id", "timestamp").iter_rows()}
+    rows = dict(frame.select("user_id", "timestamp").iter_rows())
     assert len(rows) == 100
     assert rows["-77"] == -177
 
@@ -185,9 +179,7 @@ def test_formulas_in_titles_are_data(case: Case, title: str) -> None:
     if not case.name.startswith("amazon2018"):
         title = title.replace("|", "!").replace("'", "")  # They would end a field or a text.
     lines = case.lines(case.items)
-    case.write_lines(
-        case.items, [line.replace(b"Toy Story", title.encode()) for line in lines]
-    )
+    case.write_lines(case.items, [line.replace(b"Toy Story", title.encode()) for line in lines])
     items = case.read(max_malformed_share=0.4).items
     assert title in items["title"].to_list()
 

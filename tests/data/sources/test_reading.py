@@ -80,7 +80,9 @@ def test_one_file_twice_in_an_archive_is_refused(
         rows_read(NAME, archive)
 
 
-@pytest.mark.parametrize(("find", "put"), [(b"PK\x01\x02", 42), (b"PK\x03\x04", 26), (b"PK\x05\x06", 16)])
+@pytest.mark.parametrize(
+    ("find", "put"), [(b"PK\x01\x02", 42), (b"PK\x03\x04", 26), (b"PK\x05\x06", 16)]
+)
 def test_archives_whose_headers_lie(
     write_dataset: Callable[..., Path], tmp_path: Path, find: bytes, put: int
 ) -> None:

@@ -37,7 +37,10 @@ def test_unknown_names_list_the_known(name: str) -> None:
     ("name", "hint"),
     [
         ("amazon2018/Gift_cards", r" Did you mean data\.source=amazon2018/Gift_Cards\?"),
-        ("amazon2023/Sports_outdoors", r" Did you mean data\.source=amazon2023/Sports_and_Outdoors\?"),
+        (
+            "amazon2023/Sports_outdoors",
+            r" Did you mean data\.source=amazon2023/Sports_and_Outdoors\?",
+        ),
         ("amazon2014/Gift_Cards", r".* There are: .*Beauty"),
         ("amazon2014/../x", " There are: Amazon_Instant_Video"),
     ],
