@@ -1,10 +1,16 @@
-"""Filters over raw interactions; each keeps the order of the rows it leaves."""
+"""Filters over raw interactions; each keeps the order of the rows it leaves.
+
+Ids may be text or codes from 0 (`recgrit.data.sources.coding`); with codes, counting is a look-up in
+an array.
+"""
 
 from __future__ import annotations
 
 from datetime import date
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 
@@ -13,9 +19,9 @@ def drop_exact_duplicates(interactions: pl.DataFrame) -> pl.DataFrame:
 
     An item taken again at another time is an event of its own and stays.
     """
-    return interactions.unique(
-        ["user_id", "item_id", "timestamp"], keep="first", maintain_order=True
-    )
+    key = ["user_id", "item_id", "timestamp"]
+    suspects = _find_repeated(interactions, key)
+    return _drop_rows(interactions, suspects, suspects.unique(key, keep="first"))
 
 
 def keep_within(interactions: pl.DataFrame, since: date | None, until: date | None) -> pl.DataFrame:
@@ -30,13 +36,10 @@ def keep_within(interactions: pl.DataFrame, since: date | None, until: date | No
 
 def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"]) -> pl.DataFrame:
     """Each user's earliest or latest interaction with an item, at one time by file order."""
-    return (
-        interactions.with_row_index("row")
-        .sort("timestamp", maintain_order=True)
-        .unique(["user_id", "item_id"], keep=which, maintain_order=True)
-        .sort("row")
-        .drop("row")
-    )
+    pair = ["user_id", "item_id"]
+    suspects = _find_repeated(interactions, pair)
+    in_time = suspects.sort("timestamp", "row")
+    return _drop_rows(interactions, suspects, in_time.unique(pair, keep=which, maintain_order=True))
 
 
 def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int) -> pl.DataFrame:
@@ -47,7 +50,9 @@ def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int
 
 def count_repeats(interactions: pl.DataFrame) -> int:
     """How many rows are a user's second or later interaction with the same item."""
-    return interactions.height - interactions.n_unique(["user_id", "item_id"])
+    pair = ["user_id", "item_id"]
+    suspects = _find_repeated(interactions, pair)
+    return suspects.height - suspects.n_unique(pair)
 
 
 def filter_k_core(
@@ -58,11 +63,46 @@ def filter_k_core(
     Dropping a rare item can make a user too short and the reverse, so both are dropped in turns
     until nothing changes; the result does not depend on which comes first. Repeats count.
     """
-    has_enough = (pl.len().over("user_id") >= min_user_interactions) & (
-        pl.len().over("item_id") >= min_item_interactions
-    )
+    users, items = _as_codes(interactions["user_id"]), _as_codes(interactions["item_id"])
+    kept = np.ones(len(users), np.bool_)
     while True:
-        kept = interactions.filter(has_enough)
-        if kept.height == interactions.height:
-            return kept
-        interactions = kept
+        # Of users and items as they stand, so that a round costs two counts and two look-ups.
+        left = (np.bincount(users) >= min_user_interactions)[users]
+        left &= (np.bincount(items) >= min_item_interactions)[items]
+        if left.all():
+            return interactions if kept.all() else interactions.filter(pl.Series(kept))
+        kept[kept] = left
+        users, items = users[left], items[left]
+
+
+def _find_repeated(interactions: pl.DataFrame, key: list[str]) -> pl.DataFrame:
+    """The rows whose key may stand in another row too, with their places as ``row``.
+
+    None that does is missed. Equal hashes find them, sorted as plain numbers; a table of all keys
+    would take several times the memory and time, and most logs hold few repeats or none.
+    """
+    hashes = interactions.select(key).hash_rows()
+    in_order = hashes.sort()
+    repeated = in_order.filter(in_order == in_order.shift()).unique()
+    rows = pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
+    columns = [rows, "user_id", "item_id", "timestamp"]
+    if repeated.is_empty():
+        return interactions.clear().select(columns)
+    return interactions.select(columns).filter(hashes.is_in(repeated.implode()))
+
+
+def _drop_rows(
+    interactions: pl.DataFrame, suspects: pl.DataFrame, kept: pl.DataFrame
+) -> pl.DataFrame:
+    """All rows but those suspects that are not kept."""
+    if kept.height == suspects.height:
+        return interactions
+    stays = np.ones(interactions.height, np.bool_)
+    stays[suspects["row"].to_numpy()] = False
+    stays[kept["row"].to_numpy()] = True
+    return interactions.filter(pl.Series(stays))
+
+
+def _as_codes(ids: pl.Series) -> npt.NDArray[np.integer]:
+    """Whole numbers from 0 that tell ids apart, as coded ids are already."""
+    return (ids if ids.dtype.is_integer() else ids.rank("dense") - 1).to_numpy()

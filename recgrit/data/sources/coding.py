@@ -45,10 +45,13 @@ class IdCoder:
 
     def ids(self) -> pl.Series:
         """The id of each code, as text."""
-        values = pl.Series(np.concatenate(self._values) if self._values else [], dtype=pl.Int64)
         if self._categories is None:
-            return values.cast(pl.String)
-        return self._categories.to_series().gather(values)
+            return self.numbers().cast(pl.String)
+        return self._categories.to_series().gather(self.numbers())
+
+    def numbers(self) -> pl.Series:
+        """What each code stands for where ids are small whole numbers."""
+        return pl.Series(np.concatenate(self._values) if self._values else [], dtype=pl.Int64)
 
     def _encode_numbers(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         top = int(numbers.max())
