@@ -14,13 +14,30 @@ import numpy.typing as npt
 import polars as pl
 
 
-def drop_exact_duplicates(interactions: pl.DataFrame) -> pl.DataFrame:
+def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose user and item may stand together in another row too; none that do is missed.
+
+    Columns ``row`` (its place), ``user_id``, ``item_id`` and ``timestamp``.
+    """
+    places = pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
+    return _keep_repeated(
+        interactions.select("user_id", "item_id", "timestamp", places), ["user_id", "item_id"]
+    )
+
+
+def drop_exact_duplicates(
+    interactions: pl.DataFrame, repeats: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """One row, the first, for equal user, item and time: the same event, recorded twice.
 
     An item taken again at another time is an event of its own and stays.
+
+    Args:
+        interactions: In file order.
+        repeats: What `find_repeats` found in them, if it was asked before.
     """
     key = ["user_id", "item_id", "timestamp"]
-    suspects = _find_repeated(interactions, key)
+    suspects = _keep_repeated(find_repeats(interactions) if repeats is None else repeats, key)
     return _drop_rows(interactions, suspects, suspects.unique(key, keep="first"))
 
 
@@ -37,7 +54,7 @@ def keep_within(interactions: pl.DataFrame, since: date | None, until: date | No
 def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"]) -> pl.DataFrame:
     """Each user's earliest or latest interaction with an item, at one time by file order."""
     pair = ["user_id", "item_id"]
-    suspects = _find_repeated(interactions, pair)
+    suspects = find_repeats(interactions)
     in_time = suspects.sort("timestamp", "row")
     return _drop_rows(interactions, suspects, in_time.unique(pair, keep=which, maintain_order=True))
 
@@ -51,7 +68,7 @@ def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int
 def count_repeats(interactions: pl.DataFrame) -> int:
     """How many rows are a user's second or later interaction with the same item."""
     pair = ["user_id", "item_id"]
-    suspects = _find_repeated(interactions, pair)
+    suspects = find_repeats(interactions)
     return suspects.height - suspects.n_unique(pair)
 
 
@@ -64,31 +81,31 @@ def filter_k_core(
     until nothing changes; the result does not depend on which comes first. Repeats count.
     """
     users, items = _as_codes(interactions["user_id"]), _as_codes(interactions["item_id"])
+    per_user, per_item = np.bincount(users), np.bincount(items)
     kept = np.ones(len(users), np.bool_)
     while True:
-        # Of users and items as they stand, so that a round costs two counts and two look-ups.
-        left = (np.bincount(users) >= min_user_interactions)[users]
-        left &= (np.bincount(items) >= min_item_interactions)[items]
-        if left.all():
+        left = (per_user >= min_user_interactions)[users]
+        left &= (per_item >= min_item_interactions)[items]
+        dropped = np.flatnonzero(kept != left)
+        if not len(dropped):
             return interactions if kept.all() else interactions.filter(pl.Series(kept))
-        kept[kept] = left
-        users, items = users[left], items[left]
+        per_user -= np.bincount(users[dropped], minlength=len(per_user))
+        per_item -= np.bincount(items[dropped], minlength=len(per_item))
+        kept = left
 
 
-def _find_repeated(interactions: pl.DataFrame, key: list[str]) -> pl.DataFrame:
-    """The rows whose key may stand in another row too, with their places as ``row``.
+def _keep_repeated(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:
+    """The rows whose key may stand in another row too.
 
-    None that does is missed. Equal hashes find them, sorted as plain numbers; a table of all keys
-    would take several times the memory and time, and most logs hold few repeats or none.
+    Equal hashes find them, sorted as plain numbers; a table of all keys would take several times
+    the memory and time, and most logs hold few repeats or none.
     """
-    hashes = interactions.select(key).hash_rows()
+    hashes = rows.select(key).hash_rows()
     in_order = hashes.sort()
-    repeated = in_order.filter(in_order == in_order.shift()).unique()
-    rows = pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
-    columns = [rows, "user_id", "item_id", "timestamp"]
+    repeated = in_order.filter(in_order == in_order.shift())
     if repeated.is_empty():
-        return interactions.clear().select(columns)
-    return interactions.select(columns).filter(hashes.is_in(repeated.implode()))
+        return rows.clear()
+    return rows.filter(hashes.is_in(repeated.unique().implode()))
 
 
 def _drop_rows(

@@ -48,6 +48,9 @@ class Funnel:
 
     def add(self, step: str, interactions: pl.DataFrame) -> None:
         """Record a step that left these interactions, their ids as codes."""
+        if self._steps[-1].interactions == interactions.height and self._steps[-1].users is not None:
+            self.repeat(step)
+            return
         self._steps.append(
             _Step(
                 step,
@@ -66,7 +69,7 @@ class Funnel:
         )
 
     def repeat(self, step: str) -> None:
-        """Record that a step left all interactions."""
+        """Record a step that left all interactions."""
         self._steps.append(replace(self._steps[-1], step=step, dropped=0, counted=None))
 
     def to_polars(self) -> pl.DataFrame:

@@ -21,6 +21,7 @@ from recgrit.data.filtering import (
     count_repeats,
     drop_exact_duplicates,
     filter_k_core,
+    find_repeats,
     keep_one_per_item,
     keep_titled,
     keep_within,
@@ -178,7 +179,8 @@ def prepare(config: DataConfig) -> PreparedData:
     raw = config.build_source().read(files, max_malformed_share=config.max_malformed_share)
     funnel = Funnel.start(raw)
     metadata, user_ids, item_ids = raw.items, raw.coded.user_ids, raw.coded.item_ids
-    kept = drop_exact_duplicates(raw.coded.frame)
+    repeats = find_repeats(raw.coded.frame)
+    kept = drop_exact_duplicates(raw.coded.frame, repeats)
     num_read = raw.coded.frame.height
     del raw  # A large part of all memory, once something is dropped from it.
     funnel.add("exact duplicates", kept)
@@ -205,7 +207,9 @@ def prepare(config: DataConfig) -> PreparedData:
         f"{config.min_item_interactions} per item",
         kept,
     )
-    funnel.count("repeats of an item at another time", count_repeats(kept))
+    # Filters make none.
+    num_repeats = 0 if repeats.is_empty() else count_repeats(kept)
+    funnel.count("repeats of an item at another time", num_repeats)
     tie_seed = config.tie_seed if config.ties == "shuffle" else None
     interactions = build_interactions(kept, user_ids, item_ids, tie_seed=tie_seed)
     del kept

@@ -261,7 +261,7 @@ def parse_json_lines(
     numbers = pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line")
     try:
         frame = pl.read_ndjson(file.content, schema=schema)
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, OSError):  # The latter where it takes it for gzip.
         frame = pl.DataFrame()
     # Blank lines are skipped, which would shift the numbers of the lines behind them.
     if frame.height == file.content.rstrip(b"\n").count(b"\n") + 1:
