@@ -1,4 +1,4 @@
-"""The categories that each edition of the Amazon reviews was published in, spelt as in its files."""
+"""The categories that each edition of the Amazon reviews came in, spelt as in its files."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
     ends = offsets[1:]
     has_targets = counts >= MIN_SEQUENCE_LENGTH
     return SequenceSplit(
-        items=interactions.frame["item_idx"].to_numpy().astype(np.int32),
+        items=interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False),
         offsets=offsets,
         train_ends=np.where(has_targets, ends - 2, ends),
         valid_targets=np.where(has_targets, ends - 2, -1),
@@ -226,7 +226,7 @@ def build_temporal(
     train_ends, valid_ends = starts + count_before(first_valid), starts + count_before(first_test)
     valid, test = np.maximum(train_ends, starts + 1), np.maximum(valid_ends, starts + 1)
     return SequenceSplit(
-        items=interactions.frame["item_idx"].to_numpy().astype(np.int32),
+        items=interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False),
         offsets=offsets,
         train_ends=train_ends,
         valid_targets=np.where(valid < valid_ends, valid, -1),

@@ -15,6 +15,9 @@ import polars as pl
 
 # Numbers up to here are looked up in an array of 4 bytes each; larger ones are taken as text.
 MAX_NUMBER = 2**26
+# Rows looked up at a time: they stay in the processor's cache, and after the first of them most ids
+# are known.
+SLICE = 2**18
 
 
 class IdCoder:
@@ -45,10 +48,13 @@ class IdCoder:
 
     def ids(self) -> pl.Series:
         """The id of each code, as text."""
-        values = pl.Series(np.concatenate(self._values) if self._values else [], dtype=pl.Int64)
         if self._categories is None:
-            return values.cast(pl.String)
-        return self._categories.to_series().gather(values)
+            return self.numbers().cast(pl.String)
+        return self._categories.to_series().gather(self.numbers())
+
+    def numbers(self) -> pl.Series:
+        """What each code stands for where ids are small whole numbers."""
+        return pl.Series(np.concatenate(self._values) if self._values else [], dtype=pl.Int64)
 
     def _encode_numbers(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         top = int(numbers.max())
@@ -56,9 +62,24 @@ class IdCoder:
             grown = np.full(max(top + 1, 2 * len(self._code_of)), -1, np.int32)
             grown[: len(self._code_of)] = self._code_of
             self._code_of = grown
+        codes = np.empty(len(numbers), np.int32)
+        for start in range(0, len(numbers), SLICE):
+            part = slice(start, start + SLICE)
+            codes[part] = self._encode_slice(numbers[part])
+        return codes
+
+    def _encode_slice(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+        changes = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+        if len(changes) < len(numbers) // 4:  # As in a file that lists user after user.
+            starts = np.concatenate([[0], changes])
+            lengths = np.diff(starts, append=len(numbers))
+            return np.repeat(self._look_up(numbers[starts]), lengths)
+        return self._look_up(numbers)
+
+    def _look_up(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         codes: npt.NDArray[np.int32] = self._code_of[numbers]
-        unknown = codes < 0
-        if unknown.any():
+        unknown = np.flatnonzero(codes < 0)
+        if len(unknown):
             new = numbers[unknown]
             # Written from the last to the first, the first stays.
             place = np.arange(len(new), dtype=np.int32)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import polars as pl
 
 from recgrit.data.sources.cleaning import MAX_TIMESTAMP, RowCollector
@@ -69,9 +70,9 @@ def read_blocks(place: Place) -> Iterator[Block]:
         if not end:
             rest += content
             continue
-        lines, rest = rest + content[:end], content[end:]
+        lines, rest = b"".join((rest, memoryview(content)[:end])), content[end:]
         yield Block(RawFile(place.label, lines), line, offset)
-        line, offset = line + lines.count(b"\n"), offset + len(lines)
+        line, offset = line + count_lines(lines), offset + len(lines)
     if is_blank:
         raise DataError(f"{place.label} is empty. Download it again.")
     if rest:
@@ -138,7 +139,7 @@ def parse_clean_fields(
         content, separator = content.replace(separator.encode(), b"\t"), "\t"
     if looks_packed(content):
         return None
-    num_rows, num_returns = content.count(b"\n"), content.count(b"\r")
+    num_rows, num_returns = count_lines(content), content.count(b"\r")
     if num_returns and not num_returns == num_rows == content.count(b"\r\n"):
         return None
     if id_type is pl.String and (
@@ -155,7 +156,7 @@ def parse_clean_fields(
             quote_char=None,
             schema={**types, "timestamp": pl.Int64},
         )
-    except pl.exceptions.PolarsError:
+    except (pl.exceptions.PolarsError, OSError):  # The latter where it takes them for gzip.
         return None
     known = rows.select(name for name in KNOWN_FIELDS if name in rows.columns)
     if known.height != num_rows or known.null_count().sum_horizontal().item():
@@ -179,6 +180,11 @@ def parse_clean_fields(
             return None
         known = known.with_columns(weight.cast(pl.Float32))
     return known
+
+
+def count_lines(content: bytes) -> int:
+    """How many lines end in these bytes; several times as fast as counting with `bytes.count`."""
+    return int(np.count_nonzero(np.frombuffer(content, np.uint8) == ord("\n")))
 
 
 def fetch_ahead(items: Iterable[T]) -> Iterator[T]:
