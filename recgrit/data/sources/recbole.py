@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from recgrit.data.sources.reading import (
     split_lines,
 )
 from recgrit.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 # The published files name the same thing differently.
 ITEM_FIELDS = {
@@ -71,6 +74,8 @@ class RecBole:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
         """Read the interactions and, where given, the items."""
+        if (users := files[0].with_suffix(".user")).is_file():
+            logger.info("%s is not read: nothing here takes features of users", users.name)
         contents = list(read_files(files, ()).values())
         items = contents[1] if len(contents) > 1 else None
         return read_atomic_files(contents[0], items, files, max_malformed_share)
