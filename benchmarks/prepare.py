@@ -1,7 +1,7 @@
-"""Time and memory of preparing ratings, beside the same job in plain pandas.
+r"""Time and memory of preparing ratings, beside the same job in plain pandas.
 
     POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 25000000 --json
-    POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 100000000 --users 10000000 \\
+    POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 100000000 --users 10000000 \
         --items 1000000 --without-pandas --json
 
 Writes ``ratings.csv`` in MovieLens' official format, then runs the stage `prepare` as `recgrit
