@@ -1,7 +1,7 @@
 """Filters over raw interactions; each keeps the order of the rows it leaves.
 
-Ids may be text or codes from 0 (`recgrit.data.sources.coding`); with codes, counting is a look-up in
-an array.
+Ids may be text or codes from 0 (`recgrit.data.sources.coding`); with codes, counting is a look-up
+in an array.
 """
 
 from __future__ import annotations

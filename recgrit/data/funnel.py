@@ -48,7 +48,8 @@ class Funnel:
 
     def add(self, step: str, interactions: pl.DataFrame) -> None:
         """Record a step that left these interactions, their ids as codes."""
-        if self._steps[-1].interactions == interactions.height and self._steps[-1].users is not None:
+        last = self._steps[-1]
+        if last.interactions == interactions.height and last.users is not None:
             self.repeat(step)
             return
         self._steps.append(
@@ -57,7 +58,7 @@ class Funnel:
                 interactions.height,
                 users=_count_distinct(interactions["user_id"]),
                 items=_count_distinct(interactions["item_id"]),
-                dropped=self._steps[-1].interactions - interactions.height,
+                dropped=last.interactions - interactions.height,
             )
         )
 
@@ -85,6 +86,6 @@ class Funnel:
 def _count_distinct(codes: pl.Series) -> int:
     if codes.is_empty():
         return 0
-    seen = np.zeros(codes.max() + 1, np.bool_)  # type: ignore[operator]
+    seen = np.zeros(codes.max() + 1, np.bool_)  # type: ignore[operator, arg-type]
     seen[codes.to_numpy()] = True
     return int(seen.sum())

@@ -298,7 +298,7 @@ def _sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
     span = last - first + 1  # type: ignore[operator]
     if (frame["user_idx"].max() + 1) * span >= 2**63:  # type: ignore[operator]
         return frame.sort("user_idx", "timestamp", maintain_order=True)
-    key = (user * span + (time - first)).alias("key")  # type: ignore[operator]
+    key = (user * span + (time - first)).alias("key")
     if frame.select(key.is_sorted()).item():
         return frame
     return frame.with_columns(key).sort("key", maintain_order=True).drop("key")

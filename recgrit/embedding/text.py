@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,3 +164,11 @@ def _price_ranges(prices: pl.Series) -> pl.Series:
     ranges = np.array(PRICE_RANGES)[np.searchsorted(PRICE_EDGES, values, side="right")]
     known = pl.Series(np.isfinite(values) & (values > 0))
     return pl.Series("price", ranges.tolist()).set(~known, None)
+
+
+def order_texts(texts: Sequence[str]) -> list[str]:
+    """Each different text once, longest first.
+
+    So batches hold little padding, and too little memory shows at once.
+    """
+    return sorted(set(texts), key=lambda text: (-len(text), text))

@@ -92,7 +92,9 @@ class RowCollector:
         has_numbers = pl.all_horizontal(
             number[name].is_finite().fill_null(False) for name in required
         ) & (seconds.abs() <= MAX_TIMESTAMP).fill_null(False)
-        checked = rows.with_columns(has_ids.alias("has_ids"), (has_ids & has_numbers).alias("usable"))
+        checked = rows.with_columns(
+            has_ids.alias("has_ids"), (has_ids & has_numbers).alias("usable")
+        )
         self._malformed.append(checked.filter(~pl.col("usable"))["line"])
         # A line that could not be split at all lacks its ids too, but for another reason.
         splittable = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_not_null())

@@ -41,7 +41,7 @@ class IdCoder:
         if not len(ids):
             return np.empty(0, np.int32)
         if self._categories is None:
-            if ids.dtype.is_integer() and 0 <= ids.min() and ids.max() < MAX_NUMBER:  # type: ignore[operator]
+            if ids.dtype.is_integer() and ids.is_between(0, MAX_NUMBER, closed="left").all():
                 return self._encode_numbers(ids.to_numpy())
             self._turn_to_text()
         return self._encode_numbers(self._number_texts(ids.cast(pl.String)))

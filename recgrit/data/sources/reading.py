@@ -1,7 +1,7 @@
 """From files to lines: finding a data set's files, unpacking them, splitting them into fields.
 
-Files of items are read whole, interactions block by block (`recgrit.data.sources.streaming`). What a
-file is gets decided by its first bytes, not by its name, since browsers unpack ``.gz`` files
+Files of items are read whole, interactions block by block (`recgrit.data.sources.streaming`). What
+a file is gets decided by its first bytes, not by its name, since browsers unpack ``.gz`` files
 silently and failed downloads save an HTML page under the name asked for.
 """
 
@@ -121,9 +121,7 @@ def list_folder(path: Path) -> str:
     return _list_names(sorted(entry.name for entry in path.iterdir()))
 
 
-def find_places(
-    files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]
-) -> dict[str, Place]:
+def find_places(files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]) -> dict[str, Place]:
     """Where each file is, by its name; in a zip, the first complete set within.
 
     Raises:
@@ -355,9 +353,7 @@ def _open(place: Place, stack: ExitStack) -> tuple[IO[bytes] | gzip.GzipFile, in
 def _damaged_archive(path: Path, error: Exception) -> DataError:
     with path.open("rb") as stream:
         refuse_html(str(path), stream.read(1024))
-    return DataError(
-        f"{path} is a damaged or incomplete zip archive ({error}). Download it again."
-    )
+    return DataError(f"{path} is a damaged or incomplete zip archive ({error}). Download it again.")
 
 
 def _list_names(names: Sequence[str]) -> str:

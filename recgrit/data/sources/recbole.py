@@ -99,9 +99,7 @@ def read_atomic_files(
     return to_raw_data(interactions, items, files, coder)
 
 
-def _read_inter(
-    file: RawFile, max_malformed_share: float, coder: InteractionCoder
-) -> CleanRows:
+def _read_inter(file: RawFile, max_malformed_share: float, coder: InteractionCoder) -> CleanRows:
     rows, types = _read_table(file)
     # Without times there is no order to learn from: the file's own may be anything.
     missing = [name for name in ("user_id", "item_id", "timestamp") if name not in types]

@@ -60,11 +60,12 @@ def read_blocks(place: Place) -> Iterator[Block]:
         DataError: The file cannot be read, is empty, is cut short, or is an HTML page.
     """
     rest, line, offset, is_blank = b"", 1, 0, True
-    for content in read_pieces(place, PARSED_BYTES):
+    for piece in read_pieces(place, PARSED_BYTES):
+        content = piece
         if offset == 0 and not rest:
-            refuse_html(place.label, content)
-            start = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
-            content, offset = content[start:], start
+            refuse_html(place.label, piece)
+            content = piece.removeprefix(codecs.BOM_UTF8)
+            offset = len(piece) - len(content)
         is_blank = is_blank and not content.strip()
         end = content.rfind(b"\n") + 1
         if not end:
@@ -140,46 +141,48 @@ def parse_clean_fields(
     if looks_packed(content):
         return None
     num_rows, num_returns = count_lines(content), content.count(b"\r")
-    if num_returns and not num_returns == num_rows == content.count(b"\r\n"):
-        return None
-    if id_type is pl.String and (
-        not content.isascii()
-        or any(blank in content for blank in BLANKS if blank != separator.encode())
-    ):
+    has_odd_returns = num_returns and not num_returns == num_rows == content.count(b"\r\n")
+    if has_odd_returns or (id_type is pl.String and not _is_plain(content, separator)):
         return None
     types = {name: id_type if name in ID_FIELDS else pl.String for name in names}
+    schema = {**types, "timestamp": pl.Int64}
     try:
         rows = pl.read_csv(
-            content,
-            has_header=False,
-            separator=separator,
-            quote_char=None,
-            schema={**types, "timestamp": pl.Int64},
+            content, has_header=False, separator=separator, quote_char=None, schema=schema
         )
     except (pl.exceptions.PolarsError, OSError):  # The latter where it takes them for gzip.
         return None
-    known = rows.select(name for name in KNOWN_FIELDS if name in rows.columns)
-    if known.height != num_rows or known.null_count().sum_horizontal().item():
-        return None
-    if not known["timestamp"].is_between(0, MAX_TIMESTAMP).all():
-        return None
-    if id_type is pl.Int64:
-        num_bytes = num_returns + num_rows * len(names)
-        for name in names:
-            if rows.schema[name].is_integer():
-                if rows[name].min() < 0:  # type: ignore[operator]
-                    return None
-                num_bytes += _count_digits(rows[name])
-            else:
-                num_bytes += int(rows[name].str.len_bytes().sum())
-        if num_bytes != len(content):
-            return None
-    if "weight" in known.columns:
-        weight = known["weight"].cast(pl.Float64, strict=False)
-        if not weight.is_finite().fill_null(False).all():
-            return None
-        known = known.with_columns(weight.cast(pl.Float32))
-    return known
+    known = rows.select(name for name in KNOWN_FIELDS if name in names)
+    if "weight" in names:
+        weight = pl.col("weight").cast(pl.Float64, strict=False)
+        known = known.with_columns(pl.when(weight.is_finite()).then(weight.cast(pl.Float32)))
+    is_clean = (
+        known.height == num_rows
+        and not known.null_count().sum_horizontal().item()
+        and known["timestamp"].is_between(0, MAX_TIMESTAMP).all()
+        and (id_type is pl.String or len(content) == num_returns + _count_bytes(rows))
+    )
+    return known if is_clean else None
+
+
+def _is_plain(content: bytes, separator: str) -> bool:
+    """Whether no id can have anything around it to strip."""
+    return content.isascii() and not any(
+        blank in content for blank in BLANKS if blank != separator.encode()
+    )
+
+
+def _count_bytes(rows: pl.DataFrame) -> int:
+    """How long these rows are, written with one byte behind each field; -1 for numbers below 0."""
+    size = rows.height * rows.width
+    for column in rows:
+        if column.dtype == pl.String:
+            size += int(column.str.len_bytes().sum())
+        else:
+            if column.min() < 0:  # type: ignore[operator]
+                return -1
+            size += _count_digits(column)
+    return size
 
 
 def count_lines(content: bytes) -> int:
