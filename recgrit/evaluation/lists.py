@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from recgrit.data.damage import TABLE_DAMAGE, read_parquet
 from recgrit.data.recommendations import NO_ITEM, Recommendations
 from recgrit.data.splits import SequenceSplit, Split
 from recgrit.errors import DataError
@@ -103,11 +104,11 @@ def _look_up(path: Path, names: pl.Series, known: dict[str, int], what: str) -> 
 def _read_table(path: Path) -> pl.DataFrame:
     try:
         if path.suffix == ".parquet":
-            rows = pl.read_parquet(path, glob=False)
+            rows = read_parquet(path)
         else:
             separator = "\t" if path.suffix == ".tsv" else ","
             rows = pl.read_csv(path, infer_schema=False, separator=separator, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except TABLE_DAMAGE as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"{path} cannot be read as a table of lists ({reason}): expected Parquet, .csv or .tsv."

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
+from recgrit.data.damage import TABLE_DAMAGE, read_parquet
 from recgrit.errors import DataError
 
 # No more digits than a code can have.
@@ -165,7 +166,7 @@ class SemanticIdTable:
         if not path.is_file():
             raise DataError(f"No item-ID table at {path}. Build it with 'recgrit tokenize CONFIG'.")
         try:
-            metadata, frame = pl.read_parquet_metadata(path), pl.read_parquet(path, glob=False)
+            metadata, frame = pl.read_parquet_metadata(path), read_parquet(path)
             sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
             level = metadata["recgrit.disambiguation_level"]
             return cls(
@@ -175,7 +176,7 @@ class SemanticIdTable:
                 item_ids=frame["item_id"],
                 titles=frame["title"],
             )
-        except (pl.exceptions.PolarsError, KeyError, ValueError, OSError) as error:
+        except TABLE_DAMAGE as error:
             raise DataError(
                 f"{path} is not an item-ID table, or damaged: {error}. Expected item_id, title, "
                 "one column per level, and their codebook sizes in the file's metadata; build it "
