@@ -143,8 +143,7 @@ class PreparedData:
         num_own = int(self.split.offsets[self.split.num_users])
         if num_own > len(self.interactions):
             raise DataError(
-                f"The split has {num_own} interactions, the data only "
-                f"{len(self.interactions)}."
+                f"The split has {num_own} interactions, the data only {len(self.interactions)}."
             )
 
     def save(self, directory: Path) -> None:
@@ -242,17 +241,7 @@ def prepare(config: DataConfig) -> PreparedData:
     funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
     funnel.count("items titled by their id", int(untitled.sum()))
     funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
-    if config.split == "temporal":
-        split = build_temporal(
-            interactions, valid_share=config.valid_share, test_share=config.test_share
-        )
-        funnel.count("users with a test target", len(split.target_users("test")))
-    elif config.split == "minionerec":
-        split = build_minionerec(interactions)
-        funnel.count("validation targets", len(split.target_users("valid")))
-        funnel.count("test targets", len(split.target_users("test")))
-    else:
-        split = build_leave_one_out(interactions)
+    split = _build_split(interactions, config, funnel)
     if config.cold_item_share > 0:
         cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
         split = cold.split
@@ -316,6 +305,21 @@ def _code_items(metadata: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
     codes = item_ids.alias("item_id").to_frame().with_row_index("code")
     joined = metadata.join(codes, on="item_id", how="inner")
     return joined.with_columns(pl.col("code").cast(pl.Int32).alias("item_id"))
+
+
+def _build_split(interactions: Interactions, config: DataConfig, funnel: Funnel) -> SequenceSplit:
+    if config.split == "leave_one_out":
+        return build_leave_one_out(interactions)
+    if config.split == "minionerec":
+        split = build_minionerec(interactions)
+        funnel.count("validation targets", len(split.target_users("valid")))
+        funnel.count("test targets", len(split.target_users("test")))
+        return split
+    split = build_temporal(
+        interactions, valid_share=config.valid_share, test_share=config.test_share
+    )
+    funnel.count("users with a test target", len(split.target_users("test")))
+    return split
 
 
 def _filter_by_weight(interactions: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
