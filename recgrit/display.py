@@ -33,8 +33,10 @@ def print_metrics(opened: Run) -> None:
         model: {name.replace("_", " "): opened.reports[prefix + name] for name in splits}
         for model, prefix in (("retriever", ""), ("popularity", "popularity_"))
     }
-    users = opened.reports["test"].per_user.height
-    note = f"{users:,} users, all items ranked, mean ± half the 95% interval"
+    test = opened.reports["test"]
+    targets, users = test.per_user.height, test.protocol["num_users"]
+    who = f"{users:,} users" if targets == users else f"{targets:,} targets of {users:,} users"
+    note = f"{who}, all items ranked, mean ± half the 95% interval"
     if output.width >= WIDE:
         groups = {
             note: {f"{m} {name}": r for m, rows in models.items() for name, r in rows.items()}
@@ -82,7 +84,8 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
             f"{level['codebook_usage']:.1%}",
             f"{level['perplexity']:.0f}",
             str(level["dead_codes"]),
-            f"{level['residual_norm']:.3f}",
+            # Published codes come without what they quantized.
+            f"{norm:.3f}" if (norm := level["residual_norm"]) is not None else "–",
         )
     output.print(table)
     shared = f"{found['collision_rate']:.1%} of {summary['num_items']:,} items shared an ID"
@@ -92,6 +95,9 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
     if summary["num_moved"]:
         shared += f", {summary['num_moved']:,} moved"
     output.print(f"{shared}.")
+    if "published" in summary:
+        unknown = summary["num_unknown"]
+        output.print(f"Taken from {summary['published']}; {unknown:,} of its items are not here.")
 
 
 def print_retriever(summary: Mapping[str, Any]) -> None:

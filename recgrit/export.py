@@ -1,6 +1,7 @@
 """A run's data and IDs in the files of other tools, so that their models see the same split.
 
-RecBole: atomic files with one ``.inter`` whose own leave-one-out gives our targets. LETTER, LC-Rec
+RecBole: atomic files with one ``.inter`` whose own leave-one-out gives our targets, or the parts of
+any other split. LETTER, LC-Rec
 and MiniOneRec: ``.index.json`` with the semantic IDs, ``.inter.json`` with the sequences and
 ``.item.json`` with the texts, all by dense item number. The ID table alone comes as Parquet and as
 JSON lines, the trie as safetensors; their rows and leaves are in the order of the dense number.
@@ -9,7 +10,7 @@ JSON lines, the trie as safetensors; their rows and leaves are in the order of t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,47 @@ import numpy as np
 import polars as pl
 
 from recgrit.artifacts import replacing, write_atomic
+from recgrit.data.minionerec import MAX_HISTORY
 from recgrit.data.prepare import PreparedData
-from recgrit.data.splits import build_leave_one_out
+from recgrit.data.splits import SequenceSplit, Split, build_leave_one_out
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
 from recgrit.semantic_ids.trie import build_trie
 
 # What would end a field or a line of a tab-separated file.
 _BREAKS = r"[\t\r\n]+"
+# Of a training sample, where the split itself sets no limit; what is older is seldom read.
+LONGEST_HISTORY = 50
 
 
 def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.inter`` and ``NAME.item``.
+    """Write ``NAME.inter`` and ``NAME.item``, or for any other split its three parts.
 
-    RecBole makes our split of them by ``eval_args: {order: TO, split: {LS: valid_and_test}, mode:
-    full}``. The time is the place in the user's sequence, from 0: RecBole reads times as 32-bit
-    numbers, which cannot tell apart seconds of today, and would order what happened at once by
-    chance.
+    RecBole makes plain leave-one-out of them by ``eval_args: {order: TO, split: {LS:
+    valid_and_test}, mode: full}``. The time is the place in the user's sequence, from 0: RecBole
+    reads times as 32-bit numbers, which cannot tell apart seconds of today, and would order what
+    happened at once by chance.
+
+    Every other split it takes as it is, from ``NAME.train.inter``, ``NAME.valid.inter`` and
+    ``NAME.test.inter`` by ``benchmark_filename: [train, valid, test]`` and ``alias_of_item_id:
+    [item_id_list]``: one line per target, with the history before it.
 
     Raises:
-        DataError: The run's split is not plain leave-one-out, which is all these files can say.
+        DataError: Ids hold tabs, blanks or line breaks, which these files cannot say.
     """
-    split, plain = data.split, build_leave_one_out(data.interactions)
-    if not (
-        np.array_equal(split.items, plain.items)
-        and np.array_equal(split.train_ends, plain.train_ends)
-    ):
-        raise DataError(
-            "Only a leave-one-out split of all items can be exported to RecBole, whose own split "
-            "would train on what this run holds out. Prepare a run with data.split=leave_one_out "
-            "and data.cold_item_share=0."
+    split = data.split
+    _refuse_breaks(data)
+    names = {"item_id": "item_id:token", "title": "title:token_seq"}
+    items = data.items.frame.select(
+        pl.col(ours).str.replace_all(_BREAKS, " ").alias(theirs) for ours, theirs in names.items()
+    )
+    # RecBole splits at tabs and knows no quotes.
+    write_atomic(folder / f"{name}.item", items.write_csv(separator="\t", quote_style="never"))
+    if not _is_plain(data):
+        paths = _export_samples(
+            split, folder, name, data.interactions.user_ids, data.interactions.item_ids
         )
+        return [*paths, folder / f"{name}.item"]
     lengths = np.diff(split.offsets)
     users = np.repeat(np.arange(split.num_users), lengths)
     places = np.arange(len(users)) - np.repeat(split.offsets[:-1], lengths)
@@ -58,19 +69,74 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
             "timestamp:float": places,
         }
     )
-    names = {"item_id": "item_id:token", "title": "title:token_seq"}
-    items = data.items.frame.select(
-        pl.col(ours).str.replace_all(_BREAKS, " ").alias(theirs) for ours, theirs in names.items()
+    write_atomic(folder / f"{name}.inter", inter.write_csv(separator="\t", quote_style="never"))
+    return [folder / f"{name}.inter", folder / f"{name}.item"]
+
+
+def _is_plain(data: PreparedData) -> bool:
+    """Whether the split is leave-one-out of all items, as RecBole makes it itself."""
+    split, plain = data.split, build_leave_one_out(data.interactions)
+    return np.array_equal(split.items, plain.items) and np.array_equal(
+        split.train_ends, plain.train_ends
     )
-    paths = [folder / f"{name}.inter", folder / f"{name}.item"]
-    for path, frame in zip(paths, (inter, items), strict=True):
-        # RecBole splits at tabs and knows no quotes.
-        write_atomic(path, frame.write_csv(separator="\t", quote_style="never"))
+
+
+def _refuse_breaks(data: PreparedData) -> None:
+    for what, ids in (("user", data.interactions.user_ids), ("item", data.interactions.item_ids)):
+        broken = ids.filter(ids.str.contains(r"\s"))
+        if len(broken):
+            raise DataError(
+                f"{len(broken)} {what} ids hold blanks, tabs or line breaks, the first "
+                f"{broken[0]!r}: RecBole's files part ids at these. Rename them in the source."
+            )
+
+
+def _export_samples(
+    split: SequenceSplit, folder: Path, name: str, user_ids: pl.Series, item_ids: pl.Series
+) -> list[Path]:
+    """One file for each part of the split, one line per target; test targets in their order."""
+    longest = MAX_HISTORY if split.owners is not None else LONGEST_HISTORY
+    users, items = user_ids.to_list(), item_ids.to_list()
+    paths = []
+    for part, samples in (
+        ("train", _training_samples(split)),
+        ("valid", _target_samples(split, "valid")),
+        ("test", _target_samples(split, "test")),
+    ):
+        lines = ["user_id:token\titem_id_list:token_seq\titem_id:token"]
+        for user, start, target in samples:
+            own = split.items[max(start, target - longest) : target + 1].tolist()
+            history = " ".join(items[item] for item in own[:-1])
+            lines.append(f"{users[user]}\t{history}\t{items[own[-1]]}")
+        paths.append(folder / f"{name}.{part}.inter")
+        write_atomic(paths[-1], "\n".join(lines) + "\n")
     return paths
 
 
+def _training_samples(split: SequenceSplit) -> Iterator[tuple[int, int, int]]:
+    """User, begin of the sequence and target of everything that may be learned."""
+    for user in range(split.num_users):
+        start = int(split.offsets[user])
+        for target in range(start + 1, int(split.train_ends[user])):
+            yield user, start, target
+
+
+def _target_samples(split: SequenceSplit, part: Split) -> Iterator[tuple[int, int, int]]:
+    sequences = split.target_users(part)
+    yield from zip(
+        split.owners_of(sequences).tolist(),
+        np.asarray(split.offsets[sequences]).tolist(),
+        np.asarray(split.target_positions(part)[sequences]).tolist(),
+        strict=True,
+    )
+
+
 def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.index.json``, ``NAME.inter.json`` and ``NAME.item.json``."""
+    """Write ``NAME.index.json``, ``NAME.inter.json`` and ``NAME.item.json``.
+
+    With MiniOneRec's split also ``NAME.{train,valid,test}.inter`` by the numbers of users and
+    items, which its ``convert_dataset.py`` reads beside the others.
+    """
     split = data.split
     files: Mapping[str, Callable[[], Any]] = {
         "index": lambda: {
@@ -90,6 +156,11 @@ def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
     for kind, build in files.items():
         paths.append(folder / f"{name}.{kind}.json")
         write_atomic(paths[-1], json.dumps(build(), ensure_ascii=False) + "\n")
+    if split.owners is not None:
+        users, items = (
+            pl.Series(np.arange(count)).cast(pl.String) for count in (split.num_users, len(table))
+        )
+        paths += _export_samples(split, folder, name, users, items)
     return paths
 
 

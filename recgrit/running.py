@@ -81,7 +81,7 @@ class RunResult:
         test = self.reports.get("test")
         return {
             **metrics,
-            "num_users": test.per_user.height if test is not None else None,
+            "num_users": test.protocol["num_users"] if test is not None else None,
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 2)},
             "up_to_date": self.up_to_date,
             "peak_rss_mb": peak_memory_mb(),

@@ -155,8 +155,19 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> QuantizedAutoencoder:
-        """The fitted tokenizer, in eval mode: codes for features of the same kind."""
-        config = TokenizerConfig.model_validate(self.manifest("tokenize").config["tokenizer"])
+        """The fitted tokenizer, in eval mode: codes for features of the same kind.
+
+        Raises:
+            ArtifactError: The IDs of this run were published, not fitted.
+        """
+        manifest = self.manifest("tokenize")
+        if "published" in manifest.summary:
+            raise ArtifactError(
+                f"{self.directory} has the IDs of {manifest.summary['published']}: there is no "
+                "tokenizer to give codes to other items. Unset tokenizer.semantic_ids_path to fit "
+                "one."
+            )
+        config = TokenizerConfig.model_validate(manifest.config["tokenizer"])
         with self._reading("tokenize") as directory:
             return read_tokenizer(directory / TOKENIZER_NAME, config, self.features.embedding_dim)
 

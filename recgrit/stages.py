@@ -55,7 +55,9 @@ def _build_data(config: ExperimentConfig, writer: ArtifactWriter, tracker: Track
         "num_users": data.interactions.num_users,
         "num_items": data.interactions.num_items,
         "num_interactions": len(data.interactions),
-        "num_evaluated_users": len(data.split.target_users("test")),
+        "num_evaluated_users": len(
+            np.unique(data.split.owners_of(data.split.target_users("test")))
+        ),
         "num_untrained_items": int(np.sum(data.split.train_item_counts() == 0)),
         "funnel": data.funnel.to_dicts(),
     }
@@ -118,6 +120,41 @@ def _build_embeddings(config: ExperimentConfig, writer: ArtifactWriter, tracker:
 
 
 def _build_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
+    if config.tokenizer.semantic_ids_path is not None:
+        _take_published_ids(config.tokenizer.semantic_ids_path, config, writer)
+    else:
+        _fit_semantic_ids(config, writer, tracker)
+
+
+def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWriter) -> None:
+    """IDs of a published table; those that items share get one more level."""
+    from recgrit.quantization.diagnostics import diagnose_codes
+    from recgrit.semantic_ids.collisions import disambiguate
+    from recgrit.semantic_ids.published import read_published_ids
+    from recgrit.semantic_ids.table import SemanticIdTable
+
+    items = Run(config.run.dir).data.items
+    published = read_published_ids(path, items.item_ids)
+    diagnostics = diagnose_codes(published.codes, published.codebook_sizes)
+    codes, sizes, level = published.codes.astype(np.int32), published.codebook_sizes, None
+    if diagnostics.collision_rate > 0:
+        unique = disambiguate(published.codes, sizes, items.item_ids)
+        codes, sizes, level = unique.codes, unique.codebook_sizes, unique.disambiguation_level
+    SemanticIdTable(codes, sizes, level, items.item_ids, items.titles).save(writer.path)
+    writer.summary = {
+        "num_items": len(codes),
+        "codebook_sizes": list(sizes),
+        "disambiguation_level": level,
+        "unique_by": "none needed" if level is None else "disambiguation",
+        "num_moved": 0,
+        "published": path.name,
+        "num_unknown": published.num_unknown,
+        "diagnostics": diagnostics.to_dict(),
+        "warnings": [],
+    }
+
+
+def _fit_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -307,6 +344,14 @@ def _find_embedding_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
     return (path,)
 
 
+def _find_published_ids(config: ExperimentConfig) -> tuple[Path, ...]:
+    """A published table of IDs and what says which item has which number."""
+    from recgrit.semantic_ids.published import find_published_files
+
+    path = config.tokenizer.semantic_ids_path
+    return () if path is None else find_published_files(path)
+
+
 def _find_item_lists(config: ExperimentConfig) -> tuple[Path, ...]:
     """Files of items that may, or must not, be recommended."""
     settings = config.recommendation
@@ -356,9 +401,9 @@ STAGES: dict[str, Stage] = {
     "tokenize": Stage(
         settings=lambda config: {
             "seed": config.seed,
-            "tokenizer": config.tokenizer.model_dump(mode="json"),
+            "tokenizer": config.tokenizer.model_dump(mode="json", exclude={"semantic_ids_path"}),
         },
-        inputs=lambda config: (),
+        inputs=_find_published_ids,
         build=_build_semantic_ids,
         describe=lambda summary: (
             f"{summary['num_items']:,} IDs of {len(summary['codebook_sizes'])} levels, "

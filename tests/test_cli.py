@@ -298,6 +298,10 @@ def test_datasets_lists_what_can_be_read(command: Command) -> None:
     assert {entry["source"] for entry in listed} >= {"movielens-32m", "amazon2023/<Category>"}
     assert all(entry["terms"] and entry["verified"] for entry in listed)
     assert "GroupLens" in done.out
+    named = command("datasets", "amazon2018", "--json")
+    assert "amazon2018/Gift_Cards" in named.out.splitlines()
+    assert "Gift_Cards" in named.json()["categories"]
+    assert "No family of data sets 'netflix'" in command("datasets", "netflix").told()
 
 
 def test_inspect_run(tiny_run: FinishedRun, command: Command) -> None:

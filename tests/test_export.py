@@ -70,13 +70,88 @@ def test_breaks_in_titles_become_blanks(tiny_run: Any, tmp_path: Path) -> None:
     assert paths[1].read_text().splitlines()[1].split("\t")[1] == 'a b "c"'
 
 
-@pytest.mark.parametrize("setting", [{"cold_item_share": 0.2}, {"split": "temporal"}])
-def test_other_splits_cannot_be_said(
+def samples(path: Path) -> list[tuple[str, list[str], str]]:
+    header, *lines = path.read_text().splitlines()
+    assert header == "user_id:token\titem_id_list:token_seq\titem_id:token"
+    return [
+        (user, history.split(" "), target)
+        for user, history, target in (line.split("\t") for line in lines)
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"cold_item_share": 0.2}, {"split": "temporal"}, {"split": "minionerec"}]
+)
+def test_other_splits_are_written_part_by_part(
     tiny_data: Path, tmp_path: Path, setting: dict[str, Any]
 ) -> None:
     data = prepare(DataConfig.model_validate({"path": tiny_data} | setting))
-    with pytest.raises(DataError, match="cold_item_share"):
-        export_recbole(data, tmp_path, "x")
+    paths = export_recbole(data, tmp_path, "x")
+    assert [path.name for path in paths] == [
+        "x.train.inter",
+        "x.valid.inter",
+        "x.test.inter",
+        "x.item",
+    ]
+    user_ids, item_ids = (
+        data.interactions.user_ids.to_list(),
+        data.interactions.item_ids.to_list(),
+    )
+    split = data.split
+    for part in ("valid", "test"):
+        sequences = split.target_users(part)
+        assert samples(tmp_path / f"x.{part}.inter") == [
+            (
+                user_ids[owner],
+                [item_ids[i] for i in split.history(int(sequence), part)][-50:],
+                item_ids[target],
+            )
+            for sequence, owner, target in zip(
+                sequences, split.owners_of(sequences), split.targets(part, sequences), strict=True
+            )
+        ]
+    train = samples(tmp_path / "x.train.inter")
+    learned = [split.train_sequence(user) for user in range(split.num_users)]
+    assert len(train) == sum(max(0, len(own) - 1) for own in learned)
+    longest = 10 if "minionerec" in setting.values() else 50
+    assert max(len(history) for _, history, _ in train) <= longest
+    held_out = set(range(split.num_items)) - {int(i) for own in learned for i in own}
+    seen = {item for _, history, target in train for item in (*history, target)}
+    assert not seen & {item_ids[i] for i in held_out}
+
+
+def test_minionerec_gets_its_split_by_numbers(
+    new_config: Callable[..., Path], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert command("tokenize", new_config(data={"split": "minionerec"})).code == 0
+    run = tmp_path / "runs" / "new"
+    done = command("export", "index", "--run", run, "--out", tmp_path, "--name", "x", "--json")
+    assert len(done.json()["files"]) == 6
+    index = json.loads((tmp_path / "x.index.json").read_text())
+    for part in ("train", "valid", "test"):
+        for user, history, target in samples(tmp_path / f"x.{part}.inter"):
+            assert int(user) < 60
+            assert {*history, target} <= set(index)
+
+
+def test_ids_with_blanks_cannot_be_said(tmp_path: Path) -> None:
+    rows = pl.DataFrame(
+        {"user_id": ["u v"] * 4, "item_id": list("abcd"), "timestamp": [1, 2, 3, 4]}
+    )
+    rows.write_parquet(tmp_path / "log.parquet")
+    one = {"min_user_interactions": 1, "min_item_interactions": 1}
+    data = prepare(DataConfig(source="table", path=tmp_path, **one))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"1 user ids hold blanks.*'u v'"):
+        export_recbole(data, tmp_path / "out", "x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_formulas_stay_data(tiny_run: Any, tmp_path: Path) -> None:
+    data = Run(tiny_run.directory).data
+    title = "=cmd|' /C calc'!A0"
+    items = ItemTable(data.items.frame.with_columns(title=pl.lit(title)))
+    export_recbole(replace(data, items=items), tmp_path, "x")
+    assert (tmp_path / "x.item").read_text().splitlines()[1].split("\t")[1] == title
 
 
 def test_a_place_that_cannot_be_written(

@@ -112,10 +112,27 @@ def recommend(
 
 
 @app.command(rich_help_panel="Look")
-def datasets(as_json: JsonOption = False) -> None:
+def datasets(
+    family: Annotated[
+        str | None, typer.Argument(help="Name its categories: amazon2014, amazon2018, amazon2023.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the published data sets that can be read, their terms, and what that was verified on."""
+    from recgrit.data.categories import AMAZON_CATEGORIES
     from recgrit.data.releases import RELEASES
 
+    if family is not None:
+        if family not in AMAZON_CATEGORIES:
+            raise ConfigError(
+                f"No family of data sets {family!r}. There are {', '.join(AMAZON_CATEGORIES)}; "
+                "'recgrit datasets' lists everything."
+            )
+        for category in AMAZON_CATEGORIES[family]:
+            output.print(f"{family}/{category}", highlight=False)
+        if as_json:
+            print_json({"family": family, "categories": AMAZON_CATEGORIES[family]})
+        return
     table = build_table(
         "data.source",
         "users",
@@ -131,10 +148,11 @@ def datasets(as_json: JsonOption = False) -> None:
         counts = (release.users, release.items, release.interactions)
         table.add_row(escape(release.source), *counts, size, release.verified)
     output.print(table)
-    output.print("Fetched where data.path is not set. Terms:")
+    output.print("Fetched where data.path is not set; the size of a category is told as it comes.")
+    output.print("Categories: recgrit datasets amazon2018. Terms:")
     terms = {release.terms: release.family.partition("-")[0] for release in RELEASES}
-    for text, family in terms.items():
-        output.print(f"  {family}: {text}")
+    for text, publisher in terms.items():
+        output.print(f"  {publisher}: {text}")
     output.print("Your own files: data.source=table or data.source=recbole, with data.path.")
     if as_json:
         print_json({"datasets": [asdict(release) for release in RELEASES]})

@@ -1,21 +1,44 @@
-"""Filters over raw interactions; each keeps the order of the rows it leaves."""
+"""Filters over raw interactions; each keeps the order of the rows it leaves.
+
+Ids may be text or codes from 0 (`recgrit.data.sources.coding`); with codes, counting is a look-up
+in an array.
+"""
 
 from __future__ import annotations
 
 from datetime import date
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 
-def drop_exact_duplicates(interactions: pl.DataFrame) -> pl.DataFrame:
+def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose user and item may stand together in another row too; none that do is missed.
+
+    Columns ``row`` (its place), ``user_id``, ``item_id`` and ``timestamp``.
+    """
+    places = pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
+    return _keep_repeated(
+        interactions.select("user_id", "item_id", "timestamp", places), ["user_id", "item_id"]
+    )
+
+
+def drop_exact_duplicates(
+    interactions: pl.DataFrame, repeats: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """One row, the first, for equal user, item and time: the same event, recorded twice.
 
     An item taken again at another time is an event of its own and stays.
+
+    Args:
+        interactions: In file order.
+        repeats: What `find_repeats` found in them, if it was asked before.
     """
-    return interactions.unique(
-        ["user_id", "item_id", "timestamp"], keep="first", maintain_order=True
-    )
+    key = ["user_id", "item_id", "timestamp"]
+    suspects = _keep_repeated(find_repeats(interactions) if repeats is None else repeats, key)
+    return _drop_rows(interactions, suspects, suspects.unique(key, keep="first"))
 
 
 def keep_within(interactions: pl.DataFrame, since: date | None, until: date | None) -> pl.DataFrame:
@@ -30,13 +53,10 @@ def keep_within(interactions: pl.DataFrame, since: date | None, until: date | No
 
 def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"]) -> pl.DataFrame:
     """Each user's earliest or latest interaction with an item, at one time by file order."""
-    return (
-        interactions.with_row_index("row")
-        .sort("timestamp", maintain_order=True)
-        .unique(["user_id", "item_id"], keep=which, maintain_order=True)
-        .sort("row")
-        .drop("row")
-    )
+    pair = ["user_id", "item_id"]
+    suspects = find_repeats(interactions)
+    in_time = suspects.sort("timestamp", "row")
+    return _drop_rows(interactions, suspects, in_time.unique(pair, keep=which, maintain_order=True))
 
 
 def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int) -> pl.DataFrame:
@@ -47,7 +67,9 @@ def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int
 
 def count_repeats(interactions: pl.DataFrame) -> int:
     """How many rows are a user's second or later interaction with the same item."""
-    return interactions.height - interactions.n_unique(["user_id", "item_id"])
+    pair = ["user_id", "item_id"]
+    suspects = find_repeats(interactions)
+    return suspects.height - suspects.n_unique(pair)
 
 
 def filter_k_core(
@@ -58,11 +80,46 @@ def filter_k_core(
     Dropping a rare item can make a user too short and the reverse, so both are dropped in turns
     until nothing changes; the result does not depend on which comes first. Repeats count.
     """
-    has_enough = (pl.len().over("user_id") >= min_user_interactions) & (
-        pl.len().over("item_id") >= min_item_interactions
-    )
+    users, items = _as_codes(interactions["user_id"]), _as_codes(interactions["item_id"])
+    per_user, per_item = np.bincount(users), np.bincount(items)
+    kept = np.ones(len(users), np.bool_)
     while True:
-        kept = interactions.filter(has_enough)
-        if kept.height == interactions.height:
-            return kept
-        interactions = kept
+        left = (per_user >= min_user_interactions)[users]
+        left &= (per_item >= min_item_interactions)[items]
+        dropped = np.flatnonzero(kept != left)
+        if not len(dropped):
+            return interactions if kept.all() else interactions.filter(pl.Series(kept))
+        per_user -= np.bincount(users[dropped], minlength=len(per_user))
+        per_item -= np.bincount(items[dropped], minlength=len(per_item))
+        kept = left
+
+
+def _keep_repeated(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:
+    """The rows whose key may stand in another row too.
+
+    Equal hashes find them, sorted as plain numbers; a table of all keys would take several times
+    the memory and time, and most logs hold few repeats or none.
+    """
+    hashes = rows.select(key).hash_rows()
+    in_order = hashes.sort()
+    repeated = in_order.filter(in_order == in_order.shift())
+    if repeated.is_empty():
+        return rows.clear()
+    return rows.filter(hashes.is_in(repeated.unique().implode()))
+
+
+def _drop_rows(
+    interactions: pl.DataFrame, suspects: pl.DataFrame, kept: pl.DataFrame
+) -> pl.DataFrame:
+    """All rows but those suspects that are not kept."""
+    if kept.height == suspects.height:
+        return interactions
+    stays = np.ones(interactions.height, np.bool_)
+    stays[suspects["row"].to_numpy()] = False
+    stays[kept["row"].to_numpy()] = True
+    return interactions.filter(pl.Series(stays))
+
+
+def _as_codes(ids: pl.Series) -> npt.NDArray[np.integer]:
+    """Whole numbers from 0 that tell ids apart, as coded ids are already."""
+    return (ids if ids.dtype.is_integer() else ids.rank("dense") - 1).to_numpy()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 
 from recgrit.data.sources import RawData
@@ -42,18 +43,22 @@ class Funnel:
         unreadable = raw.counts["rows_malformed"] - raw.counts["rows_without_id"]
         left = raw.counts["rows_read"] - unreadable
         funnel._steps.append(_Step("malformed", left, None, None, dropped=unreadable))
-        funnel.add("without user or item id", raw.interactions)
+        funnel.add("without user or item id", raw.coded.frame)
         return funnel
 
     def add(self, step: str, interactions: pl.DataFrame) -> None:
-        """Record a step that left these interactions."""
+        """Record a step that left these interactions, their ids as codes."""
+        last = self._steps[-1]
+        if last.interactions == interactions.height and last.users is not None:
+            self.repeat(step)
+            return
         self._steps.append(
             _Step(
                 step,
                 interactions.height,
-                users=interactions["user_id"].n_unique(),
-                items=interactions["item_id"].n_unique(),
-                dropped=self._steps[-1].interactions - interactions.height,
+                users=_count_distinct(interactions["user_id"]),
+                items=_count_distinct(interactions["item_id"]),
+                dropped=last.interactions - interactions.height,
             )
         )
 
@@ -64,6 +69,10 @@ class Funnel:
             _Step(step, last.interactions, last.users, last.items, dropped=0, counted=number)
         )
 
+    def repeat(self, step: str) -> None:
+        """Record a step that left all interactions."""
+        self._steps.append(replace(self._steps[-1], step=step, dropped=0, counted=None))
+
     def to_polars(self) -> pl.DataFrame:
         """One row per step, in order.
 
@@ -72,3 +81,11 @@ class Funnel:
         or has no meaning.
         """
         return pl.DataFrame([vars(step) for step in self._steps], schema=FUNNEL_SCHEMA)
+
+
+def _count_distinct(codes: pl.Series) -> int:
+    if codes.is_empty():
+        return 0
+    seen = np.zeros(codes.max() + 1, np.bool_)  # type: ignore[operator, arg-type]
+    seen[codes.to_numpy()] = True
+    return int(seen.sum())

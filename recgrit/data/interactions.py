@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import polars as pl
 
@@ -40,7 +41,7 @@ class Interactions:
         for name, ids in (("user", self.user_ids), ("item", self.item_ids)):
             if ids.n_unique() != len(ids):
                 raise DataError(f"Every {name}_id must stand for one {name}; some are repeated.")
-            if self.frame[f"{name}_idx"].n_unique() != len(ids):
+            if not _is_dense(self.frame[f"{name}_idx"], len(ids)):
                 raise DataError(
                     f"{name}_idx must be dense from 0 to {len(ids) - 1}: every {name} needs at "
                     "least one interaction."
@@ -92,3 +93,12 @@ class Interactions:
             user_ids=pl.read_parquet(directory / "users.parquet", glob=False)["user_id"],
             item_ids=pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"],
         )
+
+
+def _is_dense(indices: pl.Series, num: int) -> bool:
+    """Whether these are all the numbers from 0 to ``num - 1``, each at least once."""
+    if indices.is_empty() or not 0 <= indices.min() <= indices.max() < num:  # type: ignore[operator]
+        return num == 0 and indices.is_empty()
+    seen = np.zeros(num, np.bool_)
+    seen[indices.to_numpy()] = True
+    return bool(seen.all())

@@ -94,7 +94,7 @@ RELEASES: tuple[Release, ...] = (
         interactions="233 million",
         megabytes=None,
         terms="Research use; cite J. Ni, J. Li and J. McAuley (EMNLP 2019).",
-        verified="the files of Gift_Cards",
+        verified="Gift_Cards as published",
         addresses=(
             f"{MCAULEY}/amazon_v2/categoryFilesSmall/{{}}_5.json.gz",
             f"{MCAULEY}/amazon_v2/metaFiles2/meta_{{}}.json.gz",

@@ -1,4 +1,4 @@
-"""Per-user sequences and the leave-one-out split over them.
+"""Per-user sequences and the splits over them.
 
 All histories are one flat array of items plus offsets, memory-mapped from disk: a user's history
 for any split is a slice, never a copy, and memory stays linear in the number of interactions.
@@ -6,7 +6,7 @@ for any split is a slice, never a copy, and memory stays linear in the number of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +20,17 @@ Split = Literal["valid", "test"]
 
 # A user needs a target in valid and in test, and at least one earlier item as history.
 MIN_SEQUENCE_LENGTH = 3
+OWNERS_NAME = "sequence_owners.npy"
 
 
 @dataclass(frozen=True)
 class SequenceSplit:
     """Every user's items in time order, and where training ends and the targets stand.
+
+    A protocol that evaluates several targets of a user has one more sequence for each of them: a
+    copy of the history that the protocol allows, and the target. These stand behind the users' own
+    sequences, hold nothing to train on, and count as users of their own everywhere but where
+    ``owners`` is asked whose they are.
 
     Args:
         items: int32 [num_interactions], the item_idx of all users one after another.
@@ -33,6 +39,10 @@ class SequenceSplit:
         valid_targets: int64 [num_users], position of the validation target, -1 where none.
         test_targets: int64 [num_users], position of the test target, -1 where none.
         num_items: Size of the catalogue.
+        owners: int64 [num_sequences], the user each sequence is of, the users' own sequences first;
+            None where there are no others. All arrays above then go by sequence.
+        is_checked: Whether the parts are known to fit, as what was saved is: reading all of a
+            mapped file to find so would take seconds where opening it takes milliseconds.
 
     Raises:
         DataError: Offsets do not fit the items, or a target is not behind its training part.
@@ -44,13 +54,22 @@ class SequenceSplit:
     valid_targets: npt.NDArray[np.int64]
     test_targets: npt.NDArray[np.int64]
     num_items: int
+    owners: npt.NDArray[np.int64] | None = None
+    is_checked: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, is_checked: bool) -> None:
+        if self.owners is not None and len(self.owners) != self.num_sequences:
+            raise DataError(
+                f"Expected an owner for each of {self.num_sequences} sequences, got "
+                f"{len(self.owners)}."
+            )
         if self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
             raise DataError(
                 f"Offsets must run from 0 to the number of interactions ({len(self.items)}), "
                 f"got {self.offsets[0]} to {self.offsets[-1]}."
             )
+        if is_checked:
+            return
         starts, ends = self.offsets[:-1], self.offsets[1:]
         if np.any(self.train_ends < starts) or np.any(self.train_ends > ends):
             raise DataError("A training part must lie within its user's sequence.")
@@ -62,9 +81,18 @@ class SequenceSplit:
                 raise DataError(f"A {name} target must lie behind its user's training part.")
 
     @property
+    def num_sequences(self) -> int:
+        """Number of sequences: one a user, and those of further targets."""
+        return len(self.offsets) - 1
+
+    @property
     def num_users(self) -> int:
         """Number of users, with or without targets."""
-        return len(self.offsets) - 1
+        return self.num_sequences if self.owners is None else int(self.owners.max()) + 1
+
+    def owners_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64 [len(sequences)], the user_idx whose sequences these are."""
+        return sequences if self.owners is None else np.asarray(self.owners[sequences])
 
     @classmethod
     def of_histories(
@@ -140,6 +168,8 @@ class SequenceSplit:
             directory / "sequence_splits.npy",
             np.stack([self.train_ends, self.valid_targets, self.test_targets]),
         )
+        if self.owners is not None:
+            np.save(directory / OWNERS_NAME, self.owners)
 
     @classmethod
     def load(cls, directory: Path, num_items: int) -> SequenceSplit:
@@ -147,6 +177,7 @@ class SequenceSplit:
         train_ends, valid_targets, test_targets = np.load(
             directory / "sequence_splits.npy", mmap_mode="r"
         )
+        owners = directory / OWNERS_NAME
         return cls(
             items=np.load(directory / "sequence_items.npy", mmap_mode="r"),
             offsets=np.load(directory / "sequence_offsets.npy", mmap_mode="r"),
@@ -154,6 +185,8 @@ class SequenceSplit:
             valid_targets=valid_targets,
             test_targets=test_targets,
             num_items=num_items,
+            owners=np.load(owners, mmap_mode="r") if owners.is_file() else None,
+            is_checked=True,
         )
 
 
@@ -162,12 +195,12 @@ def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
 
     Users with fewer than three items have no targets: all their items are for training.
     """
-    offsets = _offsets_of(interactions)
+    offsets = sequence_offsets(interactions)
     counts = np.diff(offsets)
     ends = offsets[1:]
     has_targets = counts >= MIN_SEQUENCE_LENGTH
     return SequenceSplit(
-        items=interactions.frame["item_idx"].to_numpy().astype(np.int32),
+        items=interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False),
         offsets=offsets,
         train_ends=np.where(has_targets, ends - 2, ends),
         valid_targets=np.where(has_targets, ends - 2, -1),
@@ -195,7 +228,7 @@ def build_temporal(
         DataError: The shares leave nothing to train on.
     """
     times = interactions.frame["timestamp"].to_numpy()
-    offsets = _offsets_of(interactions)
+    offsets = sequence_offsets(interactions)
     ordered = np.sort(times)
     num_train = int(len(times) * (1 - valid_share - test_share))
     num_before_test = int(len(times) * (1 - test_share))
@@ -214,7 +247,7 @@ def build_temporal(
     train_ends, valid_ends = starts + count_before(first_valid), starts + count_before(first_test)
     valid, test = np.maximum(train_ends, starts + 1), np.maximum(valid_ends, starts + 1)
     return SequenceSplit(
-        items=interactions.frame["item_idx"].to_numpy().astype(np.int32),
+        items=interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False),
         offsets=offsets,
         train_ends=train_ends,
         valid_targets=np.where(valid < valid_ends, valid, -1),
@@ -223,7 +256,7 @@ def build_temporal(
     )
 
 
-def _offsets_of(interactions: Interactions) -> npt.NDArray[np.int64]:
+def sequence_offsets(interactions: Interactions) -> npt.NDArray[np.int64]:
     """Where each user's interactions begin, and the end of the last."""
     counts = np.bincount(interactions.frame["user_idx"], minlength=interactions.num_users)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from recgrit.artifacts import write_atomic
+from recgrit.artifacts import explain_write_failure, write_atomic
 from recgrit.errors import DataError
 from recgrit.progress import progress_bar
 
@@ -70,7 +70,7 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
 
     Raises:
         DataError: No address gives the file, or what came is not what came the first time; says
-            where to get it and where to put it by hand.
+            where to get it and where to put it by hand. Or it cannot be written.
     """
     if target.is_file():
         return target
@@ -82,6 +82,13 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
                 if not target.is_file():  # Another process may have fetched it meanwhile.
                     _fetch(address, target, publishes_md5)
         except (TransferError, OSError) as error:
+            # The disk's answer is the same for every address.
+            if isinstance(error, OSError) and (reason := explain_write_failure(error)):
+                raise DataError(
+                    f"{target.name} cannot be written to {target.parent}: {reason}. Make room, or "
+                    "name another folder with data.download_dir=PATH; what came so far is kept and "
+                    "gone on with."
+                ) from None
             logger.info("%s could not be fetched from %s: %s", target.name, address, error)
             reasons.append(f"  {address}: {error}")
         else:

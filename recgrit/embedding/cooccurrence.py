@@ -72,7 +72,7 @@ def count_pairs(split: SequenceSplit, window: int) -> csr_array:
 
     mask = split.train_mask()
     items = np.asarray(split.items)[mask]
-    users = np.repeat(np.arange(split.num_users), np.diff(split.offsets))[mask]
+    users = np.repeat(np.arange(split.num_sequences), np.diff(split.offsets))[mask]
     shape = (split.num_items, split.num_items)
     counts = csr_array(shape, dtype=np.float64)
     # One offset at a time: a user's training part is contiguous, so shifting the flat array

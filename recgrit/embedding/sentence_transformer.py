@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from recgrit.artifacts import digest_json
 from recgrit.embedding.embeddings import normalize_rows
+from recgrit.embedding.text import order_texts
 from recgrit.embedding.weights import DEFAULT_MODEL, find_weights
 from recgrit.errors import ConfigError, DataError, EncoderError
 from recgrit.progress import progress_bar
@@ -48,6 +49,8 @@ class SentenceTransformerEncoder:
         EncoderError: The weights cannot be had on this machine.
         ConfigError: The device is not there.
     """
+
+    encodes_alone = True
 
     def __init__(
         self,
@@ -86,9 +89,7 @@ class SentenceTransformerEncoder:
 
         if not texts:
             raise DataError("No texts to encode: the item table is empty.")
-        # The same text is encoded once; longest first, so that batches hold little padding and
-        # too little memory shows at once.
-        unique = sorted(set(texts), key=lambda text: (-len(text), text))
+        unique = order_texts(texts)
         chunk_size = self.batch_size * CHUNK_BATCHES
         chunks = []
         device_type = self.device.split(":")[0]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from recgrit.errors import ConfigError
 
 DEFAULT_TEMPLATE = (
     "{title}. Brand: {brand}. Categories: {categories}. Genres: {genres}. "
-    "Year: {year}. Price: {price}."
+    "Year: {year}. Price: {price}. Tags: {tags}."
 )
 CLOSING_PUNCTUATION = ".,;:!?)]}'\""
 PRICE_EDGES = [mantissa * 10**power for power in range(6) for mantissa in (1, 2, 5)]
@@ -52,7 +53,7 @@ def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]
     Args:
         items: The item table.
         template: Text with fields of the table in braces; None takes whatever the table has of
-            title, brand, categories, genres, year and price.
+            title, brand, categories, genres, year, price and tags.
 
     Raises:
         ConfigError: The given template cannot be read or names a field the table does not have.
@@ -163,3 +164,11 @@ def _price_ranges(prices: pl.Series) -> pl.Series:
     ranges = np.array(PRICE_RANGES)[np.searchsorted(PRICE_EDGES, values, side="right")]
     known = pl.Series(np.isfinite(values) & (values > 0))
     return pl.Series("price", ranges.tolist()).set(~known, None)
+
+
+def order_texts(texts: Sequence[str]) -> list[str]:
+    """Each different text once, longest first.
+
+    So batches hold little padding, and too little memory shows at once.
+    """
+    return sorted(set(texts), key=lambda text: (-len(text), text))

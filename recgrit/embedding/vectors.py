@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recgrit.data.damage import TABLE_DAMAGE, read_parquet
 from recgrit.embedding.embeddings import Embeddings, has_unit_rows
 from recgrit.errors import DataError
 
@@ -58,8 +59,8 @@ def _read_npy(path: Path) -> npt.NDArray[np.float32]:
 
 def _read_parquet(path: Path, item_ids: pl.Series) -> npt.NDArray[np.float32]:
     try:
-        frame = pl.read_parquet(path, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        frame = read_parquet(path)
+    except TABLE_DAMAGE as error:
         raise DataError(f"Cannot read {path} as Parquet: {error}") from None
     if "item_id" not in frame.columns:
         raise DataError(f"{path} needs a column 'item_id', got {frame.columns}.")

@@ -4,6 +4,9 @@ All metrics depend on a user through the rank of the target alone, so users of e
 interchangeable: drawing U users with replacement is drawing how often each rank occurs, from one
 multinomial. A resample therefore costs as much as there are distinct ranks (at most K + 1), not as
 much as there are users, and a million users take no more memory than a hundred.
+
+Where users have several targets each, a user is drawn with all of them: hits of one user are not
+independent, and intervals that took them for such would be too narrow.
 """
 
 from __future__ import annotations
@@ -11,14 +14,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from recgrit.evaluation.metrics import PerUser, Ranks
 
 CONFIDENCE = 0.95
+# Resamples whose weights of all users are held at once, as numbers.
+BLOCK_WEIGHTS = 2**23
 
 
 def bootstrap_intervals(
-    ranks: Ranks, metrics: Mapping[str, PerUser], num_bootstrap: int, seed: int
+    ranks: Ranks,
+    metrics: Mapping[str, PerUser],
+    num_bootstrap: int,
+    seed: int,
+    *,
+    owners: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Lower and upper bound of each metric's mean over users.
 
@@ -27,19 +38,53 @@ def bootstrap_intervals(
         metrics: Per-user values of each metric by name, float64 [U]; functions of the rank.
         num_bootstrap: Number of resamples.
         seed: Seed of the resampling; all metrics share the same resamples.
+        owners: int64 [U], whose each target is, where the ``U`` are targets and users may have
+            several.
 
     Returns:
         The bounds by metric name.
     """
+    if owners is not None and len(np.unique(owners)) < len(owners):
+        means_of = _resample_owners(owners, metrics, num_bootstrap, seed)
+    else:
+        means_of = _resample_ranks(ranks, metrics, num_bootstrap, seed)
+    tail = (1.0 - CONFIDENCE) / 2.0
+    intervals = {}
+    for name, means in means_of.items():
+        low, high = np.quantile(means, (tail, 1.0 - tail))
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def _resample_ranks(
+    ranks: Ranks, metrics: Mapping[str, PerUser], num_bootstrap: int, seed: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The mean of each resample, by metric."""
     num_users = len(ranks)
     _, representatives, counts = np.unique(ranks, return_index=True, return_counts=True)
     resampled = np.random.default_rng(seed).multinomial(
         num_users, counts / num_users, size=num_bootstrap
     )
-    tail = (1.0 - CONFIDENCE) / 2.0
-    intervals = {}
-    for name, values in metrics.items():
-        means = resampled @ values[representatives] / num_users
-        low, high = np.quantile(means, (tail, 1.0 - tail))
-        intervals[name] = (float(low), float(high))
-    return intervals
+    return {
+        name: resampled @ values[representatives] / num_users for name, values in metrics.items()
+    }
+
+
+def _resample_owners(
+    owners: npt.NDArray[np.int64], metrics: Mapping[str, PerUser], num_bootstrap: int, seed: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The same with users drawn whole: totals of the drawn over the number of their targets."""
+    _, user, num_targets = np.unique(owners, return_inverse=True, return_counts=True)
+    num_users = len(num_targets)
+    totals = np.column_stack(
+        [num_targets, *(np.bincount(user, weights=values) for values in metrics.values())]
+    )
+    draw = np.random.default_rng(seed)
+    size = max(1, BLOCK_WEIGHTS // num_users)
+    sums = [
+        draw.multinomial(num_users, np.full(num_users, 1 / num_users), size=min(size, left))
+        @ totals
+        for left in range(num_bootstrap, 0, -size)
+    ]
+    means = np.concatenate(sums)
+    return {name: means[:, i] / means[:, 0] for i, name in enumerate(metrics, start=1)}

@@ -60,11 +60,12 @@ class EvaluationReport:
     """What one model reached on one split, user by user and on average.
 
     Args:
-        per_user: One row per evaluated user: ``user_idx`` int64, ``item_idx`` int32 (the target)
-            and ``rank`` int32 (from 1; 0 where the list lacks the target, or there is no list).
+        per_user: One row per target, of which most protocols have one a user: ``user_idx`` int64,
+            ``item_idx`` int32 (the target) and ``rank`` int32 (from 1; 0 where the list lacks the
+            target, or there is no list).
         protocol: How the numbers were got: ``split``, ``masked``, ``ks``, ``beam_width``,
-            ``ties``, ``num_items``, ``num_users``, ``num_bootstrap``, ``seed``.
-        means: Mean over users of each metric, such as ``recall_at_10``.
+            ``ties``, ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap``, ``seed``.
+        means: Mean over targets of each metric, such as ``recall_at_10``.
         bounds: The 95% bootstrap interval of each mean.
     """
 
@@ -178,7 +179,7 @@ def evaluate_recommendations(
     _check_users(users, split, split_name)
     _check_lists(recommendations, split, max(config.ks))
 
-    row_of_user = np.full(split.num_users, -1, dtype=np.int64)
+    row_of_user = np.full(split.num_sequences, -1, dtype=np.int64)
     row_of_user[recommendations.users] = np.arange(recommendations.num_users)
     has_list = row_of_user[users] >= 0
     targets = split.targets(split_name, users)
@@ -187,8 +188,9 @@ def evaluate_recommendations(
         recommendations.items[row_of_user[users[has_list]]], targets[has_list]
     )
     values = _per_user(ranks, config.ks)
+    owners = split.owners_of(users)
     return EvaluationReport(
-        per_user=pl.DataFrame({"user_idx": users, "item_idx": targets, "rank": ranks}),
+        per_user=pl.DataFrame({"user_idx": owners, "item_idx": targets, "rank": ranks}),
         protocol={
             "split": split_name,
             "masked": masked,
@@ -196,12 +198,13 @@ def evaluate_recommendations(
             "beam_width": beam_width,
             "ties": ties,
             "num_items": split.num_items,
-            "num_users": len(users),
+            "num_users": len(np.unique(owners)),
+            "num_targets": len(users),
             "num_bootstrap": num_bootstrap,
             "seed": seed,
         },
         means={name: float(value.mean()) for name, value in values.items()},
-        bounds=bootstrap_intervals(ranks, values, num_bootstrap, seed),
+        bounds=bootstrap_intervals(ranks, values, num_bootstrap, seed, owners=owners),
     )
 
 
@@ -235,7 +238,7 @@ def _check_lists(recommendations: Recommendations, split: SequenceSplit, largest
     if len(np.unique(recommendations.users)) != recommendations.num_users:
         raise DataError("A user has more than one list of recommendations.")
     for name, values, size in (
-        ("user", recommendations.users, split.num_users),
+        ("user", recommendations.users, split.num_sequences),
         ("item", recommendations.items, split.num_items),
     ):
         if values.size and values.max() >= size:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recgrit.config import Config
 from recgrit.errors import ConfigError
@@ -39,6 +40,8 @@ class TokenizerConfig(Config):
         reset_interval: Steps between revivals of dead codes; null for none.
         cache_interval: Steps between refreshes of the codebooks that items are assigned by.
         sample_items: Items to fit to, drawn at random where there are more; all are assigned.
+        semantic_ids_path: A published ``NAME.index.json`` whose IDs the items get in place of
+            fitted ones; what is set above then matters no more.
         unique_ids: ``greedy`` moves colliding items to free codes, ``sinkhorn`` spreads them evenly
             over the last level first, ``disambiguation`` adds a level.
     """
@@ -71,6 +74,7 @@ class TokenizerConfig(Config):
     reset_interval: int | None = Field(50, ge=1)
     cache_interval: int = Field(1, ge=1)
     sample_items: int = Field(262_144, ge=1)
+    semantic_ids_path: Path | None = None
     unique_ids: Literal["greedy", "sinkhorn", "disambiguation"] = "disambiguation"
 
     @field_validator("codebook_size")
@@ -80,6 +84,16 @@ class TokenizerConfig(Config):
         if not sizes or min(sizes) < 2:
             raise ValueError("codebook_size must be at least 2 on every level")
         return value
+
+    @model_validator(mode="after")
+    def _check_published(self) -> TokenizerConfig:
+        if self.semantic_ids_path is not None and self.unique_ids != "disambiguation":
+            raise ValueError(
+                f"unique_ids={self.unique_ids} moves items by the distance to codes, which "
+                "published IDs (semantic_ids_path) come without: set "
+                "tokenizer.unique_ids=disambiguation"
+            )
+        return self
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

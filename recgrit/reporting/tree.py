@@ -163,7 +163,7 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
             if _size(trie, first) > 1:
                 add_items(int(first), at)
             continue
-        children = trie.children[trie.child_starts[first] : trie.child_starts[first + 1]]
+        children = np.arange(trie.child_starts[first], trie.child_starts[first + 1])
         for child in children[kept[children]]:
             below = add_node(int(child), at, 2)
             if _size(trie, child) > 1:

@@ -102,6 +102,21 @@ def make_unique(
             codebook_sizes[-1],
             method,
         )
+    return disambiguate(codes, codebook_sizes, item_ids, started)
+
+
+def disambiguate(
+    codes: Codes, codebook_sizes: tuple[int, ...], item_ids: pl.Series, started: float | None = None
+) -> UniqueIds:
+    """Unique IDs by one more level, which numbers the items that share an ID.
+
+    Args:
+        codes: ``[N, L]``.
+        codebook_sizes: K of each level.
+        item_ids: External ids; their hash gives the order.
+        started: When the work on them began, by `time.perf_counter`.
+    """
+    started = time.perf_counter() if started is None else started
     digits = number_within_bucket(codes, item_ids)
     return UniqueIds(
         codes=np.column_stack([codes, digits]).astype(np.int32),

@@ -14,9 +14,11 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
+from recgrit.data.damage import TABLE_DAMAGE, read_parquet
 from recgrit.errors import DataError
 
-_TOKEN = re.compile(r"<([a-z])_(\d+)>")
+# No more digits than a code can have.
+_TOKEN = re.compile(r"<([a-z])_([0-9]{1,18})>")
 
 
 @dataclass(frozen=True)
@@ -167,19 +169,23 @@ class SemanticIdTable:
         path = directory / "semantic_ids.parquet"
         if not path.is_file():
             raise DataError(f"No item-ID table at {path}. Build it with 'recgrit tokenize CONFIG'.")
-        metadata = pl.read_parquet_metadata(path)
-        if "recgrit.codebook_sizes" not in metadata:
-            raise DataError(f"{path} is not an item-ID table: its codebook sizes are missing.")
-        frame = pl.read_parquet(path, glob=False)
-        sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
-        level = metadata["recgrit.disambiguation_level"]
-        return cls(
-            codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype(np.int32),
-            codebook_sizes=sizes,
-            disambiguation_level=int(level) if level else None,
-            item_ids=frame["item_id"],
-            titles=frame["title"],
-        )
+        try:
+            metadata, frame = pl.read_parquet_metadata(path), read_parquet(path)
+            sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
+            level = metadata["recgrit.disambiguation_level"]
+            return cls(
+                codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype("i4"),
+                codebook_sizes=sizes,
+                disambiguation_level=int(level) if level else None,
+                item_ids=frame["item_id"],
+                titles=frame["title"],
+            )
+        except TABLE_DAMAGE as error:
+            raise DataError(
+                f"{path} is not an item-ID table, or damaged: {error}. Expected item_id, title, "
+                "one column per level, and their codebook sizes in the file's metadata; build it "
+                "anew with 'recgrit tokenize CONFIG'."
+            ) from None
 
 
 def format_semantic_id(codes: Sequence[int]) -> str:

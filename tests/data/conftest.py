@@ -259,7 +259,7 @@ def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            way = self.path.split("/")[1]
+            way = self.path.split("/")[-2]
             if self.path.endswith(".md5"):
                 self.answer_md5()
                 return

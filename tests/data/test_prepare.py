@@ -260,3 +260,28 @@ def test_items_held_out_are_in_no_training_part(
     data.save(tmp_path / "saved")
     loaded = PreparedData.load(tmp_path / "saved")
     assert np.array_equal(loaded.split.items, data.split.items)
+
+
+def test_shuffled_ties_change_nothing_but_their_order(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    # Three items a day for five days; the day's order is the file's.
+    rows = [
+        (f"u{user}", str(10 * day + item), 3, day)
+        for user in range(30)
+        for day in range(5)
+        for item in range(3)
+    ]
+    whole = prepare_rows(rows)
+    first, again, other = (
+        prepare_rows(rows, ties="shuffle", tie_seed=seed).interactions for seed in (1, 1, 2)
+    )
+    assert first.frame.equals(again.frame)
+    assert not first.frame.equals(other.frame)
+    assert first.item_ids.equals(whole.interactions.item_ids)
+    assert first.user_ids.equals(whole.interactions.user_ids)
+    assert first.frame.drop("item_idx").equals(whole.interactions.frame.drop("item_idx"))
+    everything = ["user_idx", "timestamp", "item_idx"]
+    assert first.frame.sort(everything).equals(whole.interactions.frame.sort(everything))
+    last = first.frame.group_by("user_idx", maintain_order=True).last()["item_idx"]
+    assert last.n_unique() == 3, "any item of the last day can be the target"

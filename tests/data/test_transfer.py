@@ -132,3 +132,15 @@ def test_a_folder_that_cannot_be_written(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="could not be fetched"):
         fetch_file([f"{server.address}/whole/data.zip"], tmp_path / "file" / "x" / "data.zip")
+
+
+def test_the_proxy_of_the_environment_is_asked(
+    file_server: Any, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_server.content = CONTENT
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("HTTP_PROXY", file_server.address)
+    fetch_file(["http://files.example/whole/data.zip"], target)
+    assert target.read_bytes() == CONTENT
+    # A proxy is asked for the whole address.
+    assert file_server.requests == [("http://files.example/whole/data.zip", None)]

@@ -1,4 +1,7 @@
 import logging
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,13 +13,19 @@ class CountingEncoder:
     """Vectors of text lengths, and how often they were asked for."""
 
     name = "counting"
+    encodes_alone = True
 
-    def __init__(self, fingerprint="one"):
+    def __init__(self, fingerprint="one", fail_at=None):
         self.fingerprint = fingerprint
         self.calls = 0
+        self.fail_at = fail_at
+        self.seen = []
 
     def encode(self, texts):
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
         self.calls += 1
+        self.seen.extend(texts)
         return np.array([[len(text), 1] for text in texts], np.float32)
 
 
@@ -78,3 +87,79 @@ def test_a_cache_that_cannot_be_written_costs_no_vectors(tmp_path, caplog):
 def test_nothing_half_written_is_left(tmp_path):
     encode_cached(["ab"], CountingEncoder(), tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
+
+
+TEXTS = [f"{'x' * (i % 13)}{i % 40}" for i in range(100)]
+
+
+def test_equal_texts_are_encoded_once_in_shards(tmp_path):
+    encoder = CountingEncoder()
+    vectors = encode_cached(TEXTS, encoder, tmp_path, shard_texts=16)
+    assert len(encoder.seen) == len(set(encoder.seen)) == len(set(TEXTS))
+    assert encoder.calls == -(-len(set(TEXTS)) // 16)
+    np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"], "no shards are left"
+
+
+def test_an_encoder_that_compares_texts_gets_all_of_them(tmp_path):
+    encoder = CountingEncoder()
+    encoder.encodes_alone = False
+    encode_cached(TEXTS, encoder, tmp_path, shard_texts=16)
+    assert encoder.seen == TEXTS
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, caplog):
+    first = CountingEncoder(fail_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        encode_cached(TEXTS, first, tmp_path, shard_texts=16)
+    second = CountingEncoder()
+    with caplog.at_level(logging.INFO, logger="recgrit"):
+        vectors = encode_cached(TEXTS, second, tmp_path, shard_texts=16)
+    assert not set(first.seen) & set(second.seen)
+    assert set(first.seen) | set(second.seen) == set(TEXTS)
+    np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])
+    assert "Encoded 64 of" in caplog.text
+    assert "a second" in caplog.text
+
+
+def test_a_killed_encoding_leaves_whole_shards(tmp_path):
+    """Killed while it writes: what is there counts, what is half there does not."""
+    script = f"""
+import os, signal, sys
+import numpy as np
+from recgrit.embedding import cache
+
+class Encoder:
+    name, fingerprint, encodes_alone = "counting", "one", True
+    calls = 0
+    def encode(self, texts):
+        self.calls += 1
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+encoder, save = Encoder(), np.save
+def save_and_die(stream, vectors):
+    if encoder.calls == 4:
+        stream.write(b"half")
+        stream.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(stream, vectors)
+np.save = save_and_die
+cache.encode_cached({TEXTS!r}, encoder, cache.Path(sys.argv[1]), shard_texts=16)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    encoder = CountingEncoder()
+    vectors = encode_cached(TEXTS, encoder, tmp_path, shard_texts=16)
+    assert encoder.calls == -(-len(set(TEXTS)) // 16) - 3
+    np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])
+
+
+def test_a_damaged_shard_is_made_anew(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        encode_cached(TEXTS, CountingEncoder(fail_at=3), tmp_path, shard_texts=16)
+    damaged = sorted(tmp_path.glob("*.shards/*.npy"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    encoder = CountingEncoder()
+    vectors = encode_cached(TEXTS, encoder, tmp_path, shard_texts=16)
+    assert encoder.calls == -(-len(set(TEXTS)) // 16) - 2
+    np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])

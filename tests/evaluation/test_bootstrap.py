@@ -47,3 +47,19 @@ def test_a_million_users_need_little_memory() -> None:
     tracemalloc.stop()
     # One resample of a million indices in int64 alone would be 8 MB, a thousand 8 GB.
     assert peak < 64e6
+
+
+def test_users_are_drawn_with_all_their_targets() -> None:
+    rng = np.random.default_rng(0)
+    # Whoever is hit is hit always: as much information as there are users, not targets.
+    hit = rng.random(400) < 0.3
+    ranks, owners = np.repeat(hit, 25).astype(np.int32), np.repeat(np.arange(400), 25)
+    metrics = {"recall": ranks.astype(np.float64)}
+    low, high = bootstrap_intervals(ranks, metrics, 2000, 0, owners=owners)["recall"]
+    one_each = bootstrap_intervals(
+        hit.astype(np.int32), {"recall": hit.astype(np.float64)}, 2000, 0
+    )["recall"]
+    assert high - low == pytest.approx(one_each[1] - one_each[0], rel=0.1)
+    assert low < hit.mean() < high
+    naive = bootstrap_intervals(ranks, metrics, 2000, 0)["recall"]
+    assert naive[1] - naive[0] < (high - low) / 4

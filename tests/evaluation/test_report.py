@@ -73,6 +73,7 @@ def test_the_protocol_says_how(split: SequenceSplit) -> None:
         "ties": "file order",
         "num_items": 10,
         "num_users": 3,
+        "num_targets": 3,
         "num_bootstrap": 1000,
         "seed": 0,
     }

@@ -6,10 +6,11 @@ A source only reads: filters, dense ids and splits are the same for all and live
 
 from __future__ import annotations
 
-import re
+import difflib
 from collections.abc import Callable
 from functools import partial
 
+from recgrit.data.categories import AMAZON_CATEGORIES
 from recgrit.data.sources.amazon import EDITIONS, Amazon
 from recgrit.data.sources.movielens import COLONS, COMMAS, MovieLens, MovieLens100K
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData, Source
@@ -56,9 +57,17 @@ def load_source(name: str) -> Source:
     if name in SOURCES:
         return SOURCES[name]
     family, _, category = name.partition("/")
-    # The category becomes part of a file name, so it must not lead elsewhere.
-    if family in SOURCE_FAMILIES and re.fullmatch(r"\w+", category):
-        return SOURCE_FAMILIES[family](category)
+    if family in SOURCE_FAMILIES and category:
+        # The category becomes part of file names and addresses: only those published are taken.
+        categories = AMAZON_CATEGORIES[family]
+        if category in categories:
+            return SOURCE_FAMILIES[family](category)
+        close = difflib.get_close_matches(category, categories, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"{family} has no category {category!r}."
+            + (f" Did you mean data.source={family}/{close[0]}?" if close else "")
+            + f" There are: {', '.join(categories)}."
+        )
     known = [*SOURCES, TABLE, *(f"{family}/<Category>" for family in SOURCE_FAMILIES)]
     raise ConfigError(
         f"Unknown data source {name!r}. Set data.source to one of: {', '.join(known)} "

@@ -23,23 +23,30 @@ import polars as pl
 
 from recgrit.data.sources.cleaning import (
     CleanRows,
-    clean_interactions,
+    RowCollector,
     clean_items,
     clean_text,
     join_rows,
     parse_price,
     to_raw_data,
 )
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import (
     ColumnType,
+    Place,
     RawFile,
     decode,
     find_files,
     parse_json_lines,
     read_file,
-    split_fields,
     split_lines,
+)
+from recgrit.data.sources.streaming import (
+    collect_fields,
+    fetch_ahead,
+    read_blocks,
+    read_first_line,
 )
 from recgrit.errors import DataError
 from recgrit.progress import track
@@ -117,7 +124,12 @@ EDITIONS = {
     ),
 }
 # What the columns of tables with a header are called here.
-TABLE_NAMES = {"parent_asin": "item_id", "rating": "weight"}
+TABLE_NAMES = {
+    "user_id": "user_id",
+    "parent_asin": "item_id",
+    "rating": "weight",
+    "timestamp": "timestamp",
+}
 
 
 @dataclass(frozen=True)
@@ -161,13 +173,13 @@ class Amazon:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
         """Read ids, times and stars, and the metadata."""
-        *ratings, metadata = [read_file(path) for path in files]
-        parts = [_read_ratings(file, self._edition, max_malformed_share) for file in ratings]
-        return to_raw_data(
-            join_rows(parts, files[:-1]),
-            _read_metadata(metadata, self._edition, max_malformed_share),
-            files,
-        )
+        *ratings, metadata = [Place(path) for path in files]
+        coder = InteractionCoder()
+        parts = [
+            _read_ratings(place, self._edition, max_malformed_share, coder) for place in ratings
+        ]
+        items = _read_metadata(read_file(metadata), self._edition, max_malformed_share)
+        return to_raw_data(join_rows(parts, files[:-1]), items, files, coder)
 
 
 def parse_literal(text: str) -> dict[str, Any] | None:
@@ -186,19 +198,14 @@ def parse_literal(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _read_ratings(file: RawFile, edition: Edition, max_malformed_share: float) -> CleanRows:
-    if ".csv" in file.label:
-        rows, expected = _read_table(file, edition)
-    else:
-        rows, expected = _read_reviews(file, edition)
-    if edition.time_unit > 1:
-        # Times are kept in seconds: what happened within one stays in order.
-        time = pl.col("timestamp").cast(pl.Float64, strict=False)
-        rows = rows.with_columns(time // edition.time_unit).sort(time, maintain_order=True)
-    return clean_interactions(rows, file.label, expected, max_malformed_share)
+def _read_ratings(
+    place: Place, edition: Edition, max_malformed_share: float, coder: InteractionCoder
+) -> CleanRows:
+    read = _read_table if ".csv" in place.label else _read_reviews
+    return read(place, edition, coder).finish(max_malformed_share)
 
 
-def _read_reviews(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
+def _read_reviews(place: Place, edition: Edition, coder: InteractionCoder) -> RowCollector:
     user, item, time, stars = edition.review_fields
     schema: dict[str, ColumnType] = {
         user: pl.String,
@@ -206,36 +213,51 @@ def _read_reviews(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
         time: pl.Float64,
         stars: pl.Float64,
     }
-    rows = parse_json_lines(file, schema).select(
-        "line",
-        pl.col(user).alias("user_id"),
-        pl.col(item).alias("item_id"),
-        pl.col(time).alias("timestamp"),
-        pl.col(stars).alias("weight"),
+    ours = dict(zip(schema, ("user_id", "item_id", "timestamp", "weight"), strict=True))
+    collector = RowCollector(
+        coder,
+        place.label,
+        f"JSON objects with {user}, {item}, {time} and maybe {stars}",
+        units_per_second=edition.time_unit,
+        # Some redistributed copies carry no stars at all: then there is no weight to require.
+        weight_is_optional=True,
     )
-    # Some redistributed copies carry no stars at all: then there is no weight to require.
-    if rows["weight"].null_count() == rows.height:
-        rows = rows.drop("weight")
-    return rows, f"JSON objects with {user}, {item}, {time} and maybe {stars}"
+    parsed = (
+        parse_json_lines(block.file, schema, block.first_line) for block in read_blocks(place)
+    )
+    for rows in fetch_ahead(parsed):
+        collector.add(rows.rename(ours))
+    return collector
 
 
-def _read_table(file: RawFile, edition: Edition) -> tuple[pl.DataFrame, str]:
-    lines = split_lines(decode(file))
-    names = list(edition.table_fields or ())
+def _read_table(place: Place, edition: Edition, coder: InteractionCoder) -> RowCollector:
+    names, header = list(edition.table_fields or ()), None
     if not names:
-        names = str(lines["text"].first()).split(",")
-        missing = {"user_id", "parent_asin", "timestamp"} - set(names)
-        if missing:
-            raise DataError(
-                f"{file.label} does not start with a header that names {', '.join(sorted(missing))}"
-                f", got {str(lines['text'].first())[:80]!r}. Use the published file as it is."
-            )
-        lines = lines.slice(1)
-    rows = split_fields(lines, ",", names).rename(
-        {name: TABLE_NAMES[name] for name in names if name in TABLE_NAMES}
+        header = read_first_line(place)
+        names = _name_columns(header, place.label)
+    collector = RowCollector(
+        coder, place.label, header or ",".join(names), units_per_second=edition.time_unit
     )
-    known = ["line", "user_id", "item_id", "timestamp", "weight"]
-    return rows.select(name for name in known if name in rows.columns), ",".join(names)
+    collect_fields(place, ",", names, collector, header)
+    return collector
+
+
+def _name_columns(header: str, label: str) -> list[str]:
+    """Our names for what a header names; numbers for what is not read.
+
+    Raises:
+        DataError: A column that is needed is missing, or there twice.
+    """
+    fields = header.split(",")
+    missing = [name for name in TABLE_NAMES if name not in fields and name != "rating"]
+    repeated = [name for name in TABLE_NAMES if fields.count(name) > 1]
+    if missing or repeated:
+        wanted = ", ".join(missing) if missing else f"{', '.join(repeated)} once"
+        raise DataError(
+            f"{label} does not start with a header that names {wanted}, got {header[:80]!r}. "
+            "Use the published file as it is."
+        )
+    return [TABLE_NAMES.get(name, str(place)) for place, name in enumerate(fields)]
 
 
 def _read_metadata(file: RawFile, edition: Edition, max_malformed_share: float) -> CleanRows:

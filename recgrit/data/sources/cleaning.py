@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recgrit.data.sources.coding import CodedInteractions, InteractionCoder
 from recgrit.data.sources.raw import RawData
 from recgrit.errors import DataError
 
@@ -34,7 +35,7 @@ _PRICE = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class CleanRows:
-    """The rows that can be used, and how many could not."""
+    """The rows that can be used, and how many could not; of interactions, with codes for ids."""
 
     frame: pl.DataFrame
     num_read: int
@@ -43,48 +44,133 @@ class CleanRows:
     num_repeated: int = 0
 
 
-def clean_interactions(
-    rows: pl.DataFrame, label: str, expected: str, max_malformed_share: float
-) -> CleanRows:
-    """The rows that have both ids, a time, and a rating where the file has ratings.
+class RowCollector:
+    """The usable rows of a file, handed over block by block, with codes in place of ids.
 
     Args:
-        rows: ``line`` and ``user_id``, ``item_id``, ``timestamp`` and maybe ``weight``, as text or
-            numbers; null where a line could not be split.
+        coder: Of ids; one for all files of a data set.
         label: The file, for messages.
         expected: What a line should look like, for messages.
-        max_malformed_share: More malformed lines than this share stop the run.
+        units_per_second: What times count. Finer ones put the rows in order before they become
+            seconds, so that what happened within one stays in order.
+        weight_is_optional: Whether a file may be without any rating; where one line has it, all
+            must.
+    """
+
+    def __init__(
+        self,
+        coder: InteractionCoder,
+        label: str,
+        expected: str,
+        *,
+        units_per_second: int = 1,
+        weight_is_optional: bool = False,
+    ) -> None:
+        self._coder, self._label, self._expected = coder, label, expected
+        self._units, self._weight_is_optional = units_per_second, weight_is_optional
+        self._parts: list[pl.DataFrame] = []
+        self._malformed: list[pl.Series] = []
+        self._unrated: list[pl.Series] = []
+        self._num_read = self._num_without_id = 0
+        self._has_weights = False
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Take the rows that have both ids, a time, and a rating where the file has ratings.
+
+        Args:
+            rows: ``line`` and ``user_id``, ``item_id``, ``timestamp`` and maybe ``weight``, as text
+                or numbers; null where a line could not be split.
+        """
+        names = [name for name in ("timestamp", "weight") if name in rows.columns]
+        number = {
+            name: pl.col(name).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+            for name in names
+        }
+        required = names[:1] if self._weight_is_optional else names
+        seconds = number["timestamp"] // self._units if self._units > 1 else number["timestamp"]
+        has_ids = _is_given("user_id") & _is_given("item_id")
+        has_numbers = pl.all_horizontal(
+            number[name].is_finite().fill_null(False) for name in required
+        ) & (seconds.abs() <= MAX_TIMESTAMP).fill_null(False)
+        checked = rows.with_columns(
+            has_ids.alias("has_ids"), (has_ids & has_numbers).alias("usable")
+        )
+        self._malformed.append(checked.filter(~pl.col("usable"))["line"])
+        # A line that could not be split at all lacks its ids too, but for another reason.
+        splittable = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_not_null())
+        self._num_without_id += checked.filter(~pl.col("has_ids") & splittable).height
+        usable = checked.filter("usable").select(
+            "line",
+            _strip_id("user_id", rows.schema),
+            _strip_id("item_id", rows.schema),
+            number["timestamp"].alias("timestamp"),
+            *(number[name].cast(pl.Float32).alias(name) for name in names if name == "weight"),
+        )
+        if self._weight_is_optional and "weight" in names:
+            self._has_weights |= rows["weight"].null_count() < rows.height
+            usable = usable.with_columns(
+                pl.when(pl.col("weight").is_finite()).then("weight").alias("weight")
+            )
+            self._unrated.append(usable.filter(pl.col("weight").is_null())["line"])
+        self._keep(usable.drop("line"))
+        self._num_read += rows.height
+
+    def add_checked(self, rows: pl.DataFrame) -> None:
+        """Take rows of which all are known to be usable, of the types that `add` makes."""
+        self._keep(rows)
+        self._num_read += rows.height
+
+    def finish(self, max_malformed_share: float) -> CleanRows:
+        """All rows taken, in file order or that of times finer than seconds.
+
+        Args:
+            max_malformed_share: More malformed lines than this share stop the run.
+
+        Raises:
+            DataError: Too many lines are malformed, or none is left.
+        """
+        malformed = self._malformed + (self._unrated if self._has_weights else [])
+        lines = pl.concat([pl.Series("line", [], dtype=pl.Int64), *malformed])
+        refuse_malformed(
+            lines.sort(), self._num_read, self._label, self._expected, max_malformed_share
+        )
+        frame = pl.concat(self._parts, rechunk=True)
+        self._parts.clear()
+        if self._has_weights:
+            frame = frame.drop_nulls("weight")
+        elif self._weight_is_optional:
+            frame = frame.drop("weight", strict=False)
+        if self._units > 1:
+            frame = frame.sort("timestamp", maintain_order=True).with_columns(
+                (pl.col("timestamp") // self._units).cast(pl.Int64)
+            )
+        return CleanRows(
+            frame=frame,
+            num_read=self._num_read,
+            num_malformed=len(lines),
+            num_without_id=self._num_without_id,
+        )
+
+    def _keep(self, rows: pl.DataFrame) -> None:
+        time = pl.Float64 if self._units > 1 else pl.Int64
+        self._parts.append(self._coder.encode(rows).with_columns(pl.col("timestamp").cast(time)))
+
+
+def clean_interactions(
+    rows: pl.DataFrame,
+    label: str,
+    expected: str,
+    max_malformed_share: float,
+    coder: InteractionCoder,
+) -> CleanRows:
+    """The usable rows of a file that is read whole; see `RowCollector`.
 
     Raises:
         DataError: Too many lines are malformed, or none is left.
     """
-    names = [name for name in ("timestamp", "weight") if name in rows.columns]
-    number = {
-        name: pl.col(name).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
-        for name in names
-    }
-    has_ids = _is_given("user_id") & _is_given("item_id")
-    has_numbers = pl.all_horizontal(
-        value.is_finite().fill_null(False) for value in number.values()
-    ) & (number["timestamp"].abs() <= MAX_TIMESTAMP).fill_null(False)
-    checked = rows.with_columns(has_ids.alias("has_ids"), (has_ids & has_numbers).alias("usable"))
-    refuse_malformed(
-        checked.filter(~pl.col("usable"))["line"], rows.height, label, expected, max_malformed_share
-    )
-    # A line that could not be split at all lacks its ids too, but for another reason.
-    splittable = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_not_null())
-    frame = checked.filter("usable").select(
-        pl.col("user_id").str.strip_chars(),
-        pl.col("item_id").str.strip_chars(),
-        number["timestamp"].cast(pl.Int64).alias("timestamp"),
-        *(number[name].cast(pl.Float32).alias(name) for name in names if name == "weight"),
-    )
-    return CleanRows(
-        frame=frame,
-        num_read=rows.height,
-        num_malformed=rows.height - frame.height,
-        num_without_id=checked.filter(~pl.col("has_ids") & splittable).height,
-    )
+    collector = RowCollector(coder, label, expected)
+    collector.add(rows)
+    return collector.finish(max_malformed_share)
 
 
 def clean_items(
@@ -99,8 +185,8 @@ def clean_items(
     refuse_malformed(
         rows.filter(~has_id)["line"], rows.height, label, expected, max_malformed_share
     )
-    valid = rows.filter(has_id).drop("line").with_columns(pl.col("item_id").str.strip_chars())
-    first = valid.unique("item_id", keep="first", maintain_order=True)
+    valid = rows.filter(has_id).with_columns(pl.col("item_id").str.strip_chars())
+    first = valid.unique("item_id", keep="first", maintain_order=True).drop("line")
     repeated = valid.filter(pl.col("item_id").is_duplicated())
     if not repeated.is_empty():
         _refuse_contradictions(repeated, label)
@@ -133,10 +219,12 @@ def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
     )
 
 
-def to_raw_data(interactions: CleanRows, items: CleanRows, files: tuple[Path, ...]) -> RawData:
+def to_raw_data(
+    interactions: CleanRows, items: CleanRows, files: tuple[Path, ...], coder: InteractionCoder
+) -> RawData:
     """Both tables with their counts."""
     return RawData(
-        interactions=interactions.frame,
+        coded=CodedInteractions(interactions.frame, coder.users.ids(), coder.items.ids()),
         items=items.frame,
         counts={
             "rows_read": interactions.num_read,
@@ -201,17 +289,24 @@ def parse_price(price: object) -> float | None:
 
 
 def _is_given(name: str) -> pl.Expr:
-    return (pl.col(name).str.strip_chars() != "").fill_null(False)
+    return (pl.col(name).cast(pl.String).str.strip_chars() != "").fill_null(False)
+
+
+def _strip_id(name: str, schema: pl.Schema) -> pl.Expr:
+    return pl.col(name) if schema[name].is_integer() else pl.col(name).str.strip_chars()
 
 
 def _refuse_contradictions(repeated: pl.DataFrame, label: str) -> None:
-    kept: dict[str, tuple[object, ...]] = {}
-    differing: dict[str, None] = {}
-    for row in repeated.select("item_id", pl.exclude("item_id")).iter_rows():
-        if kept.setdefault(row[0], row) != row:
-            differing[row[0]] = None
+    kept: dict[str, tuple[int, tuple[object, ...]]] = {}
+    differing: dict[str, str] = {}
+    for line, item_id, *fields in repeated.select(
+        "line", "item_id", pl.exclude("line", "item_id")
+    ).iter_rows():
+        first_line, first = kept.setdefault(item_id, (line, tuple(fields)))
+        if first != tuple(fields):
+            differing.setdefault(item_id, f"{item_id!r} on lines {first_line} and {line}")
     if differing:
         raise DataError(
             f"Item ids must be unique: {label} describes {len(differing)} ids more than once and "
-            f"differently, the first {list(differing)[:3]}. Keep one line for each."
+            f"differently: {', '.join(list(differing.values())[:3])}. Keep one line for each."
         )

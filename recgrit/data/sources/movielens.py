@@ -15,30 +15,35 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from recgrit.data.sources.cleaning import (
     CleanRows,
+    RowCollector,
     clean_interactions,
     clean_items,
     clean_text,
     to_raw_data,
 )
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import (
     ColumnType,
     RawFile,
     decode,
     find_files,
+    find_places,
+    read_file,
     read_files,
     require_header,
     split_fields,
     split_lines,
 )
 from recgrit.data.sources.recbole import read_atomic_files
+from recgrit.data.sources.streaming import collect_fields
 from recgrit.errors import DataError
 
 RATING_FIELDS = ("user_id", "item_id", "weight", "timestamp")
@@ -105,16 +110,18 @@ class MovieLens100K:
             raw = read_atomic_files(
                 contents[RECBOLE_100K[0]], contents[RECBOLE_100K[1]], files, max_malformed_share
             )
-            return RawData(raw.interactions, _drop_placeholders(raw.items), raw.counts, files)
+            return replace(raw, items=_drop_placeholders(raw.items))
         ratings = contents[OFFICIAL_100K[0]]
+        coder = InteractionCoder()
         interactions = clean_interactions(
             split_fields(split_lines(decode(ratings)), "\t", RATING_FIELDS),
             ratings.label,
             "user id, item id, rating and timestamp, separated by tabs",
             max_malformed_share,
+            coder,
         )
         items = _read_flagged_items(contents[OFFICIAL_100K[1]], max_malformed_share)
-        return to_raw_data(interactions, items, files)
+        return to_raw_data(interactions, items, files, coder)
 
 
 @dataclass(frozen=True)
@@ -146,19 +153,20 @@ class MovieLens:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
         """Read the ratings and the movies."""
-        contents = read_files(files, (self.layout.files,))
-        ratings, movies = (contents[name] for name in self.layout.files)
-        lines = split_lines(decode(ratings))
-        if self.layout.has_header:
-            lines = require_header(ratings, lines, self.layout.fields)
-        interactions = clean_interactions(
-            split_fields(lines, self.layout.separator, RATING_FIELDS),
-            ratings.label,
-            self.layout.fields,
-            max_malformed_share,
+        places = find_places(files, (self.layout.files,))
+        ratings, movies = (places[name] for name in self.layout.files)
+        coder = InteractionCoder()
+        collector = RowCollector(coder, ratings.label, self.layout.fields)
+        collect_fields(
+            ratings,
+            self.layout.separator,
+            RATING_FIELDS,
+            collector,
+            self.layout.fields if self.layout.has_header else None,
         )
-        items = self.layout.read_items(movies, max_malformed_share)
-        return to_raw_data(interactions, items, files)
+        interactions = collector.finish(max_malformed_share)
+        items = self.layout.read_items(read_file(movies), max_malformed_share)
+        return to_raw_data(interactions, items, files, coder)
 
 
 def _read_flagged_items(file: RawFile, max_malformed_share: float) -> CleanRows:

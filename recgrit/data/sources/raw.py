@@ -8,6 +8,8 @@ from typing import Protocol
 
 import polars as pl
 
+from recgrit.data.sources.coding import CodedInteractions
+
 # Above this share of unreadable lines a file is damaged or of another format, not merely untidy.
 DEFAULT_MAX_MALFORMED_SHARE = 0.05
 
@@ -17,8 +19,7 @@ class RawData:
     """Interactions and item metadata as a source's files hold them, before any filter.
 
     Args:
-        interactions: ``user_id`` str, ``item_id`` str, ``timestamp`` int64 (seconds UTC) and,
-            where the source has ratings, ``weight`` float32. No nulls; rows in file order.
+        coded: The interactions in file order, with their ids as codes.
         items: ``item_id`` str (unique), ``title`` str, then the source's own fields such as
             ``brand`` str, ``categories`` list[str], ``genres`` list[str], ``year`` int32, ``price``
             float64. All but the id may be null.
@@ -28,10 +29,19 @@ class RawData:
         files: The files that were read.
     """
 
-    interactions: pl.DataFrame
+    coded: CodedInteractions
     items: pl.DataFrame
     counts: dict[str, int]
     files: tuple[Path, ...]
+
+    @property
+    def interactions(self) -> pl.DataFrame:
+        """The interactions with their ids as text, made anew each time.
+
+        Columns ``user_id`` str, ``item_id`` str, ``timestamp`` int64 (seconds UTC) and, where the
+        source has ratings, ``weight`` float32.
+        """
+        return self.coded.to_polars()
 
 
 class Source(Protocol):

@@ -1,19 +1,19 @@
 """From files to lines: finding a data set's files, unpacking them, splitting them into fields.
 
-Files are read whole, since only whole can they be handed to the fast parsers: it costs a few times
-the unpacked size in memory. What a file is gets decided by its first bytes, not by its name, since
-browsers unpack ``.gz`` files silently and failed downloads save an HTML page under the name asked
-for.
+Files of items are read whole, interactions block by block (`recgrit.data.sources.streaming`). What
+a file is gets decided by its first bytes, not by its name, since browsers unpack ``.gz`` files
+silently and failed downloads save an HTML page under the name asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import io
+import itertools
 import json
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -21,6 +21,7 @@ from typing import IO, Any, TypeAlias
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from recgrit.data.sources.archive import DAMAGE, members_by_name
 from recgrit.errors import DataError
 
 ColumnType: TypeAlias = DataTypeClass | pl.DataType
@@ -32,6 +33,27 @@ BOMB_BYTES = 256 * 2**20
 BOMB_RATIO = 100
 BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
+NEWLINE = b"\n"
+# Of gzip, zlib and zstd.
+PACKED_MAGICS = (GZIP_MAGIC, b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file's bytes are: on disk, or within an archive.
+
+    Args:
+        path: The file, or the zip.
+        member: Its name within the zip.
+    """
+
+    path: Path
+    member: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,17 @@ def list_folder(path: Path) -> str:
     return _list_names(sorted(entry.name for entry in path.iterdir()))
 
 
+def find_places(files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]) -> dict[str, Place]:
+    """Where each file is, by its name; in a zip, the first complete set within.
+
+    Raises:
+        DataError: The archive is damaged, or lacks the files.
+    """
+    if len(files) == 1 and files[0].suffix == ".zip":
+        return _find_members(files[0], candidates)
+    return {path.name: Place(path) for path in files}
+
+
 def read_files(
     files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]
 ) -> dict[str, RawFile]:
@@ -107,36 +140,63 @@ def read_files(
     Raises:
         DataError: A file is damaged, or the archive lacks the files.
     """
-    if len(files) == 1 and files[0].suffix == ".zip":
-        return _read_archive(files[0], candidates)
-    return {path.name: read_file(path) for path in files}
+    places = find_places(files, candidates)
+    return {name: read_file(place) for name, place in places.items()}
 
 
-def read_file(path: Path) -> RawFile:
-    """A file's bytes, unpacked if they are gzip.
+def read_file(place: Place) -> RawFile:
+    """A file's bytes, unpacked if they are gzip or in an archive.
 
     Raises:
         DataError: The file cannot be read, is empty, is cut short, or is an HTML page.
     """
+    content = b"".join(read_pieces(place, BLOCK_BYTES))
+    refuse_html(place.label, content)
+    if not content.strip():
+        raise DataError(f"{place.label} is empty. Download it again.")
+    return RawFile(place.label, content)
+
+
+def read_pieces(place: Place, piece_bytes: int) -> Iterator[bytes]:
+    """A file's unpacked bytes, so many at a time.
+
+    Raises:
+        DataError: The file cannot be read, is cut short, or grows as no data do.
+    """
+    size = 0
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from None
-    _refuse_html(str(path), content)
-    if content.startswith(GZIP_MAGIC):
-        try:
-            with gzip.open(io.BytesIO(content)) as stream:
-                content = _unpack(stream, len(content), str(path))
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(
-                f"{path} is a damaged or incomplete gzip file ({error}): expected the whole "
-                "published file. Download it again."
-            ) from None
-    return _require_content(str(path), content)
+        with ExitStack() as stack:
+            stream, packed_bytes = _open(place, stack)
+            while piece := stream.read(piece_bytes):
+                size += len(piece)
+                if packed_bytes is not None and size > max(BOMB_BYTES, BOMB_RATIO * packed_bytes):
+                    raise DataError(
+                        f"{place.label} unpacks to more than {BOMB_RATIO} times its "
+                        f"{packed_bytes:,} bytes: that is no data set but an archive made to fill "
+                        "the memory. Use the published file."
+                    )
+                yield piece
+    except DAMAGE as error:
+        if place.member is not None:
+            raise _damaged_archive(place.path, error) from None
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"Cannot read {place.path}: {error.strerror}.") from None
+        raise DataError(
+            f"{place.path} is a damaged or incomplete gzip file ({error}): expected the whole "
+            "published file. Download it again."
+        ) from None
 
 
-def decode(file: RawFile, encoding: str = "utf-8-sig") -> str:
+def decode(
+    file: RawFile, encoding: str = "utf-8-sig", *, offset: int = 0, first_line: int = 1
+) -> str:
     """A file's text; by default UTF-8, with or without a byte order mark.
+
+    Args:
+        file: The file, or a part of it.
+        encoding: Of the text.
+        offset: Where in the file the part begins.
+        first_line: Number of the line it begins with.
 
     Raises:
         DataError: The bytes are not text in this encoding.
@@ -145,16 +205,17 @@ def decode(file: RawFile, encoding: str = "utf-8-sig") -> str:
         return file.content.decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{file.label} is not {error.encoding} text: byte {error.start} cannot be read. "
+            f"{file.label} is not {error.encoding} text: byte {offset + error.start}, on line "
+            f"{first_line + file.content.count(NEWLINE, 0, error.start)}, cannot be read. "
             "Download the file again, or convert it to UTF-8."
         ) from None
 
 
-def split_lines(text: str) -> pl.DataFrame:
-    """Columns ``line`` (from 1) and ``text`` of the lines that are not blank."""
+def split_lines(text: str, first_line: int = 1) -> pl.DataFrame:
+    """Columns ``line`` (a number) and ``text`` of the lines that are not blank."""
     # Not str.splitlines: it also breaks at characters that occur inside titles.
     lines = pl.DataFrame({"text": text.split("\n")}).select(
-        pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("line"),
+        pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line"),
         pl.col("text").str.strip_suffix("\r"),
     )
     return lines.filter(pl.col("text").str.strip_chars() != "")
@@ -179,30 +240,45 @@ def require_header(file: RawFile, lines: pl.DataFrame, header: str) -> pl.DataFr
     Raises:
         DataError: The first line is something else.
     """
-    first = lines["text"].first()
-    if first != header:
-        raise DataError(
-            f"{file.label} does not start with the header {header!r}, got {str(first)[:80]!r}. "
-            "Use the published file as it is."
-        )
+    require_first_line(file.label, lines["text"].first(), header)
     return lines.slice(1)
 
 
-def parse_json_lines(file: RawFile, schema: dict[str, ColumnType]) -> pl.DataFrame:
+def require_first_line(label: str, first: object, header: str) -> None:
+    """Stop if a file's first line is not this header.
+
+    Raises:
+        DataError: The first line is something else.
+    """
+    if first != header:
+        raise DataError(
+            f"{label} does not start with the header {header!r}, got {str(first)[:80]!r}. "
+            "Use the published file as it is."
+        )
+
+
+def looks_packed(content: bytes) -> bool:
+    """Whether the fast parsers would take these bytes for packed ones, and unpack them unasked."""
+    return content.startswith(PACKED_MAGICS)
+
+
+def parse_json_lines(
+    file: RawFile, schema: dict[str, ColumnType], first_line: int = 1
+) -> pl.DataFrame:
     """Columns ``line`` and those of ``schema``; null where a line has no such value.
 
-    A file without any malformed line, the usual case, is parsed in one go; else line by line, so
-    that one cut line does not cost the rest.
+    A part of a file without any malformed line, the usual case, is parsed in one go; else line by
+    line, so that one cut line does not cost the rest.
     """
-    numbers = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("line")
-    try:
-        frame = pl.read_ndjson(file.content, schema=schema)
-    except pl.exceptions.PolarsError:
-        frame = pl.DataFrame()
+    numbers = pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line")
+    frame = pl.DataFrame()
+    if not looks_packed(file.content):
+        with contextlib.suppress(pl.exceptions.PolarsError):
+            frame = pl.read_ndjson(file.content, schema=schema)
     # Blank lines are skipped, which would shift the numbers of the lines behind them.
-    if frame.height == len(file.content.rstrip(b"\n").split(b"\n")):
+    if frame.height == file.content.rstrip(b"\n").count(b"\n") + 1:
         return frame.select(numbers, *schema)
-    lines = split_lines(file.content.decode("utf-8-sig", errors="replace"))
+    lines = split_lines(file.content.decode("utf-8-sig", errors="replace"), first_line)
     rows = [_json_object(text) for text in lines["text"]]
     columns = {
         name: pl.Series(name, [_text_or_none(row.get(name)) for row in rows], dtype=pl.String)
@@ -226,19 +302,30 @@ def _text_or_none(value: object) -> str | None:
     return str(value) if isinstance(value, str | int | float) else None
 
 
-def _read_archive(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str, RawFile]:
+def refuse_html(label: str, content: bytes) -> None:
+    """Stop if a file begins as a web page does.
+
+    Raises:
+        DataError: It does.
+    """
+    start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise DataError(
+            f"{label} is an HTML page, not data: the download failed and saved an error or login "
+            "page instead. Delete it and download the file again."
+        )
+
+
+def _find_members(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str, Place]:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {Path(name).name: name for name in archive.namelist()}
-            for names in candidates:
-                if all(name in members for name in names):
-                    return {name: _read_member(archive, path, members[name]) for name in names}
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        with path.open("rb") as stream:
-            _refuse_html(str(path), stream.read(1024))
-        raise DataError(
-            f"{path} is a damaged or incomplete zip archive ({error}). Download it again."
-        ) from None
+            listed = archive.namelist()
+    except DAMAGE as error:
+        raise _damaged_archive(path, error) from None
+    members = members_by_name(listed, itertools.chain(*candidates), str(path))
+    for names in candidates:
+        if all(name in members for name in names):
+            return {name: Place(path, members[name]) for name in names}
     wanted = " or ".join(", ".join(names) for names in candidates)
     raise DataError(
         f"{path} does not hold {wanted}; found {_list_names(sorted(members))}. "
@@ -246,45 +333,27 @@ def _read_archive(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str
     )
 
 
-def _read_member(archive: zipfile.ZipFile, path: Path, member: str) -> RawFile:
-    label = f"{path}:{member}"
-    with archive.open(member) as stream:
-        content = _unpack(stream, archive.getinfo(member).compress_size, label)
-    return _require_content(label, content)
+def _open(place: Place, stack: ExitStack) -> tuple[IO[bytes] | gzip.GzipFile, int | None]:
+    """A stream of unpacked bytes, and how many they are packed; None where they are not."""
+    if place.member is not None:
+        archive = stack.enter_context(zipfile.ZipFile(place.path))
+        size = archive.getinfo(place.member).compress_size
+        try:
+            return stack.enter_context(archive.open(place.member)), size
+        except RuntimeError as error:  # It asks for a password.
+            raise _damaged_archive(place.path, error) from None
+    stream = stack.enter_context(place.path.open("rb"))
+    is_gzip = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    stream.seek(0)
+    if not is_gzip:
+        return stream, None
+    return stack.enter_context(closing(gzip.GzipFile(fileobj=stream))), place.path.stat().st_size
 
 
-def _unpack(stream: IO[bytes] | gzip.GzipFile, packed_bytes: int, label: str) -> bytes:
-    """What a stream unpacks to.
-
-    Raises:
-        DataError: It grows as no data do.
-    """
-    blocks, size = [], 0
-    while block := stream.read(BLOCK_BYTES):
-        blocks.append(block)
-        size += len(block)
-        if size > max(BOMB_BYTES, BOMB_RATIO * packed_bytes):
-            raise DataError(
-                f"{label} unpacks to more than {BOMB_RATIO} times its {packed_bytes:,} bytes: that "
-                "is no data set but an archive made to fill the memory. Use the published file."
-            )
-    return b"".join(blocks)
-
-
-def _require_content(label: str, content: bytes) -> RawFile:
-    _refuse_html(label, content)
-    if not content.strip():
-        raise DataError(f"{label} is empty. Download it again.")
-    return RawFile(label, content)
-
-
-def _refuse_html(label: str, content: bytes) -> None:
-    start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        raise DataError(
-            f"{label} is an HTML page, not data: the download failed and saved an error or login "
-            "page instead. Delete it and download the file again."
-        )
+def _damaged_archive(path: Path, error: Exception) -> DataError:
+    with path.open("rb") as stream:
+        refuse_html(str(path), stream.read(1024))
+    return DataError(f"{path} is a damaged or incomplete zip archive ({error}). Download it again.")
 
 
 def _list_names(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from recgrit.data.sources.cleaning import (
     clean_text,
     to_raw_data,
 )
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import (
     RawFile,
@@ -29,6 +31,8 @@ from recgrit.data.sources.reading import (
     split_lines,
 )
 from recgrit.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 # The published files name the same thing differently.
 ITEM_FIELDS = {
@@ -70,6 +74,8 @@ class RecBole:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
         """Read the interactions and, where given, the items."""
+        if (users := files[0].with_suffix(".user")).is_file():
+            logger.info("%s is not read: nothing here takes features of users", users.name)
         contents = list(read_files(files, ()).values())
         items = contents[1] if len(contents) > 1 else None
         return read_atomic_files(contents[0], items, files, max_malformed_share)
@@ -83,16 +89,17 @@ def read_atomic_files(
     Raises:
         DataError: A header lacks a field that is needed, or the content is malformed.
     """
-    interactions = _read_inter(inter, max_malformed_share)
+    coder = InteractionCoder()
+    interactions = _read_inter(inter, max_malformed_share, coder)
     if item is None:
         schema = {"item_id": pl.String, "title": pl.String}
         items = CleanRows(pl.DataFrame(schema=schema), num_read=0, num_malformed=0)
     else:
         items = _read_item(item, max_malformed_share)
-    return to_raw_data(interactions, items, files)
+    return to_raw_data(interactions, items, files, coder)
 
 
-def _read_inter(file: RawFile, max_malformed_share: float) -> CleanRows:
+def _read_inter(file: RawFile, max_malformed_share: float, coder: InteractionCoder) -> CleanRows:
     rows, types = _read_table(file)
     # Without times there is no order to learn from: the file's own may be anything.
     missing = [name for name in ("user_id", "item_id", "timestamp") if name not in types]
@@ -108,6 +115,7 @@ def _read_inter(file: RawFile, max_malformed_share: float) -> CleanRows:
         file.label,
         f"{len(types)} fields separated by tabs",
         max_malformed_share,
+        coder,
     )
 
 

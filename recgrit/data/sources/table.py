@@ -9,6 +9,7 @@ from typing import Literal
 
 import polars as pl
 
+from recgrit.data.damage import TABLE_DAMAGE, read_parquet, read_parquet_columns
 from recgrit.data.sources.cleaning import (
     CleanRows,
     clean_interactions,
@@ -17,6 +18,7 @@ from recgrit.data.sources.cleaning import (
     join_rows,
     to_raw_data,
 )
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import list_folder, require_path
 from recgrit.errors import DataError
@@ -76,12 +78,14 @@ class Table:
         """Read the interactions, and the items where there are files of them."""
         described = () if self.items_path is None else _list_files(self.items_path, "items")
         taken = files[: len(files) - len(described)]
-        parts = [self._read_interactions(path, max_malformed_share) for path in taken]
-        return to_raw_data(
-            join_rows(parts, taken), self._read_items(described, max_malformed_share), files
-        )
+        coder = InteractionCoder()
+        parts = [self._read_interactions(path, max_malformed_share, coder) for path in taken]
+        items = self._read_items(described, max_malformed_share)
+        return to_raw_data(join_rows(parts, taken), items, files, coder)
 
-    def _read_interactions(self, path: Path, max_malformed_share: float) -> CleanRows:
+    def _read_interactions(
+        self, path: Path, max_malformed_share: float, coder: InteractionCoder
+    ) -> CleanRows:
         frame = _read_columns(path, self._interaction_columns)
         seconds = _seconds(frame["timestamp"], UNITS_PER_SECOND[self.time_unit])
         # Kept in whole seconds: what happened within one stays in order.
@@ -92,6 +96,7 @@ class Table:
             f"{', '.join(self._interaction_columns)}, with times as dates or counting "
             f"{self.time_unit} (data.table.time_unit)",
             max_malformed_share,
+            coder,
         )
 
     def _read_items(self, files: tuple[Path, ...], max_malformed_share: float) -> CleanRows:
@@ -155,12 +160,10 @@ def _list_files(path: Path, expected: str) -> tuple[Path, ...]:
 def _read_columns(path: Path, names: dict[str, str], *, keep_others: bool = False) -> pl.DataFrame:
     """Columns of a file under our names, after ``line``; ids as text."""
     try:
-        if path.suffix == ".parquet":
-            lazy = pl.scan_parquet(path, glob=False)
-        else:
-            # All as text: what is a number gets decided by the column's meaning.
-            lazy = pl.scan_csv(path, infer_schema=False, glob=False)
-        present = lazy.collect_schema().names()
+        # Of CSV all as text: what is a number gets decided by the column's meaning.
+        is_parquet = path.suffix == ".parquet"
+        lazy = None if is_parquet else pl.scan_csv(path, infer_schema=False, glob=False)
+        present = read_parquet_columns(path) if lazy is None else lazy.collect_schema().names()
         missing = [name for name in names if name not in present]
         if missing:
             raise DataError(
@@ -168,9 +171,9 @@ def _read_columns(path: Path, names: dict[str, str], *, keep_others: bool = Fals
                 f"{', '.join(present)}. Name yours as in data.table.user_id=COLUMN."
             )
         chosen = present if keep_others else list(names)
-        frame = lazy.select(chosen).collect()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        frame = read_parquet(path, chosen) if lazy is None else lazy.select(chosen).collect()
+    except TABLE_DAMAGE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{path} cannot be read as {path.suffix[1:]} ({reason}).") from None
     frame = frame.rename({name: ours for name, ours in names.items() if name != ours})
     for name in {"user_id", "item_id"} & set(frame.columns):

@@ -196,3 +196,36 @@ def test_real_files_of_2018(real_data: Callable[[str], Path]) -> None:
     assert raw.items.height == 1_547 - raw.counts["items_repeated"]
     assert raw.counts["rows_malformed"] == raw.counts["items_malformed"] == 0
     assert raw.items["title"].str.contains("<|\n|function").sum() == 0
+
+
+def read_2023(folder: Path) -> RawData:
+    source = load_source("amazon2023/All_Beauty")
+    return source.read(source.find_files(folder))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("user_id,parent_asin,rating,timestamp,parent_asin", "names parent_asin once"),
+        ("user_id,rating,timestamp", "names parent_asin, got"),
+    ],
+)
+def test_headers_of_tables_that_do_not_do(
+    write_dataset: Callable[..., Path], header: str, message: str
+) -> None:
+    folder = write_dataset("amazon2023/All_Beauty as splits")
+    path = folder / "All_Beauty.train.csv.gz"
+    rest = gzip.decompress(path.read_bytes()).partition(b"\n")[2]
+    path.write_bytes(gzip.compress(header.encode() + b"\n" + rest))
+    with pytest.raises(DataError, match=rf"All_Beauty\.train\.csv\.gz .*{message}"):
+        read_2023(folder)
+
+
+def test_columns_that_are_not_read_may_be_called_anything(
+    write_dataset: Callable[..., Path],
+) -> None:
+    folder = write_dataset("amazon2023/All_Beauty as splits")
+    for path in folder.glob("*.csv.gz"):
+        content = gzip.decompress(path.read_bytes())
+        path.write_bytes(gzip.compress(content.replace(b",history\n", b",line\n", 1)))
+    assert read_2023(folder).counts["rows_read"] == 6

@@ -161,7 +161,9 @@ class SourceContract:
         path = folder / self.items_file
         first = read_lines(path)[self.num_header_lines]
         self.append(path, first.replace(b"Toy Story", b"Toy Storage"))
-        with pytest.raises(DataError, match=r"Item ids must be unique: .*\['10'\]"):
+        with pytest.raises(
+            DataError, match=r"Item ids must be unique: .*'10' on lines \d+ and \d+"
+        ):
             self.read(folder)
 
     def test_malformed_items_are_counted(self, folder: Path) -> None:

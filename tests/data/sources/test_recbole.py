@@ -91,3 +91,12 @@ def test_long_folders_are_not_listed_in_full(tmp_path: Path) -> None:
         (tmp_path / f"{number:02}.txt").touch()
     with pytest.raises(DataError, match=r"07\.txt and 4 more"):
         read(tmp_path)
+
+
+def test_users_features_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="recgrit")
+    assert read(folder).counts["rows_read"] == 1
+    assert "not read" not in caplog.text
+    (folder / "shop.user").write_text("user_id:token\tage:float\nu\t30\n")
+    assert read(folder).counts["rows_read"] == 1
+    assert "shop.user is not read" in caplog.text

@@ -134,3 +134,18 @@ def test_one_config_line_away(tmp_path: Path) -> None:
     data = prepare(config)
     assert data.interactions.num_users == 2
     assert data.items.titles.to_list() == data.items.item_ids.to_list()
+
+
+def test_parquet_damaged_anywhere_is_told_or_read(tmp_path: Path) -> None:
+    """Some of this damage makes other readers end the whole process."""
+    path = tmp_path / "log.parquet"
+    ROWS.write_parquet(path)
+    good = path.read_bytes()
+    told = 0
+    for place in range(4, len(good), 5):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            read(tmp_path, max_malformed_share=0.9)
+        except DataError as error:
+            told += "log.parquet" in str(error)
+    assert told > 100

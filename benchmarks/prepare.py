@@ -1,0 +1,175 @@
+r"""Time and memory of preparing ratings, beside the same job in plain pandas.
+
+    POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 25000000 --json
+    POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 100000000 --users 10000000 \
+        --items 1000000 --without-pandas --json
+
+Writes ``ratings.csv`` in MovieLens' official format, then runs the stage `prepare` as `recgrit
+prepare` does: the input is hashed, read, freed of duplicates, cut to its 5-core, indexed, sorted,
+split leave-one-out, saved and hashed again, and every step is counted. The pandas job does what
+leads to the sequences and no more: it reads with types, drops duplicates, cuts to the 5-core by
+`transform`, factorizes, sorts and saves. Each runs in a process of its own, imports not counted;
+both must give the same sequences. Opening is the time until the mapped sequences can be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ratings import write_ratings
+
+MIN_INTERACTIONS = 5
+
+
+def prepare_by_us(folder: Path) -> dict[str, Any]:
+    """The stage as a user runs it."""
+    from recgrit.config import load_config
+    from recgrit.data.splits import SequenceSplit
+    from recgrit.experiment import ExperimentConfig
+    from recgrit.running import peak_memory_mb, run_experiment
+
+    config = load_config(
+        ExperimentConfig,
+        None,
+        [
+            "data.source=movielens-25m",
+            f"data.path={folder}",
+            f"run.dir={folder / 'run'}",
+            "tracking.backend=none",
+        ],
+    )
+    started = time.perf_counter()
+    run_experiment(config, until="prepare")
+    seconds = time.perf_counter() - started
+    peak_rss_mb = peak_memory_mb()
+    data = folder / "run" / "data"
+    manifest = json.loads((data / "manifest.json").read_text())
+    summary = manifest["summary"]
+    started = time.perf_counter()
+    split = SequenceSplit.load(data, num_items=summary["num_items"])
+    split.history(split.num_users // 2, "test")
+    return {
+        "seconds": seconds,
+        "peak_rss_mb": peak_rss_mb,
+        "open_ms": 1000 * (time.perf_counter() - started),
+        **{f"num_{name}": summary[f"num_{name}"] for name in ("users", "items", "interactions")},
+    }
+
+
+def prepare_by_pandas(folder: Path) -> dict[str, Any]:
+    """What one would write without a library."""
+    import pandas as pd
+
+    from recgrit.running import peak_memory_mb
+
+    out = folder / "pandas"
+    out.mkdir()
+    started = time.perf_counter()
+    frame = pd.read_csv(
+        folder / "ratings.csv",
+        dtype={"userId": "int32", "movieId": "int32", "rating": "float32", "timestamp": "int64"},
+    )
+    frame = frame.drop_duplicates(["userId", "movieId", "timestamp"])
+    while True:
+        before = len(frame)
+        for name in ("userId", "movieId"):
+            counts = frame.groupby(name)[name].transform("size")
+            frame = frame[counts >= MIN_INTERACTIONS]
+        if len(frame) == before:
+            break
+    users, user_ids = pd.factorize(frame["userId"])
+    items, item_ids = pd.factorize(frame["movieId"])
+    frame = frame.assign(user_idx=users.astype("int32"), item_idx=items.astype("int32"))
+    frame = frame.sort_values(["user_idx", "timestamp"], kind="stable")
+    columns = ["user_idx", "item_idx", "timestamp", "rating"]
+    frame[columns].to_parquet(out / "interactions.parquet", index=False)
+    pd.DataFrame({"user_id": user_ids.astype(str)}).to_parquet(out / "users.parquet")
+    pd.DataFrame({"item_id": item_ids.astype(str)}).to_parquet(out / "items.parquet")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(frame["user_idx"]))])
+    np.save(out / "sequence_items.npy", frame["item_idx"].to_numpy())
+    np.save(out / "sequence_offsets.npy", offsets)
+    ends = offsets[1:]
+    np.save(out / "sequence_splits.npy", np.stack([ends - 2, ends - 2, ends - 1]))
+    return {"seconds": time.perf_counter() - started, "peak_rss_mb": peak_memory_mb()}
+
+
+JOBS = {"recgrit": prepare_by_us, "pandas": prepare_by_pandas}
+
+
+def run_apart(job: str, folder: Path) -> dict[str, Any]:
+    """A job's figures, from a process of its own."""
+    command = [sys.executable, __file__, "--job", job, "--folder", str(folder)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def give_same_sequences(folder: Path) -> bool:
+    """Whether both jobs wrote equal sequences, offsets and targets."""
+    return all(
+        np.array_equal(
+            np.load(folder / "run" / "data" / name, mmap_mode="r"),
+            np.load(folder / "pandas" / name, mmap_mode="r"),
+        )
+        for name in ("sequence_items.npy", "sequence_offsets.npy", "sequence_splits.npy")
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--rows", type=int, default=25_000_000)
+    parser.add_argument("--users", type=int, help="default: as many as MovieLens-25M has for them")
+    parser.add_argument("--items", type=int, default=59_047)
+    parser.add_argument("--without-pandas", action="store_true")
+    parser.add_argument("--repeats", type=int, default=1, help="of each job in turns; the fastest")
+    parser.add_argument("--folder", type=Path, help="where files go; default: a temporary one")
+    parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        print(json.dumps(JOBS[arguments.job](arguments.folder)))
+        return
+    jobs = ["recgrit"] if arguments.without_pandas else list(JOBS)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        started = time.perf_counter()
+        users = arguments.users or max(1, round(arguments.rows / 153.8))
+        write_ratings(folder, rows=arguments.rows, users=users, items=arguments.items)
+        generated = time.perf_counter() - started
+        runs: dict[str, list[dict[str, Any]]] = {job: [] for job in jobs}
+        for repeat in range(arguments.repeats):
+            for job in jobs:
+                if repeat:
+                    shutil.rmtree(folder / ("run" if job == "recgrit" else job))
+                runs[job].append(run_apart(job, folder))
+        best = {job: min(of_job, key=lambda run: run["seconds"]) for job, of_job in runs.items()}
+        found = {
+            "rows": arguments.rows,
+            "file_mb": (folder / "ratings.csv").stat().st_size / 1e6,
+            "generate_seconds": generated,
+            **best["recgrit"],
+            "threads": int(os.environ.get("POLARS_MAX_THREADS", os.cpu_count() or 1)),
+        }
+        if "pandas" in best:
+            found |= {f"{key}_pandas": value for key, value in best["pandas"].items()}
+            found["speedup_vs_pandas"] = best["pandas"]["seconds"] / best["recgrit"]["seconds"]
+            found["same_sequences"] = give_same_sequences(folder)
+    for key, value in found.items():
+        print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

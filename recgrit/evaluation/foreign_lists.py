@@ -1,0 +1,118 @@
+"""Lists that another tool made, in the form that is evaluated here.
+
+A table with one row per recommended item: ``user_id``, ``item_id`` and ``rank`` (from 1) or
+``score`` (the higher the better). Where a split has several targets of a user, ``row`` takes the
+place of ``user_id``: the number, from 0, of the line of the exported test or validation file that
+the list answers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from recgrit.data.damage import TABLE_DAMAGE, read_parquet
+from recgrit.data.recommendations import NO_ITEM, Recommendations
+from recgrit.data.splits import SequenceSplit, Split
+from recgrit.errors import DataError
+
+
+def read_lists(
+    path: Path,
+    split: SequenceSplit,
+    split_name: Split,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+) -> Recommendations:
+    """The lists in a Parquet, CSV or tab-separated file.
+
+    Args:
+        path: The file.
+        split: What the lists were made for.
+        split_name: Which of its targets.
+        user_ids: External id of each user_idx.
+        item_ids: External id of each item_idx.
+
+    Raises:
+        DataError: The file cannot be read, lacks a column, names users or items that the split does
+            not have, or has two items on one place.
+    """
+    rows = _read_table(path)
+    key = "user_id" if split.owners is None else "row"
+    order = next((name for name in ("rank", "score") if name in rows.columns), "rank")
+    missing = [name for name in (key, "item_id", order) if name not in rows.columns]
+    if missing:
+        reason = (
+            ""
+            if split.owners is None
+            else " This split has several targets of a user: row is the "
+            f"line, from 0, of the exported .{split_name}.inter file that a list answers."
+        )
+        raise DataError(
+            f"{path} lacks {', '.join(missing)}: expected {key}, item_id and rank or score, got "
+            f"{', '.join(rows.columns)}.{reason}"
+        )
+    places = pl.Series("place", rows[order].cast(pl.Float64, strict=False))
+    if not places.is_finite().fill_null(False).all():
+        raise DataError(f"{path}: every {order} must be a number.")
+    if key == "user_id":
+        known = dict(zip(user_ids, range(len(user_ids)), strict=True))
+    else:
+        targets = split.target_users(split_name)
+        known = {str(row): int(sequence) for row, sequence in enumerate(targets)}
+    lists = pl.DataFrame(
+        {
+            "list": _look_up(path, rows[key], known, key),
+            "item": _look_up(
+                path,
+                rows["item_id"],
+                dict(zip(item_ids, range(len(item_ids)), strict=True)),
+                "item_id",
+            ),
+            "place": places if order == "rank" else -places,
+        }
+    )
+    if order == "rank" and lists.select("list", "place").is_duplicated().any():
+        raise DataError(f"{path}: a list has two items on one rank.")
+    lists = lists.sort("list", "place", maintain_order=True).with_columns(
+        pl.int_range(pl.len()).over("list").alias("rank")
+    )
+    names = lists["list"].unique(maintain_order=True)
+    row_of = pl.DataFrame({"list": names, "at": np.arange(len(names))})
+    at = lists.join(row_of, on="list", how="left", maintain_order="left")
+    shape = (len(names), int(at["rank"].to_numpy().max()) + 1)
+    items = np.full(shape, NO_ITEM, dtype=np.int32)
+    scores = np.full(shape, -np.inf, dtype=np.float32)
+    cells = (at["at"].to_numpy(), at["rank"].to_numpy())
+    items[cells], scores[cells] = at["item"].to_numpy(), -at["place"].to_numpy()
+    return Recommendations(names.to_numpy().astype(np.int64), items, scores)
+
+
+def _look_up(path: Path, names: pl.Series, known: dict[str, int], what: str) -> pl.Series:
+    found = pl.Series([known.get(name) for name in names.cast(pl.String)], dtype=pl.Int64)
+    if found.null_count():
+        unknown = names.filter(found.is_null()).unique(maintain_order=True)
+        raise DataError(
+            f"{path}: {len(unknown)} values of {what} are not in this run, the first "
+            f"{unknown.head(3).to_list()}. Use the ids of the exported files."
+        )
+    return found
+
+
+def _read_table(path: Path) -> pl.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            rows = read_parquet(path)
+        else:
+            separator = "\t" if path.suffix == ".tsv" else ","
+            rows = pl.read_csv(path, infer_schema=False, separator=separator, glob=False)
+    except TABLE_DAMAGE as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} cannot be read as a table of lists ({reason}): expected Parquet, .csv or .tsv."
+        ) from None
+    if rows.is_empty():
+        raise DataError(f"{path} holds no lists.")
+    return rows

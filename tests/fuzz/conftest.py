@@ -1,0 +1,3 @@
+"""The fuzzer instruments what it imports, so it runs in a process of its own."""
+
+collect_ignore = ["fuzz_parsers.py"]
