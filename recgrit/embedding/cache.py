@@ -32,8 +32,8 @@ def encode_cached(
 ) -> npt.NDArray[np.float32]:
     """The encoder's vectors of these texts, read from the cache if they were made before.
 
-    An encoder to which each text is alone gets them in shards, which are kept as they are done:
-    whoever is interrupted goes on with the shard he was at. A damaged cache file is made anew. A
+    Texts are encoded in shards, which are kept as they are done: whoever is interrupted goes on with
+    the shard he was at. A damaged cache file is made anew. A
     cache that cannot be written is no reason to lose the vectors: it is logged and passed over.
 
     Args:
@@ -48,10 +48,7 @@ def encode_cached(
         log.info("Vectors of %d texts found in %s", len(texts), path)
         return cached
     shards = path.with_suffix(".shards")
-    if encoder.encodes_alone and texts:
-        vectors = _encode_in_shards(texts, encoder, shards, shard_texts)
-    else:
-        vectors = encoder.encode(texts)
+    vectors = _encode_in_shards(texts, encoder, shards, shard_texts)
     if _try_to_write(path, vectors):
         shutil.rmtree(shards, ignore_errors=True)
     return vectors

@@ -28,10 +28,6 @@ class Encoder(Protocol):
     def fingerprint(self) -> str:
         """Hash of settings and weights: equal fingerprints give equal vectors."""
 
-    @property
-    def encodes_alone(self) -> bool:
-        """Whether a text's vector is the same whatever other texts there are."""
-
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """float32 [len(texts), embedding_dim]; rows of length 1, or zeros without content."""
 

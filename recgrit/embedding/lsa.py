@@ -49,8 +49,6 @@ class LSAEncoder:
 
     name = "lsa"
 
-    encodes_alone = False
-
     def __init__(self, *, dim: int = 128, seed: int = 0) -> None:
         self.dim = dim
         self.seed = seed

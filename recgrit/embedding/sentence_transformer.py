@@ -50,8 +50,6 @@ class SentenceTransformerEncoder:
         ConfigError: The device is not there.
     """
 
-    encodes_alone = True
-
     def __init__(
         self,
         *,

@@ -13,7 +13,6 @@ class CountingEncoder:
     """Vectors of text lengths, and how often they were asked for."""
 
     name = "counting"
-    encodes_alone = True
 
     def __init__(self, fingerprint="one", fail_at=None):
         self.fingerprint = fingerprint
@@ -101,13 +100,6 @@ def test_equal_texts_are_encoded_once_in_shards(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".npy"], "no shards are left"
 
 
-def test_an_encoder_that_compares_texts_gets_all_of_them(tmp_path):
-    encoder = CountingEncoder()
-    encoder.encodes_alone = False
-    encode_cached(TEXTS, encoder, tmp_path, shard_texts=16)
-    assert encoder.seen == TEXTS
-
-
 def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, caplog):
     first = CountingEncoder(fail_at=3)
     with pytest.raises(KeyboardInterrupt):
@@ -130,7 +122,7 @@ import numpy as np
 from recgrit.embedding import cache
 
 class Encoder:
-    name, fingerprint, encodes_alone = "counting", "one", True
+    name, fingerprint = "counting", "one"
     calls = 0
     def encode(self, texts):
         self.calls += 1

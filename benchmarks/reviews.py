@@ -1,0 +1,141 @@
+"""Rates of reading reviews and metadata in Amazon's official formats.
+
+    POLARS_MAX_THREADS=2 python benchmarks/reviews.py --megabytes 1024 --json
+
+Reviews are gzipped JSON lines with the fields and about the length of the 2014 edition's; some 100
+MB of different ones are written over and over, each time as another part of the gzip file. We read
+the whole file into checked interactions; a loop over `json.loads` reads the first part and keeps
+the same four fields, no more. Metadata lines are Python dicts, half of which hold an apostrophe, so
+that they use both kinds of quotes; they are read into the item table without `eval`. MB are of
+unpacked text. The time for 5 GB is extrapolated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recgrit.data.sources import load_source
+from recgrit.running import peak_memory_mb
+
+PART_REVIEWS = 150_000
+SYLLABLES = ("ba", "co", "di", "fu", "ge", "ha", "li", "mo", "nu", "pe", "qui", "ra", "so", "ti")
+
+
+def draw_reviews(draw: np.random.Generator) -> bytes:
+    """Reviews of a hundred words on average, one JSON object a line."""
+    words = np.array(["".join(draw.choice(SYLLABLES, draw.integers(1, 5))) for _ in range(20_000)])
+    lines = []
+    for _ in range(PART_REVIEWS):
+        lengths = 4 + int(draw.geometric(1 / 95))
+        text = words[(len(words) * draw.random(lengths) ** 3).astype(int)]
+        review = {
+            "reviewerID": f"A{draw.integers(10**12):013d}",
+            "asin": f"B{draw.integers(10**5):09d}",
+            "reviewerName": " ".join(text[:2]),
+            "helpful": [int(draw.integers(9)), 9],
+            "reviewText": " ".join(text),
+            "overall": float(draw.integers(1, 6)),
+            "summary": " ".join(text[:4]),
+            "unixReviewTime": int(draw.integers(900_000_000, 1_400_000_000)) // 86_400 * 86_400,
+            "reviewTime": "07 18, 2012",
+        }
+        lines.append(json.dumps(review))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def draw_metadata(draw: np.random.Generator, num_items: int) -> bytes:
+    """Items as Python dicts; every second title has an apostrophe."""
+    lines = [
+        repr(
+            {
+                "asin": f"B{item:09d}",
+                "title": f"Item {item}" if item % 2 else f"Mother's item {item}",
+                "price": round(float(draw.random()) * 50, 2),
+                "brand": f"Brand {draw.integers(1000)}",
+                "imUrl": f"http://images.example.com/images/I/{draw.integers(10**9)}.jpg",
+                "salesRank": {"Beauty": int(draw.integers(10**6))},
+                "categories": [["Beauty", f"Kind {draw.integers(50)}"]],
+                "related": {"also_bought": [f"B{n:09d}" for n in draw.integers(10**5, size=40)]},
+            }
+        )
+        for item in range(num_items)
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def parse_line_by_line(path: Path, num_lines: int) -> float:
+    """Seconds that a loop over `json.loads` takes for these lines."""
+    started = time.perf_counter()
+    rows = []
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        for _, line in zip(range(num_lines), stream, strict=False):
+            review = json.loads(line)
+            rows.append(
+                (
+                    review["reviewerID"],
+                    review["asin"],
+                    review["unixReviewTime"],
+                    review.get("overall"),
+                )
+            )
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--megabytes", type=int, default=1024, help="of unpacked reviews, about")
+    parser.add_argument("--items", type=int, default=100_000)
+    arguments = parser.parse_args()
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        part, metadata = draw_reviews(draw), draw_metadata(draw, arguments.items)
+        num_parts = max(1, round(arguments.megabytes * 1e6 / len(part)))
+        path = folder / "reviews_Beauty_5.json.gz"
+        path.write_bytes(gzip.compress(part, 6) * num_parts)
+        (folder / "meta_Beauty.json.gz").write_bytes(gzip.compress(b"{'asin': 'B'}\n"))
+        source = load_source("amazon2014/Beauty")
+        files = source.find_files(folder)
+        by_loop = parse_line_by_line(path, PART_REVIEWS)
+        started = time.perf_counter()
+        num_rows = source.read(files).coded.frame.height
+        by_us = time.perf_counter() - started
+        (folder / "meta_Beauty.json.gz").write_bytes(gzip.compress(metadata))
+        path.write_bytes(gzip.compress(part[: part.index(b"\n") + 1]))
+        started = time.perf_counter()
+        num_items = source.read(files).items.height
+        of_metadata = time.perf_counter() - started
+    megabytes = num_parts * len(part) / 1e6
+    found: dict[str, Any] = {
+        "megabytes": megabytes,
+        "reviews": num_rows,
+        "seconds": by_us,
+        "mb_per_second": megabytes / by_us,
+        "mb_per_second_json_loads": len(part) / 1e6 / by_loop,
+        "speedup_vs_json_loads": megabytes / by_us / (len(part) / 1e6 / by_loop),
+        "seconds_of_5_gb_extrapolated": 5000 / (megabytes / by_us),
+        "peak_rss_mb": peak_memory_mb(),
+        "items": num_items,
+        "items_per_second": num_items / of_metadata,
+        "metadata_mb_per_second": len(metadata) / 1e6 / of_metadata,
+        "threads": int(os.environ.get("POLARS_MAX_THREADS", os.cpu_count() or 1)),
+    }
+    for key, value in found.items():
+        print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
