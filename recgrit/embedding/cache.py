@@ -32,9 +32,9 @@ def encode_cached(
 ) -> npt.NDArray[np.float32]:
     """The encoder's vectors of these texts, read from the cache if they were made before.
 
-    Texts are encoded in shards, which are kept as they are done: whoever is interrupted goes on with
-    the shard he was at. A damaged cache file is made anew. A
-    cache that cannot be written is no reason to lose the vectors: it is logged and passed over.
+    Texts are encoded in shards, which are kept as they are done: whoever is interrupted goes on
+    with the shard he was at. A damaged cache file is made anew. A cache that cannot be written is
+    no reason to lose the vectors: it is logged and passed over.
 
     Args:
         texts: One text per item.
