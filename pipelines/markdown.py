@@ -60,11 +60,9 @@ def differences_table(rows: pl.DataFrame, by: str, baseline: str) -> str:
 
 
 def _ranks(rows: pl.DataFrame, split: str) -> dict[int, Ranks]:
-    """Ranks of the targets by seed."""
-    return {
-        seed: np.asarray(ranks, dtype=np.int32)
-        for seed, ranks in rows.select("seed", f"{split}_ranks").iter_rows()
-    }
+    """Ranks of the targets by seed; none where these lists were not made."""
+    found = rows.select("seed", f"{split}_ranks").drop_nulls(f"{split}_ranks")
+    return {seed: np.asarray(ranks, dtype=np.int32) for seed, ranks in found.iter_rows()}
 
 
 def _cell(values: pl.Series) -> str:

@@ -27,6 +27,14 @@ from recgrit.semantic_ids.trie import build_trie
 
 # What would end a field or a line of a tab-separated file.
 _BREAKS = r"[\t\r\n]+"
+# RecBole reads its files by pandas, which takes these for missing, and a quote at the start of a
+# field for one that has to be closed at its end.
+_READ_AS_MISSING = (
+    "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+)  # fmt: skip
+# Shorter sequences RecBole splits in its own way: it learns from the validation target.
+_SHORTEST_LEFT_ONE_OUT = 4
 # Of a training sample, where the split itself sets no limit; what is older is seldom read.
 LONGEST_HISTORY = 50
 
@@ -35,24 +43,24 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
     """Write ``NAME.inter`` and ``NAME.item``, or for any other split its three parts.
 
     RecBole makes plain leave-one-out of them by ``eval_args: {order: TO, split: {LS:
-    valid_and_test}, mode: full}``. The time is the place in the user's sequence, from 0: RecBole
-    reads times as 32-bit numbers, which cannot tell apart seconds of today, and would order what
-    happened at once by chance.
+    valid_and_test}, mode: full}``, if every user has four interactions. The time is the place in
+    the user's sequence, from 0: RecBole reads times as 32-bit numbers, which cannot tell apart
+    seconds of today, and would order what happened at once by chance.
 
     Every other split it takes as it is, from ``NAME.train.inter``, ``NAME.valid.inter`` and
     ``NAME.test.inter`` by ``benchmark_filename: [train, valid, test]`` and ``alias_of_item_id:
     [item_id_list]``: one line per target, with the history before it.
 
     Raises:
-        DataError: Ids hold tabs, blanks or line breaks, which these files cannot say.
+        DataError: Ids hold what these files cannot say.
     """
     split = data.split
-    _refuse_breaks(data)
+    _refuse_ids(data)
     names = {"item_id": "item_id:token", "title": "title:token_seq"}
     items = data.items.frame.select(
-        pl.col(ours).str.replace_all(_BREAKS, " ").alias(theirs) for ours, theirs in names.items()
+        pl.col(ours).str.replace_all(_BREAKS, " ").str.replace('^"', ' "').alias(theirs)
+        for ours, theirs in names.items()
     )
-    # RecBole splits at tabs and knows no quotes.
     write_atomic(folder / f"{name}.item", items.write_csv(separator="\t", quote_style="never"))
     if not _is_plain(data):
         paths = _export_samples(
@@ -76,19 +84,25 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
 def _is_plain(data: PreparedData) -> bool:
     """Whether the split is leave-one-out of all items, as RecBole makes it itself."""
     split, plain = data.split, build_leave_one_out(data.interactions)
-    return np.array_equal(split.items, plain.items) and np.array_equal(
-        split.train_ends, plain.train_ends
+    return (
+        np.array_equal(split.items, plain.items)
+        and np.array_equal(split.train_ends, plain.train_ends)
+        and int(np.diff(split.offsets).min()) >= _SHORTEST_LEFT_ONE_OUT
     )
 
 
-def _refuse_breaks(data: PreparedData) -> None:
+def _refuse_ids(data: PreparedData) -> None:
     for what, ids in (("user", data.interactions.user_ids), ("item", data.interactions.item_ids)):
-        broken = ids.filter(ids.str.contains(r"\s"))
-        if len(broken):
-            raise DataError(
-                f"{len(broken)} {what} ids hold blanks, tabs or line breaks, the first "
-                f"{broken[0]!r}: RecBole's files part ids at these. Rename them in the source."
-            )
+        for broken, reason in (
+            (ids.str.contains(r"\s"), "hold blanks, tabs or line breaks, at which they are parted"),
+            (ids.str.starts_with('"'), "start with a quote, which would have to be closed"),
+            (ids.is_in(_READ_AS_MISSING), "would be read as missing"),
+        ):
+            if broken.any():
+                raise DataError(
+                    f"{broken.sum()} {what} ids cannot be said in RecBole's files: they {reason}; "
+                    f"the first is {ids.filter(broken)[0]!r}. Rename them in the source."
+                )
 
 
 def _export_samples(

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
 from recgrit.data.items import ItemTable
-from recgrit.data.prepare import DataConfig, prepare
+from recgrit.data.prepare import DataConfig, PreparedData, prepare
 from recgrit.errors import DataError
 from recgrit.export import export_recbole
 from recgrit.runs import Run
@@ -134,16 +135,49 @@ def test_minionerec_gets_its_split_by_numbers(
             assert {*history, target} <= set(index)
 
 
-def test_ids_with_blanks_cannot_be_said(tmp_path: Path) -> None:
-    rows = pl.DataFrame(
-        {"user_id": ["u v"] * 4, "item_id": list("abcd"), "timestamp": [1, 2, 3, 4]}
-    )
-    rows.write_parquet(tmp_path / "log.parquet")
+def prepare_log(folder: Path, user_ids: list[str], item_ids: list[str]) -> PreparedData:
+    """Interactions in the order given."""
+    rows = {"user_id": user_ids, "item_id": item_ids, "timestamp": range(len(user_ids))}
+    pl.DataFrame(rows).write_parquet(folder / "log.parquet")
     one = {"min_user_interactions": 1, "min_item_interactions": 1}
-    data = prepare(DataConfig(source="table", path=tmp_path, **one))  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"1 user ids hold blanks.*'u v'"):
+    return prepare(DataConfig(source="table", path=folder, **one))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ("u v", r"1 user ids cannot be said.*hold blanks.*'u v'"),
+        ('"u', "start with a quote"),
+        ("null", "read as missing; the first is 'null'"),
+    ],
+)
+def test_ids_that_recbole_cannot_read(tmp_path: Path, user: str, message: str) -> None:
+    data = prepare_log(tmp_path, [user] * 4, list("abcd"))
+    with pytest.raises(DataError, match=message):
         export_recbole(data, tmp_path / "out", "x")
     assert not (tmp_path / "out").exists()
+
+
+def test_short_sequences_are_written_part_by_part(tmp_path: Path) -> None:
+    # Left to itself, RecBole would learn from the validation target of a user with three.
+    data = prepare_log(tmp_path, list("uuuuvvv"), list("abcdabc"))
+    export_recbole(data, tmp_path / "out", "x")
+    assert samples(tmp_path / "out" / "x.train.inter") == [("u", ["a"], "b")]
+    assert samples(tmp_path / "out" / "x.valid.inter") == [
+        ("u", ["a", "b"], "c"),
+        ("v", ["a"], "b"),
+    ]
+    assert not (tmp_path / "out" / "x.inter").exists()
+
+
+def test_titles_that_start_with_a_quote_can_be_read(tiny_run: Any, tmp_path: Path) -> None:
+    data = Run(tiny_run.directory).data
+    titles = ['"Great" Cats', '"open', 'in "it"', *["x"] * 37]
+    items = ItemTable(data.items.frame.with_columns(title=pl.Series(titles)))
+    export_recbole(replace(data, items=items), tmp_path, "x")
+    # As RecBole reads it.
+    read = pd.read_csv(tmp_path / "x.item", delimiter="\t", dtype=str, engine="python")
+    assert [title.split() for title in read["title:token_seq"]] == [t.split() for t in titles]
 
 
 def test_formulas_stay_data(tiny_run: Any, tmp_path: Path) -> None:

@@ -116,3 +116,20 @@ def _read_table(path: Path) -> pl.DataFrame:
     if rows.is_empty():
         raise DataError(f"{path} holds no lists.")
     return rows
+
+
+def without_history(
+    lists: Recommendations, split: SequenceSplit, split_name: Split
+) -> Recommendations:
+    """The same lists, each without the items of the history before its target.
+
+    They are as if the history had been masked down to the place where the longer list ended, so
+    bring lists that are longer than what is evaluated by the length of the history.
+    """
+    items, scores = np.full_like(lists.items, NO_ITEM), np.full_like(lists.scores, -np.inf)
+    for row, sequence in enumerate(lists.users.tolist()):
+        ranked = lists.items[row]
+        kept = (ranked != NO_ITEM) & ~np.isin(ranked, split.history(sequence, split_name))
+        items[row, : kept.sum()] = ranked[kept]
+        scores[row, : kept.sum()] = lists.scores[row, kept]
+    return Recommendations(lists.users, items, scores)

@@ -1,0 +1,201 @@
+"""One of RecBole's models, by its own trainer, on what `recgrit export recbole` wrote.
+
+    python recbole_lists.py FOLDER NAME SASRec --seconds 60 --seed 0 --out OUT
+
+RecBole's interpreter runs this (see recbole-requirements.txt), so it imports nothing of recgrit.
+OUT gets, for the test targets:
+
+* `lists.csv`: row, user_id, item_id, rank: the ranking that RecBole evaluated, 20 items and as many
+  more as the user's interactions, so that whoever masks them has 20 left; row counts the targets
+  from 0, as they stand in the exported test file where there is one;
+* `targets.csv`: the targets as lists of one item, and the history that the model saw;
+* `result.json`: what RecBole says it reached, and how it was trained.
+
+RecBole masks a user's history for general models such as BPR, but for the target where that is in
+it, and does not for sequential ones.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+# Its checkpoints hold its own config object, which torch reads only so; nobody else's are read.
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.utils import ModelType, get_model, get_trainer, init_logger, init_seed
+
+TOP_K = 20
+PARTS = ["train", "valid", "test"]
+
+
+class BudgetSpent(Exception):  # noqa: N818
+    """The time is up; what was best by validation is on disk."""
+
+
+class UntilDeadline:
+    """The batches of a loader, up to a moment, but one at least."""
+
+    def __init__(self, loader, deadline):
+        self.loader, self.deadline = loader, deadline
+        self.num_batches = 0
+
+    def __iter__(self):
+        for batch in self.loader:
+            yield batch
+            self.num_batches += 1
+            if time.perf_counter() > self.deadline:
+                return
+
+
+def settings(folder, name, seed, epochs):
+    """RecBole's settings: the protocol of the files that are there, all else by its defaults."""
+    is_plain = (folder / f"{name}.inter").is_file()
+    columns = (
+        ["user_id", "item_id", "timestamp"] if is_plain else ["user_id", "item_id_list", "item_id"]
+    )
+    values = {
+        "load_col": {"inter": columns, "item": ["item_id"]},
+        "eval_args": {"order": "TO", "split": {"LS": "valid_and_test"}, "mode": "full"},
+        "metrics": ["Recall", "NDCG"],
+        "topk": [10, TOP_K],
+        "valid_metric": "NDCG@10",
+        "metric_decimal_place": 6,
+        "epochs": epochs,
+        "seed": seed,
+        "show_progress": False,
+        "checkpoint_dir": "checkpoints",
+    }
+    if not is_plain:
+        values |= {"benchmark_filename": PARTS, "alias_of_item_id": ["item_id_list"]}
+    return values
+
+
+def timed(trainer_class):
+    """RecBole's trainer, with an end in time and a record of what it evaluates."""
+
+    class TimedTrainer(trainer_class):
+        deadline = float("inf")
+        batches_seen = 0
+        on_evaluated = None
+
+        def _train_epoch(self, train_data, *args, **options):
+            batches = UntilDeadline(train_data, self.deadline)
+            loss = super()._train_epoch(batches, *args, **options)
+            self.batches_seen += batches.num_batches
+            return loss
+
+        def _full_sort_batch_eval(self, batched_data):
+            found = super()._full_sort_batch_eval(batched_data)
+            if self.on_evaluated is not None:
+                self.on_evaluated(*found)
+            return found
+
+        def stop_in_time(self, epoch, score):
+            if time.perf_counter() > self.deadline:
+                raise BudgetSpent
+
+    return TimedTrainer
+
+
+class Writer:
+    """Rows of lists and targets, as RecBole evaluates them."""
+
+    def __init__(self, lists, targets, config, dataset):
+        self.lists, self.targets = csv.writer(lists), csv.writer(targets)
+        columns = ["row", "user_id", "item_id", "rank"]
+        self.lists.writerow(columns)
+        self.targets.writerow([*columns, "history"])
+        self.num_rows = 0
+        self.users, self.items = (dataset.field2id_token[f] for f in ("user_id", "item_id"))
+        self.history_field = "item_id" + config["LIST_SUFFIX"]
+        self.num_taken = torch.bincount(
+            torch.as_tensor(dataset.inter_feat["user_id"]), minlength=len(self.users)
+        )
+
+    def __call__(self, interaction, scores, rows, positives):
+        """One batch; both protocols have one target in each row."""
+        assert rows.tolist() == list(range(len(scores)))
+        users = interaction["user_id"].cpu()
+        # Sequences lose their first interaction, which is nobody's target.
+        lengths = (TOP_K + 1 + self.num_taken[users]).clamp(max=scores.shape[1]).tolist()
+        found = torch.topk(scores.cpu(), max(lengths))
+        has_history = self.history_field in interaction
+        for place, (user, length, target) in enumerate(
+            zip(users.tolist(), lengths, positives.tolist(), strict=True)
+        ):
+            own = (self.num_rows, self.users[user])
+            history = interaction[self.history_field][place].tolist() if has_history else []
+            seen = " ".join(self.items[item] for item in history if item)
+            self.targets.writerow([*own, self.items[target], 1, seen])
+            kept = found.indices[place, :length][found.values[place, :length] > -torch.inf]
+            for rank, item in enumerate(kept.tolist(), start=1):
+                self.lists.writerow([*own, self.items[item], rank])
+            self.num_rows += 1
+
+
+def main():
+    """Train, evaluate, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="what was exported; called as the data set is")
+    parser.add_argument("name", help="what the files are called")
+    parser.add_argument("model", help="such as SASRec, GRU4Rec or BPR")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    sys.argv = sys.argv[:1]  # RecBole would take them for its own.
+    folder, out = options.folder.resolve(), options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.chdir(out)  # RecBole logs to the folder it is in.
+
+    values = settings(folder, options.name, options.seed, options.epochs)
+    is_plain = "benchmark_filename" not in values
+    model_class = get_model(options.model)
+    is_sequential = model_class.type == ModelType.SEQUENTIAL
+    if not is_sequential and not is_plain:
+        parser.error(f"{options.model} learns from pairs: only plain leave-one-out has them.")
+    if is_sequential:
+        values["train_neg_sample_args"] = None  # Their loss is over all items.
+    config = Config(model=options.model, dataset=options.name, config_dict=values)
+    config["data_path"] = str(folder)  # It would look in a folder called as the data set.
+    init_seed(options.seed, reproducibility=True)
+    init_logger(config)
+    dataset = create_dataset(config)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    init_seed(options.seed, reproducibility=True)
+    model = model_class(config, train_data._dataset).to(config["device"])
+    trainer = timed(get_trainer(config["MODEL_TYPE"], config["model"]))(config, model)
+    started = time.perf_counter()
+    trainer.deadline = started + options.seconds
+    with contextlib.suppress(BudgetSpent):
+        trainer.fit(train_data, valid_data, callback_fn=trainer.stop_in_time)
+    seconds = time.perf_counter() - started
+    with (
+        Path("lists.csv").open("w", newline="") as lists,
+        Path("targets.csv").open("w", newline="") as targets,
+    ):
+        trainer.on_evaluated = Writer(lists, targets, config, dataset)
+        metrics = trainer.evaluate(test_data)
+    result = {
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "masked": not is_sequential,
+        "fit_seconds": seconds,
+        "epochs": round(trainer.batches_seen / len(train_data), 2),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "num_items": dataset.item_num - 1,
+        "num_train": len(train_data._dataset),
+    }
+    Path("result.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
