@@ -1,8 +1,8 @@
 """RecBole's atomic files: tab-separated, with a header of ``name:type`` fields.
 
 ``<name>.inter`` holds the interactions and, where they are, ``<name>.item`` the items and
-``<name>.user`` the users; the types are ``token``, ``token_seq`` (separated by blanks), ``float`` and
-``float_seq``.
+``<name>.user`` the users; the types are ``token``, ``token_seq`` (separated by blanks), ``float``
+and ``float_seq``.
 """
 
 from __future__ import annotations
