@@ -1,10 +1,10 @@
 """A run's data and IDs in the files of other tools, so that their models see the same split.
 
-RecBole: atomic files with one ``.inter`` whose own leave-one-out gives our targets, or the parts of
-any other split. LETTER, LC-Rec
-and MiniOneRec: ``.index.json`` with the semantic IDs, ``.inter.json`` with the sequences and
-``.item.json`` with the texts, all by dense item number. The ID table alone comes as Parquet and as
-JSON lines, the trie as safetensors; their rows and leaves are in the order of the dense number.
+RecBole: atomic files with one ``.inter`` whose own leave-one-out gives our targets, or the parts
+of any other split, beside ``.item`` and ``.user`` with all fields. LETTER, LC-Rec and MiniOneRec:
+``.index.json`` with the semantic IDs, ``.inter.json`` with the sequences and ``.item.json`` with
+the texts, all by dense item number. The ID table alone comes as Parquet and as JSON lines, the trie
+as safetensors; their rows and leaves are in the order of the dense number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recgrit.semantic_ids.trie import build_trie
 # What would end a field or a line of a tab-separated file.
 _BREAKS = r"[\t\r\n]+"
 # RecBole reads its files by pandas, which takes these for missing, and a quote at the start of a
-# field for one that has to be closed at its end.
+# field for one that has to be closed at its end: a blank before it prevents that.
 _READ_AS_MISSING = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
@@ -40,7 +40,7 @@ LONGEST_HISTORY = 50
 
 
 def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.inter`` and ``NAME.item``, or for any other split its three parts.
+    """Write ``NAME.inter``, or for any other split its three parts; and ``.item`` and ``.user``.
 
     RecBole makes plain leave-one-out of them by ``eval_args: {order: TO, split: {LS:
     valid_and_test}, mode: full}``, if every user has four interactions. The time is the place in
@@ -49,24 +49,22 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
 
     Every other split it takes as it is, from ``NAME.train.inter``, ``NAME.valid.inter`` and
     ``NAME.test.inter`` by ``benchmark_filename: [train, valid, test]`` and ``alias_of_item_id:
-    [item_id_list]``: one line per target, with the history before it.
+    [item_id_list]``: one line per target, with the history before it. Lists of words are parted by
+    blanks there, so blanks within a word become underscores.
 
     Raises:
         DataError: Ids hold what these files cannot say.
     """
     split = data.split
     _refuse_ids(data)
-    names = {"item_id": "item_id:token", "title": "title:token_seq"}
-    items = data.items.frame.select(
-        pl.col(ours).str.replace_all(_BREAKS, " ").str.replace('^"', ' "').alias(theirs)
-        for ours, theirs in names.items()
-    )
-    write_atomic(folder / f"{name}.item", items.write_csv(separator="\t", quote_style="never"))
+    described = [_write_atomic_file(data.items.frame, folder / f"{name}.item")]
+    if data.users is not None:
+        described.append(_write_atomic_file(data.users, folder / f"{name}.user"))
     if not _is_plain(data):
         paths = _export_samples(
             split, folder, name, data.interactions.user_ids, data.interactions.item_ids
         )
-        return [*paths, folder / f"{name}.item"]
+        return [*paths, *described]
     lengths = np.diff(split.offsets)
     users = np.repeat(np.arange(split.num_users), lengths)
     places = np.arange(len(users)) - np.repeat(split.offsets[:-1], lengths)
@@ -78,7 +76,29 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
         }
     )
     write_atomic(folder / f"{name}.inter", inter.write_csv(separator="\t", quote_style="never"))
-    return [folder / f"{name}.inter", folder / f"{name}.item"]
+    return [folder / f"{name}.inter", *described]
+
+
+def _write_atomic_file(frame: pl.DataFrame, path: Path) -> Path:
+    """All fields of a table under a header of their names and types."""
+    columns = []
+    for name, kind in frame.schema.items():
+        column = pl.col(name)
+        if isinstance(kind, pl.List) and kind.inner.is_numeric():
+            field, column = "float_seq", column.cast(pl.List(pl.String)).list.join(" ")
+        elif isinstance(kind, pl.List):
+            words = column.list.eval(pl.element().str.replace_all(r"\s+", "_"))
+            field, column = "token_seq", words.list.join(" ")
+        elif kind.is_numeric():
+            field = "float"
+        else:
+            field = "token_seq" if name == "title" else "token"
+            column = column.str.replace_all(_BREAKS, " ")
+        if not kind.is_numeric():
+            column = column.str.replace('^"', ' "')
+        columns.append(column.alias(f"{name}:{field}"))
+    write_atomic(path, frame.select(columns).write_csv(separator="\t", quote_style="never"))
+    return path
 
 
 def _is_plain(data: PreparedData) -> bool:

@@ -41,6 +41,30 @@ def test_recbole_sees_the_same_sequences_and_targets(
     np.testing.assert_array_equal(again.split.test_targets, original.split.test_targets)
 
 
+def test_fields_of_items_and_users_come_back_from_recbole_files(tmp_path: Path) -> None:
+    source = tmp_path / "from"
+    source.mkdir()
+    rows = "".join(
+        f"{user}\t{item}\t{time}\n" for user in "uvw" for time, item in enumerate("abcd")
+    )
+    (source / "s.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}")
+    (source / "s.item").write_text(
+        "item_id:token\ttitle:token_seq\tgenres:token_seq\tprice:float\n"
+        "a\tA film\tWar Drama\t2.5\nb\tB\t\t\nc\tC\tWar\t1.0\nd\tD\t\t\n"
+    )
+    (source / "s.user").write_text("user_id:token\tage:float\tjob:token\nw\t30\tcook\nu\t4\t\n")
+    settings = {"source": "recbole", "min_user_interactions": 1, "min_item_interactions": 1}
+    first = prepare(DataConfig(path=source, **settings))
+    export_recbole(first, tmp_path / "to", "s")
+    again = prepare(DataConfig(path=tmp_path / "to", **settings))
+    assert again.items.frame.equals(first.items.frame)
+    assert first.users is not None
+    assert first.users["age"].to_list() == [4.0, None, 30.0]
+    assert again.users is not None
+    assert again.users.equals(first.users)
+    assert first.funnel.filter(step="users that nothing describes")["counted"].item() == 1
+
+
 def test_index_holds_ids_sequences_and_titles(
     tiny_run: Any, command: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -211,7 +235,7 @@ def test_the_id_table_comes_in_every_form(
     for item, codes in enumerate(table.codes.tolist()):
         node = 0
         for code in codes:
-            below = trie["children"][trie["child_starts"][node] : trie["child_starts"][node + 1]]
+            below = range(trie["child_starts"][node], trie["child_starts"][node + 1])
             (node,) = [child for child in below if trie["node_codes"][child] == code]
         assert trie["leaf_items"][trie["leaf_starts"][node]] == item
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,10 +67,13 @@ def recommend(
     if bundle is not None or histories is not None:
         if bundle is None or histories is None or out is None:
             raise ConfigError("--bundle DIR, --histories FILE and --out FILE belong together.")
-        from recgrit.cli.use import write_lists_of_bundle
+        from recgrit.serving.bundle import Bundle
+        from recgrit.serving.files import read_histories
 
-        num_rows = write_lists_of_bundle(bundle, histories, out, top_k=top_k)
-        messages.print(f"{num_rows:,} rows written to {escape(str(out))}", soft_wrap=True)
+        model = Bundle(bundle)
+        read = read_histories(histories, model.semantic_ids)
+        lists = model.iterate_recommendations(read.split, read.user_ids, top_k=top_k)
+        num_rows = _write_lists(out, lists)
         if as_json:
             print_json({"bundle": str(bundle), "num_rows": num_rows, "out": str(out)})
         return
@@ -83,17 +86,21 @@ def recommend(
     opened = open_run(run_directory)
     # A user named twice is meant once.
     users = list(dict.fromkeys(user)) if user else None
-    found = opened.recommend(
+    shards = opened.iterate_recommendations(
         users,
         top_k=top_k,
         exclude_seen=not include_seen,
         allowed_items=read_item_list(allow) if allow else None,
         blocked_items=read_item_list(block) if block else (),
     )
+    values: dict[str, Any] = {"run": str(opened.directory)}
     if out is not None:
-        _write_parquet(found, out)
-        messages.print(f"{found.height:,} rows written to {escape(str(out))}", soft_wrap=True)
+        values |= {"num_rows": _write_lists(out, shards), "out": str(out)}
     else:
+        import polars as pl
+
+        found = pl.concat(shards)
+        values |= {"num_rows": found.height, "recommendations": found.to_dicts()}
         for user_id in users or []:
             rows = found.filter(found["user_id"] == user_id)
             output.print(recommendation_table(user_id, rows))
@@ -103,11 +110,6 @@ def recommend(
                     f"User {escape(user_id)} can be recommended {rows.height} items only."
                 )
     if as_json:
-        values: dict[str, Any] = {"run": str(opened.directory), "num_rows": found.height}
-        if out is not None:
-            values["out"] = str(out)
-        else:
-            values["recommendations"] = found.to_dicts()
         print_json(values)
 
 
@@ -235,19 +237,20 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
         print_json({"run": str(opened.directory), "stages": stages})
 
 
-def _write_parquet(frame: pl.DataFrame, path: Path) -> None:
-    import polars as pl
+def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
+    """Write lists as they come and say how many rows they were.
 
+    Raises:
+        ArtifactError: Nothing can be written there.
+    """
     from recgrit.artifacts import explain_write_failure
+    from recgrit.data.recommendations import write_lists
 
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(temporary)
-        temporary.replace(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        num_rows = write_lists(shards, path).num_rows
+    except OSError as error:
         reason = explain_write_failure(error) or error
         raise ArtifactError(f"Cannot write {path}: {reason}.") from None
-    finally:
-        with contextlib.suppress(OSError):  # Such as a file where a folder was named.
-            temporary.unlink()
+    messages.print(f"{num_rows:,} rows written to {escape(str(path))}", soft_wrap=True)
+    return num_rows

@@ -123,22 +123,6 @@ def append(
         print_json({"bundle": str(out), "fingerprint": made.bundle.fingerprint, **counts})
 
 
-def write_lists_of_bundle(bundle: Path, histories: Path, out: Path, *, top_k: int) -> int:
-    """Lists by a bundle after the histories of a file, as Parquet; returns the number of rows."""
-    from recgrit.data.recommendations import write_lists
-    from recgrit.serving.bundle import Bundle
-    from recgrit.serving.files import read_histories
-
-    opened = Bundle(bundle)
-    users = read_histories(histories, opened.semantic_ids)
-    shards = opened.iterate_recommendations(users.split, users.user_ids, top_k=top_k)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return write_lists(shards, out).num_rows
-    except OSError as error:
-        raise ConfigError(f"Cannot write {out}: {error.strerror}. Choose another --out.") from None
-
-
 @app.command(rich_help_panel="Use")
 def score(
     lists: Annotated[

@@ -113,6 +113,9 @@ class DataConfig(Config):
         return with_tags(source, self.source, self.movie_tags) if self.movie_tags else source
 
 
+USERS_NAME = "user_features.parquet"
+
+
 @dataclass(frozen=True)
 class PreparedData:
     """Dense interactions, their items and their split; row i of ``items`` is ``item_idx`` i.
@@ -122,6 +125,8 @@ class PreparedData:
         items: One row per item that has interactions.
         split: Sequences over the interactions, less those of items held out of training.
         funnel: One row per step, as `Funnel.to_polars` describes.
+        users: What the source says of users, one row per user with ``user_id`` first; None if it
+            says nothing. No model here reads it; it goes on to other tools.
 
     Raises:
         DataError: The parts do not belong together.
@@ -131,10 +136,13 @@ class PreparedData:
     items: ItemTable
     split: SequenceSplit
     funnel: pl.DataFrame
+    users: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
         if not self.items.item_ids.equals(self.interactions.item_ids):
             raise DataError("The item table must list the items of the interactions, in order.")
+        if self.users is not None and not self.users["user_id"].equals(self.interactions.user_ids):
+            raise DataError("The user table must list the users of the interactions, in order.")
         sizes = (self.split.num_users, self.split.num_items)
         expected = (self.interactions.num_users, self.interactions.num_items)
         if sizes != expected:
@@ -152,16 +160,20 @@ class PreparedData:
         self.items.save(directory)
         self.split.save(directory)
         self.funnel.write_parquet(directory / "funnel.parquet")
+        if self.users is not None:
+            self.users.write_parquet(directory / USERS_NAME)
 
     @classmethod
     def load(cls, directory: Path) -> PreparedData:
         """Read what `save` wrote."""
         interactions = Interactions.load(directory)
+        users = directory / USERS_NAME
         return cls(
             interactions=interactions,
             items=ItemTable.load(directory),
             split=SequenceSplit.load(directory, num_items=interactions.num_items),
             funnel=pl.read_parquet(directory / "funnel.parquet", glob=False),
+            users=pl.read_parquet(users, glob=False) if users.is_file() else None,
         )
 
 
@@ -198,6 +210,7 @@ def prepare(config: DataConfig) -> PreparedData:
     raw = config.build_source().read(files, max_malformed_share=config.max_malformed_share)
     funnel = Funnel.start(raw)
     metadata, user_ids, item_ids = raw.items, raw.coded.user_ids, raw.coded.item_ids
+    described = raw.users
     repeats = find_repeats(raw.coded.frame)
     kept = drop_exact_duplicates(raw.coded.frame, repeats)
     num_read = raw.coded.frame.height
@@ -236,11 +249,8 @@ def prepare(config: DataConfig) -> PreparedData:
     interactions = build_interactions(kept, user_ids, item_ids, tie_seed=tie_seed)
     del kept
     items = build_item_table(interactions.item_ids, metadata)
-    known, needed = metadata["item_id"], interactions.item_ids
-    untitled = items.item_ids.is_in(metadata.drop_nulls("title")["item_id"].implode()).not_()
-    funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
-    funnel.count("items titled by their id", int(untitled.sum()))
-    funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
+    _count_descriptions(items, metadata, funnel)
+    users = None if described is None else _join_users(interactions.user_ids, described, funnel)
     split = _build_split(interactions, config, funnel)
     if config.cold_item_share > 0:
         cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
@@ -249,7 +259,7 @@ def prepare(config: DataConfig) -> PreparedData:
         num_held_out = len(interactions) - len(split.items)
         funnel.count("training interactions held out with them", num_held_out)
     funnel.repeat("kept")
-    return PreparedData(interactions, items, split, funnel.to_polars())
+    return PreparedData(interactions, items, split, funnel.to_polars(), users)
 
 
 def build_interactions(
@@ -291,6 +301,23 @@ def _sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
     if frame.select(key.is_sorted()).item():
         return frame
     return frame.with_columns(key).sort("key", maintain_order=True).drop("key")
+
+
+def _count_descriptions(items: ItemTable, metadata: pl.DataFrame, funnel: Funnel) -> None:
+    """Record what the metadata lack and what they have beside these items."""
+    known, needed = metadata["item_id"], items.item_ids
+    untitled = needed.is_in(metadata.drop_nulls("title")["item_id"].implode()).not_()
+    funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
+    funnel.count("items titled by their id", int(untitled.sum()))
+    funnel.count("metadata of items left out", int(known.is_in(needed.implode()).not_().sum()))
+
+
+def _join_users(user_ids: pl.Series, described: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
+    """What the source says of these users, in their order."""
+    unknown = user_ids.is_in(described["user_id"].implode()).not_()
+    funnel.count("users that nothing describes", int(unknown.sum()))
+    frame = user_ids.alias("user_id").to_frame()
+    return frame.join(described, on="user_id", how="left", maintain_order="left")
 
 
 def build_item_table(item_ids: pl.Series, metadata: pl.DataFrame) -> ItemTable:

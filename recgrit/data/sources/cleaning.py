@@ -174,22 +174,27 @@ def clean_interactions(
 
 
 def clean_items(
-    rows: pl.DataFrame, label: str, expected: str, max_malformed_share: float
+    rows: pl.DataFrame,
+    label: str,
+    expected: str,
+    max_malformed_share: float,
+    *,
+    id_name: str = "item_id",
 ) -> CleanRows:
     """The rows that have an id, each id once; ``line`` is dropped.
 
     Raises:
         DataError: Too many lines are malformed, or two rows of one id differ.
     """
-    has_id = _is_given("item_id")
+    has_id = _is_given(id_name)
     refuse_malformed(
         rows.filter(~has_id)["line"], rows.height, label, expected, max_malformed_share
     )
-    valid = rows.filter(has_id).with_columns(pl.col("item_id").str.strip_chars())
-    first = valid.unique("item_id", keep="first", maintain_order=True).drop("line")
-    repeated = valid.filter(pl.col("item_id").is_duplicated())
+    valid = rows.filter(has_id).with_columns(pl.col(id_name).str.strip_chars())
+    first = valid.unique(id_name, keep="first", maintain_order=True).drop("line")
+    repeated = valid.filter(pl.col(id_name).is_duplicated())
     if not repeated.is_empty():
-        _refuse_contradictions(repeated, label)
+        _refuse_contradictions(repeated, label, id_name)
     return CleanRows(
         frame=first,
         num_read=rows.height,
@@ -296,17 +301,18 @@ def _strip_id(name: str, schema: pl.Schema) -> pl.Expr:
     return pl.col(name) if schema[name].is_integer() else pl.col(name).str.strip_chars()
 
 
-def _refuse_contradictions(repeated: pl.DataFrame, label: str) -> None:
+def _refuse_contradictions(repeated: pl.DataFrame, label: str, id_name: str) -> None:
     kept: dict[str, tuple[int, tuple[object, ...]]] = {}
     differing: dict[str, str] = {}
-    for line, item_id, *fields in repeated.select(
-        "line", "item_id", pl.exclude("line", "item_id")
+    for line, id_, *fields in repeated.select(
+        "line", id_name, pl.exclude("line", id_name)
     ).iter_rows():
-        first_line, first = kept.setdefault(item_id, (line, tuple(fields)))
+        first_line, first = kept.setdefault(id_, (line, tuple(fields)))
         if first != tuple(fields):
-            differing.setdefault(item_id, f"{item_id!r} on lines {first_line} and {line}")
+            differing.setdefault(id_, f"{id_!r} on lines {first_line} and {line}")
     if differing:
+        what = id_name.removesuffix("_id").capitalize()
         raise DataError(
-            f"Item ids must be unique: {label} describes {len(differing)} ids more than once and "
+            f"{what} ids must be unique: {label} describes {len(differing)} ids more than once and "
             f"differently: {', '.join(list(differing.values())[:3])}. Keep one line for each."
         )

@@ -27,12 +27,14 @@ class RawData:
             them that lack a user or item id), ``items_read``, ``items_malformed``,
             ``items_repeated`` (identical repeats left out).
         files: The files that were read.
+        users: ``user_id`` str (unique), then what the source says of them; None if nothing.
     """
 
     coded: CodedInteractions
     items: pl.DataFrame
     counts: dict[str, int]
     files: tuple[Path, ...]
+    users: pl.DataFrame | None = None
 
     @property
     def interactions(self) -> pl.DataFrame:

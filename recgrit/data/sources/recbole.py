@@ -1,13 +1,13 @@
 """RecBole's atomic files: tab-separated, with a header of ``name:type`` fields.
 
-``<name>.inter`` holds the interactions and the optional ``<name>.item`` the items; the types are
-``token``, ``token_seq`` (separated by blanks), ``float`` and ``float_seq``.
+``<name>.inter`` holds the interactions and, where they are, ``<name>.item`` the items and
+``<name>.user`` the users; the types are ``token``, ``token_seq`` (separated by blanks), ``float``
+and ``float_seq``.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -32,8 +32,6 @@ from recgrit.data.sources.reading import (
 )
 from recgrit.errors import DataError
 
-logger = logging.getLogger(__name__)
-
 # The published files name the same thing differently.
 ITEM_FIELDS = {
     "movie_title": "title",
@@ -53,10 +51,10 @@ class RecBole:
     @property
     def expected(self) -> str:
         """The files wanted, in words."""
-        return "exactly one *.inter file and, with the same name, an optional *.item file"
+        return "exactly one *.inter file and, with the same name, optional *.item and *.user files"
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The interaction file, and the item file where there is one."""
+        """The interaction file, and those of items and users where they are."""
         require_path(path, self.expected)
         found = sorted(path.glob("*.inter")) if path.is_dir() else [path]
         if len(found) != 1 or found[0].suffix != ".inter":
@@ -65,20 +63,23 @@ class RecBole:
                 f"{path} does not hold a data set in atomic files: expected {self.expected}; "
                 f"found {list_folder(folder)}. Set data.path to the folder, or to one .inter file."
             )
-        items = found[0].with_suffix(".item")
-        return (found[0], items) if items.is_file() else (found[0],)
+        others = (found[0].with_suffix(suffix) for suffix in (".item", ".user"))
+        return (found[0], *(other for other in others if other.is_file()))
 
     def read(
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
     ) -> RawData:
-        """Read the interactions and, where given, the items."""
-        if (users := files[0].with_suffix(".user")).is_file():
-            logger.info("%s is not read: nothing here takes features of users", users.name)
-        contents = list(read_files(files, ()).values())
-        items = contents[1] if len(contents) > 1 else None
-        return read_atomic_files(contents[0], items, files, max_malformed_share)
+        """Read the interactions and, where given, the items and users."""
+        suffixes = [file.suffix for file in files]
+        contents = dict(zip(suffixes, read_files(files, ()).values(), strict=True))
+        raw = read_atomic_files(
+            contents[".inter"], contents.get(".item"), files, max_malformed_share
+        )
+        if (users := contents.get(".user")) is None:
+            return raw
+        return replace(raw, users=_read_user(users, max_malformed_share))
 
 
 def read_atomic_files(
@@ -140,6 +141,25 @@ def _read_item(file: RawFile, max_malformed_share: float) -> CleanRows:
         f"{len(types)} fields separated by tabs",
         max_malformed_share,
     )
+
+
+def _read_user(file: RawFile, max_malformed_share: float) -> pl.DataFrame:
+    rows, types = _read_table(file)
+    if "user_id" not in types:
+        raise DataError(
+            f"{file.label} needs the header field user_id:token, got {', '.join(types)}."
+        )
+    columns = [
+        pl.col(name) if name == "user_id" else _convert(pl.col(name), name, types[name])
+        for name in types
+    ]
+    return clean_items(
+        rows.select("line", *columns).select("line", "user_id", pl.exclude("line", "user_id")),
+        file.label,
+        f"{len(types)} fields separated by tabs",
+        max_malformed_share,
+        id_name="user_id",
+    ).frame
 
 
 def _convert(column: pl.Expr, name: str, field_type: str) -> pl.Expr:

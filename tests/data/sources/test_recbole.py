@@ -93,10 +93,26 @@ def test_long_folders_are_not_listed_in_full(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_users_features_are_told_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="recgrit")
-    assert read(folder).counts["rows_read"] == 1
-    assert "not read" not in caplog.text
-    (folder / "shop.user").write_text("user_id:token\tage:float\nu\t30\n")
-    assert read(folder).counts["rows_read"] == 1
-    assert "shop.user is not read" in caplog.text
+def test_users_fields_by_type(folder: Path) -> None:
+    assert read(folder).users is None
+    (folder / "shop.user").write_text(
+        "age:float\tuser_id:token\tzip:token\n30\tu\t01234\n\tv\t\n30\tu\t01234\n"
+    )
+    users = read(folder).users
+    assert users is not None
+    assert users.rows(named=True) == [
+        {"user_id": "u", "age": 30.0, "zip": "01234"},
+        {"user_id": "v", "age": None, "zip": None},
+    ]
+
+
+def test_users_described_twice_and_differently(folder: Path) -> None:
+    (folder / "shop.user").write_text("user_id:token\tage:float\nu\t30\nu\t31\n")
+    with pytest.raises(DataError, match=r"User ids must be unique.*'u' on lines 2 and 3"):
+        read(folder)
+
+
+def test_a_user_header_without_ids(folder: Path) -> None:
+    (folder / "shop.user").write_text("age:float\n30\n")
+    with pytest.raises(DataError, match="needs the header field user_id:token, got age"):
+        read(folder)
