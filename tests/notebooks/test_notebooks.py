@@ -59,7 +59,7 @@ def test_runs_from_top_to_bottom(
         parameters.source += f"\nRUN_DIR = {str(run_dir)!r}"
         parameters.source += f"\nOVERRIDES = ['data.path={MOVIES}']"
     assert any("assert " in cell.source for cell in notebook.cells), "it checks what it claims"
-    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(path.parent))
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(path.parent))
     pictures = [
         output
         for cell in notebook.cells
