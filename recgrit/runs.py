@@ -344,6 +344,46 @@ class Run:
             blocked_items=blocked_items,
         )
 
+    def explain(
+        self, user_id: str, item_id: str, *, num_siblings: int = 3, num_titles: int = 3
+    ) -> pl.DataFrame:
+        """How an item's score after all that a user has taken comes about, level by level.
+
+        Args:
+            user_id: External user id.
+            item_id: External item id, listed or not; filters play no part.
+            num_siblings: Most probable other codes shown at each level.
+            num_titles: Titles that stand for a code: the most taken of its items.
+
+        Returns:
+            Rows of a level by rank. ``level``; ``code``; ``chosen``, whether it is the item's own;
+            ``rank`` among the ``num_codes`` that could follow; ``probability`` given the codes
+            before, so that those of the chosen rows multiply to P of the item, the exp of its
+            score; ``neighbour_share``, how much of P of the prefix so far comes from items taken
+            near those of the history; ``num_items`` below it; ``titles``.
+
+        Raises:
+            DataError: The user or the item is unknown.
+        """
+        from recgrit.retrieval.batching import last_items
+        from recgrit.retrieval.explaining import name_choices, walk_to_item
+
+        split, item = self.data.split, self.semantic_ids.item_idx(item_id)
+        users = self._user_indices([user_id])
+        ranker = self.ranker()
+        history = last_items(
+            split.items, split.offsets[:-1][users], split.offsets[1:][users], ranker.history_length
+        )
+        choices = walk_to_item(ranker, history.to(ranker.device), item)
+        return name_choices(
+            ranker,
+            self.semantic_ids,
+            choices,
+            split.train_item_counts(),
+            num_siblings=num_siblings,
+            num_titles=num_titles,
+        )
+
     def history(self, user_id: str) -> pl.DataFrame:
         """What a user has taken, in time order: item_id, title, semantic_id."""
         user = int(self._user_indices([user_id])[0])

@@ -80,6 +80,82 @@ def test_recommendations_come_in_shards_too(run: Run, monkeypatch: pytest.Monkey
     assert_frame_equal(pl.concat(run.iterate_recommendations(top_k=3)), whole, rel_tol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def exact(run: Run) -> dict[str, float]:
+    """P of every item after all that user 5 took, by scoring the whole catalogue."""
+    users = np.flatnonzero(run.data.interactions.user_ids == "5")
+    found = next(
+        recommend_shards(
+            run.ranker(), run.data.split, users, top_k=len(run.semantic_ids), masked=False
+        )
+    )
+    ids = run.semantic_ids.item_ids.gather(found.items[0])
+    return dict(zip(ids, np.exp(found.scores[0].astype(float)), strict=True))
+
+
+@pytest.mark.parametrize("item_id", ["1", "17", "40"])
+def test_an_explanation_multiplies_to_the_exact_probability(
+    run: Run, exact: dict[str, float], item_id: str
+) -> None:
+    steps = run.explain("5", item_id, num_siblings=100)
+    chosen = steps.filter("chosen")
+    assert chosen["level"].to_list() == list(range(run.semantic_ids.id_length))
+    assert "".join(chosen["code"]) == run.semantic_ids.text_of(item_id)
+    assert chosen["probability"].product() == pytest.approx(exact[item_id], rel=1e-4)
+    # Every code, chosen or not, has the share of the items below it in what the prefix has.
+    table = run.semantic_ids
+    for row in steps.iter_rows(named=True):
+        prefix = table.codes_of(item_id)[: row["level"]]
+        code = parse_semantic_id(f"<a_{row['code'].strip('<>').split('_')[1]}>")
+        below = table.item_ids.gather(table.items_with_prefix((*prefix, *code)))
+        around = table.item_ids.gather(table.items_with_prefix(prefix))
+        expected = sum(map(exact.get, below)) / sum(map(exact.get, around))
+        assert row["probability"] == pytest.approx(expected, rel=1e-3)
+        assert row["num_items"] == len(below)
+        assert set(row["titles"]) <= set(run.data.items.titles)
+    for _, rows in steps.group_by("level"):
+        assert rows["probability"].sum() == pytest.approx(1, abs=1e-5)
+        assert rows["rank"].to_list() == list(range(1, rows["num_codes"][0] + 1))
+        assert rows["probability"].is_sorted(descending=True)
+
+
+def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, float]) -> None:
+    model = run.ranker().model
+    assert model.neighbours is not None
+    users = np.flatnonzero(run.data.interactions.user_ids == "5")
+    weight, model.neighbours.weight = model.neighbours.weight, 0.0
+    try:
+        found = next(recommend_shards(run.ranker(), run.data.split, users, top_k=40, masked=False))
+    finally:
+        model.neighbours.weight = weight
+    ids = run.semantic_ids.item_ids.gather(found.items[0])
+    alone = dict(zip(ids, np.exp(found.scores[0].astype(float)), strict=True))
+    shares = []
+    for item_id, probability in exact.items():
+        last = run.explain("5", item_id, num_siblings=0).row(-1, named=True)
+        left = (1 - weight) * alone[item_id] / probability
+        assert last["neighbour_share"] == pytest.approx(1 - left, abs=1e-3)
+        shares.append(last["neighbour_share"])
+    assert min(shares) == 0, "items of the history, or far from it"
+    assert max(shares) > 0.3
+
+
+def test_an_explanation_shows_as_many_siblings_as_wanted(run: Run) -> None:
+    steps = run.explain("5", "1", num_siblings=1, num_titles=2)
+    assert all(rows.height <= 2 for _, rows in steps.group_by("level"))
+    assert steps["titles"].list.len().max() == 2
+    # The most taken of the items below a code stand for it.
+    counts = run.data.split.train_item_counts()
+    first = steps.filter("chosen", level=0).row(0, named=True)
+    below = run.semantic_ids.items_with_prefix(run.semantic_ids.codes_of("1")[:1])
+    by_title = {run.data.items.titles[int(item)]: counts[item] for item in below}
+    assert [by_title[title] for title in first["titles"]] == sorted(by_title.values())[:-3:-1]
+    with pytest.raises(DataError, match="No item 'x'"):
+        run.explain("5", "x")
+    with pytest.raises(DataError, match="Unknown user"):
+        run.explain("x", "1")
+
+
 def test_histories_from_elsewhere_are_recommended_for(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,7 +56,7 @@ class GRITVQ(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes in use, ``[K, D]``, transformed; detached."""
+        """The codes in use, ``[K, D]``, transformed; a copy."""
         return self.stack.codebooks[0]
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:

@@ -168,9 +168,10 @@ class ResidualGRITVQ(nn.Module):
 
     @property
     def codebooks(self) -> list[Tensor]:
-        """The codes in use, transformed and scaled: one ``[K, D]`` per level, detached."""
+        """The codes in use, transformed and scaled: one ``[K, D]`` per level, copied."""
         with torch.no_grad():
-            return [level.effective() for level in self._codebooks()]
+            # Without a transform these are the parameters themselves, which go on learning.
+            return [level.effective().clone() for level in self._codebooks()]
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize ``[..., D]``; computed in float32 whatever the autocast.

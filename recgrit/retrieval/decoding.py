@@ -169,7 +169,7 @@ def beam_search(
     chosen: Tensor | None = None
     for level in range(model.num_levels):
         frontier = Frontier.build(model.child_starts, nodes)
-        log_probs = _expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
+        log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
         candidates = log_probs_of_prefixes
         if neighbours is not None:
@@ -217,7 +217,7 @@ def score_all_items(
     chosen: Tensor | None = None
     for level in range(model.num_levels):
         frontier = Frontier.build(model.child_starts, nodes)
-        log_probs = _expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
+        log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
         filled = frontier.present[0]
         # Breadth-first order: what is kept is the next level, in order.
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
@@ -232,7 +232,7 @@ def score_all_items(
     return by_item
 
 
-def _expand(
+def expand(
     model: TrieRetriever,
     states: Tensor,
     chosen: Tensor | None,

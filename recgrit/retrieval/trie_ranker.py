@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from recgrit.errors import DataError
 from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
+from recgrit.retrieval.leaves import LeafWeights, NodeSets
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.ranking import Histories, Ranked, rank_scores
 
@@ -14,6 +17,21 @@ from recgrit.retrieval.ranking import Histories, Ranked, rank_scores
 BATCH_USERS = 128
 # Likewise for exact scoring, which asks one query per user and inner node of the trie.
 EXACT_QUERIES = 131_072
+
+
+@dataclass(frozen=True)
+class ReadHistories:
+    """All that the walk down the trie needs of some histories.
+
+    Args:
+        states: float32 ``[B, D]``, the last state of each.
+        seen: What each holds all of, by level.
+        neighbours: What the neighbours of its items add; None for nothing.
+    """
+
+    states: Tensor
+    seen: list[NodeSets]
+    neighbours: LeafWeights | None
 
 
 class TrieRanker:
@@ -65,28 +83,39 @@ class TrieRanker:
         return self.model.paths.device
 
     @torch.inference_mode()
-    def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories."""
+    def read(self, histories: Histories) -> ReadHistories:
+        """Encode histories and look up what they change."""
         model = self.model
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
             states = model.encode(histories.items, self.node_vectors)
-        last = histories.take_last(states).float()
-        seen = model.find_seen(histories.items, histories.present)
-        neighbours = model.weigh_neighbours(histories)
+        return ReadHistories(
+            states=histories.take_last(states).float(),
+            seen=model.find_seen(histories.items, histories.present),
+            neighbours=model.weigh_neighbours(histories),
+        )
+
+    @torch.inference_mode()
+    def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
+        """The best items after these histories."""
+        model, read = self.model, self.read(histories)
         if self.beam_width is None:
             scores = score_all_items(
-                model, last, self.node_vectors, seen=seen, neighbours=neighbours
+                model,
+                read.states,
+                self.node_vectors,
+                seen=read.seen,
+                neighbours=read.neighbours,
             )
             return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)
         return beam_search(
             model,
-            last,
+            read.states,
             self.node_vectors,
             beam_width=self.beam_width,
             top_k=top_k,
-            seen=seen,
-            neighbours=neighbours,
+            seen=read.seen,
+            neighbours=read.neighbours,
             leaf_filter=LeafFilter.build(model, excluded=excluded, allowed=self.allowed),
         )

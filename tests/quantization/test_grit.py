@@ -241,3 +241,15 @@ def test_no_vectors_are_no_trouble(vectors):
     assert torch.isfinite(result.loss)
     vq.after_step()
     assert torch.isfinite(vq(vectors).loss)
+
+
+@pytest.mark.parametrize("transform", ["identity", "linear"])
+def test_a_codebook_that_was_looked_at_stays_as_it_was(vectors, transform):
+    quantizer = GRITVQ(vectors.shape[1], 8, transform=transform, codebook_weight=1.0)
+    before = quantizer.codebook
+    kept = before.clone()
+    quantizer(vectors).loss.backward()
+    torch.optim.SGD(quantizer.parameters(), lr=1.0).step()
+    assert not before.requires_grad
+    assert torch.equal(before, kept)
+    assert not torch.equal(quantizer.codebook, kept)

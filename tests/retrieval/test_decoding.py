@@ -204,7 +204,7 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     results = []
     for least in (0, 10**9):  # Always node by node, and never.
         monkeypatch.setattr(decoding, "MIN_SCORES_OF_A_NODE", least)
-        log_probs = decoding._expand(
+        log_probs = decoding.expand(
             model, states, chosen, nodes, frontier, vectors, draw_seen(model, num_users), 0
         )
         _, leaf_filter = draw_exclusions(model, num_users, 0.3)
