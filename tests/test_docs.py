@@ -56,6 +56,7 @@ def test_the_reference_shows_signatures_and_docstrings(site: Path) -> None:
     page = (site / "reference" / "quantizers" / "index.html").read_text()
     assert "normalized_from" in page
     assert "First level, from 0, that is normalized." in page
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in page, "examples are code"
 
 
 def test_the_front_page_has_the_numbers_of_the_readme(site: Path) -> None:
