@@ -1,11 +1,13 @@
 """cornac's SASRec and TIGER on our split, as rows of the leaderboard.
 
+    pip install -e ".[cornac]"
     python pipelines/cornac_baselines.py configs/amazon2014-beauty.yaml data.path=/path/to/files
         --models SASRec,TIGER --budget 600 --out docs/results/leaderboard
 
-Each trains epoch by epoch until its seconds are over, and at least one; the last epoch counts.
-TIGER gets the item features, the size of codebooks and the beam of the experiment. Lists are read
-by our evaluation; what cornac's metrics say of the same lists stands beside it in the row.
+Each begins epochs until its seconds are over, and at least one; the last counts, and how long all
+took stands in the row. TIGER gets the item features, the size of codebooks and the beam of the
+experiment. Lists are read by our evaluation; what cornac's metrics say of the same lists stands
+beside it in the row.
 """
 
 from __future__ import annotations
