@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart install test lint type smoke clean
+.PHONY: quickstart install test lint type docs smoke clean
 
 quickstart: .venv/installed-core  ## Install, then run the main job on MovieLens-100K.
 	$(BIN)/recgrit run configs/movielens-100k.yaml
@@ -19,6 +19,9 @@ lint: .venv/installed-dev  ## Style and import direction.
 
 type: .venv/installed-dev  ## Types.
 	$(BIN)/mypy
+
+docs: .venv/installed-dev  ## The site of docs/, into build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 smoke: .venv/installed-dev  ## The whole pipeline on a small slice, a minute.
 	$(BIN)/recgrit run configs/movielens-100k.yaml run.dir=runs/smoke embedding.encoder=lsa \

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from recgrit import __version__, display
-from recgrit.cli import look
+from recgrit.cli import look, use
 from recgrit.runs import LAYOUT, Run
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ def test_inspect_shows_what_does_not_fit_together(copied_run: Path, command: Com
 def test_tables_fit_the_terminal(
     tiny_run: FinishedRun, command: Command, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    for module in (look, display):
+    for module in (look, use, display):
         monkeypatch.setattr(module, "output", Console(width=width))
     for arguments in (("inspect", "run"), ("inspect", "item", "3"), ("recommend", "--user", "9")):
         done = command(*arguments, "--run", tiny_run.directory)

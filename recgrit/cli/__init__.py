@@ -7,7 +7,9 @@ with one message and exit code 2. Heavy imports happen inside the commands.
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn, cast
 
+import typer
 from rich.markup import escape
 from rich.panel import Panel
 
@@ -23,14 +25,31 @@ from recgrit.cli import report  # noqa: F401
 from recgrit.cli import use  # noqa: F401
 # isort: on
 
+# What is wrong with what was typed; typer gives the base of it no public name.
+UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
+
 
 def main() -> None:
     """Entry point: runs a command and turns errors a user can mend into exit code 2."""
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False) or 0)
     except RecgritError as error:
-        messages.print(
-            Panel(escape(str(error)), title="recgrit cannot go on", border_style="red"),
-            soft_wrap=False,
-        )
+        _refuse(str(error))
+    except UsageError as error:
+        _refuse_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    text = error.format_message()
+    if not text:
+        # A group without a command: its help was shown in place of a message.
         sys.exit(2)
+    _refuse(f"{text}\n'{error.ctx.command_path} --help' shows what can be typed here.")
+
+
+def _refuse(text: str) -> NoReturn:
+    panel = Panel(escape(text), title="recgrit cannot go on", border_style="red")
+    messages.print(panel, soft_wrap=False)
+    sys.exit(2)

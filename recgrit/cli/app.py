@@ -22,18 +22,26 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="recgrit",
-    help="Generative recommendation with GRIT-VQ semantic IDs.",
+    help="""Generative recommendation with GRIT-VQ semantic IDs.
+
+    Start: `recgrit run configs/movielens-100k.yaml`
+
+    Look at it: `recgrit report runs/movielens-100k --open`
+
+    Use it: `recgrit recommend --run runs/movielens-100k --user 196`
+    """,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of output.")
+    bool,
+    typer.Option("--json", metavar="", help="Print one JSON object as the last line of output."),
 ]
 RunOption = Annotated[
     Path | None,
-    typer.Option("--run", help="A run folder; the newest under runs/ if not given."),
+    typer.Option("--run", metavar="RUN", help="A run folder; the newest under runs/ if not given."),
 ]
 
 
@@ -45,12 +53,20 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _setup(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say warnings only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="Say more.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", metavar="", help="Say warnings only.")
+    ] = False,
     # Eager: answered before a missing command is complained about.
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+        typer.Option(
+            "--version",
+            metavar="",
+            help="Show the version.",
+            callback=_show_version,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     root = logging.getLogger("recgrit")

@@ -1,11 +1,10 @@
-"""Commands that look at a run and at what can be run: recommend, inspect, datasets."""
+"""Commands that look at what can be run and at what a run made: datasets, inspect."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -15,102 +14,12 @@ from recgrit.display import (
     build_table,
     funnel_table,
     output,
-    print_history,
     print_metrics,
     print_retriever,
     print_tokenizer,
-    recommendation_table,
     relatives_table,
 )
-from recgrit.errors import ArtifactError, ConfigError
-from recgrit.progress import messages
-
-if TYPE_CHECKING:
-    import polars as pl
-
-inspect_app = typer.Typer(help="Look at what a run made.", no_args_is_help=True)
-app.add_typer(inspect_app, name="inspect", rich_help_panel="Look")
-
-
-@app.command(rich_help_panel="Look")
-def recommend(
-    run_directory: RunOption = None,
-    user: Annotated[
-        list[str] | None, typer.Option("--user", "-u", help="User id; repeat for several.")
-    ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Items per user.")] = 10,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write Parquet here; all users if no --user.")
-    ] = None,
-    include_seen: Annotated[
-        bool, typer.Option("--include-seen", help="Allow items the user already has.")
-    ] = False,
-    allow: Annotated[
-        Path | None, typer.Option(help="Text file of the only items to list, one id a line.")
-    ] = None,
-    block: Annotated[
-        Path | None, typer.Option(help="Text file of items never to list, one id a line.")
-    ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="A bundle in place of a run, with --histories.")
-    ] = None,
-    histories: Annotated[
-        Path | None,
-        typer.Option(help="Parquet, CSV or JSON lines with user_id, item_id and timestamp."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Recommend items, with titles and scores.
-
-    Example: `recgrit recommend --run runs/movielens-100k --user 42`
-    """
-    if bundle is not None or histories is not None:
-        if bundle is None or histories is None or out is None:
-            raise ConfigError("--bundle DIR, --histories FILE and --out FILE belong together.")
-        from recgrit.serving.bundle import Bundle
-        from recgrit.serving.files import read_histories
-
-        model = Bundle(bundle)
-        read = read_histories(histories, model.semantic_ids)
-        lists = model.iterate_recommendations(read.split, read.user_ids, top_k=top_k)
-        num_rows = _write_lists(out, lists)
-        if as_json:
-            print_json({"bundle": str(bundle), "num_rows": num_rows, "out": str(out)})
-        return
-    if not user and out is None:
-        raise ConfigError("Name users with --user ID, or a file for all users with --out FILE.")
-    if out is not None and out.is_dir():
-        raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
-    from recgrit.data.items import read_item_list
-
-    opened = open_run(run_directory)
-    # A user named twice is meant once.
-    users = list(dict.fromkeys(user)) if user else None
-    shards = opened.iterate_recommendations(
-        users,
-        top_k=top_k,
-        exclude_seen=not include_seen,
-        allowed_items=read_item_list(allow) if allow else None,
-        blocked_items=read_item_list(block) if block else (),
-    )
-    values: dict[str, Any] = {"run": str(opened.directory)}
-    if out is not None:
-        values |= {"num_rows": _write_lists(out, shards), "out": str(out)}
-    else:
-        import polars as pl
-
-        found = pl.concat(shards)
-        values |= {"num_rows": found.height, "recommendations": found.to_dicts()}
-        for user_id in users or []:
-            rows = found.filter(found["user_id"] == user_id)
-            output.print(recommendation_table(user_id, rows))
-            print_history(opened.history(user_id))
-            if rows.height < top_k:
-                messages.print(
-                    f"User {escape(user_id)} can be recommended {rows.height} items only."
-                )
-    if as_json:
-        print_json(values)
+from recgrit.errors import ConfigError
 
 
 @app.command(rich_help_panel="Look")
@@ -120,7 +29,10 @@ def datasets(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the published data sets that can be read, their terms, and what that was verified on."""
+    """List the data sets that can be read, their terms, and what that was verified on.
+
+    Example: `recgrit datasets amazon2018`
+    """
     from recgrit.data.categories import AMAZON_CATEGORIES
     from recgrit.data.releases import RELEASES
 
@@ -160,14 +72,23 @@ def datasets(
         print_json({"datasets": [asdict(release) for release in RELEASES]})
 
 
+inspect_app = typer.Typer(help="Look at what a run made.", no_args_is_help=True)
+app.add_typer(inspect_app, name="inspect", rich_help_panel="Look")
+
+
 @inspect_app.command("item")
 def inspect_item(
-    item_id: Annotated[str, typer.Argument(metavar="ITEM_ID")],
+    item_id: Annotated[
+        str, typer.Argument(metavar="ITEM_ID", help="Its id, as the raw files have it.")
+    ],
     run_directory: RunOption = None,
-    relatives: Annotated[int, typer.Option(help="Items to show.", min=0)] = 10,
+    relatives: Annotated[int, typer.Option(metavar="N", help="Items to show.", min=0)] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an item's title, its semantic ID, and the items that share its prefix."""
+    """Show an item's title, its semantic ID, and the items that share its prefix.
+
+    Example: `recgrit inspect item 242 --run runs/movielens-100k`
+    """
     opened = open_run(run_directory)
     table = opened.semantic_ids
     item_idx = table.item_idx(item_id)
@@ -193,7 +114,10 @@ def inspect_item(
 
 @inspect_app.command("run")
 def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) -> None:
-    """Show what a run was built from, stage by stage."""
+    """Show what a run was built from, stage by stage.
+
+    Example: `recgrit inspect run --run runs/movielens-100k`
+    """
     from recgrit.artifacts import read_manifest
     from recgrit.runs import LAYOUT, stage_directory
 
@@ -235,22 +159,3 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
         print_metrics(opened)
     if as_json:
         print_json({"run": str(opened.directory), "stages": stages})
-
-
-def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
-    """Write lists as they come and say how many rows they were.
-
-    Raises:
-        ArtifactError: Nothing can be written there.
-    """
-    from recgrit.artifacts import explain_write_failure
-    from recgrit.data.recommendations import write_lists
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        num_rows = write_lists(shards, path).num_rows
-    except OSError as error:
-        reason = explain_write_failure(error) or error
-        raise ArtifactError(f"Cannot write {path}: {reason}.") from None
-    messages.print(f"{num_rows:,} rows written to {escape(str(path))}", soft_wrap=True)
-    return num_rows

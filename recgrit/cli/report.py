@@ -18,7 +18,7 @@ from recgrit.progress import messages
 if TYPE_CHECKING:
     from recgrit.reporting.comparison import Comparison
 
-OpenOption = Annotated[bool, typer.Option("--open", help="Show it in the browser.")]
+OpenOption = Annotated[bool, typer.Option("--open", metavar="", help="Show it in the browser.")]
 
 
 @app.command(rich_help_panel="Look")
@@ -28,7 +28,8 @@ def report(
         typer.Argument(metavar="RUN", help="A run folder; the newest under runs/ if not given."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page; RUN/report.html if not given.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The page; RUN/report.html if not given."),
     ] = None,
     show: OpenOption = False,
     as_json: JsonOption = False,
@@ -61,7 +62,9 @@ def compare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The page; FIRST_RUN/compare.html if not given."),
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The page; FIRST_RUN/compare.html if not given."
+        ),
     ] = None,
     show: OpenOption = False,
     as_json: JsonOption = False,

@@ -35,7 +35,9 @@ OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings to override, as retriever.epochs=3."),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Redo stages that are up to date.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", metavar="", help="Redo stages that are up to date.")
+]
 
 # The commands that run stages differ in nothing but name and help.
 STAGE_HELP = {
@@ -43,14 +45,28 @@ STAGE_HELP = {
 
     Example: `recgrit run configs/movielens-100k.yaml retriever.epochs=3 seed=1`
     """,
-    "prepare": "Read, filter and split the raw files.",
-    "embed": "Turn items into feature vectors.",
-    "tokenize": "Fit GRIT-VQ codebooks and write the item-ID table.",
-    "train": "Train the retriever.",
+    "prepare": """Read, filter and split the raw files.
+
+    Example: `recgrit prepare configs/movielens-100k.yaml data.source=table data.path=log.csv`
+    """,
+    "embed": """Turn items into feature vectors.
+
+    Example: `recgrit embed configs/movielens-100k.yaml embedding.encoder=lsa`
+    """,
+    "tokenize": """Fit GRIT-VQ codebooks and write the item-ID table.
+
+    Example: `recgrit tokenize configs/movielens-100k.yaml tokenizer.codebook_size=64`
+    """,
+    "train": """Train the retriever.
+
+    Example: `recgrit train runs/movielens-100k retriever.epochs=30`
+    """,
     "evaluate": """Report Recall@K and NDCG@K on validation and test.
 
     A retriever that was trained on another ID table than the run has now is refused, not trained
     again: that takes `train`, `run` or `--force`.
+
+    Example: `recgrit evaluate runs/movielens-100k evaluation.beam_width=100 --json`
     """,
 }
 

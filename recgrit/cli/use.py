@@ -1,20 +1,119 @@
-"""Commands that hand on what a run made and take back what others made of it."""
+"""Commands that use what a run made, hand it on, and take back what others made of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
 from recgrit.cli.app import JsonOption, RunOption, app, open_run, print_json
-from recgrit.display import output
-from recgrit.errors import ConfigError, DataError
+from recgrit.display import output, print_history, recommendation_table
+from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.progress import messages
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from recgrit.runs import Run
 
 Kind = Literal["recbole", "index", "table", "trie", "bundle", "mlflow"]
+
+
+@app.command(rich_help_panel="Use")
+def recommend(
+    run_directory: RunOption = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option("--user", "-u", metavar="ID", help="User id; repeat for several."),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Items per user.")
+    ] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Write Parquet here; all users if no --user."
+        ),
+    ] = None,
+    include_seen: Annotated[
+        bool, typer.Option("--include-seen", metavar="", help="Allow items the user already has.")
+    ] = False,
+    allow: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text file of the only items to list, one id a line."),
+    ] = None,
+    block: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text file of items never to list, one id a line."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="A bundle in place of a run, with --histories."),
+    ] = None,
+    histories: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Parquet, CSV or JSON lines with user_id, item_id and timestamp."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Recommend items, with titles and scores.
+
+    Example: `recgrit recommend --run runs/movielens-100k --user 196 --top-k 5`
+
+    For all users: `recgrit recommend --run runs/movielens-100k --out lists.parquet`
+    """
+    if bundle is not None or histories is not None:
+        if bundle is None or histories is None or out is None:
+            raise ConfigError("--bundle DIR, --histories FILE and --out FILE belong together.")
+        from recgrit.serving.bundle import Bundle
+        from recgrit.serving.files import read_histories
+
+        model = Bundle(bundle)
+        read = read_histories(histories, model.semantic_ids)
+        lists = model.iterate_recommendations(read.split, read.user_ids, top_k=top_k)
+        num_rows = _write_lists(out, lists)
+        if as_json:
+            print_json({"bundle": str(bundle), "num_rows": num_rows, "out": str(out)})
+        return
+    if not user and out is None:
+        raise ConfigError("Name users with --user ID, or a file for all users with --out FILE.")
+    if out is not None and out.is_dir():
+        raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
+    from recgrit.data.items import read_item_list
+
+    opened = open_run(run_directory)
+    # A user named twice is meant once.
+    users = list(dict.fromkeys(user)) if user else None
+    shards = opened.iterate_recommendations(
+        users,
+        top_k=top_k,
+        exclude_seen=not include_seen,
+        allowed_items=read_item_list(allow) if allow else None,
+        blocked_items=read_item_list(block) if block else (),
+    )
+    values: dict[str, Any] = {"run": str(opened.directory)}
+    if out is not None:
+        values |= {"num_rows": _write_lists(out, shards), "out": str(out)}
+    else:
+        import polars as pl
+
+        found = pl.concat(shards)
+        values |= {"num_rows": found.height, "recommendations": found.to_dicts()}
+        for user_id in users or []:
+            rows = found.filter(found["user_id"] == user_id)
+            output.print(recommendation_table(user_id, rows))
+            print_history(opened.history(user_id))
+            if rows.height < top_k:
+                messages.print(
+                    f"User {escape(user_id)} can be recommended {rows.height} items only."
+                )
+    if as_json:
+        print_json(values)
 
 
 @app.command(rich_help_panel="Use")
@@ -22,18 +121,24 @@ def export(
     kind: Annotated[
         Kind,
         typer.Argument(
+            metavar="KIND",
             help="recbole: atomic files. index: IDs, sequences and titles as JSON. table: the "
             "item-ID table as Parquet and JSON lines. trie: its tables as safetensors. bundle: a "
             "folder with all it takes to recommend. mlflow: that as a model for `mlflow models "
-            "serve`."
+            "serve`.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write to.")],
     run_directory: RunOption = None,
-    name: Annotated[str, typer.Option(help="What the files are called.")] = "recgrit",
+    name: Annotated[
+        str, typer.Option(metavar="NAME", help="What the files are called.")
+    ] = "recgrit",
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run's data, IDs or model for other tools and services."""
+    """Write a run's data, IDs or model for other tools and services.
+
+    Example: `recgrit export bundle --run runs/movielens-100k --out bundles/monday`
+    """
     from recgrit.artifacts import explain_write_failure
 
     opened = open_run(run_directory)
@@ -81,16 +186,18 @@ def append(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to start from.")],
     items: Annotated[
         Path | None,
-        typer.Argument(metavar="[ITEMS_FILE]", help="Parquet, CSV or JSON lines with item_id."),
+        typer.Argument(metavar="ITEMS_FILE", help="Parquet, CSV or JSON lines with item_id."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the new bundle.", show_default=False)
+        Path | None, typer.Option(metavar="FOLDER", help="The folder of the new bundle.")
     ] = None,
     remove: Annotated[
-        Path | None, typer.Option(help="Text file of items to remove, one id a line.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Text file of items to remove, one id a line."),
     ] = None,
     vectors: Annotated[
-        Path | None, typer.Option(help="Vectors of the items, where the run took your own.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Vectors of the items, where the run took your own."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,10 +241,12 @@ def score(
     run_directory: RunOption = None,
     split: Annotated[Literal["valid", "test"], typer.Option(help="Which targets.")] = "test",
     masked: Annotated[
-        bool, typer.Option("--masked", help="The lists leave out what the histories hold.")
+        bool,
+        typer.Option("--masked", metavar="", help="The lists leave out what the histories hold."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep the report in this folder.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Keep the report in this folder."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -189,3 +298,22 @@ def score(
                 "num_targets": num_targets,
             }
         )
+
+
+def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
+    """Write lists as they come and say how many rows they were.
+
+    Raises:
+        ArtifactError: Nothing can be written there.
+    """
+    from recgrit.artifacts import explain_write_failure
+    from recgrit.data.recommendations import write_lists
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        num_rows = write_lists(shards, path).num_rows
+    except OSError as error:
+        reason = explain_write_failure(error) or error
+        raise ArtifactError(f"Cannot write {path}: {reason}.") from None
+    messages.print(f"{num_rows:,} rows written to {escape(str(path))}", soft_wrap=True)
+    return num_rows
