@@ -21,6 +21,8 @@ import yaml
 
 # Before anything imports torch: its threads gain nothing on tiny tensors and fight over busy cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs of tests are over before MLflow would look at the processor for the first time.
+os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
 
 NUM_USERS, NUM_ITEMS = 60, 40
 # Groups of items, each with words of its own and the place of its flag among the 19 of u.item.

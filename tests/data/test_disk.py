@@ -69,7 +69,7 @@ def test_a_full_disk_keeps_the_old_artifact(
     fill(small_disk, leave=8192)
     told = command("prepare", config, *SMALL).told()
     assert "No space left on device" in told
-    assert "finished stages are kept" in told
+    assert "what was finished before is kept" in told
     assert contents(run) == before
     assert [path.name for path in run.iterdir() if "partial" in path.name] == []
     assert len(Run(run).data.interactions) > 0
