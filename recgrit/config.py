@@ -112,11 +112,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for part in parents:
         child = node.get(part)
         if not isinstance(child, dict):
-            child = {}
+            # A section may be given as the one word that is its kind, as engine=ray.
+            child = {"kind": child} if isinstance(child, str) else {}
             node[part] = child
         node = child
     if isinstance(value, Mapping) and isinstance(node.get(last), dict):
         node[last].update(value)
+    elif isinstance(value, str) and isinstance(node.get(last), dict):
+        node[last]["kind"] = value
     else:
         node[last] = value
 

@@ -35,3 +35,7 @@ class TrainingError(RecgritError):
 
 class TrackingError(RecgritError):
     """The experiment tracker cannot be reached or refuses a run."""
+
+
+class EngineError(RecgritError):
+    """Some of a stage's work could not be done, or the cluster for it cannot be reached."""

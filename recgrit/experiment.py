@@ -10,6 +10,7 @@ from recgrit.config import Config
 from recgrit.data.prepare import DataConfig
 from recgrit.embedding.encoders import EmbeddingConfig
 from recgrit.embedding.features import FeatureConfig
+from recgrit.engines.config import EngineConfig
 from recgrit.evaluation.report import EvaluationConfig
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.retrieval.config import RecommendationConfig, RetrieverConfig
@@ -46,6 +47,7 @@ class ExperimentConfig(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     recommendation: RecommendationConfig = RecommendationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")
     def _check_codebooks(self) -> ExperimentConfig:

@@ -31,6 +31,7 @@ from recgrit.artifacts import (
     write_artifact,
     write_atomic,
 )
+from recgrit.engines.engine import Engine, start_engine
 from recgrit.errors import ArtifactError, ConfigError, DataError, TrackingError
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.experiment import ExperimentConfig
@@ -38,6 +39,7 @@ from recgrit.runs import (
     CHECKPOINTS_NAME,
     CONFIG_NAME,
     LAYOUT,
+    SHARDS_NAME,
     TRACKING_NAME,
     Run,
     stage_directory,
@@ -63,6 +65,7 @@ class RunResult:
         up_to_date: Stages that were not redone.
         artifacts: Folder of each stage.
         tracking: Where the run was recorded.
+        is_leader: False in those processes of torchrun that only helped: they report nothing.
     """
 
     directory: Path
@@ -71,6 +74,7 @@ class RunResult:
     up_to_date: list[str] = field(default_factory=list)
     artifacts: dict[str, Path] = field(default_factory=dict)
     tracking: str = ""
+    is_leader: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Metrics by split, times, memory and places, as JSON-able values."""
@@ -103,6 +107,16 @@ def run_experiment(
     Raises:
         RecgritError: Some input, setting or artifact cannot be used; nothing half-written is left.
     """
+    with start_engine(config.engine) as engine:
+        if engine.is_leader:
+            return _lead_experiment(config, engine, until=until, force=force)
+        engine.follow()
+        return RunResult(config.run.dir, is_leader=False)
+
+
+def _lead_experiment(
+    config: ExperimentConfig, engine: Engine, *, until: str, force: bool
+) -> RunResult:
     names = list(LAYOUT)[: list(LAYOUT).index(until) + 1]
     result = RunResult(config.run.dir)
     # What can be told before anything is written or a tracked run is opened, is.
@@ -112,7 +126,7 @@ def run_experiment(
     if "train" in names:
         _check_device(config.retriever.device)
     if not force and all(_is_stage_current(name, config) for name in names):
-        _run_stages(names, config, result, NullTracker(), force=False)
+        _run_stages(names, config, result, NullTracker(), engine, force=False)
     else:
         settings = config.model_dump(mode="json")
         if force:  # Not the run that was interrupted.
@@ -126,7 +140,7 @@ def run_experiment(
         ) as tracker:
             tracker.log_params(settings)
             result.tracking = tracker.location
-            _run_stages(names, config, result, tracker, force=force)
+            _run_stages(names, config, result, tracker, engine, force=force)
             _track_outcome(config, result, tracker)
     return result
 
@@ -149,11 +163,13 @@ def _run_stages(
     config: ExperimentConfig,
     result: RunResult,
     tracker: Tracker,
+    engine: Engine,
     *,
     force: bool,
 ) -> None:
-    if force:  # From the start: not from where a training was interrupted either.
-        shutil.rmtree(config.run.dir / CHECKPOINTS_NAME, ignore_errors=True)
+    if force:  # From the start: not from where a stage was interrupted either.
+        for name in (CHECKPOINTS_NAME, SHARDS_NAME):
+            shutil.rmtree(config.run.dir / name, ignore_errors=True)
     for number, name in enumerate(names, start=1):
         started = time.perf_counter()
         directory = stage_directory(config.run.dir, name)
@@ -166,7 +182,7 @@ def _run_stages(
             logger.debug("%s ...", heading)
             with tracker.stage(name) as stage_tracker:
                 stage_tracker.log_params(STAGES[name].settings(config))
-                manifest = run_stage(name, config, stage_tracker)
+                manifest = run_stage(name, config, stage_tracker, engine)
                 stage_tracker.set_tags({"fingerprint": manifest.fingerprint, "key": manifest.key})
             result.seconds[name] = round(time.perf_counter() - started, 2)
             outcome = STAGES[name].describe(manifest.summary)
@@ -181,12 +197,12 @@ def _run_stages(
         result.reports = Run(config.run.dir).reports
 
 
-def run_stage(name: str, config: ExperimentConfig, tracker: Tracker) -> Manifest:
+def run_stage(name: str, config: ExperimentConfig, tracker: Tracker, engine: Engine) -> Manifest:
     """Run one stage, whatever is on disk; its parents must be there."""
     directory = stage_directory(config.run.dir, name)
     settings, parents, inputs = _starting_point(name, config)
     with write_artifact(directory, name, settings, parents, inputs) as writer:
-        STAGES[name].build(config, writer, tracker)
+        STAGES[name].build(config, writer, tracker, engine)
     return read_manifest(directory)
 
 

@@ -43,6 +43,8 @@ TOKENIZER_NAME = "tokenizer.safetensors"
 TRANSFORM_NAME = "feature_transform.safetensors"
 # Holds what an interrupted training needs to go on.
 CHECKPOINTS_NAME = ".training"
+# Holds what is done of a stage that is done in shards.
+SHARDS_NAME = ".shards"
 # There while a tracked run has not come to its end.
 TRACKING_NAME = ".tracking.json"
 

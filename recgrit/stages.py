@@ -7,25 +7,54 @@ the place of a run) are not part of a stage's key.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from recgrit.artifacts import ArtifactWriter
+from recgrit.artifacts import ArtifactWriter, digest_file
 from recgrit.data.items import read_item_list
 from recgrit.data.prepare import find_input_files, prepare
-from recgrit.data.recommendations import write_lists
-from recgrit.data.splits import Split
+from recgrit.data.recommendations import Recommendations, write_lists
+from recgrit.data.splits import SequenceSplit, Split
+from recgrit.engines.engine import Engine
+from recgrit.engines.shards import Shards
 from recgrit.errors import DataError, TrackingError
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import CHECKPOINTS_NAME, TOKENIZER_NAME, TRANSFORM_NAME, WEIGHTS_NAME, Run
+from recgrit.jobs import (
+    EPOCHS_NAME,
+    FACTS_NAME,
+    TARGETS,
+    AssignCodes,
+    FitTokenizer,
+    RankTargets,
+    RecommendLists,
+    TrainRetriever,
+    call_lists,
+    features_path,
+    use_absolute_paths,
+)
+from recgrit.runs import (
+    CHECKPOINTS_NAME,
+    SHARDS_NAME,
+    TOKENIZER_NAME,
+    TRANSFORM_NAME,
+    Run,
+    read_tokenizer,
+)
 from recgrit.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    import torch
+
+    from recgrit.retrieval.training import TrainingEpoch
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +72,13 @@ class Stage:
 
     settings: Callable[[ExperimentConfig], dict[str, Any]]
     inputs: Callable[[ExperimentConfig], tuple[Path, ...]]
-    build: Callable[[ExperimentConfig, ArtifactWriter, Tracker], None]
+    build: Callable[[ExperimentConfig, ArtifactWriter, Tracker, Engine], None]
     describe: Callable[[dict[str, Any]], str]
 
 
-def _build_data(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
+def _build_data(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+) -> None:
     data = prepare(config.data)
     data.save(writer.path)
     writer.summary = {
@@ -64,7 +95,9 @@ def _build_data(config: ExperimentConfig, writer: ArtifactWriter, tracker: Track
     tracker.set_tags({"data.source": config.data.source})
 
 
-def _build_embeddings(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
+def _build_embeddings(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+) -> None:
     from recgrit.embedding.cooccurrence import build_cooccurrence_vectors
     from recgrit.embedding.embeddings import Embeddings
     from recgrit.embedding.features import fit_features
@@ -84,6 +117,7 @@ def _build_embeddings(config: ExperimentConfig, writer: ArtifactWriter, tracker:
             config.seed,
             cache_dir=config.run.cache,
             directory=writer.path,
+            engine=engine,
         )
         text = Embeddings(encoded.vectors, encoded.encoder, normalized=True)
         space = encoded.space
@@ -119,11 +153,13 @@ def _build_embeddings(config: ExperimentConfig, writer: ArtifactWriter, tracker:
     }
 
 
-def _build_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
+def _build_semantic_ids(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+) -> None:
     if config.tokenizer.semantic_ids_path is not None:
         _take_published_ids(config.tokenizer.semantic_ids_path, config, writer)
     else:
-        _fit_semantic_ids(config, writer, tracker)
+        _fit_semantic_ids(config, writer, tracker, engine)
 
 
 def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWriter) -> None:
@@ -154,25 +190,37 @@ def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWr
     }
 
 
-def _fit_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
+def _fit_semantic_ids(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+) -> None:
     import torch
-    from safetensors.torch import save_file
 
-    from recgrit.quantization.fit import fit_tokenizer
+    from recgrit.quantization.diagnostics import diagnose_codes
     from recgrit.semantic_ids.collisions import make_unique
     from recgrit.semantic_ids.table import SemanticIdTable
 
     run = Run(config.run.dir)
-    features = torch.from_numpy(np.array(run.features.vectors))
-    fitted = fit_tokenizer(features, config.tokenizer, seed=config.seed)
-    items = run.data.items
-    last_codes = fitted.model.last_level(features[:1])[1].numpy()
+    features, items = run.features, run.data.items
+    there = use_absolute_paths(config)
+    engine.run_on_ranks(FitTokenizer(there, writer.path.absolute()), _tell_nobody)
+    facts = _take_facts(writer.path)
+    model = read_tokenizer(writer.path / TOKENIZER_NAME, config.tokenizer, features.embedding_dim)
+    assigned = _assign_codes(config, writer, engine, len(items.item_ids))
+    diagnostics = diagnose_codes(
+        assigned.codes, config.tokenizer.codebook_sizes, assigned.residual_norms
+    )
+    for warning in diagnostics.warnings():
+        logger.warning(warning)
+
+    def take(rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.array(features.vectors[rows]))
+
     unique = make_unique(
-        fitted.codes.numpy(),
+        assigned.codes,
         config.tokenizer.codebook_sizes,
         items.item_ids,
-        lambda rows: fitted.model.last_level(features[torch.from_numpy(rows)])[0].numpy(),
-        last_codes,
+        lambda rows: model.last_level(take(rows))[0].numpy(),
+        model.last_level(take(np.arange(1)))[1].numpy(),
         method=config.tokenizer.unique_ids,
     )
     logger.info("IDs unique by %s in %.1f s", unique.method, unique.seconds)
@@ -184,32 +232,28 @@ def _fit_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracker:
         titles=items.titles,
     )
     table.save(writer.path)
-    save_file(fitted.model.state_dict(), writer.path / TOKENIZER_NAME)
-    pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
-        writer.path / "epochs.parquet"
-    )
+    epochs = pl.read_parquet(writer.path / EPOCHS_NAME, glob=False).to_dicts()
     writer.summary = {
         "num_items": len(table),
         "codebook_sizes": list(table.codebook_sizes),
         "disambiguation_level": table.disambiguation_level,
         "unique_by": unique.method,
         "num_moved": unique.num_moved,
-        "num_fitted": fitted.num_fitted,
-        "best_epoch": fitted.best_epoch,
-        "reconstruction_loss": fitted.history[fitted.best_epoch].reconstruction_loss,
-        "reconstruction_loss_kmeans": fitted.history[0].reconstruction_loss,
-        "diagnostics": fitted.diagnostics.to_dict(),
-        "warnings": fitted.diagnostics.warnings(),
+        **facts,
+        "reconstruction_loss": epochs[facts["best_epoch"]]["reconstruction_loss"],
+        "reconstruction_loss_kmeans": epochs[0]["reconstruction_loss"],
+        "diagnostics": diagnostics.to_dict(),
+        "warnings": diagnostics.warnings(),
     }
-    for epoch in fitted.history:
+    for epoch in epochs:
         tracker.log_metrics(
             {
-                "tokenizer/reconstruction_loss": epoch.reconstruction_loss,
-                "tokenizer/collision_rate": epoch.collision_rate,
+                f"tokenizer/{name}": epoch[name]
+                for name in ("reconstruction_loss", "collision_rate")
             },
-            step=epoch.epoch,
+            step=epoch["epoch"],
         )
-    for level in fitted.diagnostics.levels:
+    for level in diagnostics.levels:
         tracker.log_metrics(
             {
                 f"tokenizer/level_{level.level}/perplexity": level.perplexity,
@@ -218,12 +262,47 @@ def _fit_semantic_ids(config: ExperimentConfig, writer: ArtifactWriter, tracker:
         )
 
 
-def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class AssignedCodes:
+    """Codes int64 ``[N, L]`` of all items, and the mean norm of their residuals by level."""
 
-    from recgrit.retrieval.fit import fit_retriever
-    from recgrit.retrieval.training import TrainingEpoch
+    codes: npt.NDArray[np.int64]
+    residual_norms: tuple[float, ...]
 
+
+def _assign_codes(
+    config: ExperimentConfig, writer: ArtifactWriter, engine: Engine, num_items: int
+) -> AssignedCodes:
+    """Have all items given their codes."""
+    from safetensors.numpy import load_file
+
+    weights = writer.path / TOKENIZER_NAME
+    # Named by the weights too: a fit need not give the same bytes again after an interruption.
+    shards = _plan_shards(
+        config,
+        f"tokenize-{writer.key}-{digest_file(weights)[:16]}",
+        num_items,
+        engine.config.shard_items,
+        ".safetensors",
+    )
+    engine.map_shards(
+        AssignCodes(
+            config.tokenizer,
+            weights.absolute(),
+            features_path(config.run.dir).absolute(),
+        ),
+        shards,
+    )
+    parts = [load_file(path) for path in shards.paths()]
+    shards.remove()
+    norms = np.sum([part["residual_norms"] for part in parts], axis=0) / num_items
+    codes = np.concatenate([part["codes"] for part in parts])
+    return AssignedCodes(codes.astype(np.int64), tuple(norms.tolist()))
+
+
+def _build_retriever(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+) -> None:
     def log_epoch(epoch: TrainingEpoch) -> None:
         metrics = {f"retriever/{name}": value for name, value in epoch.metrics().items()}
         try:
@@ -231,42 +310,47 @@ def _build_retriever(config: ExperimentConfig, writer: ArtifactWriter, tracker: 
         except TrackingError as error:  # Hours of training are worth more than one record.
             logger.warning("%s", error)
 
-    run = Run(config.run.dir)
     # Named by what is trained on what: another training never goes on from here.
-    checkpoint = config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors"
-    fitted = fit_retriever(
-        run.semantic_ids,
-        run.data.split,
-        run.features.vectors,
-        config.retriever,
-        seed=config.seed,
-        on_epoch=log_epoch,
-        checkpoint=checkpoint,
-    )
-    state = {name: value.cpu().contiguous() for name, value in fitted.model.state_dict().items()}
-    save_file(state, writer.path / WEIGHTS_NAME)
-    pl.DataFrame([asdict(epoch) for epoch in fitted.history]).write_parquet(
-        writer.path / "epochs.parquet"
-    )
-    writer.summary = {
-        "best_epoch": fitted.best_epoch,
-        "num_epochs": len(fitted.history),
-        "precision": str(fitted.precision).removeprefix("torch."),
-        "num_parameters": fitted.model.num_parameters(),
-        "best": fitted.history[fitted.best_epoch - 1].metrics(),
-    }
+    checkpoint = (config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors").absolute()
+    job = TrainRetriever(use_absolute_paths(config), writer.path.absolute(), checkpoint)
+    engine.run_on_ranks(job, log_epoch)
+    writer.summary = _take_facts(writer.path)
     shutil.rmtree(checkpoint.parent)
 
 
-def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker) -> None:
+def _take_facts(folder: Path) -> dict[str, Any]:
+    """What a fit said of itself, which goes into the manifest."""
+    path = folder / FACTS_NAME
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return facts
+
+
+def _tell_nobody(epoch: Any) -> None:
+    """The tokenizer's epochs are read from their table."""
+
+
+def _plan_shards(
+    config: ExperimentConfig, name: str, num_rows: int, shard_rows: int, suffix: str
+) -> Shards:
+    """Shards of so many rows each, in a folder of the run that its stage deletes."""
+    return Shards(
+        name.partition("-")[0],
+        (config.run.dir / SHARDS_NAME / f"{name}-{shard_rows}").absolute(),
+        num_rows,
+        shard_rows,
+        suffix,
+    )
+
+
+def _build_evaluation(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+) -> None:
     from recgrit.baselines.popularity import recommend_popular
-    from recgrit.data.recommendations import Recommendations
     from recgrit.evaluation.report import evaluate_recommendations
-    from recgrit.retrieval.recommend import recommend_items
 
     run = Run(config.run.dir, device=config.retriever.device)
     settings = config.evaluation
-    ranker = run.ranker(beam_width=settings.beam_width)
     split, top_k = run.data.split, max(config.evaluation.ks)
 
     def report(name: str, found: Recommendations, split_name: Split, masked: bool) -> None:
@@ -285,16 +369,41 @@ def _build_evaluation(config: ExperimentConfig, writer: ArtifactWriter, tracker:
         evaluated.save(folder)
         writer.summary[folder.name] = evaluated.metrics()
 
-    splits: tuple[Split, ...] = ("valid", "test")
-    for split_name in splits:
+    lists = _rank_targets(config, writer, engine, split)
+    for split_name in TARGETS:
         users = split.target_users(split_name)
         for masked in (False, True):
-            found = recommend_items(ranker, split, split_name, users, top_k=top_k, masked=masked)
+            found = lists[call_lists(split_name, masked)]
             report(split_name, found, split_name, masked)
             popular = recommend_popular(split, split_name, users, top_k, masked)
             report(f"popularity_{split_name}", popular, split_name, masked)
     if settings.exact_users:
         writer.summary["beam_agreement"] = _compare_with_exact(run, config)
+
+
+def _rank_targets(
+    config: ExperimentConfig, writer: ArtifactWriter, engine: Engine, split: SequenceSplit
+) -> dict[str, Recommendations]:
+    """Lists of all users with a target, by split and whether the history is kept out."""
+    from safetensors.numpy import load_file
+
+    users = {name: split.target_users(name) for name in TARGETS}
+    num_lists = sum(map(len, users.values()))
+    shards = _plan_shards(
+        config, f"evaluate-{writer.key}", num_lists, engine.config.shard_users, ".safetensors"
+    )
+    engine.map_shards(RankTargets(use_absolute_paths(config)), shards)
+    parts = [load_file(path) for path in shards.paths()]
+    shards.remove()
+    return {
+        (kind := call_lists(name, masked)): Recommendations(
+            users[name],
+            np.concatenate([part[f"{kind}.items"] for part in parts]),
+            np.concatenate([part[f"{kind}.scores"] for part in parts]),
+        )
+        for name in TARGETS
+        for masked in (False, True)
+    }
 
 
 def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
@@ -317,18 +426,15 @@ def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
 
 
 def _build_recommendations(
-    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    run = Run(config.run.dir, device=config.retriever.device)
-    settings = config.recommendation
-    shards = run.iterate_recommendations(
-        top_k=settings.top_k,
-        beam_width=config.evaluation.beam_width,
-        exclude_seen=settings.exclude_seen,
-        allowed_items=read_item_list(settings.allowed_items) if settings.allowed_items else None,
-        blocked_items=read_item_list(settings.blocked_items) if settings.blocked_items else (),
-    )
-    written = write_lists(shards, writer.path / "recommendations.parquet")
+    size = engine.config.shard_users
+    num_users = Run(config.run.dir).data.interactions.num_users
+    shards = _plan_shards(config, f"recommend-{writer.key}", num_users, size, ".parquet")
+    engine.map_shards(RecommendLists(use_absolute_paths(config)), shards)
+    tables = (pl.read_parquet(path, glob=False) for path in shards.paths())
+    written = write_lists(tables, writer.path / "recommendations.parquet")
+    shards.remove()
     writer.summary = asdict(written)
 
 

@@ -141,7 +141,7 @@ def test_a_tracked_run_registers_its_model(tiny_run: FinishedRun) -> None:
 def test_a_stage_that_fails_closes_its_tracked_run(
     new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(config: ExperimentConfig, writer: Any, tracker: Any) -> None:
+    def fail(config: ExperimentConfig, writer: Any, tracker: Any, engine: Any) -> None:
         (writer.path / "half.parquet").write_text("half")
         raise ZeroDivisionError("a fault of ours")
 

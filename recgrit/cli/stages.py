@@ -114,6 +114,8 @@ def _run_until(
             "Interrupted: finished stages are kept, the same command goes on from there."
         )
         raise typer.Exit(130) from None
+    if not result.is_leader:
+        return
     _print_result(result, stage)
     if as_json:
         print_json(result.to_json())

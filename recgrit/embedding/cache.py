@@ -1,90 +1,147 @@
 """Encoded texts kept on disk by content: the same encoder never sees the same catalogue twice.
 
-Nor, after an interruption, the same part of it.
+Nor, after an interruption, the same part of it: texts are encoded in shards, by whatever engine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import os
 import shutil
-import time
-from collections.abc import Sequence
-from datetime import timedelta
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from recgrit.artifacts import replacing
 from recgrit.embedding.encoders import Encoder
 from recgrit.embedding.text import order_texts
-from recgrit.progress import progress_bar
+from recgrit.engines.engine import Engine
+from recgrit.engines.shards import ShardFunction, Shards
 
 log = logging.getLogger(__name__)
 
-# A minute or two of a CPU's work; a multiple of what encoders take at a time.
-SHARD_TEXTS = 8192
+# One row group a shard, so that a worker reads no more than its own.
+TEXTS_NAME = "texts.parquet"
 
 
 def encode_cached(
-    texts: Sequence[str], encoder: Encoder, cache_dir: Path, *, shard_texts: int = SHARD_TEXTS
+    texts: Sequence[str],
+    encoder: Encoder,
+    cache_dir: Path,
+    *,
+    engine: Engine,
+    build: Callable[[], Encoder] | None = None,
 ) -> npt.NDArray[np.float32]:
     """The encoder's vectors of these texts, read from the cache if they were made before.
 
-    Texts are encoded in shards, which are kept as they are done: whoever is interrupted goes on
-    with the shard he was at. A damaged cache file is made anew. A cache that cannot be written is
-    no reason to lose the vectors: it is logged and passed over.
+    A damaged cache file is made anew. A cache that cannot be written is no reason to lose the
+    vectors: it is logged and passed over.
 
     Args:
         texts: One text per item.
-        encoder: Asked only if the cache has no vectors of this encoder and these texts.
+        encoder: Names the vectors.
         cache_dir: The folder of cached vectors, created if need be.
-        shard_texts: Texts encoded between two files.
+        engine: Who encodes what the cache does not have.
+        build: Makes the encoder where it is to work; None for the one at hand.
+
+    Returns:
+        float32 ``[len(texts), embedding_dim]``, mapped from the cache where there is one.
+
+    Raises:
+        EngineError: Some texts cannot be encoded.
     """
     path = cache_dir / f"{encoder.name}-{_digest(texts, encoder)}.npy"
     cached = _read(path, len(texts))
     if cached is not None:
         log.info("Vectors of %d texts found in %s", len(texts), path)
         return cached
-    shards = path.with_suffix(".shards")
-    vectors = _encode_in_shards(texts, encoder, shards, shard_texts)
-    if _try_to_write(path, vectors):
-        shutil.rmtree(shards, ignore_errors=True)
-    return vectors
-
-
-def _encode_in_shards(
-    texts: Sequence[str], encoder: Encoder, folder: Path, shard_texts: int
-) -> npt.NDArray[np.float32]:
-    """The vectors of texts, each different one encoded once, in the order `order_texts` gives."""
     unique = order_texts(texts)
-    parts, num_encoded, started = [], 0, time.perf_counter()
-    with progress_bar("Encoding item texts", len(unique)) as bar:
-        for start in range(0, len(unique), shard_texts):
-            shard = unique[start : start + shard_texts]
-            path = folder / f"{shard_texts}-{start // shard_texts:06d}.npy"
-            part = _read(path, len(shard))
-            if part is None:
-                part = encoder.encode(shard)
-                _try_to_write(path, part)
-                num_encoded += len(shard)
-            parts.append(part)
-            done = start + len(shard)
-            rate = num_encoded / (time.perf_counter() - started)
-            bar.advance(len(shard), note=f"{rate:,.0f} a second")
-            if num_encoded and done < len(unique):
-                log.info(
-                    "Encoded %s of %s texts, %.0f a second, %s left",
-                    f"{done:,}",
-                    f"{len(unique):,}",
-                    rate,
-                    timedelta(seconds=round((len(unique) - done) / rate)),
-                )
     row_of = {text: row for row, text in enumerate(unique)}
     rows = np.fromiter((row_of[text] for text in texts), np.int64, len(texts))
-    vectors: npt.NDArray[np.float32] = np.concatenate(parts)[rows]
-    return vectors
+    size = engine.config.shard_texts
+    with _open_folder(path.with_name(f"{path.stem}-{size}.shards")) as folder:
+        shards = Shards("embed", folder, len(unique), size, ".npy")
+        _write_texts(unique, folder / TEXTS_NAME, size)
+        work = EncodeShards(folder / TEXTS_NAME, build or (lambda: encoder))
+        engine.map_shards(work, shards)
+        try:
+            _join(shards, rows, size, path)
+        except OSError as error:
+            log.warning("Cannot cache vectors in %s: %s", path.parent, error)
+            vectors: npt.NDArray[np.float32] = np.concatenate(
+                [np.load(part) for part in shards.paths()]
+            )
+            return vectors[rows]
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class EncodeShards:
+    """Makes the function that encodes rows of a file of texts."""
+
+    texts_path: Path
+    build: Callable[[], Encoder]
+
+    def __call__(self) -> ShardFunction:
+        """Load the encoder, once a worker."""
+        encoder = self.build()
+
+        def encode(rows: slice, path: Path) -> None:
+            table = pl.scan_parquet(self.texts_path, glob=False)[rows].collect()
+            texts = [text.decode("utf-8", "surrogatepass") for text in table["text"]]
+            with path.open("wb") as stream:
+                np.save(stream, encoder.encode(texts))
+
+        return encode
+
+
+@contextlib.contextmanager
+def _open_folder(folder: Path) -> Iterator[Path]:
+    """The folder of shards, which is gone if all ends well; one for now where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("Cannot cache vectors in %s: %s", folder.parent, error)
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
+    yield folder.absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_texts(texts: list[str], path: Path, shard_texts: int) -> None:
+    # As bytes: files of reviews hold halves of characters that Parquet's text refuses.
+    encoded = pl.Series("text", [text.encode("utf-8", "surrogatepass") for text in texts])
+    with replacing(path) as temporary:
+        encoded.to_frame().write_parquet(temporary, row_group_size=shard_texts)
+
+
+def _join(shards: Shards, rows: npt.NDArray[np.int64], shard_texts: int, path: Path) -> None:
+    """Put the vectors of all texts into one file, ``rows`` being each text's place in the shards.
+
+    Memory holds one shard at a time.
+    """
+    order = np.argsort(rows, kind="stable")
+    ends = np.searchsorted(rows[order], shard_texts * np.arange(1, shards.num_shards + 1))
+    with replacing(path) as temporary:
+        joined: npt.NDArray[np.float32] | None = None
+        start = 0
+        for number, end in enumerate(ends):
+            part = np.load(shards.path(number))
+            if joined is None:
+                joined = np.lib.format.open_memmap(
+                    temporary, "w+", np.float32, (len(rows), part.shape[1])
+                )
+            places = order[start:end]
+            joined[places] = part[rows[places] - number * shard_texts]
+            start = end
+        del joined  # Closes the file.
 
 
 def _digest(texts: Sequence[str], encoder: Encoder) -> str:
@@ -101,7 +158,7 @@ def _read(path: Path, num_texts: int) -> npt.NDArray[np.float32] | None:
     if not path.is_file():
         return None
     try:
-        vectors = np.load(path, allow_pickle=False)
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError):
         vectors = None
     if (
@@ -109,28 +166,8 @@ def _read(path: Path, num_texts: int) -> npt.NDArray[np.float32] | None:
         and vectors.dtype == np.float32
         and vectors.ndim == 2
         and len(vectors) == num_texts
-        and np.isfinite(vectors).all()
+        and np.isfinite(vectors.sum())
     ):
         return vectors
     log.warning("The cached vectors in %s are damaged and are made anew", path)
     return None
-
-
-def _try_to_write(path: Path, vectors: npt.NDArray[np.float32]) -> bool:
-    try:
-        _write(path, vectors)
-    except OSError as error:
-        log.warning("Cannot cache vectors in %s: %s", path.parent, error)
-        return False
-    return True
-
-
-def _write(path: Path, vectors: npt.NDArray[np.float32]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, vectors)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from recgrit.embedding.cache import encode_cached
 from recgrit.embedding.encoders import EmbeddingConfig, Encoder, build_encoder
 from recgrit.embedding.lsa import DIRECTIONS_NAME, TERMS_NAME, FittedLSA, LSAEncoder
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.engines.engine import Engine
 from recgrit.errors import EncoderError
 
 # Files of a fitted encoder.
@@ -40,18 +42,30 @@ class EncodedItems:
 
 
 def encode_items(
-    texts: Sequence[str], config: EmbeddingConfig, seed: int, *, cache_dir: Path, directory: Path
+    texts: Sequence[str],
+    config: EmbeddingConfig,
+    seed: int,
+    *,
+    cache_dir: Path,
+    directory: Path,
+    engine: Engine,
 ) -> EncodedItems:
     """Vectors of texts; what has to be kept of a fitted encoder is written to ``directory``.
 
-    Vectors of a pretrained encoder are cached; fitting is what costs of one that is fitted.
+    Vectors of a pretrained encoder are made by the engine and cached; fitting is what costs of one
+    that is fitted.
     """
     encoder = build_encoder(config, seed)
     if isinstance(encoder, LSAEncoder):
         fitted = encoder.fit(texts)
         fitted.save(directory)
         return EncodedItems(fitted.encode(texts), fitted.name, fitted.fingerprint)
-    vectors = encode_cached(texts, encoder, cache_dir)
+    build = partial(build_encoder, config, seed)
+    if isinstance(encoder, SentenceTransformerEncoder):
+        # As on this machine, whatever others would choose: one catalogue, one precision.
+        settled = config.model_copy(update={"precision": encoder.precision})
+        build = partial(build_encoder, settled, seed)
+    vectors = encode_cached(texts, encoder, cache_dir, engine=engine, build=build)
     return EncodedItems(vectors, encoder.name, _space_of(encoder))
 
 

@@ -50,24 +50,33 @@ class TokenizerEpoch:
 
 
 @dataclass(frozen=True)
-class FittedTokenizer:
-    """A tokenizer at its best epoch, and what it makes of the items.
+class FittedCodebooks:
+    """A tokenizer at its best epoch.
 
     Args:
-        model: The autoencoder with its quantizer.
-        codes: int64 ``[N, L]``, not yet unique.
-        diagnostics: Use of the codes.
+        model: The autoencoder with its quantizer, in eval mode.
         history: One entry per epoch.
         best_epoch: The epoch kept.
-        num_fitted: Items that were fitted to; all N were assigned.
+        num_fitted: Items that were fitted to.
     """
 
     model: QuantizedAutoencoder
-    codes: Tensor
-    diagnostics: IdDiagnostics
     history: list[TokenizerEpoch]
     best_epoch: int
     num_fitted: int
+
+
+@dataclass(frozen=True)
+class FittedTokenizer(FittedCodebooks):
+    """A tokenizer at its best epoch, and what it makes of the items.
+
+    Args:
+        codes: int64 ``[N, L]``, not yet unique.
+        diagnostics: Use of the codes.
+    """
+
+    codes: Tensor
+    diagnostics: IdDiagnostics
 
 
 def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoencoder:
@@ -106,7 +115,19 @@ _QUANTIZER_SETTINGS = {
 
 
 def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedTokenizer:
-    """Fit codebooks to item features ``[N, F]`` and assign every item its codes.
+    """`fit_codebooks`, and assign every item its codes."""
+    fitted = fit_codebooks(features, config, seed=seed)
+    codes, norms = assign_codes(fitted.model, features)
+    diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
+    for warning in diagnostics.warnings():
+        logger.warning(warning)
+    return FittedTokenizer(
+        fitted.model, fitted.history, fitted.best_epoch, fitted.num_fitted, codes, diagnostics
+    )
+
+
+def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedCodebooks:
+    """Fit codebooks to item features ``[N, F]``, or to a sample of them where there are many.
 
     Raises:
         ConfigError: A codebook is larger than the catalogue, or all IDs together are fewer than
@@ -122,11 +143,7 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
         model.quantizer.fit_init(_encode_all(model, sample), seed=seed)
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()
-    codes, norms = assign_codes(model, features)
-    diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
-    for warning in diagnostics.warnings():
-        logger.warning(warning)
-    return FittedTokenizer(model, codes, diagnostics, history, best_epoch, len(sample))
+    return FittedCodebooks(model, history, best_epoch, len(sample))
 
 
 def _train(
@@ -182,10 +199,26 @@ def assign_codes(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor,
     codes = []
     norms = torch.zeros(len(model.quantizer.codebook_sizes), dtype=torch.float64)
     for rows in features.split(ENCODE_CHUNK):
-        result = model.quantizer(model.encode_latent(rows))
-        codes.append(result.codes)
-        norms += torch.tensor([r.norm(dim=-1).sum().item() for r in result.residuals])
+        assigned = assign_chunk(model, rows)
+        codes.append(assigned.codes)
+        norms += assigned.residual_norms
     return torch.cat(codes), tuple((norms / len(features)).tolist())
+
+
+@dataclass(frozen=True)
+class AssignedChunk:
+    """Codes int64 ``[B, L]`` of some items, and the sum of their residuals' norms by level."""
+
+    codes: Tensor
+    residual_norms: Tensor
+
+
+@torch.no_grad()
+def assign_chunk(model: QuantizedAutoencoder, features: Tensor) -> AssignedChunk:
+    """What `assign_codes` does with so many items as memory holds, ``[B, F]``."""
+    result = model.quantizer(model.encode_latent(features))
+    norms = [residual.norm(dim=-1).sum().item() for residual in result.residuals]
+    return AssignedChunk(result.codes, torch.tensor(norms, dtype=torch.float64))
 
 
 @torch.no_grad()

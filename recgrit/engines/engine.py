@@ -1,0 +1,76 @@
+"""What stages ask of an engine, and which engine there is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.local import LocalEngine
+from recgrit.engines.shards import ShardBuilder, Shards
+from recgrit.errors import ConfigError
+
+# Takes what to tell of as it goes on; None where nobody listens.
+Report = Callable[[Any], None]
+
+
+class Engine(Protocol):
+    """Does the work of a stage."""
+
+    config: EngineConfig
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process goes through the stages; others only help it."""
+
+    def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
+        """Write those shards that are not done yet.
+
+        Args:
+            build: Makes the function that writes a shard, wherever the work is done.
+            shards: What there is to do.
+
+        Raises:
+            EngineError: Some cannot be done; all others are.
+        """
+
+    def run_on_ranks(self, function: Callable[[Report | None], None], report: Report) -> None:
+        """Call a function in every process that trains; what comes of it, rank 0 writes to disk.
+
+        Args:
+            function: The same everywhere; where there are several, torch.distributed is ready.
+            report: Given to rank 0 where that is this process.
+        """
+
+    def follow(self) -> None:
+        """Help the leader until it is done."""
+
+
+@contextmanager
+def start_engine(config: EngineConfig) -> Iterator[Engine]:
+    """The engine the settings name; what it started is stopped at the end.
+
+    Raises:
+        ConfigError: Ray is not installed, or torchrun and Ray are asked for at once.
+        EngineError: A cluster cannot be reached.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    if config.kind == "ray":
+        if launched:
+            raise ConfigError(
+                "engine=ray starts its own processes: run 'recgrit run' without torchrun, and set "
+                "engine.train_workers for the number that train."
+            )
+        from recgrit.engines.ray_engine import start_ray
+
+        with start_ray(config) as ray_engine:
+            yield ray_engine
+    elif launched:
+        from recgrit.engines.torchrun import join_ranks
+
+        with join_ranks(config) as ranks:
+            yield ranks
+    else:
+        yield LocalEngine(config)

@@ -1,0 +1,87 @@
+"""One process does everything, one shard after another: the reference for all other engines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.shards import (
+    ShardBuilder,
+    ShardOutcome,
+    Shards,
+    ShardWorker,
+    require_all,
+)
+from recgrit.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+# How often a log is told how far a job is.
+SECONDS_BETWEEN = 30.0
+
+
+class LocalEngine:
+    """This process."""
+
+    is_leader = True
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+
+    def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
+        """See `recgrit.engines.engine.Engine`."""
+        pending = shards.find_pending()
+        worker = ShardWorker(build, shards)
+        collect(shards, (worker.work(number) for number in pending), pending)
+
+    def run_on_ranks(
+        self,
+        function: Callable[[Callable[[Any], None] | None], None],
+        report: Callable[[Any], None],
+    ) -> None:
+        """See `recgrit.engines.engine.Engine`."""
+        function(report)
+
+    def follow(self) -> None:
+        """There is nobody to follow."""
+
+
+def collect(shards: Shards, outcomes: Iterable[ShardOutcome], pending: list[int]) -> None:
+    """Follow shards as they are done, and say how far they are.
+
+    Raises:
+        EngineError: Some could not be done; raised at once if no other could either.
+    """
+    seen: list[ShardOutcome] = []
+    started = time.perf_counter()
+    next_told = started
+    num_done, num_now = shards.num_rows - shards.count_rows(pending), 0
+    with progress_bar(shards.name, shards.num_rows) as bar:
+        bar.advance(num_done)
+        for outcome in outcomes:
+            seen.append(outcome)
+            if outcome.is_fatal:
+                break
+            if outcome.error:
+                logger.warning("Shard %d of %s: %s", outcome.number, shards.name, outcome.error)
+            num_rows = shards.count_rows([outcome.number])
+            num_now += num_rows
+            rate = num_now / (time.perf_counter() - started)
+            bar.advance(num_rows, note=f"{rate:,.0f} a second")
+            num_left = shards.num_rows - num_done - num_now
+            now = time.perf_counter()
+            if num_left and now >= next_told:
+                next_told = now + SECONDS_BETWEEN
+                logger.info(
+                    "%s: %s of %s done, %.0f a second, %s left",
+                    shards.name,
+                    f"{num_done + num_now:,}",
+                    f"{shards.num_rows:,}",
+                    rate,
+                    timedelta(seconds=round(num_left / rate)),
+                )
+    require_all(shards, seen)

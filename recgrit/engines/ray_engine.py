@@ -1,0 +1,176 @@
+"""A Ray cluster: Ray Data maps shards over actors, TorchTrainer runs what trains on several ranks.
+
+What goes through Ray are numbers of shards and what became of them; shards themselves go from
+worker to disk. So the object store holds next to nothing, however full others make it, and a
+worker's death costs the shard it was at.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.local import collect
+from recgrit.engines.shards import ShardBuilder, ShardOutcome, Shards, ShardWorker
+from recgrit.errors import ConfigError, EngineError
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[Any], None]
+
+# Training goes on from its last checkpoint after so many deaths of a worker.
+MAX_TRAIN_FAILURES = 3
+
+
+class RayEngine:
+    """A connection to a cluster."""
+
+    is_leader = True
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+
+    def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
+        """See `recgrit.engines.engine.Engine`."""
+        pending = shards.find_pending()
+        collect(shards, self._map(build, shards, pending), pending)
+
+    def _map(
+        self, build: ShardBuilder, shards: Shards, pending: list[int]
+    ) -> Iterator[ShardOutcome]:
+        if not pending:
+            return
+        import ray.data
+
+        num_workers = min(self._count_workers(), len(pending))
+        logger.info("%s: %d shards on %d workers", shards.name, len(pending), num_workers)
+        numbers = ray.data.from_items(
+            [{"number": number} for number in pending], override_num_blocks=len(pending)
+        )
+        outcomes = numbers.map_batches(
+            _build_actor(build, shards),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=num_workers),
+            num_cpus=self.config.cpus_per_worker,
+            num_gpus=self.config.gpus_per_worker,
+        )
+        for row in outcomes.iter_rows():
+            yield ShardOutcome(int(row["number"]), str(row["error"]), bool(row["is_fatal"]))
+
+    def _count_workers(self) -> int:
+        """As many as asked for, or as there is room for."""
+        import ray
+
+        if self.config.num_workers is not None:
+            return self.config.num_workers
+        there = ray.cluster_resources()
+        room = there.get("CPU", 1.0) / self.config.cpus_per_worker
+        if self.config.gpus_per_worker:
+            room = min(room, there.get("GPU", 0.0) / self.config.gpus_per_worker)
+        if room < 1:
+            raise EngineError(
+                f"The cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs: "
+                f"no room for a worker with {self.config.cpus_per_worker:g} and "
+                f"{self.config.gpus_per_worker:g}. Lower engine.cpus_per_worker or "
+                "engine.gpus_per_worker."
+            )
+        return int(room)
+
+    def run_on_ranks(self, function: Callable[[Report | None], None], report: Report) -> None:
+        """See `recgrit.engines.engine.Engine`; in this process if no ``train_workers`` are set."""
+        if self.config.train_workers is None:
+            function(report)
+            return
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        resources = {"CPU": self.config.cpus_per_worker}
+        folder = Path(tempfile.mkdtemp(prefix="recgrit-train-"))
+        try:
+            TorchTrainer(
+                lambda: function(None),
+                scaling_config=ScalingConfig(
+                    num_workers=self.config.train_workers,
+                    use_gpu=self.config.gpus_per_worker > 0,
+                    resources_per_worker=resources,
+                ),
+                run_config=RunConfig(
+                    storage_path=str(folder),
+                    failure_config=FailureConfig(max_failures=MAX_TRAIN_FAILURES),
+                ),
+            ).fit()
+        except Exception as error:
+            raise EngineError(f"Training on Ray failed: {_innermost(error)}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def follow(self) -> None:
+        """There is nobody to follow."""
+
+
+def _build_actor(build: ShardBuilder, shards: Shards) -> type:
+    """What Ray Data keeps alive: one worker with its model.
+
+    A class of its own, since arguments of a constructor would lie in the object store, and an actor
+    could not be started again once they are lost.
+    """
+
+    class ShardActor:
+        def __init__(self) -> None:
+            self.worker = ShardWorker(build, shards)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+            outcomes = [self.worker.work(int(number)) for number in batch["number"]]
+            return {
+                "number": [outcome.number for outcome in outcomes],
+                "error": [outcome.error for outcome in outcomes],
+                "is_fatal": [outcome.is_fatal for outcome in outcomes],
+            }
+
+    return ShardActor
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+@contextmanager
+def start_ray(config: EngineConfig) -> Iterator[RayEngine]:
+    """Connect to the cluster the settings name, or start one on this machine.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        EngineError: The cluster cannot be reached.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ConfigError(
+            "engine=ray needs Ray: install it with 'pip install \"recgrit[ray]\"', or set "
+            "engine=local."
+        ) from None
+    was_connected = ray.is_initialized()
+    if not was_connected:
+        try:
+            ray.init(address=config.address, logging_level=logging.WARNING, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"No Ray cluster at {config.address or 'RAY_ADDRESS'}: {error} Check "
+                "engine.address, or unset it to start one on this machine."
+            ) from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield RayEngine(config)
+    finally:
+        if not was_connected:
+            ray.shutdown()

@@ -1,0 +1,104 @@
+"""The processes that torchrun started: rank 0 goes through the stages, the others help it.
+
+Rank 0 says what is to be done, all do it, and rank 0 hears what became of it. So shards are divided
+among the GPUs of a machine without a cluster, and training has its process group. What is sent are
+functions of this package with their settings, between processes of one job.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.shards import ShardBuilder, ShardOutcome, Shards, ShardWorker, require_all
+from recgrit.progress import track
+
+Report = Callable[[Any], None]
+Task = Callable[[], Any]
+
+# How long the others wait for rank 0 to come to something that they can help with.
+PATIENCE = timedelta(days=30)
+
+
+class RanksEngine:
+    """All processes of torchrun."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.is_leader = dist.get_rank() == 0
+        # Of its own: a collective of training that takes so long hangs.
+        self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        # Whether the others wait for a word. They do not if something went wrong in a common task.
+        self.is_listening = True
+
+    def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
+        """See `recgrit.engines.engine.Engine`; every rank does an equal number of shards."""
+        pending = shards.find_pending()
+        parts = self._do(partial(_work_on_share, build, shards, pending))
+        require_all(shards, [outcome for part in parts for outcome in part])
+
+    def run_on_ranks(self, function: Callable[[Report | None], None], report: Report) -> None:
+        """See `recgrit.engines.engine.Engine`."""
+        self._do(partial(function, None), own=partial(function, report))
+
+    def follow(self) -> None:
+        """Do what rank 0 says until it says no more."""
+        while (task := self._say(None)) is not None:
+            self._hear(task())
+
+    def _do(self, task: Task, own: Task | None = None) -> list[Any]:
+        """Have a task done by all ranks, or another by this one; what each of them returned."""
+        self.is_listening = False
+        self._say(task)
+        found = self._hear((own or task)())
+        self.is_listening = True
+        return found
+
+    def _say(self, task: Task | None) -> Task | None:
+        """What rank 0 says."""
+        said = [task]
+        dist.broadcast_object_list(said, src=0, group=self._control)
+        return said[0]
+
+    def _hear(self, result: Any) -> list[Any]:
+        """What all ranks have to say, on rank 0."""
+        results: list[Any] | None = [None] * dist.get_world_size() if self.is_leader else None
+        dist.gather_object(result, results, dst=0, group=self._control)
+        return results or []
+
+
+def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> list[ShardOutcome]:
+    """Every so-manieth shard, up to one that says that no other can be done either."""
+    worker = ShardWorker(build, shards)
+    share = pending[dist.get_rank() :: dist.get_world_size()]
+    outcomes: list[ShardOutcome] = []
+    for number in track(share, shards.name, len(share)):
+        outcomes.append(worker.work(number))
+        if outcomes[-1].is_fatal:
+            break
+    return outcomes
+
+
+@contextmanager
+def join_ranks(config: EngineConfig) -> Iterator[RanksEngine]:
+    """Take this process's place among those that torchrun started."""
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    engine = RanksEngine(config)
+    try:
+        yield engine
+    finally:
+        if engine.is_listening:
+            if engine.is_leader:
+                engine._say(None)
+            dist.destroy_process_group()

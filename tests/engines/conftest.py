@@ -1,0 +1,71 @@
+"""A Ray cluster of two workers, as a user may have one running, shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.engine import start_engine
+
+OBJECT_STORE_BYTES = 80 * 2**20
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """Its address."""
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Sockets in it need a short path.
+    log = Path(folder) / "start.log"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    options = {
+        "port": port,
+        "node-ip-address": "127.0.0.1",
+        "num-cpus": 2,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "include-dashboard": "false",
+        "temp-dir": folder,
+    }
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ.update(environment)
+    with log.open("wb") as stream:
+        head = subprocess.Popen(
+            [*command, *(f"--{name}={value}" for name, value in options.items())],
+            env=environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text():
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def ray_engine(cluster):
+    """An engine of two workers that stays connected."""
+    with start_engine(EngineConfig(kind="ray", address=cluster, num_workers=2)) as engine:
+        yield engine

@@ -1,0 +1,198 @@
+"""A real cluster of two workers: same results as one process, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recgrit.config import load_config
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.engine import start_engine
+from recgrit.engines.shards import Shards
+from recgrit.errors import ConfigError, EngineError
+from recgrit.experiment import ExperimentConfig
+from recgrit.running import run_experiment
+
+NUM_ROWS = 12
+ALL = ",".join(map(str, range(NUM_ROWS)))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return Shards("embed", tmp_path / "shards", num_rows=NUM_ROWS, shard_rows=2, suffix=".txt")
+
+
+def read(shards):
+    return ",".join(path.read_text() for path in shards.paths())
+
+
+# Builders are made by functions: so they travel by value, the workers know nothing of this module.
+def build_writer(died=None, poison=None, started=None):
+    def build():
+
+        if started is not None:
+            (started / str(os.getpid())).write_text("")
+
+        def write(rows, path):
+            import signal
+
+            if rows.start == poison:
+                raise ValueError("a text of nothing but poison")
+            if died is not None and rows.start == 4 and not died.exists():
+                path.write_text("half a sha")
+                died.write_text("")
+                os.kill(os.getpid(), signal.SIGKILL)
+            path.write_text(",".join(map(str, range(rows.start, rows.stop))))
+
+        return write
+
+    return build
+
+
+def test_actors_are_built_once_and_do_several_shards(ray_engine, shards, tmp_path):
+    started = tmp_path / "started"
+    started.mkdir()
+    ray_engine.map_shards(build_writer(started=started), shards)
+    assert read(shards) == ALL
+    assert 1 <= len(list(started.iterdir())) <= 2
+
+
+def test_a_killed_worker_costs_its_shard_only(ray_engine, shards, tmp_path):
+    died = tmp_path / "died"
+    ray_engine.map_shards(build_writer(died=died), shards)
+    assert died.exists()
+    assert read(shards) == ALL
+
+
+def test_a_poisoned_shard_is_reported_and_the_others_done(ray_engine, shards):
+    with pytest.raises(EngineError, match=r"1 of 6 shards of embed .* 3: .*nothing but poison"):
+        ray_engine.map_shards(build_writer(poison=6), shards)
+    assert shards.find_pending() == [3]
+    before = {path: path.stat().st_mtime_ns for path in shards.folder.glob("*.txt")}
+    ray_engine.map_shards(build_writer(), shards)
+    assert read(shards) == ALL
+    assert all(path.stat().st_mtime_ns == before[path] for path in before)
+
+
+def test_a_shard_that_kills_every_worker_is_given_up(ray_engine, shards):
+    def build():
+        import signal
+
+        def write(rows, path):
+            if rows.start == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            path.write_text(",".join(map(str, range(rows.start, rows.stop))))
+
+        return write
+
+    with pytest.raises(EngineError, match=r"1 of 6 .* 2: its worker died 3 times"):
+        ray_engine.map_shards(build, shards)
+    assert shards.find_pending() == [2]
+
+
+def test_a_full_object_store_is_no_hindrance(ray_engine, shards):
+    import ray
+
+    held = [ray.put(np.ones(2**20)) for _ in range(12)]  # 96 MiB into 80.
+    try:
+        ray_engine.map_shards(build_writer(), shards)
+    finally:
+        del held
+    assert read(shards) == ALL
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.engine import start_engine
+from recgrit.engines.shards import Shards
+
+def build():
+    def write(rows, path):
+        time.sleep(0.5)
+        path.write_text(",".join(map(str, range(rows.start, rows.stop))))
+    return write
+
+config = EngineConfig(kind="ray", address=sys.argv[1], num_workers=1)
+with start_engine(config) as engine:
+    engine.map_shards(build, Shards("embed", Path(sys.argv[2]), 12, 2, ".txt"))
+"""
+
+
+def test_a_killed_driver_can_be_started_again(ray_engine, cluster, shards):
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, cluster, str(shards.folder)])
+    deadline = time.monotonic() + 60
+    while len(list(shards.folder.glob("*.json"))) < 2:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(1)  # Its workers go with it.
+    done = [number for number in range(6) if shards.is_done(number)]
+    assert 2 <= len(done) < 6
+    before = {number: shards.path(number).stat().st_mtime_ns for number in done}
+    ray_engine.map_shards(build_writer(), shards)
+    assert read(shards) == ALL
+    assert {number: shards.path(number).stat().st_mtime_ns for number in done} == before
+
+
+def test_a_run_on_ray_equals_a_local_one(new_config, cluster, tmp_path):
+    sizes = {"shard_texts": 16, "shard_items": 16, "shard_users": 16}
+    results = {}
+    for kind, engine in {
+        "local": sizes,
+        "ray": sizes | {"kind": "ray", "address": cluster, "num_workers": 2},
+    }.items():
+        path = new_config(engine=engine, run={"dir": str(tmp_path / kind)})
+        results[kind] = run_experiment(load_config(ExperimentConfig, path))
+    for name, report in results["local"].reports.items():
+        assert report.metrics() == results["ray"].reports[name].metrics(), name
+    for name in ("semantic_ids/semantic_ids.parquet", "recommendations/recommendations.parquet"):
+        local, ray = (pl.read_parquet(tmp_path / kind / name) for kind in ("local", "ray"))
+        assert local.equals(ray), name
+    assert not (tmp_path / "ray" / ".shards").exists()
+
+
+def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
+    config = EngineConfig(kind="ray", address=cluster, gpus_per_worker=1)
+    with (
+        start_engine(config) as engine,
+        pytest.raises(EngineError, match="no room for a worker with 1 and 1"),
+    ):
+        engine.map_shards(build_writer(), shards)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ConfigError, match=r"pip install \"recgrit\[ray\]\""),
+        start_engine(EngineConfig(kind="ray")),
+    ):
+        pass
+
+
+def test_ray_under_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(ConfigError, match="without torchrun"),
+        start_engine(EngineConfig(kind="ray")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["engine=ray"], ["engine=ray", "engine.num_workers=3"], ["engine.kind=ray"]],
+)
+def test_the_engine_can_be_named_in_a_word(overrides):
+    config = load_config(ExperimentConfig, overrides=overrides)
+    assert config.engine.kind == "ray"
+    assert (config.engine.num_workers == 3) == (len(overrides) == 2)
