@@ -51,7 +51,7 @@ class AskedVectors:
 
     def of(self, nodes: Tensor) -> Tensor:
         """``[..., D]`` of nodes ``[...]``."""
-        return F.embedding(torch.searchsorted(self.nodes, nodes), self.vectors)
+        return F.embedding(torch.searchsorted(self.nodes, nodes.contiguous()), self.vectors)
 
 
 class NodeVectors(nn.Module):
