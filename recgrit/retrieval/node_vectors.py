@@ -118,7 +118,9 @@ class NodeVectors(nn.Module):
                 num_buckets,
                 _codes_to_tell_apart(trie, own_nodes, codebook_sizes, disambiguation_level),
             )
-            rows = torch.from_numpy(assign_buckets(trie, num_buckets)).masked_fill_(~own_nodes, -1)
+            buckets = torch.from_numpy(assign_buckets(trie, num_buckets))
+            # Rows of the fallbacks follow those of the table, where `table` joins them.
+            rows = torch.where(own_nodes, buckets, num_buckets + levels)
             self.register_buffer("node_rows", rows, persistent=False)
         self.content_projection: nn.Linear | None = None
         if content is not None:
@@ -151,21 +153,28 @@ class NodeVectors(nn.Module):
     def of(self, nodes: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Vectors ``[..., D]`` of nodes ``[...]`` that share buckets; as `forward` has them."""
         rows = self.node_rows[nodes]
-        is_own = rows >= 0
-        rows = rows.clamp_min(0)
+        is_own = rows < len(self.node_embedding.weight)
+        rows = torch.where(is_own, rows, 0)
         if dropped is not None:
             is_own = is_own & ~dropped[rows]
         fallback = self.fallback(self.node_levels[nodes])
-        own = self.node_embedding(rows)
-        vectors: Tensor = torch.where(is_own.unsqueeze(-1), own, fallback)
-        vectors = vectors + self.code_embedding(self.code_rows[nodes])
+        own = torch.where(is_own.unsqueeze(-1), self.node_embedding(rows), fallback)
+        return own + self.shared_of(nodes)
+
+    def shared_of(self, nodes: Tensor) -> Tensor:
+        """What nodes ``[...]`` have beside an embedding of their own or the fallback."""
+        vectors: Tensor = self.code_embedding(self.code_rows[nodes])
         if self.content_projection is not None:
             vectors = vectors + self.content_projection(self.node_content[nodes])
         return vectors
 
     def table(self) -> NodeTable:
-        """The vectors of all nodes, for callers that keep them; where buckets are shared, `of`."""
-        return self() if self.num_buckets is None else self
+        """The vectors for ranking, as the weights are now."""
+        if self.num_buckets is None:
+            vectors: Tensor = self()
+            return vectors
+        weights = torch.cat([self.node_embedding.weight, self.fallback.weight])
+        return BucketVectors(weights, self)
 
     def vectors_of_codes(self, level: int) -> Tensor:
         """What a node with each code of a level has without an embedding of its own, ``[K, D]``."""
@@ -182,6 +191,24 @@ class NodeVectors(nn.Module):
         weight = self.node_embedding.weight
         draws = torch.rand(len(weight), device=weight.device)
         return draws < self.node_dropout
+
+
+@dataclass(frozen=True)
+class BucketVectors:
+    """Vectors of nodes that share buckets, for ranking: each is read from one table, not from two.
+
+    Args:
+        weights: ``[buckets + L + 1, D]``, the embeddings, then the fallbacks.
+        nodes: Whose they are.
+    """
+
+    weights: Tensor
+    nodes: NodeVectors
+
+    def of(self, nodes: Tensor) -> Tensor:
+        """``[..., D]`` of nodes ``[...]``."""
+        own = F.embedding(self.nodes.node_rows[nodes], self.weights)
+        return own + self.nodes.shared_of(nodes)
 
 
 def _code_rows(
