@@ -119,7 +119,7 @@ class NodeVectors(nn.Module):
                 _codes_to_tell_apart(trie, own_nodes, codebook_sizes, disambiguation_level),
             )
             buckets = torch.from_numpy(assign_buckets(trie, num_buckets))
-            # Rows of the fallbacks follow those of the table, where `table` joins them.
+            # Rows of the fallbacks follow those of the buckets, as `table` joins them.
             rows = torch.where(own_nodes, buckets, num_buckets + levels)
             self.register_buffer("node_rows", rows, persistent=False)
         self.content_projection: nn.Linear | None = None
@@ -159,22 +159,22 @@ class NodeVectors(nn.Module):
             is_own = is_own & ~dropped[rows]
         fallback = self.fallback(self.node_levels[nodes])
         own = torch.where(is_own.unsqueeze(-1), self.node_embedding(rows), fallback)
-        return own + self.shared_of(nodes)
+        return self.add_content(own + self.code_embedding(self.code_rows[nodes]), nodes)
 
-    def shared_of(self, nodes: Tensor) -> Tensor:
-        """What nodes ``[...]`` have beside an embedding of their own or the fallback."""
-        vectors: Tensor = self.code_embedding(self.code_rows[nodes])
-        if self.content_projection is not None:
-            vectors = vectors + self.content_projection(self.node_content[nodes])
-        return vectors
+    def add_content(self, vectors: Tensor, nodes: Tensor) -> Tensor:
+        """Vectors ``[..., D]`` of nodes ``[...]`` with what their content adds, if it does."""
+        if self.content_projection is None:
+            return vectors
+        projected: Tensor = self.content_projection(self.node_content[nodes])
+        return vectors + projected
 
     def table(self) -> NodeTable:
         """The vectors for ranking, as the weights are now."""
         if self.num_buckets is None:
             vectors: Tensor = self()
             return vectors
-        weights = torch.cat([self.node_embedding.weight, self.fallback.weight])
-        return BucketVectors(weights, self)
+        tables = (self.node_embedding, self.fallback, self.code_embedding)
+        return BucketVectors(torch.cat([table.weight for table in tables]), self)
 
     def vectors_of_codes(self, level: int) -> Tensor:
         """What a node with each code of a level has without an embedding of its own, ``[K, D]``."""
@@ -195,10 +195,10 @@ class NodeVectors(nn.Module):
 
 @dataclass(frozen=True)
 class BucketVectors:
-    """Vectors of nodes that share buckets, for ranking: each is read from one table, not from two.
+    """Vectors of nodes that share buckets, for ranking: made in one pass over one table.
 
     Args:
-        weights: ``[buckets + L + 1, D]``, the embeddings, then the fallbacks.
+        weights: ``[-1, D]``, the node embeddings, the fallbacks and the code embeddings.
         nodes: Whose they are.
     """
 
@@ -207,8 +207,13 @@ class BucketVectors:
 
     def of(self, nodes: Tensor) -> Tensor:
         """``[..., D]`` of nodes ``[...]``."""
-        own = F.embedding(self.nodes.node_rows[nodes], self.weights)
-        return own + self.nodes.shared_of(nodes)
+        first_code = len(self.weights) - len(self.nodes.code_embedding.weight)
+        parts = torch.stack(
+            [self.nodes.node_rows[nodes], first_code + self.nodes.code_rows[nodes]], dim=-1
+        )
+        # Sums of two rows, several times faster than two look-ups and an addition.
+        sums = F.embedding_bag(parts.view(-1, 2), self.weights, mode="sum")
+        return self.nodes.add_content(sums.view(*nodes.shape, -1), nodes)
 
 
 def _code_rows(

@@ -130,6 +130,10 @@ def test_vectors_of_some_nodes_are_those_of_all(
     monkeypatch.setattr(model, "_draw_vectors", lambda *_: model.nodes(model.nodes.draw_dropped()))
     torch.testing.assert_close(asked, learn(), atol=1e-6, rtol=1e-5)
     assert asked["nodes.node_embedding.weight"].abs().max() > 1e-3
+    # And so are those that ranking asks for, in any shape.
+    vectors = model.nodes()
+    every = torch.arange(len(vectors)).flip(0)[: 2 * (len(vectors) // 2)].view(2, -1)
+    torch.testing.assert_close(model.nodes.table().of(every), vectors[every])
 
 
 def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
