@@ -58,8 +58,11 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
-    """A bar with remaining time, shown only on a terminal; a bar within a bar stands below it."""
+def progress_bar(description: str, total: int, *, shown: bool = True) -> Iterator[ProgressBar]:
+    """A bar with remaining time, shown only on a terminal; a bar within a bar stands below it.
+
+    One that is not ``shown`` hides those within it too: of several processes one shows.
+    """
     outer = _display.get()
     if outer is not None:
         task = outer.add_task(description, total=total, note="")
@@ -76,7 +79,7 @@ def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=messages,
-        disable=not messages.is_terminal,
+        disable=not (shown and messages.is_terminal),
         transient=True,
     ) as progress:
         token = _display.set(progress)

@@ -3,6 +3,9 @@
 What decides is the start and the resets: k-means on the residuals of *all* items, level by level,
 then joint training of the stack on the error of the whole sum, with codes that fall out of use
 placed on badly served items. The best epoch by reconstruction error over all items is kept.
+
+On several ranks (`recgrit.ranks`) rank 0 makes the start, a step's items are divided, and what is
+counted is counted over all of them: they fit what one would, up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recgrit import ranks
 from recgrit.errors import ConfigError
 from recgrit.progress import progress_bar
 from recgrit.quantization.autoencoder import QuantizedAutoencoder
@@ -108,6 +112,8 @@ _QUANTIZER_SETTINGS = {
 def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedTokenizer:
     """Fit codebooks to item features ``[N, F]`` and assign every item its codes.
 
+    Of several ranks each is given all features, and has all of what is returned.
+
     Raises:
         ConfigError: A codebook is larger than the catalogue, or all IDs together are fewer than
             the items and no further level tells items apart.
@@ -117,15 +123,19 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     generator = torch.Generator().manual_seed(seed)
     model = build_tokenizer(features.shape[1], config).to(features.device)
     sample = _draw_sample(features, config.sample_items, seed)
-    model.fit_normalization_(sample)
-    if config.init == "kmeans":
-        model.quantizer.fit_init(_encode_all(model, sample), seed=seed)
+    if ranks.is_first():
+        model.fit_normalization_(sample)
+        if config.init == "kmeans":
+            model.quantizer.fit_init(_encode_all(model, sample), seed=seed)
+    ranks.take_from_first_(model.state_dict().values())
+    ranks.seed_apart(seed, epoch=0)
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()
-    codes, norms = assign_codes(model, features)
+    codes, norms = _assign_all(model, features)
     diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
-    for warning in diagnostics.warnings():
-        logger.warning(warning)
+    if ranks.is_first():
+        for warning in diagnostics.warnings():
+            logger.warning(warning)
     return FittedTokenizer(model, codes, diagnostics, history, best_epoch, len(sample))
 
 
@@ -147,17 +157,19 @@ def _train(
     schedule = optimizer and torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     best_state, best_epoch = _copy_state(model), 0
     step = 0
-    with progress_bar("tokenizer", config.epochs) as bar:
+    with progress_bar("tokenizer", config.epochs, shown=ranks.is_first()) as bar:
         for epoch in range(1, config.epochs + 1):
             model.train()
             num_resets = 0
             order = torch.randperm(len(features), generator=generator).to(features.device)
             for rows in order.split(config.batch_size):
-                result = model(features[rows])
+                mine = rows[ranks.share(len(rows))]
+                result = model(features[mine])
                 if optimizer is not None and schedule is not None:
                     loss = result.reconstruction_loss + result.quantized.loss
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
+                    (loss * (len(mine) / len(rows))).backward()
+                    ranks.sum_([p.grad for p in learned if p.grad is not None])
                     optimizer.step()
                     schedule.step()
                 step += 1
@@ -188,19 +200,29 @@ def assign_codes(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor,
     return torch.cat(codes), tuple((norms / len(features)).tolist())
 
 
+def _assign_all(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor, tuple[float, ...]]:
+    """`assign_codes`, each rank its share of the items."""
+    mine = features[ranks.share(len(features))]
+    codes, norms = assign_codes(model, mine)
+    sums = ranks.sum_numbers(*(norm * len(mine) for norm in norms))
+    return ranks.gather_rows(codes), tuple(total / len(features) for total in sums)
+
+
 @torch.no_grad()
 def _measure(
     model: QuantizedAutoencoder, features: Tensor, *, epoch: int, num_resets: int
 ) -> TokenizerEpoch:
     model.eval()
     total, gaps, codes = 0.0, 0.0, []
-    for rows in features.split(ENCODE_CHUNK):
+    for rows in features[ranks.share(len(features))].split(ENCODE_CHUNK):
         latent = model.encode_latent(rows)
         result = model(rows)
         total += result.reconstruction_loss.item() * len(rows)
         gaps += (latent - result.quantized.quantized).norm(dim=-1).sum().item()
         codes.append(result.quantized.codes)
-    _, counts = torch.unique(torch.cat(codes), dim=0, return_counts=True)
+    total, gaps = ranks.sum_numbers(total, gaps)
+    all_codes = ranks.gather_rows(torch.cat(codes))
+    _, counts = torch.unique(all_codes, dim=0, return_counts=True)
     return TokenizerEpoch(
         epoch=epoch,
         reconstruction_loss=total / len(features),

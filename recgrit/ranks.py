@@ -1,0 +1,128 @@
+"""Training on several processes: which one this is, and what all of them have together.
+
+A launcher (torchrun, Ray, Slurm) starts the processes and initialises torch.distributed. Where none
+did, there is one rank, 0, and nothing here costs anything. Every rank has to make the same calls in
+the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def num_ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this one, from 0."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the rank that writes, logs and shows for all."""
+    return rank() == 0
+
+
+def share(num_rows: int) -> slice:
+    """The rows of this rank: ranks in order have all rows in order, the first ones one row more.
+
+    Fewer rows than ranks leave the last ranks without any.
+    """
+    size, left = divmod(num_rows, num_ranks())
+    start = rank() * size + min(rank(), left)
+    return slice(start, start + size + (rank() < left))
+
+
+def sum_(tensors: Sequence[Tensor]) -> None:
+    """Put the sum over all ranks in place of each tensor; one message, so one dtype and device."""
+    if num_ranks() == 1 or not tensors:
+        return
+    flat = _carried(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    dist.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def sum_numbers(*numbers: float) -> list[float]:
+    """Each number summed over all ranks, in float64."""
+    total = torch.tensor(numbers, dtype=torch.float64)
+    sum_([total])
+    summed: list[float] = total.tolist()
+    return summed
+
+
+def mean_of_rows(rows: Tensor) -> Tensor:
+    """Mean ``[...]`` of the rows ``[B, ...]`` of all ranks, without gradient; 0 if there are none."""
+    total = rows.detach().sum(dim=0)
+    count = total.new_tensor(len(rows))
+    sum_([total, count])
+    return total / count.clamp_min(1)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows ``[B, ...]`` of all ranks, in the order of the ranks; B may differ and be 0."""
+    if num_ranks() == 1:
+        return rows
+    counts = torch.zeros(num_ranks(), dtype=torch.int64)
+    counts[rank()] = len(rows)
+    sum_([counts])
+    sizes: list[int] = counts.tolist()
+    # Messages have to be of one size.
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    padded = _carried(padded)
+    found = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(found, padded)
+    parts = [part[:size] for part, size in zip(found, sizes, strict=True)]
+    return torch.cat(parts).to(rows.device)
+
+
+def take_from_first_(tensors: Iterable[Tensor]) -> None:
+    """Put what rank 0 has in place of each tensor."""
+    if num_ranks() == 1:
+        return
+    for tensor in tensors:
+        carried = _carried(tensor.detach().contiguous())
+        dist.broadcast(carried, src=0)
+        tensor.detach().copy_(carried)
+
+
+def of_first(value: T) -> T:
+    """What rank 0 gave: one clock, one file system and one rounding decide for all."""
+    if num_ranks() == 1:
+        return value
+    said = [value]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def wait() -> None:
+    """Go on when every rank is here."""
+    if num_ranks() > 1:
+        # Not a barrier, which would need to be told the device.
+        of_first(None)
+
+
+def seed_apart(seed: int, epoch: int) -> None:
+    """Let torch draw other numbers on every rank but 0, the same whenever this epoch starts.
+
+    Rank 0 goes on with its own stream, as a single process does.
+    """
+    if not is_first():
+        mixed = torch.Generator().manual_seed(seed)
+        words = torch.randint(2**31, (rank() + 1,), generator=mixed)
+        torch.manual_seed(int(words[-1]) * 2**20 + epoch)
+
+
+def _carried(tensor: Tensor) -> Tensor:
+    """The tensor where the process group can take it: NCCL alone takes nothing in main memory."""
+    return tensor.cuda() if tensor.is_cpu and dist.get_backend() == "nccl" else tensor
