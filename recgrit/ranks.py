@@ -61,7 +61,7 @@ def sum_numbers(*numbers: float) -> list[float]:
 
 
 def mean_of_rows(rows: Tensor) -> Tensor:
-    """Mean ``[...]`` of the rows ``[B, ...]`` of all ranks, without gradient; 0 if there are none."""
+    """Mean ``[...]`` of the rows ``[B, ...]`` of all ranks, without gradient; 0 of none."""
     total = rows.detach().sum(dim=0)
     count = total.new_tensor(len(rows))
     sum_([total, count])

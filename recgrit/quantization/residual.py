@@ -290,9 +290,9 @@ class ResidualGRITVQ(nn.Module):
     ) -> int:
         """Upkeep after an optimizer's step: moving averages, dead codes, spectral clip.
 
-        On several processes (torch.distributed) all ranks must call it alike, after as many training
-        forwards, be they of no vectors: counts and sums are added up, and codes are revived from
-        the vectors of all, so that all ranks stay equal.
+        On several processes (torch.distributed) all ranks must call it alike, after as many
+        training forwards, be they of no vectors: counts and sums are added up, and codes are
+        revived from the vectors of all, so that all ranks stay equal.
 
         Args:
             optimizer: Its state of revived codes is cleared; else old moments would drag them away.
