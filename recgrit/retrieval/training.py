@@ -316,7 +316,7 @@ def _train_epoch(
         state.optimizer.step()
         state.schedule.step()
         state.averaged.update_parameters(state.model)
-        bar.advance(note=f"epoch {epoch}, loss {loss_sum / num_targets:.3f}")
+        bar.advance(note=f"epoch {epoch}, loss {loss_sum / max(1, num_targets):.3f}")
         if is_late:
             break
     # Rank 0 has a part of every step; a rank that had none of any does not know the levels.
