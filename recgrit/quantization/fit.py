@@ -131,11 +131,8 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     ranks.seed_apart(seed, epoch=0)
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()
-    codes, norms = _assign_chunks(model, features[ranks.share(len(features))])
-    codes = ranks.gather_rows(codes)
-    ranks.sum_([norms])
-    mean_norms = tuple((norms / len(features)).tolist())
-    diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, mean_norms)
+    codes, norms = assign_codes(model, features)
+    diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
     if ranks.is_first():
         for warning in diagnostics.warnings():
             logger.warning(warning)
@@ -194,20 +191,13 @@ def assign_codes(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor,
 
     Besides the codes, memory does not grow with N: ``features`` may lie in a file.
     """
-    codes, norms = _assign_chunks(model, features)
-    return codes, tuple((norms / len(features)).tolist())
-
-
-@torch.no_grad()
-def _assign_chunks(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor, Tensor]:
-    """`assign_codes` with norms summed over the items, float64 ``[L]``."""
     codes = []
     norms = torch.zeros(len(model.quantizer.codebook_sizes), dtype=torch.float64)
     for rows in features.split(ENCODE_CHUNK):
         result = model.quantizer(model.encode_latent(rows))
         codes.append(result.codes)
         norms += torch.tensor([r.norm(dim=-1).sum().item() for r in result.residuals])
-    return torch.cat(codes), norms
+    return torch.cat(codes), tuple((norms / len(features)).tolist())
 
 
 @torch.no_grad()

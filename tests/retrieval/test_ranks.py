@@ -1,0 +1,187 @@
+"""Two processes train what one does; one that is killed is replaced, and nothing is lost."""
+
+import datetime
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from recgrit.errors import TrainingError
+from recgrit.retrieval import training
+from recgrit.retrieval.batching import build_windows
+from recgrit.retrieval.fit import build_retriever, fit_retriever
+from recgrit.retrieval.model import TrieRetriever
+from recgrit.retrieval.trie_ranker import TrieRanker
+
+NUM_ITEMS = 40
+EXACT = {"dropout": 0.0, "node_dropout": 0.0, "epochs": 2}
+# What is asked of one process and of two.
+SAME = {
+    "one part": EXACT,
+    "two parts": EXACT | {"accumulation": 2},
+    "averaged weights": EXACT | {"average_decay": 0.9, "valid_users": 33},
+    "no vectors of nodes": EXACT | {"node_vectors": "none"},
+    # A window a batch: the second rank has none of any.
+    "fewer windows than ranks": EXACT | {"batch_targets": 1, "epochs": 1},
+}
+RESUMED = {"epochs": 3, "dropout": 0.3}
+
+
+def learn(table, split, config, **options):
+    """What a training did, with the gradients of its first steps."""
+    gradients, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, norm):
+        parameters = list(parameters)
+        if len(gradients) < 3:
+            flat = [p.grad.reshape(-1).clone() for p in parameters if p.grad is not None]
+            gradients.append(torch.cat(flat))
+        return clip(parameters, norm)
+
+    torch.nn.utils.clip_grad_norm_ = record
+    try:
+        found = fit_retriever(table, split, None, config, seed=0, **options)
+    finally:
+        torch.nn.utils.clip_grad_norm_ = clip
+    return {
+        "gradients": torch.stack(gradients) if gradients else None,
+        "weights": found.model.state_dict(),
+        "losses": [epoch.train_loss for epoch in found.history],
+        "accuracies": [list(epoch.level_accuracy) for epoch in found.history],
+        "scores": [epoch.valid_ndcg_at_10 for epoch in found.history],
+        "recalls": [epoch.valid_recall_at_10 for epoch in found.history],
+    }
+
+
+def end_by_the_clock(rank, table, split, config):
+    """Only the first rank has a clock that runs out."""
+    found = training.train_model(
+        lambda: build_retriever(table, split, None, config),
+        lambda model, precision: TrieRanker(model, beam_width=20, precision=precision),
+        split,
+        config,
+        history_length=10,
+        seed=0,
+        max_seconds=1e-3 if rank == 0 else 1e6,
+    )
+    return len(found.history)
+
+
+def fail_on_the_second(rank, table, split, config):
+    loss = TrieRetriever.loss
+
+    def spoilt(*arguments):
+        found = loss(*arguments)
+        return type(found)(found.value * float("nan"), found.level_accuracy)
+
+    if rank == 1:
+        TrieRetriever.loss = spoilt
+    try:
+        fit_retriever(table, split, None, config, seed=0)
+    except TrainingError as error:
+        return str(error)
+    finally:
+        TrieRetriever.loss = loss
+
+
+def train_on_one_rank(rank, folder, table, split, few, configs):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    found = {name: learn(table, few if "fewer" in name else split, configs[name]) for name in SAME}
+    told = []
+    found["whole"] = learn(table, split, configs["whole"], on_epoch=told.append)
+    found["told"] = len(told)
+    found["epochs by the clock"] = end_by_the_clock(rank, table, split, configs["whole"])
+    found["error"] = fail_on_the_second(rank, table, split, configs["whole"])
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def split(make_split, cyclic):
+    # An odd number of windows, some shorter than others.
+    sequences = cyclic(num_users=75, num_items=NUM_ITEMS)
+    return make_split([row[: 5 + i % 8] for i, row in enumerate(sequences)], NUM_ITEMS)
+
+
+@pytest.fixture(scope="module")
+def few(make_split, cyclic):
+    return make_split(cyclic(num_users=8, num_items=NUM_ITEMS), NUM_ITEMS)
+
+
+@pytest.fixture(scope="module")
+def table(make_table, random_codes):
+    return make_table(random_codes(NUM_ITEMS), (4, 4, 4))
+
+
+@pytest.fixture(scope="module")
+def configs(make_config):
+    configs = {name: make_config(**changes) for name, changes in SAME.items()}
+    return configs | {"whole": make_config(**RESUMED)}
+
+
+@pytest.fixture(scope="module")
+def ranks(table, split, few, configs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(train_on_one_rank, (str(folder), table, split, few, configs), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_two_ranks_train_what_one_does(table, split, few, configs, ranks, name):
+    alone = learn(table, few if "fewer" in name else split, configs[name])
+    together = ranks[0][name]
+    torch.testing.assert_close(
+        together["gradients"][0], alone["gradients"][0], rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(together["gradients"], alone["gradients"], rtol=1e-2, atol=1e-4)
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+    for key in ("accuracies", "scores", "recalls"):
+        for two, one in zip(together[key], alone[key], strict=True):
+            assert two == pytest.approx(one, abs=0.02)
+
+
+@pytest.mark.parametrize("name", [*SAME, "whole"])
+def test_ranks_do_not_drift_apart(ranks, name):
+    first, second = (rank[name] for rank in ranks)
+    assert first["losses"] == second["losses"]
+    assert all(torch.equal(v, second["weights"][name]) for name, v in first["weights"].items())
+
+
+def test_the_first_rank_tells_and_its_clock_decides(ranks):
+    assert [rank["told"] for rank in ranks] == [RESUMED["epochs"], 0]
+    assert [rank["epochs by the clock"] for rank in ranks] == [1, 1]
+
+
+def test_a_loss_that_diverges_on_one_rank_ends_all(ranks):
+    assert "The loss became nan in epoch 1, step 1" in ranks[0]["error"]
+    assert ranks[1]["error"] == ranks[0]["error"]
+
+
+def test_a_killed_rank_is_replaced_and_training_goes_on(table, split, configs, ranks, tmp_path):
+    """By torchrun, from the last checkpoint; with the losses of a training left in peace."""
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps((table, split, configs["whole"])))
+    steps = -(-build_windows(split, 10).num_targets // configs["whole"].batch_targets)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    workers = ["--nproc-per-node", "2", "--max-restarts", "1"]
+    script = [str(Path(__file__).with_name("elastic_training.py")), str(tmp_path), str(steps + 2)]
+    found = subprocess.run(
+        [*launcher, *workers, *script], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["life"] == 1
+    assert result["losses"] == ranks[0]["whole"]["losses"]
+    assert result["scores"] == ranks[0]["whole"]["scores"]
