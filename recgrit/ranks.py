@@ -1,7 +1,7 @@
 """Training on several processes: which one this is, and what all of them have together.
 
-A launcher (torchrun, Ray) starts the processes. Until torch.distributed is initialised, by `join` or
-otherwise, there is one rank, 0, and nothing here costs anything. Every rank has to make the same
+A launcher (torchrun, Ray) starts the processes. Until torch.distributed is initialised, by `join`
+or otherwise, there is one rank, 0, and nothing here costs anything. Every rank has to make the same
 calls in the same order.
 """
 

@@ -51,12 +51,12 @@ class GradientSum:
         if ranks.num_ranks() > 1:
             self._parallel = DistributedDataParallel(
                 self._loss,
-                # Tables of the trie, large and the same on all ranks.
-                broadcast_buffers=False,
                 # A level at which every target of a part is an only child scores nothing.
                 find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
+            # Tables of the trie: large, and what rank 0 sent just now is what they stay.
+            self._parallel.broadcast_buffers = False
 
     def add(self, part: Batch, num_targets: int, *, last: bool) -> TrainingLoss:
         """Add the gradient of one part, and tell its loss.

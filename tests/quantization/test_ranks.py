@@ -10,6 +10,8 @@ import torch.multiprocessing as mp
 
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.fit import fit_tokenizer
+from recgrit.quantization.residual import ResidualGRITVQ
+from recgrit.ranks import sum_
 
 # One more than eight batches: of the last batch of every epoch the second rank has nothing.
 NUM_ITEMS = 1025
@@ -29,6 +31,8 @@ VARIANTS = {
     "from random codes": {"init": "random", "usage_weight": 0.5, "codebook_weight": 0.2},
     "autoencoder": {"autoencoder": "mlp", "hidden_dims": (24,), "code_dim": 8},
 }
+# Where the second rank's vectors begin.
+CUTS = {"a fifth": 20, "all": 100, "none": 0}
 
 
 def fit(features, variant):
@@ -41,6 +45,23 @@ def fit(features, variant):
     }
 
 
+def gradient(vectors, mine):
+    """Of a first step: no gap is known yet, and every mean is one over all ranks."""
+    torch.manual_seed(0)
+    quantizer = ResidualGRITVQ(16, 2, 8, radius="huber", usage_weight=1.0, transform_rank=2)
+    result = quantizer(vectors[mine])
+    loss = (result.quantized - vectors[mine]).square().sum() / max(1, len(vectors[mine]))
+    ((loss + result.loss) * len(vectors[mine]) / len(vectors)).backward()
+    gradients = [p.grad for p in quantizer.parameters() if p.requires_grad]
+    sum_(gradients)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def uneven(features):
+    """The last vectors lie much further out than the first."""
+    return features[:100] * torch.linspace(0.1, 5, 100)[:, None]
+
+
 def fit_on_one_rank(rank, folder, features):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -50,7 +71,11 @@ def fit_on_one_rank(rank, folder, features):
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    torch.save({variant: fit(features, variant) for variant in VARIANTS}, f"{folder}/{rank}.pt")
+    found = {variant: fit(features, variant) for variant in VARIANTS}
+    for name, cut in CUTS.items():
+        mine = slice(cut) if rank == 0 else slice(cut, None)
+        found[name] = gradient(uneven(features), mine)
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -76,6 +101,13 @@ def test_two_ranks_fit_what_one_does(features, ranks, variant):
     # Sums in another order move an item that lies between two codes.
     assert (alone["codes"] != together["codes"]).any(dim=-1).float().mean() < 0.005
     assert together["norms"] == pytest.approx(alone["norms"], rel=1e-3)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_gradient_is_that_of_all_vectors(features, ranks, cut):
+    alone = gradient(uneven(features), slice(None))
+    for rank in ranks:
+        torch.testing.assert_close(rank[cut], alone, rtol=1e-3, atol=1e-5)
 
 
 def test_codes_were_revived_on_the_way(ranks):

@@ -5,6 +5,7 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from recgrit.errors import TrainingError
 from recgrit.retrieval import training
 from recgrit.retrieval.batching import build_windows
 from recgrit.retrieval.fit import build_retriever, fit_retriever
-from recgrit.retrieval.model import TrieRetriever
+from recgrit.retrieval.model import NodeVectors, TrieRetriever
 from recgrit.retrieval.trie_ranker import TrieRanker
 
 NUM_ITEMS = 40
@@ -30,7 +31,7 @@ SAME = {
     # A window a batch: the second rank has none of any.
     "fewer windows than ranks": EXACT | {"batch_targets": 1, "epochs": 1},
 }
-RESUMED = {"epochs": 3, "dropout": 0.3}
+RESUMED = {"epochs": 3, "dropout": 0.3, "node_dropout": 0.3}
 
 
 def learn(table, split, config, **options):
@@ -57,6 +58,22 @@ def learn(table, split, config, **options):
         "scores": [epoch.valid_ndcg_at_10 for epoch in found.history],
         "recalls": [epoch.valid_recall_at_10 for epoch in found.history],
     }
+
+
+@contextmanager
+def recorded_drops():
+    """Which nodes were dropped in each step."""
+    draw, drops = NodeVectors.draw_dropped, []
+
+    def record(nodes):
+        drawn = draw(nodes)
+        if drawn is not None:
+            drops.append(drawn)
+        return drawn
+
+    NodeVectors.draw_dropped = record
+    yield drops
+    NodeVectors.draw_dropped = draw
 
 
 def end_by_the_clock(rank, table, split, config):
@@ -101,8 +118,12 @@ def train_on_one_rank(rank, folder, table, split, few, configs):
     )
     found = {name: learn(table, few if "fewer" in name else split, configs[name]) for name in SAME}
     told = []
-    found["whole"] = learn(table, split, configs["whole"], on_epoch=told.append)
+    with recorded_drops() as found["drops"]:
+        found["whole"] = learn(table, split, configs["whole"], on_epoch=told.append)
     found["told"] = len(told)
+    # Any score is enough: one epoch, to be gone on with by another number of ranks.
+    path = Path(folder) / "state.safetensors"
+    learn(table, split, configs["one part"], checkpoint=path, stop_at=0.0)
     found["epochs by the clock"] = end_by_the_clock(rank, table, split, configs["whole"])
     found["error"] = fail_on_the_second(rank, table, split, configs["whole"])
     torch.save(found, f"{folder}/{rank}.pt")
@@ -136,7 +157,9 @@ def configs(make_config):
 def ranks(table, split, few, configs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(train_on_one_rank, (str(folder), table, split, few, configs), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    found[0]["checkpoint"] = (folder / "state.safetensors").read_bytes()
+    return found
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -158,6 +181,20 @@ def test_ranks_do_not_drift_apart(ranks, name):
     first, second = (rank[name] for rank in ranks)
     assert first["losses"] == second["losses"]
     assert all(torch.equal(v, second["weights"][name]) for name, v in first["weights"].items())
+
+
+def test_every_rank_and_step_drops_others(ranks):
+    drops = torch.cat([torch.stack(rank["drops"]) for rank in ranks])
+    assert len(drops) > 2 * RESUMED["epochs"]
+    assert len(drops.unique(dim=0)) == len(drops)
+
+
+def test_one_rank_goes_on_with_what_two_began(table, split, configs, ranks, tmp_path):
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(ranks[0]["checkpoint"])
+    found = learn(table, split, configs["one part"], checkpoint=path)
+    assert found["losses"][0] == ranks[0]["one part"]["losses"][0]
+    assert found["losses"] == pytest.approx(ranks[0]["one part"]["losses"], rel=1e-3)
 
 
 def test_the_first_rank_tells_and_its_clock_decides(ranks):
