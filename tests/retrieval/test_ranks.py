@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,19 +31,22 @@ SAME = {
     "no vectors of nodes": EXACT | {"node_vectors": "none"},
     # A window a batch: the second rank has none of any.
     "fewer windows than ranks": EXACT | {"batch_targets": 1, "epochs": 1},
+    # Its decoder is used in some steps, on some ranks.
+    "a level with one choice": EXACT | {"batch_targets": 16, "epochs": 1},
 }
 RESUMED = {"epochs": 3, "dropout": 0.3, "node_dropout": 0.3}
 
 
 def learn(table, split, config, **options):
     """What a training did, with the gradients of its first steps."""
-    gradients, clip = [], torch.nn.utils.clip_grad_norm_
+    gradients, unused, clip = [], [], torch.nn.utils.clip_grad_norm_
 
     def record(parameters, norm):
         parameters = list(parameters)
         if len(gradients) < 3:
-            flat = [p.grad.reshape(-1).clone() for p in parameters if p.grad is not None]
-            gradients.append(torch.cat(flat))
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+        unused.append(sum(p.grad is None for p in parameters))
         return clip(parameters, norm)
 
     torch.nn.utils.clip_grad_norm_ = record
@@ -52,6 +56,7 @@ def learn(table, split, config, **options):
         torch.nn.utils.clip_grad_norm_ = clip
     return {
         "gradients": torch.stack(gradients) if gradients else None,
+        "unused": unused,
         "weights": found.model.state_dict(),
         "losses": [epoch.train_loss for epoch in found.history],
         "accuracies": [list(epoch.level_accuracy) for epoch in found.history],
@@ -107,7 +112,7 @@ def fail_on_the_second(rank, table, split, config):
         TrieRetriever.loss = loss
 
 
-def train_on_one_rank(rank, folder, table, split, few, configs):
+def train_on_one_rank(rank, folder, jobs):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -116,16 +121,15 @@ def train_on_one_rank(rank, folder, table, split, few, configs):
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    found = {name: learn(table, few if "fewer" in name else split, configs[name]) for name in SAME}
+    found = {name: learn(*jobs[name]) for name in SAME}
     told = []
     with recorded_drops() as found["drops"]:
-        found["whole"] = learn(table, split, configs["whole"], on_epoch=told.append)
+        found["whole"] = learn(*jobs["whole"], on_epoch=told.append)
     found["told"] = len(told)
     # Any score is enough: one epoch, to be gone on with by another number of ranks.
-    path = Path(folder) / "state.safetensors"
-    learn(table, split, configs["one part"], checkpoint=path, stop_at=0.0)
-    found["epochs by the clock"] = end_by_the_clock(rank, table, split, configs["whole"])
-    found["error"] = fail_on_the_second(rank, table, split, configs["whole"])
+    learn(*jobs["one part"], checkpoint=Path(folder) / "state.safetensors", stop_at=0.0)
+    found["epochs by the clock"] = end_by_the_clock(rank, *jobs["whole"])
+    found["error"] = fail_on_the_second(rank, *jobs["whole"])
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -138,38 +142,41 @@ def split(make_split, cyclic):
 
 
 @pytest.fixture(scope="module")
-def few(make_split, cyclic):
-    return make_split(cyclic(num_users=8, num_items=NUM_ITEMS), NUM_ITEMS)
+def jobs(split, make_split, cyclic, make_table, random_codes, make_config):
+    """IDs, sequences and settings of every training."""
+    codes = random_codes(NUM_ITEMS)
+    table = make_table(codes, (4, 4, 4))
+    few = make_split(cyclic(num_users=8, num_items=NUM_ITEMS), NUM_ITEMS)
+    last = np.zeros((NUM_ITEMS, 1), np.int32)
+    last[1] = 1
+    alike = np.vstack([codes[:1], codes[:1], codes[2:]])
+    one_choice = make_table(np.hstack([alike, last]), (4, 4, 4, 2))
+    jobs = {name: (table, split, make_config(**changes)) for name, changes in SAME.items()}
+    return jobs | {
+        "fewer windows than ranks": (table, few, jobs["fewer windows than ranks"][2]),
+        "a level with one choice": (one_choice, few, jobs["a level with one choice"][2]),
+        "whole": (table, split, make_config(**RESUMED)),
+    }
 
 
 @pytest.fixture(scope="module")
-def table(make_table, random_codes):
-    return make_table(random_codes(NUM_ITEMS), (4, 4, 4))
-
-
-@pytest.fixture(scope="module")
-def configs(make_config):
-    configs = {name: make_config(**changes) for name, changes in SAME.items()}
-    return configs | {"whole": make_config(**RESUMED)}
-
-
-@pytest.fixture(scope="module")
-def ranks(table, split, few, configs, tmp_path_factory):
+def ranks(jobs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(train_on_one_rank, (str(folder), table, split, few, configs), nprocs=2)
+    mp.spawn(train_on_one_rank, (str(folder), jobs), nprocs=2)
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     found[0]["checkpoint"] = (folder / "state.safetensors").read_bytes()
     return found
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_two_ranks_train_what_one_does(table, split, few, configs, ranks, name):
-    alone = learn(table, few if "fewer" in name else split, configs[name])
+def test_two_ranks_train_what_one_does(jobs, ranks, name):
+    alone = learn(*jobs[name])
     together = ranks[0][name]
     torch.testing.assert_close(
         together["gradients"][0], alone["gradients"][0], rtol=1e-4, atol=1e-6
     )
     torch.testing.assert_close(together["gradients"], alone["gradients"], rtol=1e-2, atol=1e-4)
+    assert together["unused"] == alone["unused"]
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-3)
     for key in ("accuracies", "scores", "recalls"):
         for two, one in zip(together[key], alone[key], strict=True):
@@ -183,16 +190,22 @@ def test_ranks_do_not_drift_apart(ranks, name):
     assert all(torch.equal(v, second["weights"][name]) for name, v in first["weights"].items())
 
 
+def test_a_decoder_stood_idle_in_some_steps(ranks):
+    """Else the comparison above would say nothing of it."""
+    unused = ranks[0]["a level with one choice"]["unused"]
+    assert min(unused) == 0 < max(unused)
+
+
 def test_every_rank_and_step_drops_others(ranks):
     drops = torch.cat([torch.stack(rank["drops"]) for rank in ranks])
     assert len(drops) > 2 * RESUMED["epochs"]
     assert len(drops.unique(dim=0)) == len(drops)
 
 
-def test_one_rank_goes_on_with_what_two_began(table, split, configs, ranks, tmp_path):
+def test_one_rank_goes_on_with_what_two_began(jobs, ranks, tmp_path):
     path = tmp_path / "state.safetensors"
     path.write_bytes(ranks[0]["checkpoint"])
-    found = learn(table, split, configs["one part"], checkpoint=path)
+    found = learn(*jobs["one part"], checkpoint=path)
     assert found["losses"][0] == ranks[0]["one part"]["losses"][0]
     assert found["losses"] == pytest.approx(ranks[0]["one part"]["losses"], rel=1e-3)
 
@@ -207,10 +220,11 @@ def test_a_loss_that_diverges_on_one_rank_ends_all(ranks):
     assert ranks[1]["error"] == ranks[0]["error"]
 
 
-def test_a_killed_rank_is_replaced_and_training_goes_on(table, split, configs, ranks, tmp_path):
+def test_a_killed_rank_is_replaced_and_training_goes_on(jobs, ranks, tmp_path):
     """By torchrun, from the last checkpoint; with the losses of a training left in peace."""
-    (tmp_path / "job.pickle").write_bytes(pickle.dumps((table, split, configs["whole"])))
-    steps = -(-build_windows(split, 10).num_targets // configs["whole"].batch_targets)
+    _, split, config = jobs["whole"]
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(jobs["whole"]))
+    steps = -(-build_windows(split, 10).num_targets // config.batch_targets)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     workers = ["--nproc-per-node", "2", "--max-restarts", "1"]
     script = [str(Path(__file__).with_name("elastic_training.py")), str(tmp_path), str(steps + 2)]
