@@ -115,9 +115,12 @@ class PartitionedRows:
                     before = highest[place]
                     highest[place] = here if before is None else max(before, here)
                 rows = keep(rows)
-                counts[place] += rows.height, rows["user_id"].n_unique()
+                users = np.zeros(self._per_partition, np.bool_)
+                users[rows["user_id"].to_numpy() - number * self._per_partition] = True
+                counts[place] += rows.height, users.sum()
                 items[place][rows["item_id"].to_numpy()] = True
-            self._count(rows)
+            np.add.at(self._per_user, rows["user_id"].to_numpy(), 1)
+            np.add.at(self._per_item, rows["item_id"].to_numpy(), 1)
             rows.write_ipc(self._path(number))
         self._kept_users, self._kept_items = self._per_user > 0, self._per_item > 0
         return [
@@ -191,11 +194,6 @@ class PartitionedRows:
             num_interactions=kept.num_interactions,
             users_per_partition=self._per_partition,
         )
-
-    def _count(self, rows: pl.DataFrame) -> None:
-        for counts, name in ((self._per_user, "user_id"), (self._per_item, "item_id")):
-            codes, times = np.unique(rows[name].to_numpy(), return_counts=True)
-            counts[codes] += times
 
     @staticmethod
     def _subtract(counts: Indices, codes: npt.NDArray[np.int32], least: int) -> int:
