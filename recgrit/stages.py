@@ -79,7 +79,7 @@ class Stage:
 def _build_data(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    data = prepare(config.data)
+    data = prepare(config.data, scratch_dir=writer.path)
     data.save(writer.path)
     writer.summary = {
         "source": config.data.source,
