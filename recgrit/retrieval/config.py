@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from recgrit.config import Config
 
@@ -79,6 +79,9 @@ class RetrieverConfig(TransformerConfig):
         seen_scores: Learn what it means for an item's score that the history holds it already.
         node_vectors: Which nodes have a vector of their own beside their code's: ``all``, those
             ``shared`` by several items (no vector per item then), or ``none``.
+        node_buckets: Rows of the table of these vectors, at least as many as the largest codebook
+            has codes; nodes share them by a hash, children of one node never. None for a row per
+            node, which at 100 million items no longer fits.
         trie_softmax: Normalise over the children of a node; false over all codes of the level.
         valid_beam_width: Beam width of validation while training.
     """
@@ -89,8 +92,26 @@ class RetrieverConfig(TransformerConfig):
     neighbour_weight: float = Field(0.3, ge=0, lt=1)
     seen_scores: bool = True
     node_vectors: Literal["all", "shared", "none"] = "all"
+    node_buckets: int | None = Field(None, ge=1)
     trie_softmax: bool = True
     valid_beam_width: int = Field(30, ge=10)
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> RetrieverConfig:
+        if self.node_buckets is not None and self.node_vectors == "none":
+            raise ValueError(
+                f"node_buckets {self.node_buckets} is a table for node vectors, of which "
+                "node_vectors=none leaves none: set node_buckets to null, or node_vectors to all"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_buckets(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without buckets, as before there were any: runs trained then need no new training."""
+        values: dict[str, Any] = dump(self)
+        if self.node_buckets is None:
+            values.pop("node_buckets", None)
+        return values
 
 
 class RecommendationConfig(Config):

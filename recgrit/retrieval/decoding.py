@@ -27,6 +27,7 @@ from torch import Tensor
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets, merge_runs
 from recgrit.retrieval.model import TrieRetriever, ragged_index
+from recgrit.retrieval.node_vectors import NodeLookup, NodeTable, look_up
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked
 
 # With so many scores a node, a matrix product of its own beats a share in the sampled one.
@@ -135,7 +136,7 @@ class Frontier:
 def beam_search(
     model: TrieRetriever,
     states: Tensor,
-    node_vectors: Tensor,
+    node_vectors: NodeTable,
     *,
     beam_width: int,
     top_k: int,
@@ -151,7 +152,7 @@ def beam_search(
     Args:
         model: In eval mode.
         states: ``[B, D]``, the last state of each history.
-        node_vectors: ``[V, D]``, what ``model.nodes()`` returned.
+        node_vectors: What ``model.nodes.table()`` returned, or ``model.nodes()``, ``[V, D]``.
         beam_width: W, prefixes kept at each level.
         top_k: K, items wanted; at most W.
         seen: What each history holds all of, from ``model.find_seen``.
@@ -183,7 +184,7 @@ def beam_search(
         # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
         nodes = frontier.nodes_of(best.indices)
         nodes = nodes.masked_fill(best.values == NEVER, len(model.leaf_ends) - 1)
-        vectors = model.input_scale * F.embedding(nodes, node_vectors)
+        vectors = model.input_scale * look_up(node_vectors, nodes)
         if chosen is not None:
             kept = (best.indices // frontier.width).unsqueeze(-1)
             vectors = vectors + chosen.gather(1, kept.expand(-1, -1, chosen.shape[-1]))
@@ -201,7 +202,7 @@ def beam_search(
 def score_all_items(
     model: TrieRetriever,
     states: Tensor,
-    node_vectors: Tensor,
+    node_vectors: NodeTable,
     *,
     seen: list[NodeSets],
     neighbours: LeafWeights | None = None,
@@ -223,7 +224,7 @@ def score_all_items(
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
         parents = filled.nonzero()[:, 0]
         nodes = frontier.children[:1, filled].expand(num_users, -1)
-        vectors = model.input_scale * F.embedding(nodes, node_vectors)
+        vectors = model.input_scale * look_up(node_vectors, nodes)
         chosen = vectors if chosen is None else vectors + chosen[:, parents]
     if neighbours is not None:
         scores = neighbours.mix(scores, neighbours.leaves.long(), neighbours.weights)
@@ -238,7 +239,7 @@ def expand(
     chosen: Tensor | None,
     nodes: Tensor,
     frontier: Frontier,
-    node_vectors: Tensor,
+    node_vectors: NodeTable,
     seen: list[NodeSets],
     level: int,
 ) -> Tensor:
@@ -279,9 +280,11 @@ def expand(
 
 
 def score_children(
-    queries: Tensor, firsts: Tensor, counts: Tensor, node_vectors: Tensor, width: int
+    queries: Tensor, firsts: Tensor, counts: Tensor, node_vectors: NodeTable, width: int
 ) -> Tensor:
     """Scores of ranges of nodes by queries ``[R, D]``, ``[R, C]``; -inf behind a range's end."""
+    if not isinstance(node_vectors, Tensor):
+        firsts, node_vectors = gather_ranges(firsts, counts, node_vectors)
     scores = queries.new_full((len(queries), width), NEVER, dtype=torch.float32)
     ordered, order = firsts.sort(stable=True)
     different, sizes = ordered.unique_consecutive(return_counts=True)
@@ -299,6 +302,16 @@ def score_children(
     else:
         values = (F.embedding(flat, node_vectors) * queries[owners]).sum(dim=-1)
     return scores.index_put_((owners, columns), values)
+
+
+def gather_ranges(
+    firsts: Tensor, counts: Tensor, node_vectors: NodeLookup
+) -> tuple[Tensor, Tensor]:
+    """The vectors of ranges of nodes, equal ranges once, and where each range starts among them."""
+    different, which = firsts.unique(return_inverse=True)
+    sizes = torch.zeros_like(different).scatter_(0, which, counts)
+    _, _, nodes = ragged_index(different, sizes)
+    return (sizes.cumsum(0) - sizes)[which], node_vectors.of(nodes)
 
 
 def sampled_products(

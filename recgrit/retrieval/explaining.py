@@ -18,6 +18,7 @@ import polars as pl
 import torch
 
 from recgrit.retrieval.decoding import Frontier, expand
+from recgrit.retrieval.node_vectors import look_up
 from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
@@ -78,7 +79,7 @@ def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choi
         )
         of_model, of_mixture = float(modelled[column]), float(mixed[column])
         node = torch.full_like(node, following)
-        vectors = model.input_scale * ranker.node_vectors[node]
+        vectors = model.input_scale * look_up(ranker.node_vectors, node)
         chosen = vectors if chosen is None else chosen + vectors
     return choices
 

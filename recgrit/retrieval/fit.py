@@ -51,6 +51,9 @@ def assemble_retriever(
         features: float32 ``[N, F]``; used if ``config.content``.
         config: Sizes and rates.
         num_known_items: The first items of the table, which it had in training; None for all.
+
+    Raises:
+        ConfigError: ``config.node_buckets`` is less than a codebook.
     """
     return TrieRetriever(
         build_trie(table.codes),
@@ -75,6 +78,7 @@ def assemble_retriever(
         neighbour_weight=config.neighbour_weight,
         seen_scores=config.seen_scores,
         node_vectors=config.node_vectors,
+        node_buckets=config.node_buckets,
         trie_softmax=config.trie_softmax,
     )
 
@@ -103,6 +107,7 @@ def fit_retriever(
         stop_at: End as soon as validation NDCG@10 is at least this.
 
     Raises:
+        ConfigError: ``config.node_buckets`` is less than a codebook.
         TrainingError: There is nothing to train on, the loss is no longer finite, or memory does
             not suffice.
     """

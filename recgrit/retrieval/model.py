@@ -32,100 +32,16 @@ from torch import Tensor, nn
 from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets
 from recgrit.retrieval.losses import TrainingLoss
 from recgrit.retrieval.neighbours import ItemNeighbours
+from recgrit.retrieval.node_vectors import (
+    AskedVectors,
+    NodeTable,
+    NodeVectors,
+    count_below,
+    look_up,
+)
 from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.semantic_ids.trie import Trie
-
-
-class NodeVectors(nn.Module):
-    """Vectors of all nodes of a trie.
-
-    Args:
-        trie: The trie of the whole catalogue.
-        codebook_sizes: Of each level.
-        disambiguation_level: The level without a code embedding, if there is one.
-        own_nodes: bool ``[V]``, the nodes with an embedding of their own; the others use the
-            fallback.
-        content: float32 ``[N, F]`` item features to project into the vectors, None for none.
-        known_items: bool ``[N]``, the catalogue in training: a node above any of them has the mean
-            content of those alone, lest its vector move when items are added.
-        dim: D.
-        node_dropout: Share of nodes that use the fallback in a training step.
-    """
-
-    def __init__(
-        self,
-        trie: Trie,
-        codebook_sizes: tuple[int, ...],
-        *,
-        disambiguation_level: int | None,
-        own_nodes: Tensor,
-        content: Tensor | None,
-        known_items: Tensor,
-        dim: int,
-        node_dropout: float,
-    ) -> None:
-        super().__init__()
-        self.node_dropout = node_dropout
-        levels, code_rows, code_starts, num_code_rows = _code_rows(
-            trie, codebook_sizes, disambiguation_level
-        )
-        self.codebook_sizes = codebook_sizes
-        # First row of each level's codes, None where codes mean nothing.
-        self.code_starts = code_starts
-        self.code_embedding = nn.Embedding(num_code_rows, dim)
-        # Rows in the order of the trie: they keep their meaning when items are added to it.
-        self.node_embedding = nn.Embedding(int(own_nodes.sum()), dim)
-        self.fallback = nn.Embedding(trie.num_levels + 1, dim)
-        for table in (self.code_embedding, self.node_embedding, self.fallback):
-            nn.init.normal_(table.weight, std=0.02)
-        self.node_levels: Tensor
-        self.code_rows: Tensor
-        self.own_nodes: Tensor
-        self.node_content: Tensor
-        # Derived from the ID table, so not in the checkpoint.
-        self.register_buffer("node_levels", levels, persistent=False)
-        self.register_buffer("code_rows", code_rows, persistent=False)
-        self.register_buffer("own_nodes", own_nodes.nonzero().squeeze(-1), persistent=False)
-        self.content_projection: nn.Linear | None = None
-        if content is not None:
-            self.register_buffer(
-                "node_content", _mean_content(trie, content, known_items), persistent=False
-            )
-            self.content_projection = nn.Linear(content.shape[1], dim, bias=False)
-            nn.init.normal_(self.content_projection.weight, std=0.02)
-
-    def forward(self, dropped: Tensor | None = None) -> Tensor:
-        """Vectors of all nodes, ``[V, D]``.
-
-        Args:
-            dropped: bool, which of the nodes with an embedding of their own get the fallback
-                instead, as `draw_dropped` returns.
-        """
-        fallback = self.fallback(self.node_levels)
-        own = self.node_embedding.weight
-        if dropped is not None:
-            own = torch.where(dropped.unsqueeze(-1), fallback[self.own_nodes], own)
-        vectors: Tensor = fallback.index_copy(0, self.own_nodes, own)
-        vectors = vectors + self.code_embedding(self.code_rows)
-        if self.content_projection is not None:
-            vectors = vectors + self.content_projection(self.node_content)
-        return vectors
-
-    def vectors_of_codes(self, level: int) -> Tensor:
-        """What a node with each code of a level has without an embedding of its own, ``[K, D]``."""
-        fallback: Tensor = self.fallback.weight[level + 1]
-        start, size = self.code_starts[level], self.codebook_sizes[level]
-        if start is None:
-            return (fallback + self.code_embedding.weight[0]).expand(size, -1)
-        return fallback + self.code_embedding.weight[start : start + size]
-
-    def draw_dropped(self) -> Tensor | None:
-        """The nodes to drop in one training step; None outside training."""
-        if not self.training or self.node_dropout == 0.0:
-            return None
-        draws = torch.rand(self.own_nodes.shape, device=self.own_nodes.device)
-        return draws < self.node_dropout
 
 
 class CodeDecoder(nn.Module):
@@ -169,15 +85,20 @@ class TrieRetriever(nn.Module):
         num_heads: Attention heads.
         history_length: Longest history, in items.
         dropout: Rate in encoder and decoder.
-        node_dropout: Share of nodes that use the fallback in a training step.
+        node_dropout: Share of node embeddings that the fallback replaces in a training step.
         label_smoothing: Share of the target spread evenly over the siblings, at each level.
         seen_scores: Learn a score for children of which the history holds every item.
         neighbour_weight: Share of the items' neighbours in the probability of an item, once they
             are counted; 0 for none.
         node_vectors: Which nodes have an embedding of their own: ``all`` that training reaches,
             those ``shared`` by several items, or ``none``.
+        node_buckets: Rows of the table of these embeddings, shared by nodes that are no siblings;
+            None for a row per node.
         trie_softmax: Normalise over the children of a node; else over all codes of the level, as
             published retrievers do, those that lead nowhere included.
+
+    Raises:
+        ConfigError: ``node_buckets`` is less than a codebook.
     """
 
     paths: Tensor
@@ -208,6 +129,7 @@ class TrieRetriever(nn.Module):
         seen_scores: bool = True,
         neighbour_weight: float = 0.0,
         node_vectors: Literal["all", "shared", "none"] = "all",
+        node_buckets: int | None = None,
         trie_softmax: bool = True,
     ) -> None:
         super().__init__()
@@ -228,6 +150,7 @@ class TrieRetriever(nn.Module):
             known_items=known_items,
             dim=model_dim,
             node_dropout=node_dropout,
+            num_buckets=node_buckets,
         )
         self.encoder = HistoryEncoder(
             model_dim,
@@ -258,12 +181,12 @@ class TrieRetriever(nn.Module):
         """N."""
         return self.paths.shape[0]
 
-    def item_vectors(self, items: Tensor, node_vectors: Tensor) -> Tensor:
+    def item_vectors(self, items: Tensor, node_vectors: NodeTable) -> Tensor:
         """Input vectors ``[..., D]`` of items ``[...]``: the sum over their paths."""
-        vectors = F.embedding(self.paths[items], node_vectors).sum(dim=-2)
+        vectors = look_up(node_vectors, self.paths[items]).sum(dim=-2)
         return self.input_scale * vectors
 
-    def encode(self, histories: Tensor, node_vectors: Tensor) -> Tensor:
+    def encode(self, histories: Tensor, node_vectors: NodeTable) -> Tensor:
         """States ``[B, T, D]`` of histories ``[B, T]``; padding holds any item, at the end."""
         states: Tensor = self.encoder(self.item_vectors(histories, node_vectors))
         return states
@@ -333,12 +256,12 @@ class TrieRetriever(nn.Module):
             targets: int64 ``[B, T]``, the item that follows each position.
             supervised: bool ``[B, T]``, which positions count.
         """
-        node_vectors = self.nodes(self.nodes.draw_dropped())
+        paths = self.paths[targets[supervised]]  # [M, L]
+        node_vectors = self._draw_vectors(histories, paths)
         states = self.encode(histories, node_vectors)[supervised]  # [M, D]
         users, positions = supervised.nonzero(as_tuple=True)
         upto = torch.arange(histories.shape[1], device=histories.device)
         seen = self.find_seen(histories[users], upto <= positions.unsqueeze(-1))
-        paths = self.paths[targets[supervised]]  # [M, L]
         total = states.new_zeros((), dtype=torch.float32)
         accuracy = []
         chosen: Tensor | None = None
@@ -373,9 +296,27 @@ class TrieRetriever(nn.Module):
                 num_right = num_right + (scores.detach().argmax(dim=-1) == columns).sum()
             accuracy.append(num_right / max(1, len(paths)))
             parents = wanted
-            vectors = self.input_scale * F.embedding(parents, node_vectors)
+            vectors = self.input_scale * look_up(node_vectors, parents)
             chosen = vectors if chosen is None else chosen + vectors
         return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy))
+
+    def _draw_vectors(self, histories: Tensor, paths: Tensor) -> NodeTable:
+        """The node vectors of one training step, those at random replaced by the fallback.
+
+        Args:
+            histories: int64 ``[B, T]``.
+            paths: int32 ``[M, L]``, of the targets.
+        """
+        dropped = self.nodes.draw_dropped()
+        if self.nodes.num_buckets is None:
+            vectors: Tensor = self.nodes(dropped)
+            return vectors
+        # All that the loss asks for: the histories' nodes, and the children on the targets' ways.
+        parents = F.pad(paths[:, :-1], (1, 0)).unique()
+        starts = self.train_child_starts[parents]
+        _, _, flat = ragged_index(starts, self.train_child_starts[parents + 1] - starts)
+        asked = torch.cat([self.paths[histories].flatten(), self.train_child_nodes[flat]]).unique()
+        return AskedVectors(asked, self.nodes.of(asked, dropped))
 
     def score_other_codes(
         self, queries: Tensor, firsts: Tensor, counts: Tensor, level: int
@@ -408,7 +349,7 @@ class TrieRetriever(nn.Module):
         starts: Tensor,
         counts: Tensor,
         wanted: Tensor,
-        node_vectors: Tensor,
+        node_vectors: NodeTable,
         level: int,
         *,
         seen: NodeSets | None,
@@ -417,14 +358,14 @@ class TrieRetriever(nn.Module):
         """Scores of each parent's training children ``[M, C]``, and the wanted child's column."""
         if level == 0:  # One parent for all, the root: a matrix product instead of gathers.
             nodes = self.train_child_nodes[: int(self.train_child_starts[1])]
-            scores = (queries @ F.embedding(nodes, node_vectors).T).float()
+            scores = (queries @ look_up(node_vectors, nodes).T).float()
             if seen is not None:
                 rows = seen_rows.unsqueeze(-1)
                 scores = scores + self.score_seen(nodes.expand_as(scores), rows, seen, level)
             return scores, torch.searchsorted(nodes, wanted)
         rows, columns, flat = ragged_index(starts, counts)
         nodes = self.train_child_nodes[flat]
-        flat_scores = (F.embedding(nodes, node_vectors) * queries[rows]).sum(dim=-1).float()
+        flat_scores = (look_up(node_vectors, nodes) * queries[rows]).sum(dim=-1).float()
         if seen is not None:
             flat_scores = flat_scores + self.score_seen(nodes, seen_rows[rows], seen, level)
         scores = flat_scores.new_full((len(counts), int(counts.max())), float("-inf"))
@@ -435,11 +376,17 @@ class TrieRetriever(nn.Module):
         """Trainable parameters by part."""
         nodes = self.nodes
         dim = nodes.node_embedding.embedding_dim
-        num_items = (self.leaf_ends - self.leaf_starts)[nodes.own_nodes]
+        if nodes.num_buckets is None:
+            num_items = (self.leaf_ends - self.leaf_starts)[nodes.own_nodes]
+            of_nodes = {
+                "embeddings of nodes of several items": int((num_items > 1).sum()) * dim,
+                "embeddings of nodes of one item": int((num_items == 1).sum()) * dim,
+            }
+        else:
+            of_nodes = {"embeddings of node buckets": nodes.num_buckets * dim}
         parts = {
             "code embeddings": nodes.code_embedding.weight.numel(),
-            "embeddings of nodes of several items": int((num_items > 1).sum()) * dim,
-            "embeddings of nodes of one item": int((num_items == 1).sum()) * dim,
+            **of_nodes,
             "fallbacks": nodes.fallback.weight.numel(),
             "history encoder": sum(p.numel() for p in self.encoder.parameters()),
             "code decoder": sum(p.numel() for p in self.decoder.parameters()),
@@ -474,50 +421,5 @@ def _choose_own_nodes(
     if which != "none":
         own[torch.from_numpy(trie.paths)[train_items].flatten()] = True
     if which == "shared":
-        own &= _count_below(trie, known_items) > 1
+        own &= count_below(trie, known_items) > 1
     return own
-
-
-def _code_rows(
-    trie: Trie, codebook_sizes: tuple[int, ...], disambiguation_level: int | None
-) -> tuple[Tensor, Tensor, list[int | None], int]:
-    """Level of each node, its row in the table of code embeddings, each level's first row, rows.
-
-    Row 0 belongs to no code: the root has it, and each node of a disambiguation level.
-    """
-    levels = torch.zeros(trie.num_nodes, dtype=torch.int32)
-    rows = torch.zeros(trie.num_nodes, dtype=torch.int32)
-    node_codes = torch.from_numpy(trie.node_codes)
-    starts: list[int | None] = []
-    offset = 1
-    for level, size in enumerate(codebook_sizes):
-        nodes = slice(int(trie.level_starts[level + 1]), int(trie.level_starts[level + 2]))
-        levels[nodes] = level + 1
-        starts.append(None if level == disambiguation_level else offset)
-        if level != disambiguation_level:
-            rows[nodes] = offset + node_codes[nodes]
-            offset += size
-    return levels, rows, starts, offset
-
-
-def _count_below(trie: Trie, items: Tensor) -> Tensor:
-    """How many of these items are below each node, int64 ``[V]``."""
-    upto = F.pad(items[torch.from_numpy(trie.leaf_items)].long().cumsum(0), (1, 0))
-    return upto[torch.from_numpy(trie.leaf_ends)] - upto[torch.from_numpy(trie.leaf_starts)]
-
-
-def _mean_content(trie: Trie, content: Tensor, known_items: Tensor) -> Tensor:
-    """Mean features of the known items below each node, or of all where none is known."""
-    leaves = torch.from_numpy(trie.leaf_items)
-    starts, ends = torch.from_numpy(trie.leaf_starts), torch.from_numpy(trie.leaf_ends)
-
-    def mean_of(items: Tensor, counts: Tensor) -> Tensor:
-        ordered = content[leaves].double() * items[leaves].unsqueeze(-1)
-        sums = torch.cat([ordered.new_zeros(1, ordered.shape[1]), ordered.cumsum(dim=0)])
-        return ((sums[ends] - sums[starts]) / counts.clamp_min(1).unsqueeze(-1)).float()
-
-    num_known = _count_below(trie, known_items)
-    means = mean_of(known_items, num_known)
-    if known_items.all():
-        return means
-    return torch.where((num_known > 0).unsqueeze(-1), means, mean_of(~known_items, ends - starts))

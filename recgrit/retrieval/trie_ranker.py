@@ -63,7 +63,7 @@ class TrieRanker:
         self.precision = precision
         self.allowed = None if allowed is None else allowed.to(self.device)
         with torch.inference_mode():
-            self.node_vectors = model.nodes()
+            self.node_vectors = model.nodes.table()
 
     @property
     def history_length(self) -> int:

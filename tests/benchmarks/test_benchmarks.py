@@ -59,3 +59,11 @@ def test_a_trie_is_measured_at_each_size():
     found = last_line("trie_scale.py", "--repeats", "1", "--sizes", "1000,20000")
     assert found["bytes_per_item_20000"] < 100
     assert found["step_ms_1000"] > 0
+
+
+def test_node_buckets_are_smaller_and_faster():
+    found = last_line("node_buckets.py", "--steps", "1", "--items", "30000", "--buckets", "1024")
+    assert found["nodes_buckets"] == found["nodes_all"] > 60_000
+    assert found["parameters_buckets"] < 0.1 * found["parameters_all"]
+    assert found["peak_mb_buckets"] < found["peak_mb_all"]
+    assert found["search_ms_buckets"] > 0

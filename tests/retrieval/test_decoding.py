@@ -11,14 +11,26 @@ NUM_ITEMS = 50
 FEW, MANY = 3, 40
 
 
-@pytest.fixture(scope="module", params=[(60,), (4, 4, 4), (3, 3, 2, 2, 6)], ids=str)
+SIZES_AND_BUCKETS = [
+    ((60,), None),
+    ((4, 4, 4), None),
+    ((3, 3, 2, 2, 6), None),
+    ((60,), 61),
+    ((4, 4, 4), 5),
+]
+
+
+@pytest.fixture(scope="module", params=SIZES_AND_BUCKETS, ids=str)
 def model(request, make_model, random_codes):
-    return make_model(random_codes(NUM_ITEMS, request.param))
+    sizes, node_buckets = request.param
+    return make_model(random_codes(NUM_ITEMS, sizes), node_buckets=node_buckets)
 
 
 @pytest.fixture(scope="module")
 def vectors(model):
-    return model.nodes().detach()
+    """As a ranker has them: of all nodes, or made as they are asked for."""
+    with torch.no_grad():
+        return model.nodes.table()
 
 
 def draw_states(num_users):
@@ -197,8 +209,9 @@ def test_no_filter_is_none(model):
 @pytest.mark.parametrize("num_users", [FEW, MANY])
 def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     states = draw_states(num_users)
-    nodes = torch.randint(len(vectors), (num_users, 7), generator=torch.Generator().manual_seed(0))
-    nodes[0] = len(vectors) - 1  # A leaf has no children.
+    num_nodes = len(model.leaf_ends)
+    nodes = torch.randint(num_nodes, (num_users, 7), generator=torch.Generator().manual_seed(0))
+    nodes[0] = num_nodes - 1  # A leaf has no children.
     chosen = torch.randn(num_users, 7, 16)
     frontier = Frontier.build(model.child_starts, nodes)
     results = []

@@ -166,6 +166,35 @@ def test_greedy_ids_with_content_and_codes_to_spare(
     assert before.height == 37
 
 
+def test_node_buckets_keep_their_nodes(
+    new_config: Callable[..., Path], like: Like, tmp_path: Path
+) -> None:
+    """Also where added items need more numbers for one ID than the table has rows."""
+    config = load_config(
+        ExperimentConfig, new_config(), ["retriever.node_buckets=16", "retriever.epochs=1"]
+    )
+    run_experiment(config, until="train")
+    bundle = export_bundle(Run(config.run.dir), tmp_path / "0")
+    made = append_items(bundle, tmp_path / "1", like(ALL, "a")).bundle
+    level = made.semantic_ids.disambiguation_level
+    assert level is not None
+    night = 2
+    while made.semantic_ids.codebook_sizes[level] <= 16:
+        made = append_items(made, tmp_path / str(night), like(ALL, f"{night} ")).bundle
+        night += 1
+    old, new = bundle.retriever, made.retriever
+    with torch.inference_mode():
+        for item in range(40):
+            assert torch.equal(old.nodes.of(old.paths[item]), new.nodes.of(new.paths[item]))
+        # What was added takes over nobody's embedding.
+        leaves = new.paths[40:, -1]
+        expected = new.nodes.fallback.weight[-1] + new.nodes.code_embedding.weight[0]
+        assert torch.equal(new.nodes.of(leaves), expected.expand(len(leaves), -1))
+    histories = {"x": ["1", "5", "9"]}
+    listed = len(made.semantic_ids) - 3
+    assert made.recommend_after(histories, top_k=listed, beam_width=listed).height == listed
+
+
 def test_vectors_of_the_users_own(
     new_config: Callable[..., Path], like: Like, tmp_path: Path
 ) -> None:

@@ -1,0 +1,92 @@
+"""A training step and a beam search with a row per node, and with node buckets.
+
+    OMP_NUM_THREADS=1 python benchmarks/node_buckets.py --json
+
+Unique IDs of three levels of 256 codes, uneven, and a disambiguation level: 480,000 items are a
+million nodes, all of them within training's reach. A step is forward, backward, clipping and AdamW
+on about 1,024 targets of users of the length of Beauty's; a search is that of 128 users with 50
+beams. Each table runs in a process of its own, whose memory is read at its highest in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+
+import numpy as np
+import torch
+from synthetic import draw_split, draw_table
+from trie_scale import peak_mb, reset_peak
+
+from recgrit.retrieval.batching import build_windows, iterate_batches
+from recgrit.retrieval.config import RetrieverConfig
+from recgrit.retrieval.fit import assemble_retriever
+from recgrit.retrieval.ranking import Histories
+from recgrit.retrieval.training import MAX_GRAD_NORM
+from recgrit.retrieval.trie_ranker import TrieRanker
+
+USERS, SEARCH_USERS, BEAM_WIDTH, TOP_K, BATCH_TARGETS = 20_000, 128, 50, 10, 1024
+
+
+def measure(num_items: int, node_buckets: int | None, steps: int) -> dict[str, float]:
+    """Some steps of training, then some searches."""
+    table, split = draw_table(num_items), draw_split(USERS, num_items)
+    before = reset_peak()
+    torch.manual_seed(0)
+    config = RetrieverConfig(neighbour_weight=0.0, node_buckets=node_buckets)
+    model = assemble_retriever(table, np.ones(num_items, dtype=bool), None, config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    windows = build_windows(split, config.history_length)
+    batches = iterate_batches(
+        split, windows, batch_targets=BATCH_TARGETS, generator=np.random.default_rng(0)
+    )
+    seconds = []
+    for _ in range(steps + 1):
+        (batch,) = next(batches)
+        started = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(batch.histories, batch.targets, batch.supervised).value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        seconds.append(time.perf_counter() - started)
+    found = {
+        "nodes": len(model.leaf_ends),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "step_ms": 1e3 * statistics.median(seconds[1:]),
+        "peak_mb": peak_mb() - before,
+    }
+    ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
+    items = torch.from_numpy(split.items[: 8 * SEARCH_USERS]).long().view(SEARCH_USERS, 8)
+    histories = Histories(items, torch.full((SEARCH_USERS,), 8))
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        ranker.rank(histories, top_k=TOP_K, excluded=None)
+        seconds.append(time.perf_counter() - started)
+    return found | {"search_ms": 1e3 * statistics.median(seconds[1:])}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--items", type=int, default=480_000)
+    parser.add_argument("--buckets", type=int, default=65_536)
+    arguments = parser.parse_args()
+    found: dict[str, float] = {}
+    context = multiprocessing.get_context("spawn")
+    for name, node_buckets in (("all", None), ("buckets", arguments.buckets)):
+        with context.Pool(1) as pool:
+            values = pool.apply(measure, (arguments.items, node_buckets, arguments.steps))
+        found |= {f"{key}_{name}": value for key, value in values.items()}
+        print(f"{name}: " + ", ".join(f"{k} {v:,.4g}" for k, v in values.items()))
+    if arguments.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
