@@ -486,7 +486,7 @@ def _describe_evaluation(summary: dict[str, Any]) -> str:
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
         settings=lambda config: config.data.model_dump(
-            mode="json", exclude={"path", "download_dir", "mirrors"}
+            mode="json", exclude={"path", "download_dir", "mirrors", "partition_users"}
         ),
         inputs=lambda config: find_input_files(config.data),
         build=_build_data,

@@ -37,13 +37,12 @@ class Funnel:
 
     @classmethod
     def start(cls, raw: RawData) -> Funnel:
-        """The steps that a source has already taken while reading."""
+        """The steps that a source has already taken while reading, but for rows without ids."""
         funnel = cls(raw.counts["rows_read"])
         # How many users and items unreadable lines held cannot be known.
         unreadable = raw.counts["rows_malformed"] - raw.counts["rows_without_id"]
         left = raw.counts["rows_read"] - unreadable
         funnel._steps.append(_Step("malformed", left, None, None, dropped=unreadable))
-        funnel.add("without user or item id", raw.coded.frame)
         return funnel
 
     def add(self, step: str, interactions: pl.DataFrame) -> None:
@@ -52,15 +51,17 @@ class Funnel:
         if last.interactions == interactions.height and last.users is not None:
             self.repeat(step)
             return
-        self._steps.append(
-            _Step(
-                step,
-                interactions.height,
-                users=_count_distinct(interactions["user_id"]),
-                items=_count_distinct(interactions["item_id"]),
-                dropped=last.interactions - interactions.height,
-            )
+        self.add_counts(
+            step,
+            interactions.height,
+            users=_count_distinct(interactions["user_id"]),
+            items=_count_distinct(interactions["item_id"]),
         )
+
+    def add_counts(self, step: str, interactions: int, *, users: int, items: int) -> None:
+        """Record a step that left so many interactions, of so many users with so many items."""
+        dropped = self._steps[-1].interactions - interactions
+        self._steps.append(_Step(step, interactions, users, items, dropped))
 
     def count(self, step: str, number: int) -> None:
         """Record something that is counted and not dropped."""

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
+from polars.io.plugins import register_io_source
 
-from recgrit.errors import DataError
+from recgrit.errors import ArtifactError, DataError
+
+FILE_NAME = "interactions.parquet"
+# Fixed, so that the file's bytes do not depend on how many rows were at hand at a time.
+ROW_GROUP_SIZE = 2**18
 
 
-@dataclass(frozen=True)
 class Interactions:
     """Interactions with dense user and item indices, sorted by user, then time, then file order.
+
+    What was saved is read when `frame` is first asked for: ids and counts do without it, and most
+    stages read the split alone.
 
     Args:
         frame: Columns ``user_idx`` int32, ``item_idx`` int32, ``timestamp`` int64 (seconds UTC)
@@ -27,32 +36,37 @@ class Interactions:
             or ids are repeated.
     """
 
-    frame: pl.DataFrame
     user_ids: pl.Series
     item_ids: pl.Series
 
-    def __post_init__(self) -> None:
-        expected = ["user_idx", "item_idx", "timestamp"]
-        missing = [name for name in expected if name not in self.frame.columns]
-        if missing:
-            raise DataError(f"Interactions need the columns {expected}; missing: {missing}.")
-        if self.frame.null_count().sum_horizontal().item():
-            raise DataError("Interactions must not hold nulls; drop or fill these rows first.")
-        for name, ids in (("user", self.user_ids), ("item", self.item_ids)):
-            if ids.n_unique() != len(ids):
-                raise DataError(f"Every {name}_id must stand for one {name}; some are repeated.")
-            if not _is_dense(self.frame[f"{name}_idx"], len(ids)):
-                raise DataError(
-                    f"{name}_idx must be dense from 0 to {len(ids) - 1}: every {name} needs at "
-                    "least one interaction."
-                )
-        if not self._in_order():
-            raise DataError("Interactions must be sorted by user_idx, then timestamp.")
+    def __init__(self, frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) -> None:
+        _check(frame, user_ids, item_ids)
+        self.user_ids, self.item_ids = user_ids, item_ids
+        self._frame: pl.DataFrame | None = frame
+        self._num_rows = frame.height
+        # Where the frame can be read, if it was not given.
+        self._path: Path | None = None
 
-    def _in_order(self) -> bool:
-        user, time = pl.col("user_idx"), pl.col("timestamp")
-        later = (user > user.shift()) | ((user == user.shift()) & (time >= time.shift()))
-        return bool(self.frame.select(later.fill_null(True).all()).item())
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The rows.
+
+        Raises:
+            ArtifactError: The file they were saved in is damaged.
+            DataError: What it holds is not in order.
+        """
+        if self._frame is None:
+            assert self._path is not None
+            try:
+                frame = pl.read_parquet(self._path, glob=False)
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+                raise ArtifactError(
+                    f"{self._path} cannot be read, it is damaged or gone: {error}. Delete the "
+                    "folder and run again."
+                ) from error
+            _check(frame, self.user_ids, self.item_ids)
+            self._frame = frame
+        return self._frame
 
     @property
     def num_users(self) -> int:
@@ -65,7 +79,7 @@ class Interactions:
         return len(self.item_ids)
 
     def __len__(self) -> int:
-        return self.frame.height
+        return self._num_rows
 
     def to_polars(self) -> pl.DataFrame:
         """One row per interaction, with the external ids first."""
@@ -81,18 +95,97 @@ class Interactions:
 
     def save(self, directory: Path) -> None:
         """Write ``interactions.parquet``, ``users.parquet`` and ``item_ids.parquet``."""
-        self.frame.write_parquet(directory / "interactions.parquet")
-        self.user_ids.alias("user_id").to_frame().write_parquet(directory / "users.parquet")
-        self.item_ids.alias("item_id").to_frame().write_parquet(directory / "item_ids.parquet")
+        if self._path is not None and self._frame is None:
+            _link_or_copy(self._path, directory / FILE_NAME)
+        else:
+            _write(self.frame.lazy(), directory / FILE_NAME)
+        save_ids(self.user_ids, self.item_ids, directory)
 
     @classmethod
     def load(cls, directory: Path) -> Interactions:
-        """Read what `save` wrote."""
-        return cls(
-            frame=pl.read_parquet(directory / "interactions.parquet", glob=False),
-            user_ids=pl.read_parquet(directory / "users.parquet", glob=False)["user_id"],
-            item_ids=pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"],
-        )
+        """What `save` wrote, its rows to be read when they are asked for."""
+        path = directory / FILE_NAME
+        loaded = cls.__new__(cls)
+        loaded.user_ids = pl.read_parquet(directory / "users.parquet", glob=False)["user_id"]
+        loaded.item_ids = pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"]
+        loaded._frame, loaded._path = None, path
+        # Of the file's end only, which a file that was cut lacks.
+        loaded._num_rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+        return loaded
+
+
+def write_interactions(
+    parts: Callable[[], Iterator[pl.DataFrame]], schema: pl.Schema, directory: Path
+) -> None:
+    """Write ``interactions.parquet`` of parts that follow one another, one in memory at a time.
+
+    The file is the one that `Interactions.save` writes of them all, byte for byte.
+    """
+
+    def read(
+        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, batch: int | None
+    ) -> Iterator[pl.DataFrame]:
+        return parts()
+
+    _write(register_io_source(read, schema=schema), directory / FILE_NAME)
+
+
+def save_ids(user_ids: pl.Series, item_ids: pl.Series, directory: Path) -> None:
+    """Write ``users.parquet`` and ``item_ids.parquet``."""
+    user_ids.alias("user_id").to_frame().write_parquet(directory / "users.parquet")
+    item_ids.alias("item_id").to_frame().write_parquet(directory / "item_ids.parquet")
+
+
+def sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
+    """Stable. One number of both, where they fit into one, sorts several times faster than two."""
+    user, time = pl.col("user_idx").cast(pl.Int64), pl.col("timestamp")
+    first, last = frame["timestamp"].min(), frame["timestamp"].max()
+    span = last - first + 1  # type: ignore[operator]
+    if (frame["user_idx"].max() + 1) * span >= 2**63:  # type: ignore[operator]
+        return frame.sort("user_idx", "timestamp", maintain_order=True)
+    key = (user * span + (time - first)).alias("key")
+    if frame.select(key.is_sorted()).item():
+        return frame
+    return frame.with_columns(key).sort("key", maintain_order=True).drop("key")
+
+
+def _write(frame: pl.LazyFrame, path: Path) -> None:
+    frame.sink_parquet(path, row_group_size=ROW_GROUP_SIZE, engine="streaming")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Two names of one file where the disk allows; it is never written again."""
+    if target.exists() and target.samefile(source):
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _check(frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) -> None:
+    expected = ["user_idx", "item_idx", "timestamp"]
+    missing = [name for name in expected if name not in frame.columns]
+    if missing:
+        raise DataError(f"Interactions need the columns {expected}; missing: {missing}.")
+    if frame.null_count().sum_horizontal().item():
+        raise DataError("Interactions must not hold nulls; drop or fill these rows first.")
+    for name, ids in (("user", user_ids), ("item", item_ids)):
+        if ids.n_unique() != len(ids):
+            raise DataError(f"Every {name}_id must stand for one {name}; some are repeated.")
+        if not _is_dense(frame[f"{name}_idx"], len(ids)):
+            raise DataError(
+                f"{name}_idx must be dense from 0 to {len(ids) - 1}: every {name} needs at "
+                "least one interaction."
+            )
+    if not _in_order(frame):
+        raise DataError("Interactions must be sorted by user_idx, then timestamp.")
+
+
+def _in_order(frame: pl.DataFrame) -> bool:
+    user, time = pl.col("user_idx"), pl.col("timestamp")
+    later = (user > user.shift()) | ((user == user.shift()) & (time >= time.shift()))
+    return bool(frame.select(later.fill_null(True).all()).item())
 
 
 def _is_dense(indices: pl.Series, num: int) -> bool:

@@ -6,15 +6,19 @@ because of a silent filter.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 from pydantic import Field, field_validator, model_validator
 
+from recgrit.artifacts import explain_write_failure
 from recgrit.config import Config
 from recgrit.data.download import fetch_dataset
 from recgrit.data.filtering import (
@@ -27,16 +31,36 @@ from recgrit.data.filtering import (
     keep_within,
 )
 from recgrit.data.funnel import Funnel
-from recgrit.data.interactions import Interactions
+from recgrit.data.interactions import Interactions, sort_by_user_and_time
 from recgrit.data.items import ItemTable
 from recgrit.data.minionerec import build_minionerec, keep_short_titles
+from recgrit.data.partitioned import Filter, PartitionedRows, SortedRows
 from recgrit.data.releases import find_release
-from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
+from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, RawData, Source, load_source
 from recgrit.data.sources.coding import InteractionCoder
+from recgrit.data.sources.partitions import RowPartitions
 from recgrit.data.sources.table import Table, TimeUnit
 from recgrit.data.sources.tags import with_tags
-from recgrit.data.splits import SequenceSplit, build_leave_one_out, build_temporal, hold_out_items
-from recgrit.errors import ConfigError, DataError
+from recgrit.data.splits import (
+    SequenceSplit,
+    build_leave_one_out,
+    build_temporal,
+    choose_moments,
+    draw_items,
+    hold_out_items,
+    leave_one_out,
+    part_in_time,
+    without_items,
+)
+from recgrit.errors import ConfigError, DataError, RecgritError
+
+# Steps of the funnel that are taken in memory and in partitions.
+WITHOUT_ID = "without user or item id"
+DUPLICATES = "exact duplicates"
+REPEATS = "repeats of an item at another time"
+TESTED = "users with a test target"
+HELD_OUT = "items held out of training"
+HELD_OUT_WITH = "training interactions held out with them"
 
 
 class TableConfig(Config):
@@ -84,6 +108,9 @@ class DataConfig(Config):
     # Held out of all training parts, to see what becomes of items nobody has taken yet.
     cold_item_share: float = Field(default=0.0, ge=0, lt=1)
     cold_item_seed: int = Field(default=0, ge=0)
+    # Users held in memory at a time, the others' interactions being on disk; None for all. Changes
+    # no result.
+    partition_users: int | None = Field(default=None, ge=1)
 
     @field_validator("source")
     @classmethod
@@ -99,6 +126,17 @@ class DataConfig(Config):
                 "cold_item_share goes with split=leave_one_out or temporal: the histories of "
                 "minionerec are published as they are"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_partitions(self) -> DataConfig:
+        for name, value in (("split", "minionerec"), ("ties", "shuffle")):
+            if self.partition_users is not None and getattr(self, name) == value:
+                raise ValueError(
+                    f"partition_users does not go with {name}={value}, which needs all "
+                    "interactions in memory: set data.partition_users=null, or choose another "
+                    f"data.{name}"
+                )
         return self
 
     def build_source(self) -> Source:
@@ -207,59 +245,195 @@ def prepare(config: DataConfig) -> PreparedData:
         DataError: Files are missing or malformed, or a filter leaves nothing.
     """
     files = find_input_files(config)
+    if config.partition_users is not None:
+        return _prepare_in_partitions(config, files, config.partition_users)
     raw = config.build_source().read(files, max_malformed_share=config.max_malformed_share)
     funnel = Funnel.start(raw)
+    funnel.add(WITHOUT_ID, raw.coded.frame)
+    steps = _build_steps(config, raw)
     metadata, user_ids, item_ids = raw.items, raw.coded.user_ids, raw.coded.item_ids
     described = raw.users
     repeats = find_repeats(raw.coded.frame)
     kept = drop_exact_duplicates(raw.coded.frame, repeats)
     num_read = raw.coded.frame.height
     del raw  # A large part of all memory, once something is dropped from it.
-    funnel.add("exact duplicates", kept)
-    if config.since is not None or config.until is not None:
-        kept = keep_within(kept, config.since, config.until)
-        funnel.add(f"not from {config.since or 'ever'} to {config.until or 'ever'}", kept)
-    if config.min_weight is not None:
-        kept = _filter_by_weight(kept, config)
-        funnel.add(f"weight below {config.min_weight:g}", kept)
-    if config.repeats != "keep":
-        kept = keep_one_per_item(kept, config.repeats)
-        funnel.add(f"repeats of an item, the {config.repeats} kept", kept)
-    if config.min_title_length:
-        kept = keep_titled(kept, _code_items(metadata, item_ids), config.min_title_length)
-        funnel.add(f"title shorter than {config.min_title_length}", kept)
-    if config.max_title_words is not None:
-        kept = keep_short_titles(kept, _code_items(metadata, item_ids), config.max_title_words)
-        funnel.add(f"title unknown or of more than {config.max_title_words} words", kept)
+    funnel.add(DUPLICATES, kept)
+    for step in steps:
+        before, kept = kept, step.keep(kept)
+        if step.is_of_weight and kept.is_empty() and not before.is_empty():
+            raise _all_too_light(config, before["weight"].to_numpy().max())
+        funnel.add(step.name, kept)
+        del before
     if kept.is_empty():
-        raise DataError(
-            f"Nothing is left of {num_read} interactions. Loosen data.since, "
-            "data.until, data.min_title_length or data.max_title_words."
-        )
-    kept = _filter_k_core(kept, config)
-    funnel.add(
-        f"k-core of {config.min_user_interactions} per user, "
-        f"{config.min_item_interactions} per item",
-        kept,
-    )
+        raise _nothing_left(num_read)
+    num_kept = kept.height
+    kept = filter_k_core(kept, config.min_user_interactions, config.min_item_interactions)
+    if kept.is_empty():
+        raise _no_core(num_kept, config)
+    funnel.add(_name_k_core(config), kept)
     # Filters make none.
     num_repeats = 0 if repeats.is_empty() else count_repeats(kept)
-    funnel.count("repeats of an item at another time", num_repeats)
+    funnel.count(REPEATS, num_repeats)
     tie_seed = config.tie_seed if config.ties == "shuffle" else None
     interactions = build_interactions(kept, user_ids, item_ids, tie_seed=tie_seed)
     del kept
+    split = _build_split(interactions, config)
+    return _complete(interactions, split, metadata, described, funnel)
+
+
+def _prepare_in_partitions(
+    config: DataConfig, files: tuple[Path, ...], num_users: int
+) -> PreparedData:
+    """As in memory; the result's rows stay on disk as long as its `Interactions` are in use."""
+    scratch = TemporaryDirectory(prefix="recgrit-")
+    try:
+        data = _prepare_on_disk(config, files, num_users, Path(scratch.name))
+    except RecgritError:
+        raise
+    except Exception as error:
+        reason = explain_write_failure(error)
+        if reason is None:
+            raise
+        raise DataError(
+            f"Cannot write partitions into {scratch.name}: {reason}. They take some 60 bytes an "
+            "interaction: set the environment variable TMPDIR to a folder with room for them."
+        ) from error
+    weakref.finalize(data.interactions, scratch.cleanup)
+    return data
+
+
+def _prepare_on_disk(
+    config: DataConfig, files: tuple[Path, ...], num_users: int, folder: Path
+) -> PreparedData:
+    coder = InteractionCoder(RowPartitions(folder / "read", num_users))
+    raw = config.build_source().read(files, config.max_malformed_share, coder)
+    funnel = Funnel.start(raw)
+    steps = _build_steps(config, raw)
+    user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
+    assert coder.partitions is not None
+    (folder / "steps").mkdir()
+    rows = PartitionedRows(
+        coder.partitions,
+        has_weights="weight" in raw.coded.frame.columns,
+        num_users=len(user_ids),
+        num_items=len(item_ids),
+        folder=folder / "steps",
+    )
+    del coder
+    tallies = rows.filter([lambda read: read, drop_exact_duplicates, *(s.keep for s in steps)])
+    names = [WITHOUT_ID, DUPLICATES, *(step.name for step in steps)]
+    for name, tally in zip(names, tallies, strict=True):
+        funnel.add_counts(name, tally.interactions, users=tally.users, items=tally.items)
+    for step, tally in zip(steps, tallies[2:], strict=True):
+        if step.is_of_weight and not tally.interactions and tally.highest_weight is not None:
+            raise _all_too_light(config, tally.highest_weight)
+    if not tallies[-1].interactions:
+        raise _nothing_left(tallies[0].interactions)
+    core = rows.filter_k_core(config.min_user_interactions, config.min_item_interactions)
+    if not core.interactions:
+        raise _no_core(tallies[-1].interactions, config)
+    funnel.add_counts(_name_k_core(config), core.interactions, users=core.users, items=core.items)
+    kept = rows.index()
+    funnel.count(REPEATS, kept.num_repeats)
+    artifact = folder / "prepared"
+    artifact.mkdir()
+    counts = _write_split(
+        rows.sort(kept),
+        config,
+        artifact,
+        user_ids.gather(kept.user_codes),
+        item_ids.gather(kept.item_codes),
+    )
+    interactions = Interactions.load(artifact)
+    split = SequenceSplit.load(artifact, num_items=interactions.num_items)
+    return _complete(interactions, _CountedSplit(split, counts), raw.items, raw.users, funnel)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A filter that concerns one row or one user at a time, and its name in the funnel."""
+
+    name: str
+    keep: Filter
+    is_of_weight: bool = False
+
+
+@dataclass(frozen=True)
+class _CountedSplit:
+    """A split, and what was counted in making it, for the funnel."""
+
+    split: SequenceSplit
+    counts: list[tuple[str, int]]
+
+
+def _build_steps(config: DataConfig, raw: RawData) -> list[_Step]:
+    """The filters that are asked for, in order."""
+    steps = []
+    if config.since is not None or config.until is not None:
+        steps.append(
+            _Step(
+                f"not from {config.since or 'ever'} to {config.until or 'ever'}",
+                lambda rows: keep_within(rows, config.since, config.until),
+            )
+        )
+    if config.min_weight is not None:
+        if "weight" not in raw.coded.frame.columns:
+            raise ConfigError(
+                f"data.min_weight is {config.min_weight:g}, but these files of {config.source} "
+                "have no ratings. Set data.min_weight=null."
+            )
+        # In float32 as the column, else 3.1 would not be at least 3.1.
+        is_heavy = pl.col("weight") >= pl.lit(config.min_weight, dtype=pl.Float32)
+        steps.append(
+            _Step(
+                f"weight below {config.min_weight:g}",
+                lambda rows: rows.filter(is_heavy),
+                is_of_weight=True,
+            )
+        )
+    if config.repeats != "keep":
+        which = config.repeats
+        steps.append(
+            _Step(
+                f"repeats of an item, the {which} kept",
+                lambda rows: keep_one_per_item(rows, which),
+            )
+        )
+    if config.min_title_length or config.max_title_words is not None:
+        items = _code_items(raw.items, raw.coded.item_ids)
+    if config.min_title_length:
+        steps.append(
+            _Step(
+                f"title shorter than {config.min_title_length}",
+                lambda rows: keep_titled(rows, items, config.min_title_length),
+            )
+        )
+    if config.max_title_words is not None:
+        max_words = config.max_title_words
+        steps.append(
+            _Step(
+                f"title unknown or of more than {max_words} words",
+                lambda rows: keep_short_titles(rows, items, max_words),
+            )
+        )
+    return steps
+
+
+def _complete(
+    interactions: Interactions,
+    split: _CountedSplit,
+    metadata: pl.DataFrame,
+    described: pl.DataFrame | None,
+    funnel: Funnel,
+) -> PreparedData:
+    """Join what is known of items and users, and end the account."""
     items = build_item_table(interactions.item_ids, metadata)
     _count_descriptions(items, metadata, funnel)
     users = None if described is None else _join_users(interactions.user_ids, described, funnel)
-    split = _build_split(interactions, config, funnel)
-    if config.cold_item_share > 0:
-        cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
-        split = cold.split
-        funnel.count("items held out of training", int(cold.items.sum()))
-        num_held_out = len(interactions) - len(split.items)
-        funnel.count("training interactions held out with them", num_held_out)
+    for step, number in split.counts:
+        funnel.count(step, number)
     funnel.repeat("kept")
-    return PreparedData(interactions, items, split, funnel.to_polars(), users)
+    return PreparedData(interactions, items, split.split, funnel.to_polars(), users)
 
 
 def build_interactions(
@@ -284,23 +458,10 @@ def build_interactions(
         frame = frame[np.random.default_rng(tie_seed).permutation(frame.height)]
     users, items = coder.users, coder.items
     return Interactions(
-        frame=_sort_by_user_and_time(frame),
+        frame=sort_by_user_and_time(frame),
         user_ids=users.ids() if user_ids is None else user_ids.gather(users.numbers()),
         item_ids=items.ids() if item_ids is None else item_ids.gather(items.numbers()),
     )
-
-
-def _sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """Stable. One number of both, where they fit into one, sorts several times faster than two."""
-    user, time = pl.col("user_idx").cast(pl.Int64), pl.col("timestamp")
-    first, last = frame["timestamp"].min(), frame["timestamp"].max()
-    span = last - first + 1  # type: ignore[operator]
-    if (frame["user_idx"].max() + 1) * span >= 2**63:  # type: ignore[operator]
-        return frame.sort("user_idx", "timestamp", maintain_order=True)
-    key = (user * span + (time - first)).alias("key")
-    if frame.select(key.is_sorted()).item():
-        return frame
-    return frame.with_columns(key).sort("key", maintain_order=True).drop("key")
 
 
 def _count_descriptions(items: ItemTable, metadata: pl.DataFrame, funnel: Funnel) -> None:
@@ -334,44 +495,94 @@ def _code_items(metadata: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
     return joined.with_columns(pl.col("code").cast(pl.Int32).alias("item_id"))
 
 
-def _build_split(interactions: Interactions, config: DataConfig, funnel: Funnel) -> SequenceSplit:
+def _build_split(interactions: Interactions, config: DataConfig) -> _CountedSplit:
+    counts = []
     if config.split == "leave_one_out":
-        return build_leave_one_out(interactions)
-    if config.split == "minionerec":
+        split = build_leave_one_out(interactions)
+    elif config.split == "minionerec":
         split = build_minionerec(interactions)
-        funnel.count("validation targets", len(split.target_users("valid")))
-        funnel.count("test targets", len(split.target_users("test")))
-        return split
-    split = build_temporal(
-        interactions, valid_share=config.valid_share, test_share=config.test_share
+        counts.append(("validation targets", len(split.target_users("valid"))))
+        counts.append(("test targets", len(split.target_users("test"))))
+    else:
+        split = build_temporal(
+            interactions, valid_share=config.valid_share, test_share=config.test_share
+        )
+        counts.append((TESTED, len(split.target_users("test"))))
+    if config.cold_item_share > 0:
+        cold = hold_out_items(split, config.cold_item_share, config.cold_item_seed)
+        split = cold.split
+        counts.append((HELD_OUT, int(cold.items.sum())))
+        counts.append((HELD_OUT_WITH, len(interactions) - len(split.items)))
+    return _CountedSplit(split, counts)
+
+
+def _write_split(
+    rows: SortedRows,
+    config: DataConfig,
+    directory: Path,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+) -> list[tuple[str, int]]:
+    """`_build_split` of partitions, into files beside those of the interactions; the counts."""
+    moments = held_out = None
+    if config.split == "temporal":
+        moments = choose_moments(
+            rows.num_interactions,
+            rows.time_of,
+            valid_share=config.valid_share,
+            test_share=config.test_share,
+        )
+    if config.cold_item_share > 0:
+        held_out = draw_items(rows.num_items, config.cold_item_share, config.cold_item_seed)
+    num_tested = num_taught = 0
+
+    def split(
+        items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], times: npt.NDArray[np.int64]
+    ) -> SequenceSplit:
+        nonlocal num_tested, num_taught
+        if moments is None:
+            part = leave_one_out(items, offsets, rows.num_items)
+        else:
+            part = part_in_time(items, offsets, rows.num_items, times, moments)
+        num_tested += len(part.target_users("test"))
+        if held_out is not None:
+            part = without_items(part, held_out)
+        num_taught += len(part.items)
+        return part
+
+    rows.write(directory, user_ids, item_ids, split)
+    counts = [] if moments is None else [(TESTED, num_tested)]
+    if held_out is not None:
+        counts.append((HELD_OUT, int(held_out.sum())))
+        counts.append((HELD_OUT_WITH, rows.num_interactions - num_taught))
+    return counts
+
+
+def _name_k_core(config: DataConfig) -> str:
+    return (
+        f"k-core of {config.min_user_interactions} per user, "
+        f"{config.min_item_interactions} per item"
     )
-    funnel.count("users with a test target", len(split.target_users("test")))
-    return split
 
 
-def _filter_by_weight(interactions: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
-    if "weight" not in interactions.columns:
-        raise ConfigError(
-            f"data.min_weight is {config.min_weight:g}, but these files of {config.source} have "
-            "no ratings. Set data.min_weight=null."
-        )
-    # In float32 as the column, else 3.1 would not be at least 3.1.
-    kept = interactions.filter(pl.col("weight") >= pl.lit(config.min_weight, dtype=pl.Float32))
-    if kept.is_empty():
-        raise DataError(
-            f"No interaction has a weight of at least {config.min_weight:g}; the largest is "
-            f"{interactions['weight'].to_numpy().max():g}. Lower data.min_weight."
-        )
-    return kept
+def _all_too_light(config: DataConfig, highest: float) -> DataError:
+    return DataError(
+        f"No interaction has a weight of at least {config.min_weight:g}; the largest is "
+        f"{highest:g}. Lower data.min_weight."
+    )
 
 
-def _filter_k_core(interactions: pl.DataFrame, config: DataConfig) -> pl.DataFrame:
-    per_user, per_item = config.min_user_interactions, config.min_item_interactions
-    kept = filter_k_core(interactions, per_user, per_item)
-    if kept.is_empty():
-        raise DataError(
-            f"None of {interactions.height} interactions is left after dropping users with fewer "
-            f"than {per_user} interactions and items with fewer than {per_item}. Lower "
-            "data.min_user_interactions or data.min_item_interactions."
-        )
-    return kept
+def _nothing_left(num_read: int) -> DataError:
+    return DataError(
+        f"Nothing is left of {num_read} interactions. Loosen data.since, "
+        "data.until, data.min_title_length or data.max_title_words."
+    )
+
+
+def _no_core(num_before: int, config: DataConfig) -> DataError:
+    return DataError(
+        f"None of {num_before} interactions is left after dropping users with fewer "
+        f"than {config.min_user_interactions} interactions and items with fewer than "
+        f"{config.min_item_interactions}. Lower data.min_user_interactions or "
+        "data.min_item_interactions."
+    )

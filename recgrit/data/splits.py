@@ -6,9 +6,10 @@ for any split is a slice, never a copy, and memory stays linear in the number of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,10 @@ Split = Literal["valid", "test"]
 
 # A user needs a target in valid and in test, and at least one earlier item as history.
 MIN_SEQUENCE_LENGTH = 3
-OWNERS_NAME = "sequence_owners.npy"
+ITEMS_NAME, OFFSETS_NAME = "sequence_items.npy", "sequence_offsets.npy"
+SPLITS_NAME, OWNERS_NAME = "sequence_splits.npy", "sequence_owners.npy"
+# Interactions looked at in one go where all of them are.
+PART_SIZE = 2**22
 
 
 @dataclass(frozen=True)
@@ -153,19 +157,40 @@ class SequenceSplit:
 
     def train_item_counts(self) -> npt.NDArray[np.int64]:
         """int64 [num_items], how often each item stands in the training parts."""
-        return np.bincount(self.items[self.train_mask()], minlength=self.num_items)
+        counts = np.zeros(self.num_items, np.int64)
+        for part, may_be_learned in self._train_parts():
+            counts += np.bincount(self.items[part][may_be_learned], minlength=self.num_items)
+        return counts
 
     def train_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each interaction may be learned from: bool [num_interactions]."""
-        ends = np.repeat(self.train_ends, np.diff(self.offsets))
-        return np.arange(len(self.items)) < ends
+        mask = np.empty(len(self.items), np.bool_)
+        for part, may_be_learned in self._train_parts():
+            mask[part] = may_be_learned
+        return mask
+
+    def _train_parts(self) -> Iterator[tuple[slice, npt.NDArray[np.bool_]]]:
+        """Parts of ``items`` that follow one another, and which of each may be learned from.
+
+        Each is of whole sequences, so that memory holds the working arrays of a part.
+        """
+        first, num_sequences = 0, self.num_sequences
+        while first < num_sequences:
+            start = int(self.offsets[first])
+            last = int(np.searchsorted(self.offsets, start + PART_SIZE, side="right")) - 1
+            last = min(max(last, first + 1), num_sequences)
+            end = int(self.offsets[last])
+            lengths = np.diff(self.offsets[first : last + 1])
+            ends = np.repeat(self.train_ends[first:last], lengths)
+            yield slice(start, end), np.arange(start, end) < ends
+            first = last
 
     def save(self, directory: Path) -> None:
         """Write one ``.npy`` file per array."""
-        np.save(directory / "sequence_items.npy", self.items)
-        np.save(directory / "sequence_offsets.npy", self.offsets)
+        np.save(directory / ITEMS_NAME, self.items)
+        np.save(directory / OFFSETS_NAME, self.offsets)
         np.save(
-            directory / "sequence_splits.npy",
+            directory / SPLITS_NAME,
             np.stack([self.train_ends, self.valid_targets, self.test_targets]),
         )
         if self.owners is not None:
@@ -174,13 +199,11 @@ class SequenceSplit:
     @classmethod
     def load(cls, directory: Path, num_items: int) -> SequenceSplit:
         """Memory-map what `save` wrote."""
-        train_ends, valid_targets, test_targets = np.load(
-            directory / "sequence_splits.npy", mmap_mode="r"
-        )
+        train_ends, valid_targets, test_targets = np.load(directory / SPLITS_NAME, mmap_mode="r")
         owners = directory / OWNERS_NAME
         return cls(
-            items=np.load(directory / "sequence_items.npy", mmap_mode="r"),
-            offsets=np.load(directory / "sequence_offsets.npy", mmap_mode="r"),
+            items=np.load(directory / ITEMS_NAME, mmap_mode="r"),
+            offsets=np.load(directory / OFFSETS_NAME, mmap_mode="r"),
             train_ends=train_ends,
             valid_targets=valid_targets,
             test_targets=test_targets,
@@ -190,22 +213,72 @@ class SequenceSplit:
         )
 
 
+class SplitWriter:
+    """What `SequenceSplit.save` writes, of parts that follow one another.
+
+    Args:
+        directory: Where the files go, once the block ends.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stream: BinaryIO | None = None
+        self._num_items = 0
+        self._offsets = [np.zeros(1, np.int64)]
+        self._targets: list[npt.NDArray[np.int64]] = []
+
+    def __enter__(self) -> SplitWriter:
+        self._stream = (self._directory / ITEMS_NAME).open("wb")
+        self._write_header()
+        return self
+
+    def add(self, split: SequenceSplit) -> None:
+        """Append the sequences of some users."""
+        assert self._stream is not None
+        start = self._num_items
+        self._stream.write(np.ascontiguousarray(split.items, np.int32).tobytes())
+        self._num_items += len(split.items)
+        self._offsets.append(split.offsets[1:] + start)
+        positions = np.stack([split.train_ends, split.valid_targets, split.test_targets])
+        self._targets.append(np.where(positions >= 0, positions + start, -1))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._stream is not None
+        with self._stream as stream:
+            stream.seek(0)
+            self._write_header()
+        if kind is None:
+            np.save(self._directory / OFFSETS_NAME, np.concatenate(self._offsets))
+            np.save(self._directory / SPLITS_NAME, np.concatenate(self._targets, axis=1))
+
+    def _write_header(self) -> None:
+        # As long for any number of items: the format leaves room for it to grow.
+        assert self._stream is not None
+        header = {"descr": "<i4", "fortran_order": False, "shape": (self._num_items,)}
+        np.lib.format.write_array_header_1_0(self._stream, header)
+
+
 def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
     """Last item of each user for test, last but one for validation, the rest for training.
 
     Users with fewer than three items have no targets: all their items are for training.
     """
-    offsets = sequence_offsets(interactions)
-    counts = np.diff(offsets)
+    return leave_one_out(*_sequences(interactions), interactions.num_items)
+
+
+def leave_one_out(
+    items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], num_items: int
+) -> SequenceSplit:
+    """`build_leave_one_out` of some users' sequences."""
     ends = offsets[1:]
-    has_targets = counts >= MIN_SEQUENCE_LENGTH
+    has_targets = np.diff(offsets) >= MIN_SEQUENCE_LENGTH
     return SequenceSplit(
-        items=interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False),
+        items=items,
         offsets=offsets,
         train_ends=np.where(has_targets, ends - 2, ends),
         valid_targets=np.where(has_targets, ends - 2, -1),
         test_targets=np.where(has_targets, ends - 1, -1),
-        num_items=interactions.num_items,
+        num_items=num_items,
     )
 
 
@@ -228,32 +301,80 @@ def build_temporal(
         DataError: The shares leave nothing to train on.
     """
     times = interactions.frame["timestamp"].to_numpy()
-    offsets = sequence_offsets(interactions)
     ordered = np.sort(times)
-    num_train = int(len(times) * (1 - valid_share - test_share))
-    num_before_test = int(len(times) * (1 - test_share))
-    first_valid, first_test = ordered[min(num_train, len(times) - 1)], ordered[num_before_test]
-    if first_valid == ordered[0]:
+    moments = choose_moments(
+        len(times), lambda rank: int(ordered[rank]), valid_share=valid_share, test_share=test_share
+    )
+    return part_in_time(*_sequences(interactions), interactions.num_items, times, moments)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Where a temporal split parts the time: the first of validation, and the first of test."""
+
+    first_valid: int
+    first_test: int
+
+
+def choose_moments(
+    num_interactions: int, time_of: Callable[[int], int], *, valid_share: float, test_share: float
+) -> Moments:
+    """The moments that leave about these shares behind them.
+
+    Args:
+        num_interactions: Of all users.
+        time_of: The time of a rank, from 0 for the earliest.
+        valid_share: As for `build_temporal`.
+        test_share: As for `build_temporal`.
+
+    Raises:
+        DataError: The shares leave nothing to train on.
+    """
+    num_train = int(num_interactions * (1 - valid_share - test_share))
+    moments = Moments(
+        first_valid=time_of(min(num_train, num_interactions - 1)),
+        first_test=time_of(int(num_interactions * (1 - test_share))),
+    )
+    if moments.first_valid == time_of(0):
         raise DataError(
             f"No interaction lies before the {1 - valid_share - test_share:.0%} mark in time: "
             "all is one moment. Use data.split=leave_one_out, or lower the shares."
         )
+    return moments
+
+
+def part_in_time(
+    items: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    num_items: int,
+    times: npt.NDArray[np.int64],
+    moments: Moments,
+) -> SequenceSplit:
+    """`build_temporal` of some users' sequences, between moments that hold for all."""
     starts, ends = offsets[:-1], offsets[1:]
 
     def count_before(moment: int) -> npt.NDArray[np.int64]:
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(times < moment)])
         return np.asarray(before[ends] - before[starts], dtype=np.int64)
 
-    train_ends, valid_ends = starts + count_before(first_valid), starts + count_before(first_test)
+    train_ends = starts + count_before(moments.first_valid)
+    valid_ends = starts + count_before(moments.first_test)
     valid, test = np.maximum(train_ends, starts + 1), np.maximum(valid_ends, starts + 1)
     return SequenceSplit(
-        items=interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False),
+        items=items,
         offsets=offsets,
         train_ends=train_ends,
         valid_targets=np.where(valid < valid_ends, valid, -1),
         test_targets=np.where(test < ends, test, -1),
-        num_items=interactions.num_items,
+        num_items=num_items,
     )
+
+
+def _sequences(
+    interactions: Interactions,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    items = interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False)
+    return items, sequence_offsets(interactions)
 
 
 def sequence_offsets(interactions: Interactions) -> npt.NDArray[np.int64]:
@@ -280,9 +401,20 @@ def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
 
     A user who is left without a history has no targets.
     """
-    held_out = np.zeros(split.num_items, dtype=np.bool_)
-    drawn = np.random.default_rng(seed).permutation(split.num_items)
-    held_out[drawn[: round(share * split.num_items)]] = True
+    held_out = draw_items(split.num_items, share, seed)
+    return HeldOut(without_items(split, held_out), held_out)
+
+
+def draw_items(num_items: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """A random share of the items: bool [num_items]."""
+    drawn = np.zeros(num_items, dtype=np.bool_)
+    order = np.random.default_rng(seed).permutation(num_items)
+    drawn[order[: round(share * num_items)]] = True
+    return drawn
+
+
+def without_items(split: SequenceSplit, held_out: npt.NDArray[np.bool_]) -> SequenceSplit:
+    """`hold_out_items` of given items: bool [num_items]."""
     kept = ~(split.train_mask() & held_out[split.items])
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
     offsets, train_ends = before[split.offsets], before[split.train_ends]
@@ -291,7 +423,7 @@ def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
     def move(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.where((targets >= 0) & has_history, before[np.maximum(targets, 0)], -1)
 
-    left = SequenceSplit(
+    return SequenceSplit(
         items=split.items[kept],
         offsets=offsets,
         train_ends=train_ends,
@@ -299,4 +431,3 @@ def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
         test_targets=move(split.test_targets),
         num_items=split.num_items,
     )
-    return HeldOut(left, held_out)

@@ -63,22 +63,18 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
     Windows of one user advance by half their length: each target has at least half a window of
     context, where the user has it.
     """
-    starts, lengths, first_targets = [], [], []
     stride = max(1, history_length // 2)
-    num_pairs = split.train_ends - split.offsets[:-1] - 1
-    for offset, pairs in zip(split.offsets[:-1].tolist(), num_pairs.tolist(), strict=True):
-        if pairs < 1:
-            continue
-        begin, done = 0, 0
-        while done < pairs:
-            length = min(history_length, pairs - begin)
-            starts.append(offset + begin)
-            lengths.append(length)
-            first_targets.append(done - begin)
-            done = begin + length
-            begin += stride
+    pairs = np.maximum(split.train_ends - split.offsets[:-1] - 1, 0)
+    # One window, and one more for each stride begun behind its end.
+    num_more = -(-np.maximum(pairs - history_length, 0) // stride)
+    num_windows = np.where(pairs > 0, 1 + num_more, 0)
+    user = np.repeat(np.arange(len(pairs)), num_windows)
+    place = np.arange(len(user)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    begins = place * stride
     return Windows(
-        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(first_targets, np.int64)
+        starts=split.offsets[:-1][user] + begins,
+        lengths=np.minimum(history_length, pairs[user] - begins),
+        first_targets=np.where(place > 0, history_length - stride, 0),
     )
 
 

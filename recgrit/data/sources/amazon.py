@@ -171,10 +171,11 @@ class Amazon:
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read ids, times and stars, and the metadata."""
         *ratings, metadata = [Place(path) for path in files]
-        coder = InteractionCoder()
+        coder = coder or InteractionCoder()
         parts = [
             _read_ratings(place, self._edition, max_malformed_share, coder) for place in ratings
         ]

@@ -123,6 +123,8 @@ class RowCollector:
     def finish(self, max_malformed_share: float) -> CleanRows:
         """All rows taken, in file order or that of times finer than seconds.
 
+        Those that went to the coder's partitions are put in order there.
+
         Args:
             max_malformed_share: More malformed lines than this share stop the run.
 
@@ -144,6 +146,8 @@ class RowCollector:
             frame = frame.sort("timestamp", maintain_order=True).with_columns(
                 (pl.col("timestamp") // self._units).cast(pl.Int64)
             )
+        if self._coder.partitions is not None:
+            self._coder.partitions.end_file(self._units)
         return CleanRows(
             frame=frame,
             num_read=self._num_read,
@@ -153,7 +157,9 @@ class RowCollector:
 
     def _keep(self, rows: pl.DataFrame) -> None:
         time = pl.Float64 if self._units > 1 else pl.Int64
-        self._parts.append(self._coder.encode(rows).with_columns(pl.col("timestamp").cast(time)))
+        coded = self._coder.encode(rows).with_columns(pl.col("timestamp").cast(time))
+        partitions = self._coder.partitions
+        self._parts.append(coded if partitions is None else partitions.keep(coded))
 
 
 def clean_interactions(

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recgrit.data.sources.partitions import RowPartitions
+
 # Numbers up to here are looked up in an array of 4 bytes each; larger ones are taken as text.
 MAX_NUMBER = 2**26
 # Rows looked up at a time: they stay in the processor's cache, and after the first of them most ids
@@ -107,10 +109,15 @@ class IdCoder:
 
 
 class InteractionCoder:
-    """Codes of users and items, for all files of a data set."""
+    """Codes of users and items, for all files of a data set.
 
-    def __init__(self) -> None:
+    Args:
+        partitions: Where coded rows go as they are read; None to hold them in memory.
+    """
+
+    def __init__(self, partitions: RowPartitions | None = None) -> None:
         self.users, self.items = IdCoder(), IdCoder()
+        self.partitions = partitions
 
     def encode(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows with codes in place of their ids."""
@@ -126,7 +133,8 @@ class CodedInteractions:
 
     Args:
         frame: ``user_id`` int32, ``item_id`` int32, ``timestamp`` int64 (seconds UTC) and, where
-            there are ratings, ``weight`` float32. No nulls.
+            there are ratings, ``weight`` float32. No nulls. Without any row where the coder had
+            partitions for them.
         user_ids: The text of each user's id; each once.
         item_ids: Likewise, of each item's.
     """

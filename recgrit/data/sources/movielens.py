@@ -103,16 +103,21 @@ class MovieLens100K:
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read either copy."""
         contents = read_files(files, (OFFICIAL_100K, RECBOLE_100K))
         if RECBOLE_100K[0] in contents:
             raw = read_atomic_files(
-                contents[RECBOLE_100K[0]], contents[RECBOLE_100K[1]], files, max_malformed_share
+                contents[RECBOLE_100K[0]],
+                contents[RECBOLE_100K[1]],
+                files,
+                max_malformed_share,
+                coder,
             )
             return replace(raw, items=_drop_placeholders(raw.items))
         ratings = contents[OFFICIAL_100K[0]]
-        coder = InteractionCoder()
+        coder = coder or InteractionCoder()
         interactions = clean_interactions(
             split_fields(split_lines(decode(ratings)), "\t", RATING_FIELDS),
             ratings.label,
@@ -151,11 +156,12 @@ class MovieLens:
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read the ratings and the movies."""
         places = find_places(files, (self.layout.files,))
         ratings, movies = (places[name] for name in self.layout.files)
-        coder = InteractionCoder()
+        coder = coder or InteractionCoder()
         collector = RowCollector(coder, ratings.label, self.layout.fields)
         collect_fields(
             ratings,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import polars as pl
 
-from recgrit.data.sources.coding import CodedInteractions
+from recgrit.data.sources.coding import CodedInteractions, InteractionCoder
 
 # Above this share of unreadable lines a file is damaged or of another format, not merely untidy.
 DEFAULT_MAX_MALFORMED_SHARE = 0.05
@@ -64,8 +64,14 @@ class Source(Protocol):
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read what `find_files` found.
+
+        Args:
+            files: What `find_files` found.
+            max_malformed_share: Of the lines of a file, how many may be left out.
+            coder: Gives ids their codes and may take the rows; None for a new one.
 
         Raises:
             DataError: A file is damaged, of another format, or has more than this share of

@@ -70,12 +70,13 @@ class RecBole:
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read the interactions and, where given, the items and users."""
         suffixes = [file.suffix for file in files]
         contents = dict(zip(suffixes, read_files(files, ()).values(), strict=True))
         raw = read_atomic_files(
-            contents[".inter"], contents.get(".item"), files, max_malformed_share
+            contents[".inter"], contents.get(".item"), files, max_malformed_share, coder
         )
         if (users := contents.get(".user")) is None:
             return raw
@@ -83,14 +84,18 @@ class RecBole:
 
 
 def read_atomic_files(
-    inter: RawFile, item: RawFile | None, files: tuple[Path, ...], max_malformed_share: float
+    inter: RawFile,
+    item: RawFile | None,
+    files: tuple[Path, ...],
+    max_malformed_share: float,
+    coder: InteractionCoder | None = None,
 ) -> RawData:
     """Interactions and items of one data set in atomic files.
 
     Raises:
         DataError: A header lacks a field that is needed, or the content is malformed.
     """
-    coder = InteractionCoder()
+    coder = coder or InteractionCoder()
     interactions = _read_inter(inter, max_malformed_share, coder)
     if item is None:
         schema = {"item_id": pl.String, "title": pl.String}

@@ -74,11 +74,12 @@ class Table:
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read the interactions, and the items where there are files of them."""
         described = () if self.items_path is None else _list_files(self.items_path, "items")
         taken = files[: len(files) - len(described)]
-        coder = InteractionCoder()
+        coder = coder or InteractionCoder()
         parts = [self._read_interactions(path, max_malformed_share, coder) for path in taken]
         items = self._read_items(described, max_malformed_share)
         return to_raw_data(join_rows(parts, taken), items, files, coder)

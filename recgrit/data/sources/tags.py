@@ -17,6 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from recgrit.data.sources.cleaning import clean_text, refuse_malformed
+from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.movielens import COMMAS, MovieLens
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import (
@@ -70,10 +71,11 @@ class TaggedMovieLens:
         self,
         files: tuple[Path, ...],
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
+        coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read the ratings, the movies and the tags."""
         in_folder = files[0].suffix != ".zip"
-        raw = self.release.read(files[:2] if in_folder else files, max_malformed_share)
+        raw = self.release.read(files[:2] if in_folder else files, max_malformed_share, coder)
         wanted = self._files[2:]
         file = read_files(files[2:] if in_folder else files, (wanted,))[wanted[0]]
         tags = self._read_tags(file, max_malformed_share)
