@@ -43,7 +43,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from recgrit.baselines.sasrec import build_sasrec
 from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
-from recgrit.retrieval.batching import Batch, build_windows, iterate_batches
+from recgrit.retrieval.batching import Batch, build_windows, iterate_steps
 from recgrit.retrieval.config import TransformerConfig
 from recgrit.retrieval.fit import fit_retriever
 from recgrit.retrieval.recommend import recommend_items
@@ -112,15 +112,15 @@ def endless(split: SequenceSplit, *, length: int, batch_targets: int) -> Iterato
     """Batches of one epoch after the other."""
     windows, draw = build_windows(split, length), np.random.default_rng(0)
     for _ in itertools.count():
-        for parts in iterate_batches(split, windows, batch_targets=batch_targets, generator=draw):
-            yield from parts
+        for step in iterate_steps(split, windows, batch_targets=batch_targets, generator=draw):
+            yield from step.parts
 
 
 def one_epoch(split: SequenceSplit, *, length: int) -> Iterator[Batch]:
     """Batches of one epoch."""
     draw, windows = np.random.default_rng(0), build_windows(split, length)
-    for parts in iterate_batches(split, windows, batch_targets=BATCH_TARGETS, generator=draw):
-        yield from parts
+    for step in iterate_steps(split, windows, batch_targets=BATCH_TARGETS, generator=draw):
+        yield from step.parts
 
 
 def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:

@@ -39,6 +39,12 @@ def build_console(*, stderr: bool) -> Console:
 
 messages = build_console(stderr=True)
 
+
+def is_helper() -> bool:
+    """Whether torchrun started this process to help another one, which tells of both."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 _display: ContextVar[Progress | None] = ContextVar("display", default=None)
 
 
@@ -76,7 +82,7 @@ def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=messages,
-        disable=not messages.is_terminal,
+        disable=not messages.is_terminal or is_helper(),
         transient=True,
     ) as progress:
         token = _display.set(progress)

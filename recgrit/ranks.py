@@ -1,13 +1,15 @@
 """Training on several processes: which one this is, and what all of them have together.
 
-A launcher (torchrun, Ray, Slurm) starts the processes and initialises torch.distributed. Where none
-did, there is one rank, 0, and nothing here costs anything. Every rank has to make the same calls in
-the same order.
+A launcher (torchrun, Ray) starts the processes. Until torch.distributed is initialised, by `join`
+or otherwise, there is one rank, 0, and nothing here costs anything. Every rank has to make the same
+calls in the same order.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def join(backend: str, timeout: timedelta | None = None) -> None:
+    """Join the processes that torchrun started, by what it left in the environment.
+
+    Like ``init_process_group``, but sound after a restart: torchrun then hands out the same store
+    again, in which a process may find the address of a neighbour that died. Here the lives are told
+    apart by their number, which is the same for all on one machine only. On several machines set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun: each life then has a store of its own.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    store, number, total = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = dist.PrefixStore(life, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
 
 
 def num_ranks() -> int:
@@ -61,7 +80,7 @@ def sum_numbers(*numbers: float) -> list[float]:
 
 
 def mean_of_rows(rows: Tensor) -> Tensor:
-    """Mean ``[...]`` of the rows ``[B, ...]`` of all ranks, without gradient; 0 if there are none."""
+    """Mean ``[...]`` of the rows ``[B, ...]`` of all ranks, without gradient; 0 of none."""
     total = rows.detach().sum(dim=0)
     count = total.new_tensor(len(rows))
     sum_([total, count])

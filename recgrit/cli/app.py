@@ -15,7 +15,7 @@ from rich.markup import escape
 import recgrit
 from recgrit.display import output
 from recgrit.errors import ArtifactError
-from recgrit.progress import messages
+from recgrit.progress import is_helper, messages
 
 if TYPE_CHECKING:
     from recgrit.runs import Run
@@ -71,6 +71,7 @@ def _setup(
 ) -> None:
     root = logging.getLogger("recgrit")
     root.handlers = [_build_log_handler()]
+    quiet = quiet or is_helper()
     root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     root.propagate = False
 

@@ -87,9 +87,11 @@ class QuantizedAutoencoder(nn.Module):
         quantized = self.quantizer(self.encode_latent(features))
         reconstruction = self.decoder(quantized.quantized)
         scaled = (features - self.mean) / self.scale
+        error = (reconstruction - scaled).square().sum(dim=-1)
         return Tokenized(
             reconstruction=reconstruction * self.scale + self.mean,
-            reconstruction_loss=(reconstruction - scaled).square().sum(dim=-1).mean(),
+            # Of no items it is 0: a rank may have none of a batch.
+            reconstruction_loss=error.sum() / max(1, len(error)),
             quantized=quantized,
         )
 

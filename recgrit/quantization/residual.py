@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recgrit import ranks
 from recgrit.quantization.codebook import Codebook, CodebookLearning, Normalization
 from recgrit.quantization.estimators import GradientEstimator, RadiusSurrogate
 from recgrit.quantization.quantizer import Quantized, QuantizerError, check_vectors
@@ -200,14 +201,17 @@ class ResidualGRITVQ(nn.Module):
             usage = commitment.new_zeros(())
             if self.usage_weight > 0:
                 codebooks = [level.effective() for level in self._codebooks()]
-                usage = _usage_loss(residuals, codebooks)
+                usage = _usage_loss(residuals, codebooks, over_ranks=learning)
             if learning:
                 self._pending = True
                 self._upkeep.record(
                     self._codebooks(), codes, residuals, squared_gap.detach(), self._num_steps + 1
                 )
             output = self.estimator(
-                flat, quantized, mean_gap=self._typical_gap(squared_gap), training=learning
+                flat,
+                quantized,
+                mean_gap=self._typical_gap(squared_gap, learning=learning),
+                training=learning,
             )
             return Quantized(
                 quantized=_scatter(output, latent.shape, mask, 0.0),
@@ -286,8 +290,9 @@ class ResidualGRITVQ(nn.Module):
     ) -> int:
         """Upkeep after an optimizer's step: moving averages, dead codes, spectral clip.
 
-        On several processes (torch.distributed) all ranks must call it alike: counts and sums are
-        added up, and codes are revived from the vectors of rank 0, so that all ranks stay equal.
+        On several processes (torch.distributed) all ranks must call it alike, after as many
+        training forwards, be they of no vectors: counts and sums are added up, and codes are
+        revived from the vectors of all, so that all ranks stay equal.
 
         Args:
             optimizer: Its state of revived codes is cleared; else old moments would drag them away.
@@ -397,11 +402,12 @@ class ResidualGRITVQ(nn.Module):
             total = total + vector
         return total + self.center
 
-    def _typical_gap(self, squared_gap: Tensor) -> Tensor:
+    def _typical_gap(self, squared_gap: Tensor, *, learning: bool) -> Tensor:
         """The running mean of the gap, or the batch's before there is one."""
         if self.mean_gap > 0:
             return self.mean_gap
-        return squared_gap.detach().sqrt().mean()
+        gap = squared_gap.detach().sqrt()
+        return ranks.mean_of_rows(gap) if learning else gap.mean()
 
 
 def _check_sizes(dim: int, num_levels: int, codebook_size: int | Sequence[int]) -> list[int]:
@@ -439,17 +445,22 @@ def _scatter(
     return rows.new_full(tuple(shape), blank).masked_scatter(mask.unsqueeze(-1).expand(shape), rows)
 
 
-def _usage_loss(residuals: list[Tensor], codebooks: list[Tensor]) -> Tensor:
+def _usage_loss(residuals: list[Tensor], codebooks: list[Tensor], *, over_ranks: bool) -> Tensor:
     """1 - normalised entropy of the mean soft assignment, averaged over levels.
 
     The softmax is over squared distances in units of their mean to the nearest code, so that it is
-    as soft as the level's own gap is wide.
+    as soft as the level's own gap is wide. ``over_ranks``, the mean is that over the vectors of all
+    ranks, and the gradient this rank's part of it: to be weighted by vectors, as a mean's is.
     """
     losses = []
     for residual, codes in zip(residuals, codebooks, strict=True):
         distances = torch.cdist(residual, codes).square()
-        unit = distances.detach().amin(dim=-1).mean().clamp_min(1e-12)
-        share = (-distances / unit).softmax(dim=-1).mean(dim=0)
+        nearest = distances.detach().amin(dim=-1)
+        unit = (ranks.mean_of_rows(nearest) if over_ranks else nearest.mean()).clamp_min(1e-12)
+        soft = (-distances / unit).softmax(dim=-1)
+        share = soft.sum(dim=0) / max(1, len(soft))
+        if over_ranks and ranks.num_ranks() > 1:
+            share = share + (ranks.mean_of_rows(soft) - share.detach())
         entropy = -(share * share.clamp_min(1e-12).log()).sum()
         losses.append(1 - entropy / max(math.log(len(codes)), 1e-12))
     return torch.stack(losses).mean()

@@ -2,7 +2,7 @@
 
 It stands outside of gradients: a batch is recorded in the forward pass, and acted upon once the
 optimizer has stepped, so that the codes a backward pass refers to never change under it. On several
-processes counts and sums are added up, and what is drawn is drawn on rank 0 and sent to the others.
+ranks counts and sums are added up, and codes are revived from the vectors of all of them.
 
 Shapes: B vectors, D dimensions, L levels, K codes.
 """
@@ -10,9 +10,9 @@ Shapes: B vectors, D dimensions, L levels, K codes.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from recgrit import ranks
 from recgrit.quantization.codebook import Codebook, CodebookLearning
 
 # A code is dead when it is used less than this share of an even use.
@@ -99,8 +99,7 @@ class Upkeep:
         assert self._counts is not None
         counts, gap, sums = self._counts, self._gap, self._sums
         self._counts = self._gap = self._sums = None
-        for total in (gap, *counts, *(part for pair in sums or [] for part in pair)):
-            _add_over_ranks(total)
+        ranks.sum_([gap, *counts, *(part for pair in sums or [] for part in pair)])
         if gap[1] > 0:
             latest = gap[0] / gap[1]
             mean_gap.copy_(
@@ -116,10 +115,10 @@ class Upkeep:
         batch, self._batch = self._batch, None
         if batch is None:  # Revivals were switched on since.
             return 0
-        codes, residuals = batch
+        codes = ranks.gather_rows(batch[0])
         return sum(
-            _revive(level, codes[:, i], residuals[i], uses[i], optimizer, generator)
-            for i, level in enumerate(levels)
+            _revive(level, codes[:, i], ranks.gather_rows(residual), use, optimizer, generator)
+            for i, (level, residual, use) in enumerate(zip(levels, batch[1], uses, strict=True))
         )
 
     def _is_due(self, step: int) -> bool:
@@ -140,16 +139,14 @@ def _revive(
     place.
     """
     dead = (uses < DEAD_SHARE * uses.mean()).nonzero().squeeze(-1)
-    dead = dead[: _of_rank_zero(len(residual), dead.device)]
+    dead = dead[: len(residual)]
     if len(dead) == 0:
         return 0
-    targets = residual.new_zeros(len(dead), residual.shape[-1])
-    if len(residual) >= len(dead):
-        error = (residual - level.effective()[codes]).square().sum(dim=-1).cpu() + 1e-12
-        picks = torch.multinomial(error, len(dead), generator=generator).to(residual.device)
-        targets = residual[picks]
-    if dist.is_initialized():
-        dist.broadcast(targets, src=0)
+    error = (residual - level.effective()[codes]).square().sum(dim=-1).cpu() + 1e-12
+    picks = torch.multinomial(error, len(dead), generator=generator).to(residual.device)
+    targets = residual[picks]
+    # Ranks may draw from generators of their own: the first one's draw holds.
+    ranks.take_from_first_([targets])
     level.place_(dead, targets)
     if optimizer is not None:
         _forget_moments(optimizer, level, dead)
@@ -170,16 +167,3 @@ def _forget_moments(optimizer: torch.optim.Optimizer, level: Codebook, rows: Ten
 
 def _add(old: list[Tensor] | None, new: list[Tensor]) -> list[Tensor]:
     return new if old is None else [a + b for a, b in zip(old, new, strict=True)]
-
-
-def _add_over_ranks(total: Tensor) -> None:
-    if dist.is_initialized():
-        dist.all_reduce(total)
-
-
-def _of_rank_zero(number: int, device: torch.device) -> int:
-    if not dist.is_initialized():
-        return number
-    shared = torch.tensor(number, device=device)
-    dist.broadcast(shared, src=0)
-    return int(shared)

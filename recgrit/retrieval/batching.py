@@ -2,7 +2,8 @@
 
 Long histories become overlapping windows; the loss skips the overlap, whose positions serve as
 context only. Windows of like length share a batch and a batch has about as many targets as asked,
-so that little of the work is spent on padding.
+so that little of the work is spent on padding. On several ranks each plans the same batches and
+reads its own windows of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from recgrit import ranks
 from recgrit.data.splits import SequenceSplit
 from recgrit.retrieval.ranking import Histories
 
@@ -57,6 +59,19 @@ class Batch:
         return Batch(self.histories.to(device), self.targets.to(device), self.supervised.to(device))
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step of the optimizer learns from.
+
+    Args:
+        parts: This rank's windows, in parts; none where there are fewer windows than ranks.
+        num_targets: Supervised positions of all ranks.
+    """
+
+    parts: list[Batch]
+    num_targets: int
+
+
 def build_windows(split: SequenceSplit, history_length: int) -> Windows:
     """Cut all training parts into windows of at most ``history_length`` history items.
 
@@ -78,21 +93,24 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
     )
 
 
-def iterate_batches(
+def iterate_steps(
     split: SequenceSplit,
     windows: Windows,
     *,
     batch_targets: int,
     num_parts: int = 1,
     generator: np.random.Generator,
-) -> Iterator[list[Batch]]:
+) -> Iterator[Step]:
     """One epoch of batches in random order, each of about ``batch_targets`` targets.
 
     Each comes in up to ``num_parts`` parts of like size, of which only one need be held at once.
     """
+    targets = windows.lengths - windows.first_targets
     for chosen in plan_batches(windows, batch_targets=batch_targets, generator=generator):
-        parts = np.array_split(chosen, min(num_parts, len(chosen)))
-        yield [collate(split, windows, part) for part in parts]
+        # They are sorted by length: taking turns, all ranks have as much to do.
+        mine = chosen[ranks.rank() :: ranks.num_ranks()]
+        parts = np.array_split(mine, min(num_parts, len(mine))) if len(mine) else []
+        yield Step([collate(split, windows, part) for part in parts], int(targets[chosen].sum()))
 
 
 def plan_batches(

@@ -118,7 +118,9 @@ class NodeVectors(nn.Module):
                 num_buckets,
                 _codes_to_tell_apart(trie, own_nodes, codebook_sizes, disambiguation_level),
             )
-            rows = torch.from_numpy(assign_buckets(trie, num_buckets)).masked_fill_(~own_nodes, -1)
+            buckets = torch.from_numpy(assign_buckets(trie, num_buckets))
+            # Rows of the fallbacks follow those of the buckets, as `table` joins them.
+            rows = torch.where(own_nodes, buckets, num_buckets + levels)
             self.register_buffer("node_rows", rows, persistent=False)
         self.content_projection: nn.Linear | None = None
         if content is not None:
@@ -151,21 +153,28 @@ class NodeVectors(nn.Module):
     def of(self, nodes: Tensor, dropped: Tensor | None = None) -> Tensor:
         """Vectors ``[..., D]`` of nodes ``[...]`` that share buckets; as `forward` has them."""
         rows = self.node_rows[nodes]
-        is_own = rows >= 0
-        rows = rows.clamp_min(0)
+        is_own = rows < len(self.node_embedding.weight)
+        rows = torch.where(is_own, rows, 0)
         if dropped is not None:
             is_own = is_own & ~dropped[rows]
         fallback = self.fallback(self.node_levels[nodes])
-        own = self.node_embedding(rows)
-        vectors: Tensor = torch.where(is_own.unsqueeze(-1), own, fallback)
-        vectors = vectors + self.code_embedding(self.code_rows[nodes])
-        if self.content_projection is not None:
-            vectors = vectors + self.content_projection(self.node_content[nodes])
-        return vectors
+        own = torch.where(is_own.unsqueeze(-1), self.node_embedding(rows), fallback)
+        return self.add_content(own + self.code_embedding(self.code_rows[nodes]), nodes)
+
+    def add_content(self, vectors: Tensor, nodes: Tensor) -> Tensor:
+        """Vectors ``[..., D]`` of nodes ``[...]`` with what their content adds, if it does."""
+        if self.content_projection is None:
+            return vectors
+        projected: Tensor = self.content_projection(self.node_content[nodes])
+        return vectors + projected
 
     def table(self) -> NodeTable:
-        """The vectors of all nodes, for callers that keep them; where buckets are shared, `of`."""
-        return self() if self.num_buckets is None else self
+        """The vectors for ranking, as the weights are now."""
+        if self.num_buckets is None:
+            vectors: Tensor = self()
+            return vectors
+        tables = (self.node_embedding, self.fallback, self.code_embedding)
+        return BucketVectors(torch.cat([table.weight for table in tables]), self)
 
     def vectors_of_codes(self, level: int) -> Tensor:
         """What a node with each code of a level has without an embedding of its own, ``[K, D]``."""
@@ -182,6 +191,29 @@ class NodeVectors(nn.Module):
         weight = self.node_embedding.weight
         draws = torch.rand(len(weight), device=weight.device)
         return draws < self.node_dropout
+
+
+@dataclass(frozen=True)
+class BucketVectors:
+    """Vectors of nodes that share buckets, for ranking: made in one pass over one table.
+
+    Args:
+        weights: ``[-1, D]``, the node embeddings, the fallbacks and the code embeddings.
+        nodes: Whose they are.
+    """
+
+    weights: Tensor
+    nodes: NodeVectors
+
+    def of(self, nodes: Tensor) -> Tensor:
+        """``[..., D]`` of nodes ``[...]``."""
+        first_code = len(self.weights) - len(self.nodes.code_embedding.weight)
+        parts = torch.stack(
+            [self.nodes.node_rows[nodes], first_code + self.nodes.code_rows[nodes]], dim=-1
+        )
+        # Sums of two rows, several times faster than two look-ups and an addition.
+        sums = F.embedding_bag(parts.view(-1, 2), self.weights, mode="sum")
+        return self.nodes.add_content(sums.view(*nodes.shape, -1), nodes)
 
 
 def _code_rows(

@@ -4,6 +4,9 @@ One loop for the retriever and for the baselines, so that a comparison varies th
 epoch with the best validation NDCG@10 is kept; test is never looked at here. After each epoch all
 that training needs to go on is saved: an interrupted training that is started again gives the
 losses that an uninterrupted one would have.
+
+On several ranks (`recgrit.ranks`) each learns from its windows of every batch and validates its
+users; the gradient is that of the whole batch. Rank 0 writes and tells, and its clock decides.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,14 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from recgrit import ranks
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import TrainingError
 from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.progress import ProgressBar, progress_bar
-from recgrit.retrieval.batching import Batch, Windows, build_windows, iterate_batches
+from recgrit.retrieval.batching import Windows, build_windows, iterate_steps
 from recgrit.retrieval.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from recgrit.retrieval.config import TrainingConfig
-from recgrit.retrieval.losses import SequenceModel, TrainingLoss
+from recgrit.retrieval.gradients import GradientSum
 from recgrit.retrieval.ranking import Ranker
 from recgrit.retrieval.recommend import recommend_items
 
@@ -95,9 +100,15 @@ class Trained(Generic[M]):
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one."""
+    """The device of this name; "auto" is CUDA where there is one.
+
+    Of several ranks on a machine each takes the GPU that its launcher counted for it.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.num_ranks() > 1:
+        place = int(os.environ.get("LOCAL_RANK", ranks.rank()))
+        return torch.device("cuda", place % torch.cuda.device_count())
     return torch.device(name)
 
 
@@ -148,9 +159,13 @@ def train_model(
     Raises:
         TrainingError: There is nothing to train on, the loss is no longer finite, or memory does
             not suffice.
+
+    Of several ranks each is given the same and returns the same; only rank 0 calls ``on_epoch``.
     """
     torch.manual_seed(seed)
     device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
     model = build().to(device)
     averaged = _average_weights(model, config.average_decay)
@@ -164,14 +179,9 @@ def train_model(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _learning_rate_factor(step, num_steps, config.warmup_steps)
     )
+    gradient = GradientSum(model, precision)
     state = TrainingState(model, averaged, optimizer, schedule, np.random.default_rng(seed))
-    history: list[TrainingEpoch] = []
-    if checkpoint is not None and checkpoint.is_file():
-        history = [_read_epoch(values) for values in load_checkpoint(checkpoint, state)]
-        logger.info("going on after epoch %d of an interrupted training", len(history))
-        if on_epoch is not None:
-            for epoch in history:
-                on_epoch(epoch)
+    history = _go_on(checkpoint, state, on_epoch)
     best = _best_epoch(history)
     deadline = math.inf
     if max_seconds is not None:
@@ -181,45 +191,73 @@ def train_model(
         while (
             len(history) < config.epochs
             and len(history) - best < config.patience
-            and (not history or time.perf_counter() < deadline)
+            and (not history or ranks.of_first(time.perf_counter() < deadline))
         ):
             started = time.perf_counter()
+            # Drawn anew at every epoch: only rank 0's random state is in the checkpoint.
+            ranks.seed_apart(seed, epoch=len(history) + 1)
             trained = _train_epoch(
-                state, split, windows, config, precision, bar, len(history) + 1, deadline
+                state, gradient, split, windows, config, bar, len(history) + 1, deadline
             )
             train_seconds = time.perf_counter() - started
             ranker = build_ranker(kept, precision)
             recall, ndcg = validate(ranker, split, valid_users)
-            latest = TrainingEpoch(
-                epoch=len(history) + 1,
-                train_loss=trained.loss,
-                level_accuracy=trained.level_accuracy,
-                valid_recall_at_10=recall,
-                valid_ndcg_at_10=ndcg,
-                seconds=time.perf_counter() - started,
-                targets_per_second=trained.num_targets / train_seconds,
+            # One history for all ranks, so that they end together.
+            latest = ranks.of_first(
+                TrainingEpoch(
+                    epoch=len(history) + 1,
+                    train_loss=trained.loss,
+                    level_accuracy=trained.level_accuracy,
+                    valid_recall_at_10=recall,
+                    valid_ndcg_at_10=ndcg,
+                    seconds=time.perf_counter() - started,
+                    targets_per_second=trained.num_targets / train_seconds,
+                )
             )
             history.append(latest)
-            logger.info(
-                "epoch %2d: loss %.3f, valid Recall@10 %.4f, NDCG@10 %.4f (%.0f s)",
-                latest.epoch,
-                latest.train_loss,
-                recall,
-                ndcg,
-                latest.seconds,
-            )
             best = _best_epoch(history)
             if best == latest.epoch:
                 state.best = copy.deepcopy(kept.state_dict())
-            if checkpoint is not None:
-                save_checkpoint(checkpoint, state, [asdict(epoch) for epoch in history])
-            if on_epoch is not None:
-                on_epoch(latest)
-            if stop_at is not None and ndcg >= stop_at:
+            if ranks.is_first():
+                _log(latest)
+                if checkpoint is not None:
+                    save_checkpoint(checkpoint, state, [asdict(epoch) for epoch in history])
+                if on_epoch is not None:
+                    on_epoch(latest)
+            if stop_at is not None and latest.valid_ndcg_at_10 >= stop_at:
                 break
     kept.load_state_dict(state.best)
     kept.eval()
     return Trained(kept, history, best_epoch=best, precision=precision)
+
+
+def _go_on(
+    checkpoint: Path | None,
+    state: TrainingState,
+    on_epoch: Callable[[TrainingEpoch], None] | None,
+) -> list[TrainingEpoch]:
+    """Put the state back as it was left, if it was; returns the epochs done."""
+    if checkpoint is None or not ranks.of_first(checkpoint.is_file()):
+        return []
+    history = [_read_epoch(values) for values in load_checkpoint(checkpoint, state)]
+    ranks.wait()  # Rank 0 is about to replace the file.
+    if ranks.is_first():
+        logger.info("going on after epoch %d of an interrupted training", len(history))
+        if on_epoch is not None:
+            for epoch in history:
+                on_epoch(epoch)
+    return history
+
+
+def _log(epoch: TrainingEpoch) -> None:
+    logger.info(
+        "epoch %2d: loss %.3f, valid Recall@10 %.4f, NDCG@10 %.4f (%.0f s)",
+        epoch.epoch,
+        epoch.train_loss,
+        epoch.valid_recall_at_10,
+        epoch.valid_ndcg_at_10,
+        epoch.seconds,
+    )
 
 
 @dataclass(frozen=True)
@@ -233,10 +271,10 @@ class _EpochOfTraining:
 
 def _train_epoch(
     state: TrainingState,
+    gradient: GradientSum,
     split: SequenceSplit,
     windows: Windows,
     config: TrainingConfig,
-    precision: torch.dtype,
     bar: ProgressBar,
     epoch: int,
     deadline: float,
@@ -244,53 +282,50 @@ def _train_epoch(
     """One pass over the targets, or as much of it as there is time for."""
     state.model.train()
     loss_sum, num_targets, num_right = 0.0, 0, torch.zeros(())
-    batches = iterate_batches(
+    steps = iterate_steps(
         split,
         windows,
         batch_targets=config.batch_targets,
         num_parts=config.accumulation,
         generator=state.generator,
     )
-    for step, parts in enumerate(batches, start=1):
+    for number, step in enumerate(steps, start=1):
         state.optimizer.zero_grad(set_to_none=True)
-        batch_targets = sum(part.num_targets for part in parts)
-        for part in parts:
+        before = loss_sum
+        last = len(step.parts) - 1
+        for place, part in enumerate(step.parts):
             try:
-                loss = _backward(state.model, part, batch_targets, precision)
+                loss = gradient.add(part, step.num_targets, last=place == last)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 _explain_memory(error, config)
                 raise
-            value = loss.value.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"The loss became {value} in epoch {epoch}, step {step}. Lower "
-                    f"learning_rate (now {config.learning_rate}), or set precision=float32."
-                )
-            loss_sum += value * part.num_targets
+            loss_sum += loss.value.item() * part.num_targets
             num_right = num_right + loss.level_accuracy.cpu() * part.num_targets
-        num_targets += batch_targets
+            num_targets += part.num_targets
+        if not step.parts:
+            gradient.add_nothing()
+        # Told to all ranks: one that stopped alone would leave the others waiting.
+        late = ranks.is_first() and time.perf_counter() >= deadline
+        value, is_late = ranks.sum_numbers(loss_sum - before, late)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The loss became {value} in epoch {epoch}, step {number}. Lower "
+                f"learning_rate (now {config.learning_rate}), or set precision=float32."
+            )
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRAD_NORM)
         state.optimizer.step()
         state.schedule.step()
         state.averaged.update_parameters(state.model)
-        bar.advance(note=f"epoch {epoch}, loss {loss_sum / num_targets:.3f}")
-        if time.perf_counter() >= deadline:
+        bar.advance(note=f"epoch {epoch}, loss {loss_sum / max(1, num_targets):.3f}")
+        if is_late:
             break
+    # Rank 0 has a part of every step; a rank that had none of any does not know the levels.
+    num_right = num_right.expand(ranks.of_first(num_right.numel())).clone()
+    ranks.sum_([num_right])
+    loss_sum, all_targets = ranks.sum_numbers(loss_sum, num_targets)
     return _EpochOfTraining(
-        loss_sum / num_targets, tuple((num_right / num_targets).tolist()), num_targets
+        loss_sum / all_targets, tuple((num_right / all_targets).tolist()), int(all_targets)
     )
-
-
-def _backward(
-    model: nn.Module, part: Batch, batch_targets: int, precision: torch.dtype
-) -> TrainingLoss:
-    """Add the gradient of one part of a batch."""
-    device = next(model.parameters()).device
-    moved = part.to(device)
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        loss = cast(SequenceModel, model).loss(moved.histories, moved.targets, moved.supervised)
-    (loss.value * (part.num_targets / batch_targets)).backward()
-    return loss
 
 
 def _explain_memory(error: Exception, config: TrainingConfig) -> None:
@@ -309,9 +344,13 @@ def validate(
     ranker: Ranker, split: SequenceSplit, users: npt.NDArray[np.int64]
 ) -> tuple[float, float]:
     """Recall and NDCG at `VALID_K` on the validation targets of these users, unmasked."""
-    found = recommend_items(ranker, split, "valid", users, top_k=VALID_K, masked=False)
-    ranks = ranks_of_targets(found.items, split.targets("valid", users))
-    return float(recall_at_k(ranks, VALID_K).mean()), float(ndcg_at_k(ranks, VALID_K).mean())
+    mine = users[ranks.share(len(users))]
+    found = recommend_items(ranker, split, "valid", mine, top_k=VALID_K, masked=False)
+    places = ranks_of_targets(found.items, split.targets("valid", mine))
+    recall, ndcg = ranks.sum_numbers(
+        recall_at_k(places, VALID_K).sum(), ndcg_at_k(places, VALID_K).sum()
+    )
+    return recall / len(users), ndcg / len(users)
 
 
 def _best_epoch(history: list[TrainingEpoch]) -> int:

@@ -11,8 +11,10 @@ import polars as pl
 import pytest
 
 from recgrit.config import load_config
+from recgrit.embedding.cache import encode_cached
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.engine import start_engine
+from recgrit.engines.local import LocalEngine
 from recgrit.engines.shards import Shards
 from recgrit.errors import ConfigError, EngineError
 from recgrit.experiment import ExperimentConfig
@@ -62,6 +64,50 @@ def test_actors_are_built_once_and_do_several_shards(ray_engine, shards, tmp_pat
     assert 1 <= len(list(started.iterdir())) <= 2
 
 
+def test_workers_share_a_gpu(cluster, ray_engine, shards):
+    def build():
+        def write(rows, path):
+            import os
+            import time
+
+            time.sleep(0.5)  # Long enough for both to have one.
+            path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()}")
+
+        return write
+
+    config = EngineConfig(kind="ray", address=cluster, gpus_per_worker=0.5)
+    with start_engine(config) as engine:
+        engine.map_shards(build, shards)
+    devices, workers = zip(*(path.read_text().split() for path in shards.paths()), strict=True)
+    assert set(devices) == {"0"}
+    assert len(set(workers)) == 2
+
+
+class LengthEncoder:
+    """Vectors of text lengths."""
+
+    name, fingerprint = "lengths", "one"
+
+    def encode(self, texts):
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+
+def test_texts_are_encoded_as_by_one_process(ray_engine, tmp_path):
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    texts = [f"{'x' * (i % 13)}{i % 40}" for i in range(100)]
+    found = {}
+    for engine in (LocalEngine(), ray_engine):
+        engine.config = engine.config.model_copy(update={"shard_texts": 8})
+        name = type(engine).__name__
+        found[name] = encode_cached(
+            texts, LengthEncoder(), tmp_path / name, engine=engine, build=LengthEncoder
+        )
+    np.testing.assert_array_equal(found["LocalEngine"], found["RayEngine"])
+    np.testing.assert_array_equal(found["RayEngine"][:, 0], [len(text) for text in texts])
+
+
 def test_a_killed_worker_costs_its_shard_only(ray_engine, shards, tmp_path):
     died = tmp_path / "died"
     ray_engine.map_shards(build_writer(died=died), shards)
@@ -109,8 +155,10 @@ def test_a_full_object_store_is_no_hindrance(ray_engine, shards):
 DRIVER = """
 import sys, time
 from pathlib import Path
+from recgrit.embedding.cache import encode_cached
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.engine import start_engine
+from recgrit.engines.local import LocalEngine
 from recgrit.engines.shards import Shards
 
 def build():
@@ -161,10 +209,10 @@ def test_a_run_on_ray_equals_a_local_one(new_config, cluster, tmp_path):
 
 
 def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
-    config = EngineConfig(kind="ray", address=cluster, gpus_per_worker=1)
+    config = EngineConfig(kind="ray", address=cluster, gpus_per_worker=2)
     with (
         start_engine(config) as engine,
-        pytest.raises(EngineError, match="no room for a worker with 1 and 1"),
+        pytest.raises(EngineError, match="no room for a worker with 1 and 2"),
     ):
         engine.map_shards(build_writer(), shards)
 

@@ -1,7 +1,6 @@
 """What every engine stands on: shards that are there once, whole, or not at all."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -161,7 +160,7 @@ def test_a_worker_that_does_not_see_the_folder_says_so(shards):
 def test_the_record_tells_size_and_digest(shards):
     LocalEngine().map_shards(lambda: write_rows, shards)
     record = json.loads((shards.folder / "000003.json").read_text())
-    assert record["bytes"] == os.path.getsize(shards.path(3)) == 1
+    assert record["bytes"] == shards.path(3).stat().st_size == 1
 
 
 def test_the_folder_goes_with_its_shards(shards):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from recgrit.retrieval.batching import (
     build_windows,
     collate,
-    iterate_batches,
+    iterate_steps,
     last_items,
     plan_batches,
 )
@@ -104,10 +104,10 @@ def test_targets_are_the_items_that_follow(make_split, user_lengths, history_len
     if windows.num_targets == 0:
         return
     seen = []
-    parts = iterate_batches(
+    steps = iterate_steps(
         split, windows, batch_targets=30, num_parts=num_parts, generator=np.random.default_rng(0)
     )
-    for batch in itertools.chain.from_iterable(parts):
+    for batch in itertools.chain.from_iterable(step.parts for step in steps):
         assert batch.histories.shape == batch.targets.shape == batch.supervised.shape
         assert batch.histories.dtype == batch.targets.dtype == torch.int64
         # Items are numbered as they come: the next one is one more.

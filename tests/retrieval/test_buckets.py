@@ -130,6 +130,10 @@ def test_vectors_of_some_nodes_are_those_of_all(
     monkeypatch.setattr(model, "_draw_vectors", lambda *_: model.nodes(model.nodes.draw_dropped()))
     torch.testing.assert_close(asked, learn(), atol=1e-6, rtol=1e-5)
     assert asked["nodes.node_embedding.weight"].abs().max() > 1e-3
+    # And so are those that ranking asks for, in any shape.
+    vectors = model.nodes()
+    every = torch.arange(len(vectors)).flip(0)[: 2 * (len(vectors) // 2)].view(2, -1)
+    torch.testing.assert_close(model.nodes.table().of(every), vectors[every])
 
 
 def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
@@ -143,7 +147,7 @@ def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
     dropped = model.train().nodes.draw_dropped()
     assert len(dropped) == 8
     own, vectors = model.nodes(), model.nodes(dropped)
-    assert torch.equal((vectors != own).any(dim=-1), (rows >= 0) & dropped[rows.clamp_min(0)])
+    assert torch.equal((vectors != own).any(dim=-1), (rows < 8) & dropped[rows.clamp_max(7)])
 
 
 def test_what_training_does_not_reach_takes_over_no_embedding(make_model, random_codes):
@@ -206,10 +210,11 @@ def test_an_explanation_multiplies_to_the_probability(make_model, random_codes):
 def test_the_loss_is_minus_log_p(make_model, random_codes):
     model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, node_buckets=6)
     histories, targets, supervised = draw_batch()
-    states = model.encode(histories, model.nodes)[supervised]
+    vectors = model.nodes.table()
+    states = model.encode(histories, vectors)[supervised]
     users, positions = supervised.nonzero(as_tuple=True)
     seen = model.find_seen(histories[users], torch.arange(8) <= positions[:, None])
-    exact = score_all_items(model, states, model.nodes, seen=seen)
+    exact = score_all_items(model, states, vectors, seen=seen)
     expected = -exact.gather(1, targets[supervised].unsqueeze(1)).mean()
     found = model.loss(histories, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
