@@ -3,13 +3,17 @@ r"""Time and memory of preparing ratings, beside the same job in plain pandas.
     POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 25000000 --json
     POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 100000000 --users 10000000 \
         --items 1000000 --without-pandas --json
+    POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 10000000 --users 1000000 \
+        --items 200000 --without-pandas --partition-users 100000 --log --json
 
 Writes ``ratings.csv`` in MovieLens' official format, then runs the stage `prepare` as `recgrit
 prepare` does: the input is hashed, read, freed of duplicates, cut to its 5-core, indexed, sorted,
 split leave-one-out, saved and hashed again, and every step is counted. The pandas job does what
 leads to the sequences and no more: it reads with types, drops duplicates, cuts to the 5-core by
 `transform`, factorizes, sorts and saves. Each runs in a process of its own, imports not counted;
-both must give the same sequences. Opening is the time until the mapped sequences can be used.
+both must give the same sequences. With `--partition-users` the stage runs once more, in partitions
+on disk, and must give the same artifact. Opening is the time until the mapped sequences can be
+used.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from ratings import write_ratings
 MIN_INTERACTIONS = 5
 
 
-def prepare_by_us(folder: Path) -> dict[str, Any]:
+def prepare_by_us(folder: Path, partition_users: int | None = None) -> dict[str, Any]:
     """The stage as a user runs it."""
     from recgrit.config import load_config
     from recgrit.data.splits import SequenceSplit
@@ -44,15 +48,17 @@ def prepare_by_us(folder: Path) -> dict[str, Any]:
         [
             "data.source=movielens-25m",
             f"data.path={folder}",
-            f"run.dir={folder / 'run'}",
+            f"run.dir={folder / ('run' if partition_users is None else 'partitions')}",
+            f"data.partition_users={'null' if partition_users is None else partition_users}",
             "tracking.backend=none",
         ],
     )
+    start_rss_mb = read_rss_mb()
     started, cpu = time.perf_counter(), time.process_time()
     run_experiment(config, until="prepare")
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
     peak_rss_mb = peak_memory_mb()
-    data = folder / "run" / "data"
+    data = config.run.dir / "data"
     manifest = json.loads((data / "manifest.json").read_text())
     summary = manifest["summary"]
     started = time.perf_counter()
@@ -62,6 +68,8 @@ def prepare_by_us(folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_rss_mb": peak_rss_mb,
+        "start_rss_mb": start_rss_mb,
+        "fingerprint": manifest["fingerprint"],
         "open_ms": 1000 * (time.perf_counter() - started),
         **{f"num_{name}": summary[f"num_{name}"] for name in ("users", "items", "interactions")},
     }
@@ -108,15 +116,37 @@ def prepare_by_pandas(folder: Path) -> dict[str, Any]:
     }
 
 
-JOBS = {"recgrit": prepare_by_us, "pandas": prepare_by_pandas}
+def read_rss_mb() -> float:
+    """Memory held now, in MiB; its peak is at first that of the process which started this one."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 2**10
 
 
-def run_apart(job: str, folder: Path) -> dict[str, Any]:
+JOBS = ("recgrit", "pandas", "partitions")
+FOLDERS = {"recgrit": "run"}
+
+
+def run_job(job: str, folder: Path, partition_users: int | None) -> dict[str, Any]:
+    """A job's figures, in this process."""
+    if job == "pandas":
+        return prepare_by_pandas(folder)
+    return prepare_by_us(folder, partition_users if job == "partitions" else None)
+
+
+def run_apart(job: str, folder: Path, partition_users: int | None) -> dict[str, Any]:
     """A job's figures, from a process of its own."""
     command = [sys.executable, __file__, "--job", job, "--folder", str(folder)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    if partition_users is not None:
+        command += ["--partition-users", str(partition_users)]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def count_bytes(run: dict[str, Any], rows: int) -> float:
+    """Memory at the peak, less that of a process that has done nothing yet, for each row."""
+    return float((run["peak_rss_mb"] - run["start_rss_mb"]) * 2**20 / rows)
 
 
 def give_same_sequences(folder: Path) -> bool:
@@ -138,38 +168,58 @@ def main() -> None:
     parser.add_argument("--users", type=int, help="default: as many as MovieLens-25M has for them")
     parser.add_argument("--items", type=int, default=59_047)
     parser.add_argument("--without-pandas", action="store_true")
+    parser.add_argument("--partition-users", type=int, help="prepare in such partitions too")
+    parser.add_argument("--log", action="store_true", help="each user's rows all over the file")
     parser.add_argument("--repeats", type=int, default=1, help="of each job in turns; the fastest")
     parser.add_argument("--folder", type=Path, help="where files go; default: a temporary one")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
-        print(json.dumps(JOBS[arguments.job](arguments.folder)))
+        print(json.dumps(run_job(arguments.job, arguments.folder, arguments.partition_users)))
         return
-    jobs = ["recgrit"] if arguments.without_pandas else list(JOBS)
+    jobs = ["recgrit"]
+    if not arguments.without_pandas:
+        jobs.append("pandas")
+    if arguments.partition_users is not None:
+        jobs.append("partitions")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         started = time.perf_counter()
         users = arguments.users or max(1, round(arguments.rows / 153.8))
-        write_ratings(folder, rows=arguments.rows, users=users, items=arguments.items)
+        write_ratings(
+            folder,
+            rows=arguments.rows,
+            users=users,
+            items=arguments.items,
+            as_log=arguments.log,
+        )
         generated = time.perf_counter() - started
         runs: dict[str, list[dict[str, Any]]] = {job: [] for job in jobs}
         for repeat in range(arguments.repeats):
             for job in jobs:
                 if repeat:
-                    shutil.rmtree(folder / ("run" if job == "recgrit" else job))
-                runs[job].append(run_apart(job, folder))
+                    shutil.rmtree(folder / FOLDERS.get(job, job))
+                runs[job].append(run_apart(job, folder, arguments.partition_users))
         best = {job: min(of_job, key=lambda run: run["seconds"]) for job, of_job in runs.items()}
         found = {
             "rows": arguments.rows,
             "file_mb": (folder / "ratings.csv").stat().st_size / 1e6,
             "generate_seconds": generated,
             **best["recgrit"],
+            "peak_bytes_a_row": count_bytes(best["recgrit"], arguments.rows),
             "threads": int(os.environ.get("POLARS_MAX_THREADS", os.cpu_count() or 1)),
         }
         if "pandas" in best:
             found |= {f"{key}_pandas": value for key, value in best["pandas"].items()}
             found["speedup_vs_pandas"] = best["pandas"]["seconds"] / best["recgrit"]["seconds"]
             found["same_sequences"] = give_same_sequences(folder)
+        if "partitions" in best:
+            apart = best["partitions"]
+            for key in ("seconds", "cpu_seconds", "peak_rss_mb", "start_rss_mb"):
+                found[f"{key}_partitions"] = apart[key]
+            found["peak_bytes_a_row_partitions"] = count_bytes(apart, arguments.rows)
+            found["rows_a_second_partitions"] = arguments.rows / apart["seconds"]
+            found["same_artifact"] = apart["fingerprint"] == best["recgrit"]["fingerprint"]
     for key, value in found.items():
         print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
     if arguments.json:

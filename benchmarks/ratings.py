@@ -13,7 +13,9 @@ CHUNK = 1_000_000
 FIRST, LAST, SITTING = 789_652_009, 1_574_327_703, 30_000
 
 
-def write_ratings(folder: Path, *, rows: int, users: int, items: int, seed: int = 0) -> None:
+def write_ratings(
+    folder: Path, *, rows: int, users: int, items: int, seed: int = 0, as_log: bool = False
+) -> None:
     """Write ``ratings.csv`` and ``movies.csv``.
 
     As in the official files, users follow one another and each user's movies are in the order of
@@ -26,6 +28,7 @@ def write_ratings(folder: Path, *, rows: int, users: int, items: int, seed: int 
         users: About so many.
         items: Movies to draw from; their ids have gaps.
         seed: Of all draws.
+        as_log: Rows in the order of their times, with any user at any time; else as above.
     """
     draw = np.random.default_rng(seed)
     mean = rows / users
@@ -48,6 +51,13 @@ def write_ratings(folder: Path, *, rows: int, users: int, items: int, seed: int 
                     "time": start[user] + draw.integers(0, SITTING, len(user)),
                 }
             )[: rows - written]
+            if as_log:
+                step = (LAST - FIRST) / rows
+                chunk = chunk.with_columns(
+                    pl.Series("user", draw.integers(1, users + 1, chunk.height)),
+                    pl.Series("item", draw.permutation(chunk["item"].to_numpy())),
+                    time=(FIRST + step * pl.int_range(written, written + pl.len())).cast(pl.Int64),
+                )
             chunk.write_csv(stream, include_header=False, float_precision=1)
             written, first_user = written + chunk.height, first_user + num_users
     names = pl.select((3 * pl.int_range(items) + 1).alias("movieId")).with_columns(

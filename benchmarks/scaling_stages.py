@@ -197,7 +197,7 @@ def count_neighbours(size: int, folder: Path) -> Work:
 
 def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     """Steps of training, the moving average of the weights included, its neighbours not."""
-    from recgrit.retrieval.batching import build_windows, iterate_batches
+    from recgrit.retrieval.batching import build_windows, iterate_steps
     from recgrit.retrieval.fit import assemble_retriever
     from recgrit.retrieval.training import MAX_GRAD_NORM
 
@@ -208,7 +208,7 @@ def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     model = assemble_retriever(table, np.ones(size, dtype=bool), None, config).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    batches = iterate_batches(
+    batches = iterate_steps(
         split,
         build_windows(split, config.history_length),
         batch_targets=config.batch_targets,
@@ -216,7 +216,7 @@ def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     )
 
     def step() -> int:
-        (batch,) = next(batches)
+        (batch,) = next(batches).parts
         optimizer.zero_grad(set_to_none=True)
         model.loss(batch.histories, batch.targets, batch.supervised).value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)

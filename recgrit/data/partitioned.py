@@ -25,7 +25,6 @@ import polars as pl
 
 from recgrit.data.filtering import count_repeats
 from recgrit.data.interactions import (
-    save_ids,
     sort_by_user_and_time,
     write_interactions,
 )
@@ -109,15 +108,20 @@ class PartitionedRows:
         highest: list[float | None] = [None] * len(filters)
         for number in range(self._num_partitions):
             rows = self._rows.take(number, has_weights=self._has_weights)
+            first = number * self._per_partition
+            num_users = min(self._per_partition, self._num_users - first)
             for place, keep in enumerate(filters):
                 if self._has_weights and not rows.is_empty():
                     here = float(rows["weight"].to_numpy().max())
                     before = highest[place]
                     highest[place] = here if before is None else max(before, here)
                 rows = keep(rows)
-                counts[place] += rows.height, rows["user_id"].n_unique()
+                users = np.zeros(num_users, np.bool_)
+                users[rows["user_id"].to_numpy() - first] = True
+                counts[place] += rows.height, users.sum()
                 items[place][rows["item_id"].to_numpy()] = True
-            self._count(rows)
+            np.add.at(self._per_user, rows["user_id"].to_numpy(), 1)
+            np.add.at(self._per_item, rows["item_id"].to_numpy(), 1)
             rows.write_ipc(self._path(number))
         self._kept_users, self._kept_items = self._per_user > 0, self._per_item > 0
         return [
@@ -191,11 +195,6 @@ class PartitionedRows:
             num_interactions=kept.num_interactions,
             users_per_partition=self._per_partition,
         )
-
-    def _count(self, rows: pl.DataFrame) -> None:
-        for counts, name in ((self._per_user, "user_id"), (self._per_item, "item_id")):
-            codes, times = np.unique(rows[name].to_numpy(), return_counts=True)
-            counts[codes] += times
 
     @staticmethod
     def _subtract(counts: Indices, codes: npt.NDArray[np.int32], least: int) -> int:
@@ -313,16 +312,12 @@ class SortedRows:
     def write(
         self,
         directory: Path,
-        user_ids: pl.Series,
-        item_ids: pl.Series,
         split: Callable[[npt.NDArray[np.int32], Indices, npt.NDArray[np.int64]], SequenceSplit],
     ) -> None:
-        """Write the files of `Interactions` and of their `SequenceSplit` into a folder.
+        """Write ``interactions.parquet`` and the files of a `SequenceSplit` into a folder.
 
         Args:
             directory: Where to.
-            user_ids: External id of each user.
-            item_ids: External id of each item.
             split: From items, offsets and times of some users to their split.
         """
         schema = pl.Schema(
@@ -333,7 +328,7 @@ class SortedRows:
                 **({"weight": pl.Float32} if self._has_weights else {}),
             }
         )
-        with SplitWriter(directory) as writer:
+        with SplitWriter(directory, self._num_users) as writer:
 
             def write_sequences() -> Iterator[pl.DataFrame]:
                 for number in range(self._files.num_files):
@@ -347,7 +342,6 @@ class SortedRows:
                     yield frame
 
             write_interactions(write_sequences, schema, directory)
-        save_ids(user_ids, item_ids, directory)
 
     def _take(self, number: int, schema: pl.Schema) -> pl.DataFrame:
         records = self._files.take(number)

@@ -26,17 +26,14 @@ from recgrit.data.filtering import (
     drop_exact_duplicates,
     filter_k_core,
     find_repeats,
-    keep_one_per_item,
-    keep_titled,
-    keep_within,
 )
 from recgrit.data.funnel import Funnel
-from recgrit.data.interactions import Interactions, sort_by_user_and_time
+from recgrit.data.interactions import Interactions, save_ids, sort_by_user_and_time
 from recgrit.data.items import ItemTable
-from recgrit.data.minionerec import build_minionerec, keep_short_titles
-from recgrit.data.partitioned import Filter, PartitionedRows, SortedRows
+from recgrit.data.minionerec import build_minionerec
+from recgrit.data.partitioned import PartitionedRows, SortedRows
 from recgrit.data.releases import find_release
-from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, RawData, Source, load_source
+from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, Source, load_source
 from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.partitions import RowPartitions
 from recgrit.data.sources.table import Table, TimeUnit
@@ -52,15 +49,20 @@ from recgrit.data.splits import (
     part_in_time,
     without_items,
 )
+from recgrit.data.steps import (
+    DUPLICATES,
+    HELD_OUT,
+    HELD_OUT_WITH,
+    REPEATS,
+    TESTED,
+    WITHOUT_ID,
+    all_too_light,
+    build_steps,
+    name_k_core,
+    no_core,
+    nothing_left,
+)
 from recgrit.errors import ConfigError, DataError, RecgritError
-
-# Steps of the funnel that are taken in memory and in partitions.
-WITHOUT_ID = "without user or item id"
-DUPLICATES = "exact duplicates"
-REPEATS = "repeats of an item at another time"
-TESTED = "users with a test target"
-HELD_OUT = "items held out of training"
-HELD_OUT_WITH = "training interactions held out with them"
 
 
 class TableConfig(Config):
@@ -250,7 +252,7 @@ def prepare(config: DataConfig) -> PreparedData:
     raw = config.build_source().read(files, max_malformed_share=config.max_malformed_share)
     funnel = Funnel.start(raw)
     funnel.add(WITHOUT_ID, raw.coded.frame)
-    steps = _build_steps(config, raw)
+    steps = build_steps(config, raw)
     metadata, user_ids, item_ids = raw.items, raw.coded.user_ids, raw.coded.item_ids
     described = raw.users
     repeats = find_repeats(raw.coded.frame)
@@ -261,16 +263,16 @@ def prepare(config: DataConfig) -> PreparedData:
     for step in steps:
         before, kept = kept, step.keep(kept)
         if step.is_of_weight and kept.is_empty() and not before.is_empty():
-            raise _all_too_light(config, before["weight"].to_numpy().max())
+            raise all_too_light(config, before["weight"].to_numpy().max())
         funnel.add(step.name, kept)
         del before
     if kept.is_empty():
-        raise _nothing_left(num_read)
+        raise nothing_left(num_read)
     num_kept = kept.height
     kept = filter_k_core(kept, config.min_user_interactions, config.min_item_interactions)
     if kept.is_empty():
-        raise _no_core(num_kept, config)
-    funnel.add(_name_k_core(config), kept)
+        raise no_core(num_kept, config)
+    funnel.add(name_k_core(config), kept)
     # Filters make none.
     num_repeats = 0 if repeats.is_empty() else count_repeats(kept)
     funnel.count(REPEATS, num_repeats)
@@ -295,7 +297,7 @@ def _prepare_in_partitions(
         if reason is None:
             raise
         raise DataError(
-            f"Cannot write partitions into {scratch.name}: {reason}. They take some 60 bytes an "
+            f"Cannot write partitions into {scratch.name}: {reason}. They take some 40 bytes an "
             "interaction: set the environment variable TMPDIR to a folder with room for them."
         ) from error
     weakref.finalize(data.interactions, scratch.cleanup)
@@ -308,8 +310,9 @@ def _prepare_on_disk(
     coder = InteractionCoder(RowPartitions(folder / "read", num_users))
     raw = config.build_source().read(files, config.max_malformed_share, coder)
     funnel = Funnel.start(raw)
-    steps = _build_steps(config, raw)
-    user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
+    steps = build_steps(config, raw)
+    metadata, user_ids, item_ids = raw.items, raw.coded.user_ids, raw.coded.item_ids
+    described = raw.users
     assert coder.partitions is not None
     (folder / "steps").mkdir()
     rows = PartitionedRows(
@@ -319,43 +322,31 @@ def _prepare_on_disk(
         num_items=len(item_ids),
         folder=folder / "steps",
     )
-    del coder
+    del coder, raw
     tallies = rows.filter([lambda read: read, drop_exact_duplicates, *(s.keep for s in steps)])
     names = [WITHOUT_ID, DUPLICATES, *(step.name for step in steps)]
     for name, tally in zip(names, tallies, strict=True):
         funnel.add_counts(name, tally.interactions, users=tally.users, items=tally.items)
     for step, tally in zip(steps, tallies[2:], strict=True):
         if step.is_of_weight and not tally.interactions and tally.highest_weight is not None:
-            raise _all_too_light(config, tally.highest_weight)
+            raise all_too_light(config, tally.highest_weight)
     if not tallies[-1].interactions:
-        raise _nothing_left(tallies[0].interactions)
+        raise nothing_left(tallies[0].interactions)
     core = rows.filter_k_core(config.min_user_interactions, config.min_item_interactions)
     if not core.interactions:
-        raise _no_core(tallies[-1].interactions, config)
-    funnel.add_counts(_name_k_core(config), core.interactions, users=core.users, items=core.items)
+        raise no_core(tallies[-1].interactions, config)
+    funnel.add_counts(name_k_core(config), core.interactions, users=core.users, items=core.items)
     kept = rows.index()
     funnel.count(REPEATS, kept.num_repeats)
     artifact = folder / "prepared"
     artifact.mkdir()
-    counts = _write_split(
-        rows.sort(kept),
-        config,
-        artifact,
-        user_ids.gather(kept.user_codes),
-        item_ids.gather(kept.item_codes),
-    )
+    save_ids(user_ids.gather(kept.user_codes), item_ids.gather(kept.item_codes), artifact)
+    sorted_rows = rows.sort(kept)
+    del user_ids, item_ids, rows, kept  # What there is of each user counts, where they are many.
+    counts = _write_split(sorted_rows, config, artifact)
     interactions = Interactions.load(artifact)
     split = SequenceSplit.load(artifact, num_items=interactions.num_items)
-    return _complete(interactions, _CountedSplit(split, counts), raw.items, raw.users, funnel)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A filter that concerns one row or one user at a time, and its name in the funnel."""
-
-    name: str
-    keep: Filter
-    is_of_weight: bool = False
+    return _complete(interactions, _CountedSplit(split, counts), metadata, described, funnel)
 
 
 @dataclass(frozen=True)
@@ -364,59 +355,6 @@ class _CountedSplit:
 
     split: SequenceSplit
     counts: list[tuple[str, int]]
-
-
-def _build_steps(config: DataConfig, raw: RawData) -> list[_Step]:
-    """The filters that are asked for, in order."""
-    steps = []
-    if config.since is not None or config.until is not None:
-        steps.append(
-            _Step(
-                f"not from {config.since or 'ever'} to {config.until or 'ever'}",
-                lambda rows: keep_within(rows, config.since, config.until),
-            )
-        )
-    if config.min_weight is not None:
-        if "weight" not in raw.coded.frame.columns:
-            raise ConfigError(
-                f"data.min_weight is {config.min_weight:g}, but these files of {config.source} "
-                "have no ratings. Set data.min_weight=null."
-            )
-        # In float32 as the column, else 3.1 would not be at least 3.1.
-        is_heavy = pl.col("weight") >= pl.lit(config.min_weight, dtype=pl.Float32)
-        steps.append(
-            _Step(
-                f"weight below {config.min_weight:g}",
-                lambda rows: rows.filter(is_heavy),
-                is_of_weight=True,
-            )
-        )
-    if config.repeats != "keep":
-        which = config.repeats
-        steps.append(
-            _Step(
-                f"repeats of an item, the {which} kept",
-                lambda rows: keep_one_per_item(rows, which),
-            )
-        )
-    if config.min_title_length or config.max_title_words is not None:
-        items = _code_items(raw.items, raw.coded.item_ids)
-    if config.min_title_length:
-        steps.append(
-            _Step(
-                f"title shorter than {config.min_title_length}",
-                lambda rows: keep_titled(rows, items, config.min_title_length),
-            )
-        )
-    if config.max_title_words is not None:
-        max_words = config.max_title_words
-        steps.append(
-            _Step(
-                f"title unknown or of more than {max_words} words",
-                lambda rows: keep_short_titles(rows, items, max_words),
-            )
-        )
-    return steps
 
 
 def _complete(
@@ -488,13 +426,6 @@ def build_item_table(item_ids: pl.Series, metadata: pl.DataFrame) -> ItemTable:
     return ItemTable(joined.with_columns(pl.col("title").fill_null(pl.col("item_id"))))
 
 
-def _code_items(metadata: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
-    """The metadata of items that interactions name, with their codes."""
-    codes = item_ids.alias("item_id").to_frame().with_row_index("code")
-    joined = metadata.join(codes, on="item_id", how="inner")
-    return joined.with_columns(pl.col("code").cast(pl.Int32).alias("item_id"))
-
-
 def _build_split(interactions: Interactions, config: DataConfig) -> _CountedSplit:
     counts = []
     if config.split == "leave_one_out":
@@ -516,13 +447,7 @@ def _build_split(interactions: Interactions, config: DataConfig) -> _CountedSpli
     return _CountedSplit(split, counts)
 
 
-def _write_split(
-    rows: SortedRows,
-    config: DataConfig,
-    directory: Path,
-    user_ids: pl.Series,
-    item_ids: pl.Series,
-) -> list[tuple[str, int]]:
+def _write_split(rows: SortedRows, config: DataConfig, directory: Path) -> list[tuple[str, int]]:
     """`_build_split` of partitions, into files beside those of the interactions; the counts."""
     moments = held_out = None
     if config.split == "temporal":
@@ -550,39 +475,9 @@ def _write_split(
         num_taught += len(part.items)
         return part
 
-    rows.write(directory, user_ids, item_ids, split)
+    rows.write(directory, split)
     counts = [] if moments is None else [(TESTED, num_tested)]
     if held_out is not None:
         counts.append((HELD_OUT, int(held_out.sum())))
         counts.append((HELD_OUT_WITH, rows.num_interactions - num_taught))
     return counts
-
-
-def _name_k_core(config: DataConfig) -> str:
-    return (
-        f"k-core of {config.min_user_interactions} per user, "
-        f"{config.min_item_interactions} per item"
-    )
-
-
-def _all_too_light(config: DataConfig, highest: float) -> DataError:
-    return DataError(
-        f"No interaction has a weight of at least {config.min_weight:g}; the largest is "
-        f"{highest:g}. Lower data.min_weight."
-    )
-
-
-def _nothing_left(num_read: int) -> DataError:
-    return DataError(
-        f"Nothing is left of {num_read} interactions. Loosen data.since, "
-        "data.until, data.min_title_length or data.max_title_words."
-    )
-
-
-def _no_core(num_before: int, config: DataConfig) -> DataError:
-    return DataError(
-        f"None of {num_before} interactions is left after dropping users with fewer "
-        f"than {config.min_user_interactions} interactions and items with fewer than "
-        f"{config.min_item_interactions}. Lower data.min_user_interactions or "
-        "data.min_item_interactions."
-    )

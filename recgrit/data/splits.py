@@ -217,15 +217,16 @@ class SplitWriter:
     """What `SequenceSplit.save` writes, of parts that follow one another.
 
     Args:
-        directory: Where the files go, once the block ends.
+        directory: Where the files go; they are whole once the block ends.
+        num_users: Of all parts.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, num_users: int) -> None:
         self._directory = directory
         self._stream: BinaryIO | None = None
-        self._num_items = 0
-        self._offsets = [np.zeros(1, np.int64)]
-        self._targets: list[npt.NDArray[np.int64]] = []
+        self._num_items = self._num_users = 0
+        self._offsets = np.zeros(num_users + 1, np.int64)
+        self._splits = np.empty((3, num_users), np.int64)
 
     def __enter__(self) -> SplitWriter:
         self._stream = (self._directory / ITEMS_NAME).open("wb")
@@ -236,11 +237,13 @@ class SplitWriter:
         """Append the sequences of some users."""
         assert self._stream is not None
         start = self._num_items
-        self._stream.write(np.ascontiguousarray(split.items, np.int32).tobytes())
+        self._stream.write(np.ascontiguousarray(split.items, np.int32).view(np.uint8).data)
         self._num_items += len(split.items)
-        self._offsets.append(split.offsets[1:] + start)
+        users = slice(self._num_users, self._num_users + split.num_users)
+        self._offsets[1:][users] = split.offsets[1:] + start
         positions = np.stack([split.train_ends, split.valid_targets, split.test_targets])
-        self._targets.append(np.where(positions >= 0, positions + start, -1))
+        self._splits[:, users] = np.where(positions >= 0, positions + start, -1)
+        self._num_users = users.stop
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._stream is not None
@@ -248,8 +251,8 @@ class SplitWriter:
             stream.seek(0)
             self._write_header()
         if kind is None:
-            np.save(self._directory / OFFSETS_NAME, np.concatenate(self._offsets))
-            np.save(self._directory / SPLITS_NAME, np.concatenate(self._targets, axis=1))
+            np.save(self._directory / OFFSETS_NAME, self._offsets)
+            np.save(self._directory / SPLITS_NAME, self._splits)
 
     def _write_header(self) -> None:
         # As long for any number of items: the format leaves room for it to grow.

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recgrit.data import splits
 from recgrit.data.interactions import Interactions
 from recgrit.data.prepare import build_interactions
 from recgrit.data.splits import (
@@ -186,3 +187,32 @@ def test_a_temporal_split_by_hand() -> None:
 def test_one_moment_cannot_be_parted() -> None:
     with pytest.raises(DataError, match=r"all is one moment.*data\.split=leave_one_out"):
         build_temporal(build([("a", "u", 1), ("a", "v", 1)]), valid_share=0.1, test_share=0.1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows, st.integers(1, 12))
+def test_what_may_be_learned_does_not_depend_on_parts(
+    values: list[tuple[str, str, int]], part_size: int
+) -> None:
+    split = build_leave_one_out(build(values))
+    expected = np.concatenate(
+        [
+            np.arange(*split.offsets[[u, u + 1]]) < split.train_ends[u]
+            for u in range(split.num_users)
+        ]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "PART_SIZE", part_size)
+        assert np.array_equal(split.train_mask(), expected)
+        counts = split.train_item_counts()
+    assert counts.dtype == np.int64
+    assert np.array_equal(counts, np.bincount(split.items[expected], minlength=split.num_items))
+
+
+def test_a_part_may_be_users_without_interactions() -> None:
+    offsets = np.array([0, 0, 3, 3, 3, 4, 4])
+    split = SequenceSplit.of_histories(np.array([2, 0, 1, 1], np.int32), offsets, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "PART_SIZE", 1)
+        assert split.train_mask().all()
+        assert split.train_item_counts().tolist() == [1, 2, 1]

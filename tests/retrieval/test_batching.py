@@ -51,6 +51,23 @@ def test_each_interaction_but_the_first_is_a_target_once(make_split, user_length
     assert windows.num_targets == len(expected)
 
 
+@settings(max_examples=150, deadline=None)
+@given(lengths, st.integers(1, 12))
+def test_windows_are_those_of_a_walk_over_the_users(make_split, user_lengths, history_length):
+    split = make_split(distinct(user_lengths))
+    expected = []
+    for start, end in zip(split.offsets[:-1].tolist(), split.train_ends.tolist(), strict=True):
+        begin = done = 0
+        while done < end - start - 1:
+            length = min(history_length, end - start - 1 - begin)
+            expected.append((start + begin, length, done - begin))
+            done, begin = begin + length, begin + max(1, history_length // 2)
+    windows = build_windows(split, history_length)
+    columns = (windows.starts, windows.lengths, windows.first_targets)
+    assert [column.dtype for column in columns] == [np.int64] * 3
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == expected
+
+
 @settings(max_examples=100, deadline=None)
 @given(lengths, st.integers(1, 12), st.integers(1, 50))
 def test_an_epoch_reads_each_window_once(make_split, user_lengths, history_length, batch_targets):

@@ -54,7 +54,7 @@ class RecordFiles:
                 continue
             number = int(numbers[start])
             with self._path(number).open("ab") as stream:
-                stream.write(records[start:end].tobytes())
+                stream.write(records[start:end].view(np.uint8).data)
             self.num_files = max(self.num_files, number + 1)
 
     def read(self, number: int) -> npt.NDArray[np.void]:
