@@ -4,13 +4,13 @@ All but two things in preparing concern one row or one user at a time, so they a
 partition with the functions that prepare data in memory. The two are
 
 - the k-core, whose counts per user and per item are arrays in memory; a round reads the users and
-  items of those partitions that hold an item which has become too rare since they were last read;
+  items of what is left of each partition, but for those read since the last item became too rare;
 - the final indices, by first appearance among what is kept: the place of each user's and item's
   first row, again an array each. They order users anew, so rows move to new partitions once.
 
-Memory is that of the largest partition, some arrays per user and item, and the ids; every row is
-written to the disk three times and read four, in long stretches. The result is the one in memory
-byte for byte.
+Memory is that of the largest partition, some arrays per user and item, and the ids. Before it
+reaches the artifact a row is written to the disk three times and read five times, whole files at a
+time. The result is the one in memory byte for byte.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recgrit.data.filtering import count_repeats
-from recgrit.data.interactions import (
-    sort_by_user_and_time,
-    write_interactions,
-)
+from recgrit.data.interactions import sort_by_user_and_time, write_interactions
 from recgrit.data.sources.partitions import RecordFiles, RowPartitions
 from recgrit.data.splits import SequenceSplit, SplitWriter
 
