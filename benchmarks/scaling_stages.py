@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +37,8 @@ class Stage:
 
 
 def codebook_size(num_items: int) -> int:
-    """Codes a level that suit a catalogue."""
-    return 256 if num_items <= 2**20 else 1024
+    """Codes a level that suit a catalogue, unless the environment sets them."""
+    return int(os.environ.get("SCALING_CODES", 256 if num_items <= 2**20 else 1024))
 
 
 def draw_vectors(path: Path, num_items: int, dim: int) -> None:
