@@ -19,6 +19,8 @@ import torch
 
 from recgrit.embedding.cache import encode_cached
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.local import LocalEngine
 from recgrit.running import peak_memory_mb
 
 WORDS = (
@@ -55,11 +57,12 @@ def main() -> None:
     encoder = SentenceTransformerEncoder(device=arguments.device)
     encoder.encode(texts[:1])  # Loads the weights.
     with tempfile.TemporaryDirectory() as name:
+        engine = LocalEngine(EngineConfig(shard_texts=arguments.shard_texts))
         started = time.perf_counter()
-        encode_cached(texts, encoder, Path(name), shard_texts=arguments.shard_texts)
+        encode_cached(texts, encoder, Path(name), engine=engine)
         seconds = time.perf_counter() - started
         started = time.perf_counter()
-        encode_cached(texts, encoder, Path(name))
+        encode_cached(texts, encoder, Path(name), engine=engine)
         again = time.perf_counter() - started
     found = {
         "texts": len(texts),

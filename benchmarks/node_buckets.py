@@ -21,7 +21,7 @@ import torch
 from synthetic import draw_split, draw_table
 from trie_scale import peak_mb, reset_peak
 
-from recgrit.retrieval.batching import build_windows, iterate_batches
+from recgrit.retrieval.batching import build_windows, iterate_steps
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.fit import assemble_retriever
 from recgrit.retrieval.ranking import Histories
@@ -40,12 +40,12 @@ def measure(num_items: int, node_buckets: int | None, steps: int) -> dict[str, f
     model = assemble_retriever(table, np.ones(num_items, dtype=bool), None, config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     windows = build_windows(split, config.history_length)
-    batches = iterate_batches(
+    batches = iterate_steps(
         split, windows, batch_targets=BATCH_TARGETS, generator=np.random.default_rng(0)
     )
     seconds = []
     for _ in range(steps + 1):
-        (batch,) = next(batches)
+        (batch,) = next(batches).parts
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         model.loss(batch.histories, batch.targets, batch.supervised).value.backward()

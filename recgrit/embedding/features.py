@@ -23,6 +23,9 @@ from recgrit.embedding.embeddings import Embeddings, normalize_rows
 
 # Rows filled at once: bounds the table of likeness with all items.
 FILL_CHUNK = 256
+# Items among which those most like a row are sought, evenly spread where there are more: the time
+# grows with the catalogue then, not with its square.
+MAX_GIVEN = 262_144
 
 Vectors = npt.NDArray[np.float32]
 
@@ -191,22 +194,25 @@ def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = 10) -> 
     """Vectors for items that have none, from those of the items most like them.
 
     So an item that nobody has taken yet stands where its text says, not in a corner of its own.
+    Of more than `MAX_GIVEN` items that have one, as many are asked.
 
     Args:
         vectors: ``[N, D]``; rows of zeros are missing, the others have unit length.
         known: ``[N, F]``, by which items are alike (cosine).
         num_neighbours: Items whose mean direction fills a row.
     """
-    missing = np.flatnonzero(~vectors.any(axis=1))
-    given = np.flatnonzero(vectors.any(axis=1))
+    is_given = vectors.any(axis=1)
+    missing, given = np.flatnonzero(~is_given), np.flatnonzero(is_given)
     if not len(missing) or not len(given):
         return vectors
+    if len(given) > MAX_GIVEN:
+        given = given[np.arange(MAX_GIVEN) * len(given) // MAX_GIVEN]
     filled = vectors.copy()
-    directions = normalize_rows(known)
+    directions = normalize_rows(known[given]).T
     num_neighbours = min(num_neighbours, len(given))
     for start in range(0, len(missing), FILL_CHUNK):
         rows = missing[start : start + FILL_CHUNK]
-        likeness = directions[rows] @ directions[given].T
+        likeness = normalize_rows(known[rows]) @ directions
         nearest = np.argpartition(-likeness, num_neighbours - 1, axis=1)[:, :num_neighbours]
         filled[rows] = normalize_rows(vectors[given[nearest]].mean(axis=1))
     return filled

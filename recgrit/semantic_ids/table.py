@@ -16,6 +16,7 @@ import polars as pl
 
 from recgrit.data.damage import TABLE_DAMAGE, read_parquet
 from recgrit.errors import DataError
+from recgrit.semantic_ids.collisions import number_rows
 
 # No more digits than a code can have.
 _TOKEN = re.compile(r"<([a-z])_([0-9]{1,18})>")
@@ -57,7 +58,7 @@ class SemanticIdTable:
             )
         if np.any(self.codes < 0) or np.any(self.codes >= np.array(self.codebook_sizes)):
             raise DataError(f"Codes must lie within the codebook sizes {self.codebook_sizes}.")
-        if len(np.unique(self.codes, axis=0)) != num_items:
+        if num_items and len(number_rows(self.codes.astype(np.int64))[1]) != num_items:
             raise DataError("Two items share a semantic ID; resolve collisions first.")
 
     def __len__(self) -> int:
@@ -138,10 +139,10 @@ class SemanticIdTable:
     @cached_property
     def _frame(self) -> pl.DataFrame:
         levels = {f"level_{level}": self.codes[:, level] for level in range(self.id_length)}
-        text = [format_semantic_id(row) for row in self.codes.tolist()]
-        return pl.DataFrame(
-            {"item_id": self.item_ids, "title": self.titles, **levels, "semantic_id": text}
-        )
+        frame = pl.DataFrame({"item_id": self.item_ids, "title": self.titles, **levels})
+        # As `format_semantic_id`, without a Python object for every code of a large catalogue.
+        tokens = (f"<{letter}_{{}}>" for letter in string.ascii_lowercase[: self.id_length])
+        return frame.with_columns(pl.format("".join(tokens), *levels).alias("semantic_id"))
 
     def to_pandas(self) -> pd.DataFrame:
         """`to_polars` as a pandas frame."""

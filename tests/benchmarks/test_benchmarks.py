@@ -67,3 +67,13 @@ def test_node_buckets_are_smaller_and_faster():
     assert found["parameters_buckets"] < 0.1 * found["parameters_all"]
     assert found["peak_mb_buckets"] < found["peak_mb_all"]
     assert found["search_ms_buckets"] > 0
+
+
+def test_the_cost_of_stages_is_measured_and_fitted(tmp_path):
+    arguments = ("--stages", "train_buckets", "--sizes", "1e3,4e3", "--out", str(tmp_path))
+    found = last_line("scaling.py", *arguments)
+    assert [row["size"] for row in found["rows"]] == [1000, 4000]
+    assert all(row["cpu_seconds"] > 0 and row["peak_rss_mb"] > 100 for row in found["rows"])
+    kept = last_line("scaling.py", "--fit", str(tmp_path))
+    assert kept["fits"] == found["fits"]
+    assert kept["fits"]["train_buckets.peak_rss_mb"]["worst"] < 0.2

@@ -120,6 +120,22 @@ def test_items_without_cooccurrence_stand_where_their_text_says() -> None:
     assert np.array_equal(fill_missing(vectors[given], text[given]), vectors[given])
 
 
+def test_of_a_large_catalogue_an_even_spread_of_items_fills_the_others(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors, text = (
+        normalize_rows(rng.normal(size=(90, 6))),
+        normalize_rows(rng.normal(size=(90, 6))),
+    )
+    vectors[80:] = 0
+    monkeypatch.setattr("recgrit.embedding.features.MAX_GIVEN", 20)
+    filled = fill_missing(vectors, text, num_neighbours=5)
+    asked = np.concatenate([np.arange(0, 80, 4), np.arange(80, 90)])
+    assert np.array_equal(
+        filled[asked], fill_missing(vectors[asked], text[asked], num_neighbours=5)
+    )
+    assert np.array_equal(filled[:80], vectors[:80])
+
+
 @pytest.mark.parametrize("text_dim", [None, 8])
 def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
     text = make_embeddings((60, 20), scale=30, shift=100)

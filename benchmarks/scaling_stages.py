@@ -1,0 +1,269 @@
+"""The stages that `scaling.py` measures: inputs of a size are drawn first, then comes the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from synthetic import draw_split, draw_table
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.retrieval.config import RetrieverConfig
+
+TEXT_DIM, FEATURE_DIM, CHUNK, MILLION = 384, 128, 65_536, 1_000_000
+MEAN_LENGTH, MISSING_SHARE, STEPS, USERS, BEAM_WIDTH, TOP_K = 10.0, 0.02, 5, 512, 50, 10
+
+# Does what is measured; returns how many millions of its unit it did, None for the whole.
+Work = Callable[[], float | None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing to measure.
+
+    Args:
+        draw: Draws inputs of a size into a folder; what it returns writes to the folder's ``out``.
+        unit: What the seconds are for.
+    """
+
+    draw: Callable[[int, Path], Work]
+    unit: str = "the whole"
+
+
+def codebook_size(num_items: int) -> int:
+    """Codes a level that suit a catalogue, unless the environment sets them."""
+    return int(os.environ.get("SCALING_CODES", 256 if num_items <= 2**20 else 1024))
+
+
+def draw_vectors(path: Path, num_items: int, dim: int) -> None:
+    """Unit vectors of a mixture of 2,000 groups, chunk by chunk."""
+    draw = np.random.default_rng(0)
+    groups = draw.standard_normal((2000, dim), dtype=np.float32)
+    vectors = np.lib.format.open_memmap(path, "w+", np.float32, (num_items, dim))
+    for start in range(0, num_items, CHUNK):
+        rows = vectors[start : start + CHUNK]
+        rows[:] = groups[draw.integers(len(groups), size=len(rows))]
+        rows += 0.5 * draw.standard_normal(rows.shape, dtype=np.float32)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    vectors.flush()
+
+
+def prepare(size: int, folder: Path, *, partition_users: int | None) -> Work:
+    """Ten ratings an item, as many users as items, by the stage as a user runs it."""
+    from ratings import write_ratings
+
+    from recgrit.config import load_config
+    from recgrit.experiment import ExperimentConfig
+    from recgrit.running import run_experiment
+
+    write_ratings(folder, rows=10 * size, users=size, items=size)
+    settings = {
+        "data.source": "movielens-25m",
+        "data.path": folder,
+        "data.partition_users": partition_users or "null",
+        "run.dir": folder / "out",
+        "tracking.backend": "none",
+    }
+    config = load_config(ExperimentConfig, None, [f"{k}={v}" for k, v in settings.items()])
+    return lambda: run_experiment(config, until="prepare") and None
+
+
+def embed(size: int, folder: Path, *, with_model: bool) -> Work:
+    """Different texts of 60 tokens through MiniLM, or all that is done beside the model."""
+    from embed import draw_texts
+
+    from recgrit.embedding.cache import encode_cached
+    from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+    from recgrit.engines.local import LocalEngine
+
+    drawn = draw_texts(min(size, 10_000))
+    texts = [f"{drawn[row % len(drawn)]} {row}" for row in range(size)]
+    encoder = SentenceTransformerEncoder(device="cpu") if with_model else NoEncoder()
+    encoder.encode(texts[:1])  # Loads the weights.
+    return lambda: (
+        encode_cached(texts, encoder, folder / "out", engine=LocalEngine()) is None or None
+    )
+
+
+class NoEncoder:
+    """Vectors of MiniLM's size that cost nothing."""
+
+    name = fingerprint = "none"
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Zeros."""
+        return np.zeros((len(texts), TEXT_DIM), np.float32)
+
+
+def reduce_text(size: int, folder: Path) -> Work:
+    """Principal components of text vectors."""
+    from recgrit.embedding.embeddings import Embeddings
+    from recgrit.embedding.features import fit_features
+
+    draw_vectors(folder / "text.npy", size, TEXT_DIM)
+
+    def work() -> None:
+        text = Embeddings(np.load(folder / "text.npy", mmap_mode="r"), "text", normalized=True)
+        fit_features(text, None).embeddings.save(folder / "out", "features")
+
+    return work
+
+
+def count_together(size: int, folder: Path) -> Work:
+    """Co-occurrence vectors of the sequences of as many users as items."""
+    from recgrit.embedding.cooccurrence import build_cooccurrence_vectors
+
+    split = draw_split(size, size, mean_length=MEAN_LENGTH)
+    return lambda: build_cooccurrence_vectors(split).save(folder / "out", "cooccurrence")
+
+
+def fill(size: int, folder: Path) -> Work:
+    """Co-occurrence vectors for the items, one in fifty, that nobody has taken with another."""
+    from recgrit.embedding.features import fill_missing
+
+    draw_vectors(folder / "vectors.npy", size, FEATURE_DIM // 2)
+    known = np.load(folder / "vectors.npy")
+    vectors = known.copy()
+    vectors[:: round(1 / MISSING_SHARE)] = 0
+    return lambda: np.save(folder / "out" / "filled.npy", fill_missing(vectors, known))
+
+
+def fit_tokenizer(size: int, folder: Path) -> Work:
+    """Codebooks, to a sample of at most 262,144 items."""
+    from recgrit.quantization.fit import fit_codebooks
+
+    draw_vectors(folder / "vectors.npy", size, FEATURE_DIM)
+    features = torch.from_numpy(np.load(folder / "vectors.npy", mmap_mode="c"))
+    return lambda: fit_codebooks(features, TokenizerConfig(), seed=0) is None or None
+
+
+def assign(size: int, folder: Path) -> Work:
+    """Codes of all items, shard by shard."""
+    from safetensors.torch import save_file
+
+    from recgrit.engines.local import LocalEngine
+    from recgrit.engines.shards import Shards
+    from recgrit.jobs import AssignCodes
+    from recgrit.quantization.fit import fit_codebooks
+
+    draw_vectors(folder / "features.npy", size, FEATURE_DIM)
+    config = TokenizerConfig(epochs=0, sample_items=20_000, codebook_size=256)
+    features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c"))
+    save_file(fit_codebooks(features, config, seed=0).model.state_dict(), folder / "tokenizer")
+    job = AssignCodes(config, folder / "tokenizer", folder / "features.npy")
+    shards = Shards("assign", folder / "out", size, CHUNK, ".safetensors")
+    return lambda: LocalEngine().map_shards(job, shards)
+
+
+def make_unique(size: int, folder: Path) -> Work:
+    """A disambiguation level, and the table of IDs on disk."""
+    from recgrit.semantic_ids import collisions
+    from recgrit.semantic_ids.table import SemanticIdTable
+
+    table = draw_table(size, codebook_size(size))
+    codes, names = table.codes[:, :3].astype(np.int64), table.item_ids
+    sizes = table.codebook_sizes[:3]
+    del table
+
+    def work() -> None:
+        unique = collisions.disambiguate(codes, sizes, names)
+        SemanticIdTable(
+            unique.codes, unique.codebook_sizes, unique.disambiguation_level, names, names
+        ).save(folder / "out")
+
+    return work
+
+
+def build_trie(size: int, folder: Path) -> Work:
+    """The trie of all IDs."""
+    from recgrit.semantic_ids.trie import build_trie as build
+
+    codes = draw_table(size, codebook_size(size)).codes
+    return lambda: build(codes) is None or None
+
+
+def count_neighbours(size: int, folder: Path) -> Work:
+    """Each item's neighbours in the sequences of as many users as items."""
+    from recgrit.retrieval.neighbours import ItemNeighbours
+
+    split = draw_split(size, size, mean_length=MEAN_LENGTH)
+    return lambda: ItemNeighbours(size, weight=0.3).count(split)
+
+
+def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
+    """Steps of training, the moving average of the weights included, its neighbours not."""
+    from recgrit.retrieval.batching import build_windows, iterate_steps
+    from recgrit.retrieval.fit import assemble_retriever
+    from recgrit.retrieval.training import MAX_GRAD_NORM
+
+    torch.manual_seed(0)
+    table = draw_table(size, codebook_size(size))
+    split = draw_split(20_000, size, mean_length=MEAN_LENGTH)
+    config = RetrieverConfig(neighbour_weight=0.0, node_buckets=node_buckets)
+    model = assemble_retriever(table, np.ones(size, dtype=bool), None, config).train()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    batches = iterate_steps(
+        split,
+        build_windows(split, config.history_length),
+        batch_targets=config.batch_targets,
+        generator=np.random.default_rng(0),
+    )
+
+    def step() -> int:
+        (batch,) = next(batches).parts
+        optimizer.zero_grad(set_to_none=True)
+        model.loss(batch.histories, batch.targets, batch.supervised).value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        averaged.update_parameters(model)
+        return batch.num_targets
+
+    step()
+    return lambda: sum(step() for _ in range(STEPS)) / MILLION
+
+
+def recommend(size: int, folder: Path, *, node_buckets: int | None) -> Work:
+    """Lists of ten by a beam of fifty, written as Parquet."""
+    from recgrit.retrieval.fit import build_retriever
+    from recgrit.retrieval.recommend import recommend_items
+    from recgrit.retrieval.trie_ranker import TrieRanker
+
+    table = draw_table(size, codebook_size(size))
+    split = draw_split(2 * USERS, size, mean_length=MEAN_LENGTH)
+    model = build_retriever(table, split, None, RetrieverConfig(node_buckets=node_buckets))
+    ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
+
+    def work(users: np.ndarray) -> float:
+        found = recommend_items(ranker, split, "all", users, top_k=TOP_K, masked=True)
+        found.to_polars().write_parquet(folder / "out" / "lists.parquet")
+        return len(users) / MILLION
+
+    work(np.arange(USERS, 2 * USERS))
+    return partial(work, np.arange(USERS))
+
+
+STAGES = {
+    "prepare": Stage(partial(prepare, partition_users=None)),
+    "prepare_partitions": Stage(partial(prepare, partition_users=100_000)),
+    "texts": Stage(partial(embed, with_model=False)),
+    "embed": Stage(partial(embed, with_model=True)),
+    "text_features": Stage(reduce_text),
+    "cooccurrence": Stage(count_together),
+    "fill": Stage(fill),
+    "fit_tokenizer": Stage(fit_tokenizer),
+    "assign": Stage(assign),
+    "unique": Stage(make_unique),
+    "trie": Stage(build_trie),
+    "neighbours": Stage(count_neighbours),
+    "train": Stage(partial(train, node_buckets=None), "a million targets"),
+    "train_buckets": Stage(partial(train, node_buckets=65_536), "a million targets"),
+    "recommend": Stage(partial(recommend, node_buckets=None), "a million users"),
+    "recommend_buckets": Stage(partial(recommend, node_buckets=65_536), "a million users"),
+}
