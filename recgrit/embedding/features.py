@@ -205,17 +205,47 @@ def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = 10) -> 
     missing, given = np.flatnonzero(~is_given), np.flatnonzero(is_given)
     if not len(missing) or not len(given):
         return vectors
-    if len(given) > MAX_GIVEN:
-        given = given[np.arange(MAX_GIVEN) * len(given) // MAX_GIVEN]
     filled = vectors.copy()
-    directions = normalize_rows(known[given]).T
-    num_neighbours = min(num_neighbours, len(given))
-    for start in range(0, len(missing), FILL_CHUNK):
-        rows = missing[start : start + FILL_CHUNK]
-        likeness = normalize_rows(known[rows]) @ directions
-        nearest = np.argpartition(-likeness, num_neighbours - 1, axis=1)[:, :num_neighbours]
-        filled[rows] = normalize_rows(vectors[given[nearest]].mean(axis=1))
+    alike = find_alike(known, missing, given, num_neighbours)
+    filled[missing] = normalize_rows(vectors[alike.items].mean(axis=1))
     return filled
+
+
+@dataclass(frozen=True)
+class Alike:
+    """The items most like some others, in no order, int64 ``[n, k]``, and cosines ``[n, k]``."""
+
+    items: npt.NDArray[np.int64]
+    cosines: Vectors
+
+
+def find_alike(
+    features: Vectors,
+    items: npt.NDArray[np.int64],
+    among: npt.NDArray[np.int64],
+    num_neighbours: int,
+) -> Alike:
+    """The items most like these, among others: of more than `MAX_GIVEN` as many are asked.
+
+    Args:
+        features: ``[N, F]``, by which items are alike (cosine).
+        items: int64 ``[n]``.
+        among: int64, not empty.
+        num_neighbours: k, or less where there are fewer.
+    """
+    if len(among) > MAX_GIVEN:
+        among = among[np.arange(MAX_GIVEN) * len(among) // MAX_GIVEN]
+    directions = normalize_rows(features[among]).T
+    num_neighbours = min(num_neighbours, len(among))
+    found = np.empty((len(items), num_neighbours), np.int64)
+    cosines = np.empty(found.shape, np.float32)
+    for start in range(0, len(items), FILL_CHUNK):
+        chunk = slice(start, start + FILL_CHUNK)
+        likeness = normalize_rows(features[items[chunk]]) @ directions
+        nearest = np.argpartition(-likeness, num_neighbours - 1, axis=1)[:, :num_neighbours]
+        found[chunk] = among[nearest]
+        cosines[chunk] = np.take_along_axis(likeness, nearest, axis=1)
+    return Alike(found, cosines)
 
 
 @dataclass(frozen=True)

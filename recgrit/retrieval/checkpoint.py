@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from recgrit.errors import TrainingError
+from recgrit.retrieval.averaging import MovingAverage, put_weights, weights_of
 
 
 @dataclass
@@ -35,7 +35,7 @@ class TrainingState:
     """
 
     model: nn.Module
-    averaged: AveragedModel
+    averaged: MovingAverage[Any]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     generator: np.random.Generator
@@ -46,8 +46,8 @@ def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, An
     """Write a state and what was reached so far, in place of what is there."""
     moments = state.optimizer.state_dict()["state"]
     tensors = {
-        **{f"model.{name}": value for name, value in state.model.state_dict().items()},
-        **{f"averaged.{name}": value for name, value in state.averaged.state_dict().items()},
+        **{f"model.{name}": value for name, value in weights_of(state.model).items()},
+        **{f"averaged.{name}": value for name, value in weights_of(state.averaged.model).items()},
         **{f"best.{name}": value for name, value in state.best.items()},
         **{
             f"optimizer.{index}.{name}": value
@@ -59,6 +59,7 @@ def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, An
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     metadata = {
+        "averaged_steps": json.dumps(state.averaged.num_steps),
         "schedule": json.dumps(state.schedule.state_dict()),
         "generator": json.dumps(state.generator.bit_generator.state),
         "history": json.dumps(history),
@@ -88,8 +89,9 @@ def load_checkpoint(path: Path, state: TrainingState) -> list[dict[str, Any]]:
                 part, name = key.split(".", 1)
                 parts.setdefault(part, {})[name] = file.get_tensor(key)
         history: list[dict[str, Any]] = json.loads(metadata["history"])
-        state.model.load_state_dict(parts["model"])
-        state.averaged.load_state_dict(parts["averaged"])
+        put_weights(state.model, parts["model"])
+        put_weights(state.averaged.model, parts["averaged"])
+        state.averaged.num_steps = json.loads(metadata["averaged_steps"])
         state.best = parts["best"]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in parts["optimizer"].items():

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from recgrit import ranks
 from recgrit.data.splits import SequenceSplit
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.model import TrieRetriever
@@ -115,7 +116,9 @@ def fit_retriever(
     def build() -> TrieRetriever:
         model = build_retriever(table, split, features, config)
         if model.neighbours is not None:
-            model.neighbours.count(split)
+            if ranks.is_first():
+                model.neighbours.count(split, features)
+            ranks.take_from_first_(model.neighbours.buffers())
         return model
 
     return train_model(

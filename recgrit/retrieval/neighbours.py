@@ -6,6 +6,9 @@ model's distribution with one over the nearest neighbours of its state in the tr
 the neighbours are those of the items taken last, which needs one small table instead of a state for
 every training target.
 
+Items that nobody has taken have no counts. They get neighbours by their features: those most like
+them, and what those were taken with.
+
 Shapes: B users, T history items, N items, J neighbours, E entries.
 """
 
@@ -14,11 +17,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.embedding.cooccurrence import count_pairs
+from recgrit.embedding.features import Vectors, find_alike
 from recgrit.retrieval.leaves import LeafSets, LeafWeights, merge_runs
 from recgrit.retrieval.ranking import Histories
 
@@ -34,6 +39,8 @@ MAX_ASKED = 10
 DISCOUNT = 0.8
 # Similarities are sums over few users: squares keep the many small ones from outweighing the large.
 SHARPNESS = 2
+# Items most like one that nobody has taken, which stand for it.
+NUM_ALIKE = 5
 
 
 def find_similar(
@@ -55,12 +62,18 @@ def find_similar(
     for item in range(split.num_items):
         entries = slice(together.indptr[item], together.indptr[item + 1])
         others = together.indices[entries]
-        values = together.data[entries] / (np.sqrt(counts[item] * counts[others]) + shrinkage)
+        together.data[entries] /= np.sqrt(counts[item] * counts[others]) + shrinkage
+    return _keep_largest(together, num_neighbours)
+
+
+def _keep_largest(similar: csr_array, num_neighbours: int) -> csr_array:
+    """Drop all but so many entries of each row; changes what it is given."""
+    for start, end in zip(similar.indptr[:-1], similar.indptr[1:], strict=True):
+        values = similar.data[start:end]
         if len(values) > num_neighbours:
             values[np.argpartition(values, -num_neighbours)[:-num_neighbours]] = 0
-        together.data[entries] = values
-    together.eliminate_zeros()
-    return together
+    similar.eliminate_zeros()
+    return similar
 
 
 class ItemNeighbours(nn.Module):
@@ -82,13 +95,59 @@ class ItemNeighbours(nn.Module):
         self.register_buffer("items", torch.zeros(num_items, NUM_NEIGHBOURS, dtype=torch.int32))
         self.register_buffer("similarities", torch.zeros(num_items, NUM_NEIGHBOURS))
 
-    def count(self, split: SequenceSplit) -> None:
-        """Take the neighbours from the training parts of these sequences."""
+    def count(self, split: SequenceSplit, features: Vectors | None = None) -> None:
+        """Take the neighbours from the training parts of these sequences.
+
+        Args:
+            split: The sequences.
+            features: float32 ``[N, F]``, for items that nobody has taken; None leaves them alone.
+        """
         similar = find_similar(
             split, num_neighbours=NUM_NEIGHBOURS, window=WINDOW, shrinkage=SHRINKAGE
         )
-        rows = np.repeat(np.arange(split.num_items), np.diff(similar.indptr))
+        self._put(similar)
+        if features is not None:
+            self.add_untaken(features, split.train_item_counts() > 0)
+
+    def add_untaken(self, features: Vectors, taken: npt.NDArray[np.bool_]) -> None:
+        """Give items without counts the neighbours that their features suggest.
+
+        Such an item is as near to those most like it as an item's nearest typically is, times
+        their cosine, and as near to any other as those are in the mean, weighted by cosines.
+
+        Args:
+            features: float32 ``[N, F]``.
+            taken: bool ``[N]``, the items whose counts stand for something.
+        """
+        from scipy.sparse import csr_array, diags_array
+
+        untaken, among = np.flatnonzero(~taken), np.flatnonzero(taken)
+        nearest = self.similarities.amax(dim=1)
+        if not len(untaken) or not nearest.any():
+            return
+        typical = float(nearest[nearest > 0].mean())
+        found = find_alike(features, untaken, among, NUM_ALIKE)
+        num_items, width = self.items.shape
+        cosines = found.cosines.clip(0).astype(np.float64)
+        alike = csr_array(
+            (cosines.ravel(), (np.repeat(untaken, cosines.shape[1]), found.items.ravel())),
+            shape=(num_items, num_items),
+        )
+        shares = diags_array(1 / np.maximum(alike.sum(axis=1), 1e-12)) @ alike
+        similarities = self.similarities.numpy().astype(np.float64)
+        counted = csr_array(
+            (similarities.ravel(), self.items.numpy().ravel(), width * np.arange(num_items + 1)),
+            shape=(num_items, num_items),
+        )
+        suggested = typical * alike + shares @ counted
+        self._put(_keep_largest(csr_array(counted + suggested + suggested.T), width))
+
+    def _put(self, similar: csr_array) -> None:
+        """Take the neighbours from rows of at most J entries."""
+        rows = np.repeat(np.arange(len(self.items)), np.diff(similar.indptr))
         columns = np.arange(similar.nnz) - similar.indptr[rows]
+        self.items.zero_()
+        self.similarities.zero_()
         self.items[rows, columns] = torch.from_numpy(similar.indices.astype(np.int32))
         self.similarities[rows, columns] = torch.from_numpy(similar.data.astype(np.float32))
 

@@ -11,7 +11,6 @@ users; the gradient is that of the whole batch. Rank 0 writes and tells, and its
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
@@ -19,19 +18,19 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from recgrit import ranks
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import TrainingError
 from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.progress import ProgressBar, progress_bar
+from recgrit.retrieval.averaging import MovingAverage, put_weights, weights_of
 from recgrit.retrieval.batching import Windows, build_windows, iterate_steps
 from recgrit.retrieval.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from recgrit.retrieval.config import TrainingConfig
@@ -168,8 +167,8 @@ def train_model(
         torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
     model = build().to(device)
-    averaged = _average_weights(model, config.average_decay)
-    kept = cast(M, averaged.module)
+    averaged = MovingAverage(model, config.average_decay)
+    kept = averaged.model
     windows = build_windows(split, history_length)
     valid_users = _choose_users(split, config.valid_users, seed)
     _require_targets(split, windows, valid_users)
@@ -217,7 +216,7 @@ def train_model(
             history.append(latest)
             best = _best_epoch(history)
             if best == latest.epoch:
-                state.best = copy.deepcopy(kept.state_dict())
+                state.best = {name: value.clone() for name, value in weights_of(kept).items()}
             if ranks.is_first():
                 _log(latest)
                 if checkpoint is not None:
@@ -226,7 +225,7 @@ def train_model(
                     on_epoch(latest)
             if stop_at is not None and latest.valid_ndcg_at_10 >= stop_at:
                 break
-    kept.load_state_dict(state.best)
+    put_weights(kept, state.best)
     kept.eval()
     return Trained(kept, history, best_epoch=best, precision=precision)
 
@@ -315,7 +314,7 @@ def _train_epoch(
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRAD_NORM)
         state.optimizer.step()
         state.schedule.step()
-        state.averaged.update_parameters(state.model)
+        state.averaged.update(state.model)
         bar.advance(note=f"epoch {epoch}, loss {loss_sum / max(1, num_targets):.3f}")
         if is_late:
             break
@@ -362,16 +361,6 @@ def _best_epoch(history: list[TrainingEpoch]) -> int:
 
 def _read_epoch(values: dict[str, Any]) -> TrainingEpoch:
     return TrainingEpoch(**{**values, "level_accuracy": tuple(values["level_accuracy"])})
-
-
-def _average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model that follows it, by a moving average if ``decay`` is not 0."""
-
-    def average(kept: Tensor, latest: Tensor, steps: Tensor | int) -> Tensor:
-        # A plain mean over the first steps: the initial weights get no more than their share.
-        return torch.lerp(latest, kept, min(decay, float(steps) / (float(steps) + 1)))
-
-    return AveragedModel(model, avg_fn=average)
 
 
 def _require_targets(

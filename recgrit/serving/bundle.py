@@ -232,11 +232,14 @@ class Bundle:
         with self._reading():
             state = load_file(self.directory / WEIGHTS_NAME)
             if model.neighbours is not None:
-                # Items that came later were never taken near any other.
                 for name, rows in model.neighbours.state_dict(prefix="neighbours.").items():
                     rows[: len(state[name])] = state[name]
                     state[name] = rows
             model.load_state_dict(state)
+        if model.neighbours is not None:
+            # Items that came later were never taken near any other.
+            known = np.arange(len(self.semantic_ids)) < self.settings.num_known_items
+            model.neighbours.add_untaken(self.features.vectors, known)
         return model.to(choose_device(self.device)).eval()
 
     def ranker(

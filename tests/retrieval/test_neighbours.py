@@ -154,3 +154,62 @@ def test_without_them_nothing_is_kept(make_table, random_codes, make_config, spl
     )
     assert model.neighbours is None
     assert not any("neighbours" in name for name in model.state_dict())
+
+
+@pytest.fixture
+def untaken(make_model, random_codes, make_split):
+    """Items 0 to 4 are taken in a ring; 5 looks like 0, 6 like nothing that was taken."""
+    ring = [[0, 1, 2, 3, 4] * 3, [2, 3, 4, 0, 1] * 3]
+    features = np.eye(7, 6, dtype=np.float32)
+    features[5] = features[0] + 0.1 * features[5]
+    features[6] = 0
+    model = make_model(random_codes(7), neighbour_weight=WEIGHT)
+    return model, make_split(ring, 7), features
+
+
+def similarities_of(model):
+    """All of them, ``[N, N]``."""
+    rows = torch.arange(len(model.neighbours.items)).unsqueeze(-1)
+    found = torch.zeros(len(rows), len(rows))
+    found.index_put_((rows, model.neighbours.items.long()), model.neighbours.similarities, True)
+    return found
+
+
+def test_an_untaken_item_stands_beside_the_one_it_looks_like(untaken):
+    model, split, features = untaken
+    model.neighbours.count(split)
+    counted = similarities_of(model)
+    model.neighbours.count(split, features)
+    found = similarities_of(model)
+    typical = counted.amax(dim=1)[:5].mean()
+    cosine = 1 / np.hypot(1, 0.1)
+    expected = counted[0].clone()
+    expected[0] = typical * cosine
+    torch.testing.assert_close(found[5, :5], expected[:5])
+    torch.testing.assert_close(found[:5, 5], expected[:5], msg="as near from the other side")
+    torch.testing.assert_close(found[:5, :5], counted[:5, :5], msg="others stay as they were")
+    assert not found[6].any(), "what looks like nothing is near nothing"
+    assert not found[:, 6].any()
+
+
+def test_an_untaken_item_is_recommended_after_the_one_it_looks_like(untaken):
+    model, split, features = untaken
+    after = Histories(torch.tensor([[0]]), torch.tensor([1]))
+    model.neighbours.count(split)
+    before = probabilities(model, after)[0, 5]
+    model.neighbours.count(split, features)
+    assert probabilities(model, after)[0, 5] > before + 0.2 * WEIGHT
+
+
+def test_where_all_are_taken_features_change_nothing(model, split, random_codes, make_model):
+    everything = make_model(random_codes(NUM_ITEMS - 1), neighbour_weight=WEIGHT)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(NUM_ITEMS - 1, 8)).astype(np.float32)
+    taken = split.train_item_counts()[: NUM_ITEMS - 1] > 0
+    assert taken.all()
+    everything.neighbours.items.copy_(model.neighbours.items[: NUM_ITEMS - 1])
+    everything.neighbours.similarities.copy_(model.neighbours.similarities[: NUM_ITEMS - 1])
+    everything.neighbours.add_untaken(features, taken)
+    torch.testing.assert_close(
+        everything.neighbours.similarities, model.neighbours.similarities[: NUM_ITEMS - 1]
+    )
