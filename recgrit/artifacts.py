@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -205,7 +206,8 @@ def write_atomic(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # Of this machine too: several may write one shard, where one of them is thought dead.
+    temporary = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         yield temporary
         temporary.replace(path)

@@ -19,9 +19,16 @@ import polars as pl
 from recgrit.data.items import read_item_list
 from recgrit.data.splits import Split
 from recgrit.engines.engine import Report
-from recgrit.engines.shards import ShardFunction
+from recgrit.engines.shards import ShardFunction, Shards
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import TOKENIZER_NAME, WEIGHTS_NAME, Run, read_tokenizer, stage_directory
+from recgrit.runs import (
+    SHARDS_NAME,
+    TOKENIZER_NAME,
+    WEIGHTS_NAME,
+    Run,
+    read_tokenizer,
+    stage_directory,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,6 +109,14 @@ def _write_fit(
     save_file(state, folder / name)
     pl.DataFrame([asdict(epoch) for epoch in history]).write_parquet(folder / EPOCHS_NAME)
     (folder / FACTS_NAME).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def take_facts(folder: Path) -> dict[str, Any]:
+    """What a fit said of itself, which goes into the manifest."""
+    path = folder / FACTS_NAME
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path.unlink()
+    return facts
 
 
 @dataclass(frozen=True)
@@ -206,6 +221,19 @@ class RecommendLists:
             name_lists(run.semantic_ids, found.to_polars(), user_ids).write_parquet(path)
 
         return recommend
+
+
+def plan_shards(
+    config: ExperimentConfig, name: str, num_rows: int, shard_rows: int, suffix: str
+) -> Shards:
+    """Shards of so many rows each, in a folder of the run that its stage deletes."""
+    return Shards(
+        name.partition("-")[0],
+        (config.run.dir / SHARDS_NAME / f"{name}-{shard_rows}").absolute(),
+        num_rows,
+        shard_rows,
+        suffix,
+    )
 
 
 def use_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:

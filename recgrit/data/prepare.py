@@ -239,8 +239,13 @@ def find_input_files(config: DataConfig) -> tuple[Path, ...]:
     )
 
 
-def prepare(config: DataConfig) -> PreparedData:
+def prepare(config: DataConfig, *, scratch_dir: Path | None = None) -> PreparedData:
     """Read, filter, index and split a data set.
+
+    Args:
+        config: What to read, and what to leave out.
+        scratch_dir: Where partitions lie while they are worked on; None for where the system has
+            temporary files.
 
     Raises:
         ConfigError: A setting does not fit the source.
@@ -248,7 +253,7 @@ def prepare(config: DataConfig) -> PreparedData:
     """
     files = find_input_files(config)
     if config.partition_users is not None:
-        return _prepare_in_partitions(config, files, config.partition_users)
+        return _prepare_in_partitions(config, files, config.partition_users, scratch_dir)
     raw = config.build_source().read(files, max_malformed_share=config.max_malformed_share)
     funnel = Funnel.start(raw)
     funnel.add(WITHOUT_ID, raw.coded.frame)
@@ -284,10 +289,10 @@ def prepare(config: DataConfig) -> PreparedData:
 
 
 def _prepare_in_partitions(
-    config: DataConfig, files: tuple[Path, ...], num_users: int
+    config: DataConfig, files: tuple[Path, ...], num_users: int, scratch_dir: Path | None
 ) -> PreparedData:
     """As in memory; the result's rows stay on disk as long as its `Interactions` are in use."""
-    scratch = TemporaryDirectory(prefix="recgrit-")
+    scratch = TemporaryDirectory(prefix="recgrit-", dir=scratch_dir)
     try:
         data = _prepare_on_disk(config, files, num_users, Path(scratch.name))
     except RecgritError:
@@ -298,7 +303,8 @@ def _prepare_in_partitions(
             raise
         raise DataError(
             f"Cannot write partitions into {scratch.name}: {reason}. They take some 40 bytes an "
-            "interaction: set the environment variable TMPDIR to a folder with room for them."
+            "interaction: make room for them, or name another folder (run.dir=PATH, or TMPDIR in "
+            "the environment where there is no run)."
         ) from error
     weakref.finalize(data.interactions, scratch.cleanup)
     return data

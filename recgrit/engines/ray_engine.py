@@ -106,7 +106,7 @@ class RayEngine:
                 ),
             ).fit()
         except Exception as error:
-            raise EngineError(f"Training on Ray failed: {_innermost(error)}") from error
+            raise EngineError(f"Training on Ray failed: {_find_cause(error)}") from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -136,10 +136,11 @@ def _build_actor(build: ShardBuilder, shards: Shards) -> type:
     return ShardActor
 
 
-def _innermost(error: BaseException) -> str:
+def _find_cause(error: BaseException) -> str:
+    """The last line of the innermost error, which Ray gives with the worker's traceback."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error)
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 @contextmanager

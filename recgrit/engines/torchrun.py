@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from recgrit import ranks
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.shards import ShardBuilder, ShardOutcome, Shards, ShardWorker, require_all
 from recgrit.progress import track
@@ -93,7 +94,7 @@ def join_ranks(config: EngineConfig) -> Iterator[RanksEngine]:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    ranks.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
     engine = RanksEngine(config)
     try:
         yield engine

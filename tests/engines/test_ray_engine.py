@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recgrit.artifacts import read_manifest
 from recgrit.config import load_config
 from recgrit.embedding.cache import encode_cached
 from recgrit.engines.config import EngineConfig
@@ -206,6 +207,57 @@ def test_a_run_on_ray_equals_a_local_one(new_config, cluster, tmp_path):
         local, ray = (pl.read_parquet(tmp_path / kind / name) for kind in ("local", "ray"))
         assert local.equals(ray), name
     assert not (tmp_path / "ray" / ".shards").exists()
+
+
+def test_ranks_are_started_again_when_one_is_killed(cluster, ray_engine, tmp_path):
+    """What a rank finished before is not lost: training has its checkpoints."""
+
+    def work(report):
+        import os
+        import signal
+
+        import torch
+        import torch.distributed as dist
+
+        total = torch.tensor(dist.get_rank() + 1)
+        dist.all_reduce(total)
+        died = tmp_path / "died"
+        if dist.get_rank() == 1 and not died.exists():
+            died.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        (tmp_path / f"rank-{dist.get_rank()}").write_text(str(int(total)))
+
+    config = EngineConfig(kind="ray", address=cluster, train_workers=2)
+    with start_engine(config) as engine:
+        engine.run_on_ranks(work, report=lambda epoch: None)
+    assert (tmp_path / "died").exists()
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+
+
+def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch):
+    from recgrit.engines import ray_engine as module
+
+    monkeypatch.setattr(module, "MAX_TRAIN_FAILURES", 0)
+
+    def work(report):
+        raise ValueError("the loss became nan")
+
+    config = EngineConfig(kind="ray", address=cluster, train_workers=1)
+    with (
+        start_engine(config) as engine,
+        pytest.raises(EngineError, match=r"Training on Ray failed: .*the loss became nan"),
+    ):
+        engine.run_on_ranks(work, report=lambda epoch: None)
+
+
+def test_two_ranks_on_ray_learn(new_config, cluster, ray_engine, tmp_path):
+    engine = {"kind": "ray", "address": cluster, "num_workers": 1, "train_workers": 2}
+    path = new_config(engine=engine, run={"dir": str(tmp_path / "run")})
+    result = run_experiment(load_config(ExperimentConfig, path), until="train")
+    assert set(result.seconds) == {"prepare", "embed", "tokenize", "train"}
+    summary = read_manifest(tmp_path / "run" / "retriever").summary
+    assert summary["best"]["valid_recall_at_10"] > 0.7
+    assert not (tmp_path / "run" / ".training").exists()
 
 
 def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
