@@ -38,7 +38,7 @@ class Stage:
 
 def codebook_size(num_items: int) -> int:
     """Codes a level that suit a catalogue, unless the environment sets them."""
-    return int(os.environ.get("SCALING_CODES", 256 if num_items <= 2**20 else 1024))
+    return int(os.environ.get("SCALING_CODES") or (256 if num_items <= 2**20 else 1024))
 
 
 def draw_vectors(path: Path, num_items: int, dim: int) -> None:
