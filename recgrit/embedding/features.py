@@ -27,6 +27,10 @@ FILL_CHUNK = 256
 # grows with the catalogue then, not with its square.
 MAX_GIVEN = 262_144
 
+# Vectors whose components are found in one piece, and how many are held at a time beyond that.
+MAX_AT_ONCE = 2**21
+CHUNK = 65_536
+
 Vectors = npt.NDArray[np.float32]
 
 
@@ -258,12 +262,39 @@ class _Reduced:
 def _reduce(vectors: Vectors, dim: int | None) -> _Reduced:
     if dim is None or dim >= min(vectors.shape):
         return _Reduced(vectors, None, None)
+    if len(vectors) > MAX_AT_ONCE:
+        return _reduce_in_chunks(vectors, dim)
     from sklearn.decomposition import PCA
 
     # Exact and deterministic: an eigendecomposition of the small [F, F] covariance.
     pca = PCA(dim, svd_solver="covariance_eigh")
     reduced = np.asarray(pca.fit_transform(vectors), dtype=np.float32)
     return _Reduced(reduced, pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
+
+
+def _reduce_in_chunks(vectors: Vectors, dim: int) -> _Reduced:
+    """The same components up to rounding, with one chunk of vectors in memory."""
+    from scipy.linalg import eigh
+
+    size = vectors.shape[1]
+    total, products = np.zeros(size), np.zeros((size, size))
+    chunks = [vectors[start : start + CHUNK] for start in range(0, len(vectors), CHUNK)]
+    for chunk in chunks:
+        total += chunk.sum(axis=0, dtype=np.float64)
+    mean = total / len(vectors)
+    for chunk in chunks:
+        centred = chunk - mean
+        products += centred.T @ centred
+    _, found = eigh(products, subset_by_index=(size - dim, size - 1))
+    components = found.T[::-1]
+    # As scikit-learn has them: the largest coefficient is positive.
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.sign(components[np.arange(dim), largest])
+    center, components = mean.astype(np.float32), (components * signs[:, None]).astype(np.float32)
+    reduced = np.empty((len(vectors), dim), np.float32)
+    for number, chunk in enumerate(chunks):
+        reduced[number * CHUNK : number * CHUNK + len(chunk)] = (chunk - center) @ components.T
+    return _Reduced(reduced, center, components)
 
 
 @dataclass(frozen=True)

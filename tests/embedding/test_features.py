@@ -164,3 +164,22 @@ def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
         alone.embeddings.vectors,
         atol=1e-4,
     )
+
+
+def test_components_of_vectors_that_memory_does_not_hold(monkeypatch):
+    """Chunk by chunk, up to rounding what all at once gives."""
+    from recgrit.embedding import features
+
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(1000, 24)) * np.linspace(3, 0.5, 24) + 1).astype(np.float32)
+    text = Embeddings(vectors, "text", normalized=False)
+    at_once = fit_features(text, None, text_dim=8)
+    monkeypatch.setattr(features, "MAX_AT_ONCE", 100)
+    monkeypatch.setattr(features, "CHUNK", 64)
+    in_chunks = fit_features(text, None, text_dim=8)
+    np.testing.assert_allclose(
+        in_chunks.embeddings.vectors, at_once.embeddings.vectors, atol=1e-5, rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        in_chunks.transform.reduce_text(vectors), in_chunks.embeddings.vectors, atol=1e-5
+    )
