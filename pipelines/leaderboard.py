@@ -261,6 +261,7 @@ BOARD: dict[str, Model] = {
     "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
     "trie softmax off": Model(fit_ours, {"trie_softmax": False}),
     "no vectors of single items": Model(fit_ours, {"node_vectors": "shared"}),
+    "8,192 node buckets": Model(fit_ours, {"node_buckets": 8192}),
     "no node vectors": Model(fit_ours, {"node_vectors": "none"}),
     "content projected in": Model(fit_ours, {"content": True}),
     "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
@@ -290,6 +291,7 @@ CANDIDATES: dict[str, Model] = {
 }
 COLD: dict[str, Model] = {
     OURS: Model(fit_ours),
+    "neighbours off": Model(fit_ours, {"neighbours": False}),
     "content projected in": Model(fit_ours, {"content": True}),
     "node dropout .3": Model(fit_ours, {"node_dropout": 0.3}),
     "node dropout .3, content": Model(fit_ours, {"content": True, "node_dropout": 0.3}),
