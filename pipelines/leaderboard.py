@@ -153,7 +153,9 @@ def fit_ours(
         trained.model.neighbours = None
     width = beam_width or context.config.evaluation.beam_width
     ranker = TrieRanker(trained.model, beam_width=None if width == "exact" else width)
-    found = _with_ranker(context, ranker, trained)
+    # A beam finds no more items than its width.
+    top_k = TOP_K if width == "exact" else min(TOP_K, width)
+    found = _with_ranker(context, ranker, trained, top_k)
     return Fitted(found.recommend, found.facts | {"parts": trained.model.num_parameters()})
 
 
@@ -205,9 +207,11 @@ def _fit_tokens(
     return _with_ranker(context, ranker, trained)
 
 
-def _with_ranker(context: Context, ranker: Ranker, trained: Trained[Any] | None = None) -> Fitted:
+def _with_ranker(
+    context: Context, ranker: Ranker, trained: Trained[Any] | None = None, top_k: int = TOP_K
+) -> Fitted:
     def recommend(name: Split, users: np.ndarray, masked: bool) -> Recommendations:
-        return recommend_items(ranker, context.split, name, users, top_k=TOP_K, masked=masked)
+        return recommend_items(ranker, context.split, name, users, top_k=top_k, masked=masked)
 
     facts: dict[str, Any] = {}
     if trained is not None:

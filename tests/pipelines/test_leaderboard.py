@@ -13,7 +13,7 @@ import pytest
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 MODELS = (
     "popularity;item-kNN;recgrit;SASRec;TIGER, equal time;decoder only, equal time;"
-    "trie softmax off;no node vectors;three fused"
+    "trie softmax off;no node vectors;beam 10;three fused"
 )
 
 
@@ -32,7 +32,7 @@ def test_the_leaderboard_resumes_and_reports(
     options = ("--models", MODELS, "--out", out, "--work", tmp_path / "work")
     run_script("leaderboard.py", config, *options, "--parts", "board,cold")
     board = pl.read_parquet(out / "board.parquet")
-    assert board.height == 9
+    assert board.height == 10
     for name in ("valid", "test", "test_masked"):
         for ranks, users, recall in board.select(
             f"{name}_ranks", "num_users", f"{name}_recall_at_10"
