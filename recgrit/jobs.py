@@ -18,8 +18,7 @@ import polars as pl
 
 from recgrit.data.items import read_item_list
 from recgrit.data.splits import Split
-from recgrit.engines.engine import Report
-from recgrit.engines.shards import ShardFunction, Shards
+from recgrit.engines.shards import Report, ShardFunction, Shards
 from recgrit.experiment import ExperimentConfig
 from recgrit.runs import (
     SHARDS_NAME,
@@ -132,16 +131,15 @@ class AssignCodes:
         import torch
         from safetensors.torch import save_file
 
-        from recgrit.quantization.fit import assign_chunk
+        from recgrit.quantization.fit import assign_codes
 
         vectors = np.load(self.features, mmap_mode="r")
         model = read_tokenizer(self.weights, self.config, vectors.shape[1])
 
         def assign(rows: slice, path: Path) -> None:
-            assigned = assign_chunk(model, torch.from_numpy(np.array(vectors[rows])))
-            save_file(
-                {"codes": assigned.codes.int(), "residual_norms": assigned.residual_norms}, path
-            )
+            codes, norms = assign_codes(model, torch.from_numpy(np.array(vectors[rows])))
+            sums = torch.tensor(norms, dtype=torch.float64) * (rows.stop - rows.start)
+            save_file({"codes": codes.int(), "residual_norms": sums}, path)
 
         return assign
 

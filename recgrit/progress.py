@@ -42,7 +42,7 @@ messages = build_console(stderr=True)
 
 def is_helper() -> bool:
     """Whether torchrun started this process to help another one, which tells of both."""
-    return os.environ.get("RANK", "0") != "0"
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
 
 
 _display: ContextVar[Progress | None] = ContextVar("display", default=None)

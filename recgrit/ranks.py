@@ -7,6 +7,7 @@ calls in the same order.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+# How often this process has joined others.
+_joins = itertools.count()
 
 
 def join(backend: str, timeout: timedelta | None = None) -> None:
@@ -30,9 +34,12 @@ def join(backend: str, timeout: timedelta | None = None) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     store, number, total = next(rendezvous("env://"))
+    life = "0"
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         life = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        store = dist.PrefixStore(life, store)  # type: ignore[attr-defined]
+    # Nor is a group that was left before in this life the one that is joined now.
+    prefix = f"{life}-{next(_joins)}"
+    store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
 
 

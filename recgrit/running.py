@@ -123,7 +123,7 @@ def _lead_experiment(
     _check_place(config.run.dir)
     for name in names:
         STAGES[name].inputs(config)
-    if "train" in names:
+    if "train" in names and config.engine.kind == "local":  # Ray's workers have others.
         _check_device(config.retriever.device)
     if not force and all(_is_stage_current(name, config) for name in names):
         _run_stages(names, config, result, NullTracker(), engine, force=False)
@@ -203,6 +203,9 @@ def run_stage(name: str, config: ExperimentConfig, tracker: Tracker, engine: Eng
     settings, parents, inputs = _starting_point(name, config)
     with write_artifact(directory, name, settings, parents, inputs) as writer:
         STAGES[name].build(config, writer, tracker, engine)
+    # What an interrupted one with other settings left, too.
+    for leftover in (config.run.dir / SHARDS_NAME).glob(f"{name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     return read_manifest(directory)
 
 

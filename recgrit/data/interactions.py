@@ -12,6 +12,7 @@ import pandas as pd
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from recgrit.artifacts import replacing
 from recgrit.errors import ArtifactError, DataError
 
 FILE_NAME = "interactions.parquet"
@@ -150,17 +151,20 @@ def sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(frame: pl.LazyFrame, path: Path) -> None:
-    frame.sink_parquet(path, row_group_size=ROW_GROUP_SIZE, engine="streaming")
+    # Not into a file that is there, which may have another name in another run.
+    with replacing(path) as temporary:
+        frame.sink_parquet(temporary, row_group_size=ROW_GROUP_SIZE, engine="streaming")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     """Two names of one file where the disk allows; it is never written again."""
     if target.exists() and target.samefile(source):
         return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    with replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def _check(frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) -> None:

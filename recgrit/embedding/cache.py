@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,9 @@ from recgrit.embedding.encoders import Encoder
 from recgrit.embedding.text import order_texts
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import ShardFunction, Shards
+from recgrit.errors import EngineError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # One row group a shard, so that a worker reads no more than its own.
 TEXTS_NAME = "texts.parquet"
@@ -59,7 +61,7 @@ def encode_cached(
     path = cache_dir / f"{encoder.name}-{_digest(texts, encoder)}.npy"
     cached = _read(path, len(texts))
     if cached is not None:
-        log.info("Vectors of %d texts found in %s", len(texts), path)
+        logger.info("Vectors of %d texts found in %s", len(texts), path)
         return cached
     unique = order_texts(texts)
     row_of = {text: row for row, text in enumerate(unique)}
@@ -69,11 +71,17 @@ def encode_cached(
         shards = Shards("embed", folder, len(unique), size, ".npy")
         _write_texts(unique, folder / TEXTS_NAME, size)
         work = EncodeShards(folder / TEXTS_NAME, build or (lambda: encoder))
-        engine.map_shards(work, shards)
         try:
-            _join(shards, rows, size, path)
-        except OSError as error:
-            log.warning("Cannot cache vectors in %s: %s", path.parent, error)
+            engine.map_shards(work, shards)
+            _join(shards, rows, path)
+        except (EngineError, OSError) as error:
+            # Another run of the same texts may have come first, and taken the shards away.
+            cached = _read(path, len(texts))
+            if cached is not None:
+                return cached
+            if isinstance(error, EngineError):
+                raise
+            logger.warning("Cannot cache vectors in %s: %s", path.parent, error)
             vectors: npt.NDArray[np.float32] = np.concatenate(
                 [np.load(part) for part in shards.paths()]
             )
@@ -107,12 +115,14 @@ def _open_folder(folder: Path) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        log.warning("Cannot cache vectors in %s: %s", folder.parent, error)
+        logger.warning("Cannot cache vectors in %s: %s", folder.parent, error)
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
         return
     yield folder.absolute()
-    shutil.rmtree(folder, ignore_errors=True)
+    # And those that a run with shards of another size left.
+    for leftover in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*.shards"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_texts(texts: list[str], path: Path, shard_texts: int) -> None:
@@ -122,13 +132,14 @@ def _write_texts(texts: list[str], path: Path, shard_texts: int) -> None:
         encoded.to_frame().write_parquet(temporary, row_group_size=shard_texts)
 
 
-def _join(shards: Shards, rows: npt.NDArray[np.int64], shard_texts: int, path: Path) -> None:
+def _join(shards: Shards, rows: npt.NDArray[np.int64], path: Path) -> None:
     """Put the vectors of all texts into one file, ``rows`` being each text's place in the shards.
 
     Memory holds one shard at a time.
     """
+    size = shards.shard_rows
     order = np.argsort(rows, kind="stable")
-    ends = np.searchsorted(rows[order], shard_texts * np.arange(1, shards.num_shards + 1))
+    ends = np.searchsorted(rows[order], size * np.arange(1, shards.num_shards + 1))
     with replacing(path) as temporary:
         joined: npt.NDArray[np.float32] | None = None
         start = 0
@@ -138,10 +149,22 @@ def _join(shards: Shards, rows: npt.NDArray[np.int64], shard_texts: int, path: P
                 joined = np.lib.format.open_memmap(
                     temporary, "w+", np.float32, (len(rows), part.shape[1])
                 )
+                _reserve(temporary)
             places = order[start:end]
-            joined[places] = part[rows[places] - number * shard_texts]
+            joined[places] = part[rows[places] - number * size]
             start = end
         del joined  # Closes the file.
+
+
+def _reserve(path: Path) -> None:
+    """Have the disk set the whole file aside: one that is full ends a write into a map by a signal.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # Linux.
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _digest(texts: Sequence[str], encoder: Encoder) -> str:
@@ -169,5 +192,5 @@ def _read(path: Path, num_texts: int) -> npt.NDArray[np.float32] | None:
         and np.isfinite(vectors.sum())
     ):
         return vectors
-    log.warning("The cached vectors in %s are damaged and are made anew", path)
+    logger.warning("The cached vectors in %s are damaged and are made anew", path)
     return None

@@ -64,6 +64,8 @@ def encode_items(
     if isinstance(encoder, SentenceTransformerEncoder):
         # As on this machine, whatever others would choose: one catalogue, one precision.
         settled = config.model_copy(update={"precision": encoder.precision})
+        if Path(config.model).is_dir():  # Not to be looked for elsewhere as a name on the hub.
+            settled = settled.model_copy(update={"model": str(Path(config.model).absolute())})
         build = partial(build_encoder, settled, seed)
     vectors = encode_cached(texts, encoder, cache_dir, engine=engine, build=build)
     return EncodedItems(vectors, encoder.name, _space_of(encoder))

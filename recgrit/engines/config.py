@@ -12,7 +12,7 @@ from recgrit.config import Config
 class EngineConfig(Config):
     """Where the work is done. ``engine=ray`` for short.
 
-    Nothing here changes a result, so none of it is part of a stage's key.
+    Nothing here changes a result but by rounding, so none of it is part of a stage's key.
 
     Args:
         kind: ``local`` is this process, and all processes of torchrun where it started this one;

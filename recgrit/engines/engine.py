@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.local import LocalEngine
-from recgrit.engines.shards import ShardBuilder, Shards
+from recgrit.engines.shards import Report, ShardBuilder, Shards
 from recgrit.errors import ConfigError
-
-# Takes what to tell of as it goes on; None where nobody listens.
-Report = Callable[[Any], None]
 
 
 class Engine(Protocol):
@@ -36,12 +34,18 @@ class Engine(Protocol):
             EngineError: Some cannot be done; all others are.
         """
 
-    def run_on_ranks(self, function: Callable[[Report | None], None], report: Report) -> None:
+    def run_on_ranks(
+        self, function: Callable[[Report | None], None], report: Report, folder: Path
+    ) -> None:
         """Call a function in every process that trains; what comes of it, rank 0 writes to disk.
 
         Args:
             function: The same everywhere; where there are several, torch.distributed is ready.
             report: Given to rank 0 where that is this process.
+            folder: That all ranks see, for what the engine keeps meanwhile.
+
+        Raises:
+            EngineError: It cannot be done, or a rank raised an error of another machine.
         """
 
     def follow(self) -> None:

@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
 
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.shards import (
+    Report,
     ShardBuilder,
     ShardOutcome,
     Shards,
@@ -39,9 +40,7 @@ class LocalEngine:
         collect(shards, (worker.work(number) for number in pending), pending)
 
     def run_on_ranks(
-        self,
-        function: Callable[[Callable[[Any], None] | None], None],
-        report: Callable[[Any], None],
+        self, function: Callable[[Report | None], None], report: Report, folder: Path
     ) -> None:
         """See `recgrit.engines.engine.Engine`."""
         function(report)
@@ -84,4 +83,4 @@ def collect(shards: Shards, outcomes: Iterable[ShardOutcome], pending: list[int]
                     rate,
                     timedelta(seconds=round(num_left / rate)),
                 )
-    require_all(shards, seen)
+    require_all(shards, seen, pending)

@@ -8,24 +8,24 @@ worker's death costs the shard it was at.
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from recgrit.artifacts import write_atomic
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.local import collect
-from recgrit.engines.shards import ShardBuilder, ShardOutcome, Shards, ShardWorker
-from recgrit.errors import ConfigError, EngineError
+from recgrit.engines.shards import Report, ShardBuilder, ShardOutcome, Shards, ShardWorker
+from recgrit.errors import ConfigError, EngineError, RecgritError
 
 logger = logging.getLogger(__name__)
 
-Report = Callable[[Any], None]
-
 # Training goes on from its last checkpoint after so many deaths of a worker.
 MAX_TRAIN_FAILURES = 3
+# How long ranks wait for one another, as for k-means on the first of them.
+WORKING_SECONDS = 12 * 3600
 
 
 class RayEngine:
@@ -47,6 +47,7 @@ class RayEngine:
         if not pending:
             return
         import ray.data
+        import ray.exceptions
 
         num_workers = min(self._count_workers(), len(pending))
         logger.info("%s: %d shards on %d workers", shards.name, len(pending), num_workers)
@@ -60,8 +61,14 @@ class RayEngine:
             num_cpus=self.config.cpus_per_worker,
             num_gpus=self.config.gpus_per_worker,
         )
-        for row in outcomes.iter_rows():
-            yield ShardOutcome(int(row["number"]), str(row["error"]), bool(row["is_fatal"]))
+        try:
+            for row in outcomes.iter_rows():
+                yield ShardOutcome(int(row["number"]), str(row["error"]), bool(row["is_fatal"]))
+        except ray.exceptions.RayError as error:
+            raise EngineError(
+                f"Ray gave up {shards.name}: {_find_cause(error)}\nWhat is done is kept in "
+                f"{shards.folder}: the same command does only what is missing."
+            ) from error
 
     def _count_workers(self) -> int:
         """As many as asked for, or as there is room for."""
@@ -82,33 +89,48 @@ class RayEngine:
             )
         return int(room)
 
-    def run_on_ranks(self, function: Callable[[Report | None], None], report: Report) -> None:
+    def run_on_ranks(
+        self, function: Callable[[Report | None], None], report: Report, folder: Path
+    ) -> None:
         """See `recgrit.engines.engine.Engine`; in this process if no ``train_workers`` are set."""
         if self.config.train_workers is None:
             function(report)
             return
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
 
         resources = {"CPU": self.config.cpus_per_worker}
-        folder = Path(tempfile.mkdtemp(prefix="recgrit-train-"))
-        try:
-            TorchTrainer(
-                lambda: function(None),
+        with tempfile.TemporaryDirectory(prefix=".ray-", dir=folder.absolute()) as name:
+            mistake = Path(name) / "mistake"
+
+            def work() -> None:
+                if mistake.exists():  # Would be made again at every start.
+                    return
+                try:
+                    function(None)
+                except RecgritError as error:
+                    write_atomic(mistake, str(error))
+                    raise
+
+            trainer = TorchTrainer(
+                work,
+                torch_config=TorchConfig(timeout_s=WORKING_SECONDS),
                 scaling_config=ScalingConfig(
                     num_workers=self.config.train_workers,
                     use_gpu=self.config.gpus_per_worker > 0,
                     resources_per_worker=resources,
                 ),
                 run_config=RunConfig(
-                    storage_path=str(folder),
+                    storage_path=name,
                     failure_config=FailureConfig(max_failures=MAX_TRAIN_FAILURES),
                 ),
-            ).fit()
-        except Exception as error:
-            raise EngineError(f"Training on Ray failed: {_find_cause(error)}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            )
+            try:
+                trainer.fit()
+            except Exception as error:
+                raise EngineError(f"Training on Ray failed: {_find_cause(error)}") from error
+            if mistake.exists():
+                raise EngineError(mistake.read_text(encoding="utf-8"))
 
     def follow(self) -> None:
         """There is nobody to follow."""

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recgrit.artifacts import digest_file, explain_write_failure, replacing, write_atomic
 from recgrit.errors import EngineError, RecgritError
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Writes what becomes of these rows to a path.
 ShardFunction = Callable[[slice, Path], None]
+# Takes what to tell of as it goes on.
+Report = Callable[[Any], None]
 # Makes a shard function where it is to work, once a worker: it may load a model.
 ShardBuilder = Callable[[], ShardFunction]
 
@@ -161,12 +164,13 @@ class ShardWorker:
             )
         if shards.is_done(number):  # By a worker that died before it could say so.
             return ShardOutcome(number)
-        if shards.count_attempt(number) >= MAX_ATTEMPTS:
-            return ShardOutcome(
-                number, f"its worker died {MAX_ATTEMPTS} times, perhaps for want of memory"
-            )
-        is_building = self._function is None
+        is_building = False
         try:
+            if shards.count_attempt(number) >= MAX_ATTEMPTS:
+                return ShardOutcome(
+                    number, f"its worker died {MAX_ATTEMPTS} times, perhaps for want of memory"
+                )
+            is_building = self._function is None
             self._function = self._function or self._build()
             is_building = False
             shards.write(number, self._function)
@@ -180,22 +184,34 @@ class ShardWorker:
         return ShardOutcome(number)
 
 
-def require_all(shards: Shards, outcomes: list[ShardOutcome]) -> None:
+def require_all(shards: Shards, outcomes: list[ShardOutcome], pending: list[int]) -> None:
     """Refuse to go on without some shards.
+
+    Args:
+        shards: The job.
+        outcomes: What became of shards.
+        pending: Those that were to be done.
 
     Raises:
         EngineError: Names them and what went wrong; those that are done are kept.
     """
     failed = sorted((o for o in outcomes if o.error), key=lambda outcome: outcome.number)
+    missing = set(pending) - {outcome.number for outcome in outcomes}
     if not failed:
+        if missing:
+            raise EngineError(
+                f"Nothing was heard of {len(missing)} of {shards.num_shards} shards of "
+                f"{shards.name}. Run the same command again, which does only what is missing."
+            )
         return
     if all(outcome.error == failed[0].error for outcome in failed):
         told = f" {failed[0].number}: {failed[0].error}"
     else:
         lines = [f"\n  {outcome.number}: {outcome.error}" for outcome in failed[:MAX_TOLD]]
         told = "".join(lines) + ("\n  ..." if len(failed) > MAX_TOLD else "")
+    num_done = shards.num_shards - len(missing) - len(failed)
     raise EngineError(
         f"{len(failed)} of {shards.num_shards} shards of {shards.name} could not be done, first "
-        f"{told.strip()}\nThe others are kept in {shards.folder}: mend the cause and run the same "
-        "command again, which does only what is missing."
+        f"{told.strip()}\n{num_done} are done and kept in {shards.folder}: mend the cause and run "
+        "the same command again, which does only what is missing."
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,14 +20,23 @@ import torch.distributed as dist
 
 from recgrit import ranks
 from recgrit.engines.config import EngineConfig
-from recgrit.engines.shards import ShardBuilder, ShardOutcome, Shards, ShardWorker, require_all
+from recgrit.engines.shards import (
+    Report,
+    ShardBuilder,
+    ShardOutcome,
+    Shards,
+    ShardWorker,
+    require_all,
+)
+from recgrit.errors import ConfigError
 from recgrit.progress import track
 
-Report = Callable[[Any], None]
 Task = Callable[[], Any]
 
 # How long the others wait for rank 0 to come to something that they can help with.
 PATIENCE = timedelta(days=30)
+# How long they wait for one another in training: for k-means, or neighbours being counted, too.
+WORKING = timedelta(hours=12)
 
 
 class RanksEngine:
@@ -44,16 +54,20 @@ class RanksEngine:
         """See `recgrit.engines.engine.Engine`; every rank does an equal number of shards."""
         pending = shards.find_pending()
         parts = self._do(partial(_work_on_share, build, shards, pending))
-        require_all(shards, [outcome for part in parts for outcome in part])
+        require_all(shards, [outcome for part in parts for outcome in part], pending)
 
-    def run_on_ranks(self, function: Callable[[Report | None], None], report: Report) -> None:
+    def run_on_ranks(
+        self, function: Callable[[Report | None], None], report: Report, folder: Path
+    ) -> None:
         """See `recgrit.engines.engine.Engine`."""
         self._do(partial(function, None), own=partial(function, report))
 
     def follow(self) -> None:
         """Do what rank 0 says until it says no more."""
         while (task := self._say(None)) is not None:
+            self.is_listening = False
             self._hear(task())
+            self.is_listening = True
 
     def _do(self, task: Task, own: Task | None = None) -> list[Any]:
         """Have a task done by all ranks, or another by this one; what each of them returned."""
@@ -93,8 +107,15 @@ def join_ranks(config: EngineConfig) -> Iterator[RanksEngine]:
     """Take this process's place among those that torchrun started."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    ranks.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+        place, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= num_gpus:
+            raise ConfigError(
+                f"torchrun started process {place + 1} on a machine of {num_gpus} GPUs, and each "
+                f"needs one of its own. Use --nproc-per-node {num_gpus}, or hide the GPUs with "
+                "CUDA_VISIBLE_DEVICES=."
+            )
+        torch.cuda.set_device(place)
+    ranks.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", WORKING)
     engine = RanksEngine(config)
     try:
         yield engine

@@ -211,26 +211,10 @@ def assign_codes(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor,
     codes = []
     norms = torch.zeros(len(model.quantizer.codebook_sizes), dtype=torch.float64)
     for rows in features.split(ENCODE_CHUNK):
-        assigned = assign_chunk(model, rows)
-        codes.append(assigned.codes)
-        norms += assigned.residual_norms
+        result = model.quantizer(model.encode_latent(rows))
+        codes.append(result.codes)
+        norms += torch.tensor([r.norm(dim=-1).sum().item() for r in result.residuals])
     return torch.cat(codes), tuple((norms / len(features)).tolist())
-
-
-@dataclass(frozen=True)
-class AssignedChunk:
-    """Codes int64 ``[B, L]`` of some items, and the sum of their residuals' norms by level."""
-
-    codes: Tensor
-    residual_norms: Tensor
-
-
-@torch.no_grad()
-def assign_chunk(model: QuantizedAutoencoder, features: Tensor) -> AssignedChunk:
-    """What `assign_codes` does with so many items as memory holds, ``[B, F]``."""
-    result = model.quantizer(model.encode_latent(features))
-    norms = [residual.norm(dim=-1).sum().item() for residual in result.residuals]
-    return AssignedChunk(result.codes, torch.tensor(norms, dtype=torch.float64))
 
 
 @torch.no_grad()

@@ -67,9 +67,8 @@ def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, An
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        # Cloned: some of these share memory, which the format refuses.
-        copies = {name: value.detach().cpu().clone() for name, value in tensors.items()}
-        save_file(copies, temporary, metadata=metadata)
+        held = {name: value.detach().cpu() for name, value in tensors.items()}
+        save_file(held, temporary, metadata=metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

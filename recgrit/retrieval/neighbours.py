@@ -66,12 +66,12 @@ def find_similar(
     return _keep_largest(together, num_neighbours)
 
 
-def _keep_largest(similar: csr_array, num_neighbours: int) -> csr_array:
+def _keep_largest(similar: csr_array, num_kept: int) -> csr_array:
     """Drop all but so many entries of each row; changes what it is given."""
     for start, end in zip(similar.indptr[:-1], similar.indptr[1:], strict=True):
         values = similar.data[start:end]
-        if len(values) > num_neighbours:
-            values[np.argpartition(values, -num_neighbours)[:-num_neighbours]] = 0
+        if len(values) > num_kept:
+            values[np.argpartition(values, -num_kept)[:-num_kept]] = 0
     similar.eliminate_zeros()
     return similar
 
@@ -107,21 +107,30 @@ class ItemNeighbours(nn.Module):
         )
         self._put(similar)
         if features is not None:
-            self.add_untaken(features, split.train_item_counts() > 0)
+            taken = split.train_item_counts() > 0
+            self.add_untaken(features, taken, ~taken)
 
-    def add_untaken(self, features: Vectors, taken: npt.NDArray[np.bool_]) -> None:
+    def add_untaken(
+        self,
+        features: Vectors,
+        taken: npt.NDArray[np.bool_],
+        added: npt.NDArray[np.bool_],
+    ) -> None:
         """Give items without counts the neighbours that their features suggest.
 
         Such an item is as near to those most like it as an item's nearest typically is, times
-        their cosine, and as near to any other as those are in the mean, weighted by cosines.
+        their cosine, and as near to any other as those are in the mean, weighted by cosines. A
+        taken item gets no more than `NUM_ALIKE` of them for neighbours, however many are like it:
+        they stand beside what was counted and do not take its place.
 
         Args:
             features: float32 ``[N, F]``.
             taken: bool ``[N]``, the items whose counts stand for something.
+            added: bool ``[N]``, the items to give neighbours to; none that is taken.
         """
         from scipy.sparse import csr_array, diags_array
 
-        untaken, among = np.flatnonzero(~taken), np.flatnonzero(taken)
+        untaken, among = np.flatnonzero(added), np.flatnonzero(taken)
         nearest = self.similarities.amax(dim=1)
         if not len(untaken) or not nearest.any():
             return
@@ -139,8 +148,9 @@ class ItemNeighbours(nn.Module):
             (similarities.ravel(), self.items.numpy().ravel(), width * np.arange(num_items + 1)),
             shape=(num_items, num_items),
         )
-        suggested = typical * alike + shares @ counted
-        self._put(_keep_largest(csr_array(counted + suggested + suggested.T), width))
+        suggested = csr_array(typical * alike + shares @ counted)
+        of_taken = _keep_largest(csr_array(suggested.T), NUM_ALIKE)
+        self._put(_keep_largest(csr_array(counted + suggested + of_taken), width))
 
     def _put(self, similar: csr_array) -> None:
         """Take the neighbours from rows of at most J entries."""

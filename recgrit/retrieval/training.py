@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from recgrit import ranks
 from recgrit.data.splits import SequenceSplit
-from recgrit.errors import TrainingError
+from recgrit.errors import ConfigError, TrainingError
 from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.progress import ProgressBar, progress_bar
 from recgrit.retrieval.averaging import MovingAverage, put_weights, weights_of
@@ -105,6 +105,11 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda:") and ranks.num_ranks() > 1:
+        raise ConfigError(
+            f"device={name} names one GPU for {ranks.num_ranks()} processes: set device=auto, and "
+            "each takes one of its own."
+        )
     if name == "cuda" and ranks.num_ranks() > 1:
         place = int(os.environ.get("LOCAL_RANK", ranks.rank()))
         return torch.device("cuda", place % torch.cuda.device_count())
@@ -163,7 +168,7 @@ def train_model(
     """
     torch.manual_seed(seed)
     device = choose_device(config.device)
-    if device.type == "cuda":
+    if device.index is not None:
         torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
     model = build().to(device)
@@ -238,7 +243,7 @@ def _go_on(
     """Put the state back as it was left, if it was; returns the epochs done."""
     if checkpoint is None or not ranks.of_first(checkpoint.is_file()):
         return []
-    history = [_read_epoch(values) for values in load_checkpoint(checkpoint, state)]
+    history = [read_epoch(values) for values in load_checkpoint(checkpoint, state)]
     ranks.wait()  # Rank 0 is about to replace the file.
     if ranks.is_first():
         logger.info("going on after epoch %d of an interrupted training", len(history))
@@ -359,7 +364,8 @@ def _best_epoch(history: list[TrainingEpoch]) -> int:
     return max(history, key=lambda epoch: (epoch.valid_ndcg_at_10, -epoch.epoch)).epoch
 
 
-def _read_epoch(values: dict[str, Any]) -> TrainingEpoch:
+def read_epoch(values: dict[str, Any]) -> TrainingEpoch:
+    """The epoch that was kept as a row of a table, or as JSON."""
     return TrainingEpoch(**{**values, "level_accuracy": tuple(values["level_accuracy"])})
 
 

@@ -239,7 +239,9 @@ class Bundle:
         if model.neighbours is not None:
             # Items that came later were never taken near any other.
             known = np.arange(len(self.semantic_ids)) < self.settings.num_known_items
-            model.neighbours.add_untaken(self.features.vectors, known)
+            model.neighbours.add_untaken(
+                self.features.vectors, known, ~known & self.catalogue.listed
+            )
         return model.to(choose_device(self.device)).eval()
 
     def ranker(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 
 from recgrit.artifacts import ArtifactWriter
@@ -15,8 +18,10 @@ def build_data(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
     """All that `prepare` returns."""
-    data = prepare(config.data, scratch_dir=writer.path)
-    data.save(writer.path)
+    # Gone before the artifact's files are counted.
+    with TemporaryDirectory(prefix=".scratch-", dir=writer.path) as scratch:
+        data = prepare(config.data, scratch_dir=Path(scratch))
+        data.save(writer.path)
     writer.summary = {
         "source": config.data.source,
         "num_users": data.interactions.num_users,

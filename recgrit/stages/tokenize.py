@@ -82,7 +82,7 @@ def _fit_semantic_ids(
     run = Run(config.run.dir)
     features, items = run.features, run.data.items
     there = use_absolute_paths(config)
-    engine.run_on_ranks(FitTokenizer(there, writer.path.absolute()), _tell_nobody)
+    engine.run_on_ranks(FitTokenizer(there, writer.path.absolute()), _tell_nobody, writer.path)
     facts = take_facts(writer.path)
     model = read_tokenizer(writer.path / TOKENIZER_NAME, config.tokenizer, features.embedding_dim)
     assigned = _assign_codes(config, writer, engine, len(items.item_ids))

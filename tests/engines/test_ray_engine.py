@@ -229,12 +229,12 @@ def test_ranks_are_started_again_when_one_is_killed(cluster, ray_engine, tmp_pat
 
     config = EngineConfig(kind="ray", address=cluster, train_workers=2)
     with start_engine(config) as engine:
-        engine.run_on_ranks(work, report=lambda epoch: None)
+        engine.run_on_ranks(work, lambda epoch: None, tmp_path)
     assert (tmp_path / "died").exists()
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
-def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch):
+def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch, tmp_path):
     from recgrit.engines import ray_engine as module
 
     monkeypatch.setattr(module, "MAX_TRAIN_FAILURES", 0)
@@ -247,7 +247,7 @@ def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch):
         start_engine(config) as engine,
         pytest.raises(EngineError, match=r"Training on Ray failed: .*the loss became nan"),
     ):
-        engine.run_on_ranks(work, report=lambda epoch: None)
+        engine.run_on_ranks(work, lambda epoch: None, tmp_path)
 
 
 def test_two_ranks_on_ray_learn(new_config, cluster, ray_engine, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
 from recgrit.retrieval.fit import build_retriever, fit_retriever
-from recgrit.retrieval.neighbours import DISCOUNT, MAX_ASKED, SHARPNESS
+from recgrit.retrieval.neighbours import DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
 from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.trie_ranker import TrieRanker
@@ -209,7 +209,32 @@ def test_where_all_are_taken_features_change_nothing(model, split, random_codes,
     assert taken.all()
     everything.neighbours.items.copy_(model.neighbours.items[: NUM_ITEMS - 1])
     everything.neighbours.similarities.copy_(model.neighbours.similarities[: NUM_ITEMS - 1])
-    everything.neighbours.add_untaken(features, taken)
+    everything.neighbours.add_untaken(features, taken, ~taken)
     torch.testing.assert_close(
         everything.neighbours.similarities, model.neighbours.similarities[: NUM_ITEMS - 1]
     )
+
+
+def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random_codes, split):
+    """As when a shop lists a hundred variants of one item overnight."""
+    num_added, rng = 100, np.random.default_rng(0)
+    num_all = NUM_ITEMS + num_added
+    model = make_model(random_codes(num_all), neighbour_weight=WEIGHT)
+    alone = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT)
+    alone.neighbours.count(split)
+    model.neighbours.items[:NUM_ITEMS] = alone.neighbours.items
+    model.neighbours.similarities[:NUM_ITEMS] = alone.neighbours.similarities
+    features = rng.normal(size=(num_all, 8)).astype(np.float32)
+    features[NUM_ITEMS:] = features[3] + 0.01 * features[NUM_ITEMS:]
+    added = np.arange(num_all) >= NUM_ITEMS
+    listed = added & (np.arange(num_all) != NUM_ITEMS + 7)
+    before = similarities_of(model)[:NUM_ITEMS, :NUM_ITEMS]
+    model.neighbours.add_untaken(features, ~added, listed)
+    found = similarities_of(model)
+    new = (found[:NUM_ITEMS, NUM_ITEMS:] > 0).sum(dim=1)
+    assert new.max() == NUM_ALIKE
+    assert new[3] == NUM_ALIKE
+    kept = (found[:NUM_ITEMS, :NUM_ITEMS] > 0).sum(dim=1)
+    assert (kept >= torch.minimum((before > 0).sum(dim=1), torch.tensor(45))).all()
+    assert not found[:, NUM_ITEMS + 7].any(), "what is not listed is nobody's neighbour"
+    assert (found[NUM_ITEMS:, 3] > 0).sum() == num_added - 1, "each has the item it looks like"
