@@ -56,6 +56,16 @@ class ExperimentConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _check_buckets(self) -> ExperimentConfig:
+        buckets, largest = self.retriever.node_buckets, max(self.tokenizer.codebook_sizes)
+        if buckets is not None and self.tokenizer.semantic_ids_path is None and buckets < largest:
+            raise ValueError(
+                f"retriever.node_buckets is {buckets}, but a codebook has {largest} codes, so that "
+                f"children of one node would share an embedding: set it to at least {largest}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_beam(self) -> ExperimentConfig:
         longest = max(*self.evaluation.ks, self.recommendation.top_k)
         if self.evaluation.beam_width < longest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from recgrit.engines.config import EngineConfig
 from recgrit.engines.local import LocalEngine
 from recgrit.engines.shards import Report, ShardBuilder, Shards
 from recgrit.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -77,4 +80,9 @@ def start_engine(config: EngineConfig) -> Iterator[Engine]:
         with join_ranks(config) as ranks:
             yield ranks
     else:
+        if config.train_workers is not None or config.num_workers is not None:
+            logger.warning(
+                "engine.num_workers and engine.train_workers are for engine=ray: one process does "
+                "all."
+            )
         yield LocalEngine(config)

@@ -69,18 +69,16 @@ def collect(shards: Shards, outcomes: Iterable[ShardOutcome], pending: list[int]
                 logger.warning("Shard %d of %s: %s", outcome.number, shards.name, outcome.error)
             num_rows = shards.count_rows([outcome.number])
             num_now += num_rows
-            rate = num_now / (time.perf_counter() - started)
+            now = time.perf_counter()
+            rate = num_now / (now - started)
             bar.advance(num_rows, note=f"{rate:,.0f} a second")
             num_left = shards.num_rows - num_done - num_now
-            now = time.perf_counter()
             if num_left and now >= next_told:
+                done = f"{num_done + num_now:,} of {shards.num_rows:,} done"
+                if len(seen) == 1:  # Most of the time until now went into loading a model.
+                    logger.info("%s: %s", shards.name, done)
+                else:
+                    left = timedelta(seconds=round(num_left / rate))
+                    logger.info("%s: %s, %.0f a second, %s left", shards.name, done, rate, left)
                 next_told = now + SECONDS_BETWEEN
-                logger.info(
-                    "%s: %s of %s done, %.0f a second, %s left",
-                    shards.name,
-                    f"{num_done + num_now:,}",
-                    f"{shards.num_rows:,}",
-                    rate,
-                    timedelta(seconds=round(num_left / rate)),
-                )
     require_all(shards, seen, pending)

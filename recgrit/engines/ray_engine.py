@@ -8,6 +8,8 @@ worker's death costs the shard it was at.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +35,10 @@ class RayEngine:
 
     is_leader = True
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, is_own: bool) -> None:
         self.config = config
+        # Whether it was started for this run, and so is what it is.
+        self._is_own = is_own
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
         """See `recgrit.engines.engine.Engine`."""
@@ -50,7 +54,7 @@ class RayEngine:
         import ray.exceptions
 
         num_workers = min(self._count_workers(), len(pending))
-        logger.info("%s: %d shards on %d workers", shards.name, len(pending), num_workers)
+        logger.info("%s: %d shard(s) on %d worker(s)", shards.name, len(pending), num_workers)
         numbers = ray.data.from_items(
             [{"number": number} for number in pending], override_num_blocks=len(pending)
         )
@@ -72,22 +76,31 @@ class RayEngine:
 
     def _count_workers(self) -> int:
         """As many as asked for, or as there is room for."""
+        asked = self.config.num_workers
+        room = self._require_room(1, may_grow=asked is not None)
+        return asked or room
+
+    def _require_room(self, num_workers: int, *, may_grow: bool) -> int:
+        """How many workers there is room for; a cluster that others started may grow."""
         import ray
 
-        if self.config.num_workers is not None:
-            return self.config.num_workers
         there = ray.cluster_resources()
-        room = there.get("CPU", 1.0) / self.config.cpus_per_worker
-        if self.config.gpus_per_worker:
-            room = min(room, there.get("GPU", 0.0) / self.config.gpus_per_worker)
-        if room < 1:
-            raise EngineError(
-                f"The cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs: "
-                f"no room for a worker with {self.config.cpus_per_worker:g} and "
-                f"{self.config.gpus_per_worker:g}. Lower engine.cpus_per_worker or "
-                "engine.gpus_per_worker."
-            )
-        return int(room)
+        cpus, gpus = self.config.cpus_per_worker, self.config.gpus_per_worker
+        room = there.get("CPU", 0.0) / cpus
+        if gpus:
+            room = min(room, there.get("GPU", 0.0) / gpus)
+        if room >= num_workers:
+            return int(room)
+        told = (
+            f"The cluster has {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs: no "
+            f"room for {num_workers} worker(s) with {cpus:g} and {gpus:g}."
+        )
+        if may_grow and not self._is_own:
+            logger.warning("%s Waiting for it to grow.", told)
+            return int(room)
+        raise EngineError(
+            f"{told} Lower engine.cpus_per_worker, engine.gpus_per_worker or engine.train_workers."
+        )
 
     def run_on_ranks(
         self, function: Callable[[Report | None], None], report: Report, folder: Path
@@ -96,6 +109,7 @@ class RayEngine:
         if self.config.train_workers is None:
             function(report)
             return
+        self._require_room(self.config.train_workers, may_grow=True)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -127,6 +141,8 @@ class RayEngine:
             )
             try:
                 trainer.fit()
+            except SystemExit:  # What Ray makes of Ctrl-C.
+                raise KeyboardInterrupt from None
             except Exception as error:
                 raise EngineError(f"Training on Ray failed: {_find_cause(error)}") from error
             if mistake.exists():
@@ -165,6 +181,17 @@ def _find_cause(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
+def _require_reachable(address: str) -> None:
+    """Find out in seconds what Ray would try to for minutes.
+
+    Raises:
+        OSError: Nothing listens there.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 @contextmanager
 def start_ray(config: EngineConfig) -> Iterator[RayEngine]:
     """Connect to the cluster the settings name, or start one on this machine.
@@ -176,24 +203,38 @@ def start_ray(config: EngineConfig) -> Iterator[RayEngine]:
     try:
         import ray
         import ray.data
+        import ray.exceptions
     except ImportError:
         raise ConfigError(
             "engine=ray needs Ray: install it with 'pip install \"recgrit[ray]\"', or set "
             "engine=local."
         ) from None
     was_connected = ray.is_initialized()
+    # Named, lest Ray look for one that somebody else started on this machine.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     if not was_connected:
         try:
-            ray.init(address=config.address, logging_level=logging.WARNING, include_dashboard=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            _require_reachable(address)
+            ray.init(
+                address=address,
+                logging_level=logging.WARNING,
+                include_dashboard=False if address == "local" else None,
+            )
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            token = ""
+            if "Token" in str(error) or "Auth" in str(error):
+                token = (
+                    " It asks for a token: set RAY_AUTH_MODE=token here, and have the cluster's "
+                    "token in ~/.ray/auth_token."
+                )
             raise EngineError(
-                f"No Ray cluster at {config.address or 'RAY_ADDRESS'}: {error} Check "
+                f"Cannot connect to a Ray cluster at {address}: {error}{token} Check "
                 "engine.address, or unset it to start one on this machine."
             ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        yield RayEngine(config)
+        yield RayEngine(config, is_own=address == "local" and not was_connected)
     finally:
         if not was_connected:
             ray.shutdown()

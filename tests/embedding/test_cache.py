@@ -119,7 +119,6 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, caplog):
     assert set(first.seen) | set(second.seen) == set(TEXTS)
     np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])
     assert "embed: 64 of" in caplog.text
-    assert "a second" in caplog.text
 
 
 def test_a_killed_encoding_leaves_whole_shards(tmp_path):

@@ -264,9 +264,44 @@ def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
     config = EngineConfig(kind="ray", address=cluster, gpus_per_worker=2)
     with (
         start_engine(config) as engine,
-        pytest.raises(EngineError, match="no room for a worker with 1 and 2"),
+        pytest.raises(EngineError, match=r"no room for 1 worker\(s\) with 1 and 2"),
     ):
         engine.map_shards(build_writer(), shards)
+
+
+def test_a_user_s_mistake_is_told_in_his_words(cluster, ray_engine, tmp_path):
+    """Not as a death of a worker that is to be started again."""
+    lives = tmp_path / "lives"
+
+    def work(report):
+        from recgrit.errors import TrainingError
+
+        with lives.open("a") as file:
+            file.write(".")
+        raise TrainingError("The loss became nan. Lower learning_rate.")
+
+    config = EngineConfig(kind="ray", address=cluster, train_workers=1)
+    with (
+        start_engine(config) as engine,
+        pytest.raises(EngineError, match=r"^The loss became nan\. Lower learning_rate\.$"),
+    ):
+        engine.run_on_ranks(work, lambda epoch: None, tmp_path)
+    assert lives.read_text() == "."
+    assert not list(tmp_path.glob(".ray-*"))
+
+
+def test_an_address_where_nothing_listens_is_told_in_seconds(new_config):
+    command = [sys.executable, "-m", "recgrit", "run", str(new_config()), "engine=ray"]
+    done = subprocess.run(
+        [*command, "engine.address=127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Cannot connect to a Ray cluster at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

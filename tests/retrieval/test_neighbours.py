@@ -217,7 +217,7 @@ def test_where_all_are_taken_features_change_nothing(model, split, random_codes,
 
 def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random_codes, split):
     """As when a shop lists dozens of variants of one item overnight."""
-    num_added, rng = 60, np.random.default_rng(0)
+    num_added, rng = 20, np.random.default_rng(0)
     num_all = NUM_ITEMS + num_added
     model = make_model(random_codes(num_all), neighbour_weight=WEIGHT)
     alone = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT)
