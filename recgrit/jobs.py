@@ -173,16 +173,16 @@ class RankTargets:
                 found = recommend_items(
                     ranker, split, name, users[name], top_k=top_k, masked=masked
                 )
-                kind = call_lists(name, masked)
+                kind = name_report(name, masked)
                 lists |= {f"{kind}.items": found.items, f"{kind}.scores": found.scores}
             save_file(lists, path)
 
         return rank
 
 
-def call_lists(split: Split, masked: bool) -> str:
-    """What lists are called in artifacts."""
-    return f"{split}_masked" if masked else split
+def name_report(name: str, masked: bool) -> str:
+    """What lists and their report are called in artifacts."""
+    return f"{name}_masked" if masked else name
 
 
 @dataclass(frozen=True)

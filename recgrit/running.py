@@ -203,9 +203,6 @@ def run_stage(name: str, config: ExperimentConfig, tracker: Tracker, engine: Eng
     settings, parents, inputs = _starting_point(name, config)
     with write_artifact(directory, name, settings, parents, inputs) as writer:
         STAGES[name].build(config, writer, tracker, engine)
-    # What an interrupted one with other settings left, too.
-    for leftover in (config.run.dir / SHARDS_NAME).glob(f"{name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     return read_manifest(directory)
 
 

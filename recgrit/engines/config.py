@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from recgrit.config import Config
+
+# How long ranks wait for one another: for k-means on the first, or neighbours being counted, too.
+RANKS_PATIENCE = timedelta(hours=12)
 
 
 class EngineConfig(Config):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recgrit.artifacts import write_atomic
-from recgrit.engines.config import EngineConfig
+from recgrit.engines.config import RANKS_PATIENCE, EngineConfig
 from recgrit.engines.local import collect
 from recgrit.engines.shards import Report, ShardBuilder, ShardOutcome, Shards, ShardWorker
 from recgrit.errors import ConfigError, EngineError, RecgritError
@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Training goes on from its last checkpoint after so many deaths of a worker.
 MAX_TRAIN_FAILURES = 3
-# How long ranks wait for one another, as for k-means on the first of them.
-WORKING_SECONDS = 12 * 3600
 
 
 class RayEngine:
@@ -128,7 +126,7 @@ class RayEngine:
 
             trainer = TorchTrainer(
                 work,
-                torch_config=TorchConfig(timeout_s=WORKING_SECONDS),
+                torch_config=TorchConfig(timeout_s=int(RANKS_PATIENCE.total_seconds())),
                 scaling_config=ScalingConfig(
                     num_workers=self.config.train_workers,
                     use_gpu=self.config.gpus_per_worker > 0,

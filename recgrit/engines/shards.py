@@ -117,8 +117,12 @@ class Shards:
         self._attempts(number).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete them all, and the folder they were in if they were the last: they are used."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete them all, with what this job left beside them under other settings: they are used.
+
+        The folder they were in goes too, if they were the last.
+        """
+        for folder in (self.folder, *self.folder.parent.glob(f"{self.name}-*")):
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from recgrit import ranks
-from recgrit.engines.config import EngineConfig
+from recgrit.engines.config import RANKS_PATIENCE, EngineConfig
 from recgrit.engines.shards import (
     Report,
     ShardBuilder,
@@ -35,8 +35,6 @@ Task = Callable[[], Any]
 
 # How long the others wait for rank 0 to come to something that they can help with.
 PATIENCE = timedelta(days=30)
-# How long they wait for one another in training: for k-means, or neighbours being counted, too.
-WORKING = timedelta(hours=12)
 
 
 class RanksEngine:
@@ -115,7 +113,7 @@ def join_ranks(config: EngineConfig) -> Iterator[RanksEngine]:
                 "CUDA_VISIBLE_DEVICES=."
             )
         torch.cuda.set_device(place)
-    ranks.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", WORKING)
+    ranks.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", RANKS_PATIENCE)
     engine = RanksEngine(config)
     try:
         yield engine

@@ -9,7 +9,7 @@ from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit, Split
 from recgrit.engines.engine import Engine
 from recgrit.experiment import ExperimentConfig
-from recgrit.jobs import TARGETS, RankTargets, call_lists, plan_shards, use_absolute_paths
+from recgrit.jobs import TARGETS, RankTargets, name_report, plan_shards, use_absolute_paths
 from recgrit.runs import Run
 from recgrit.tracking.tracker import Tracker
 
@@ -36,7 +36,7 @@ def build_evaluation(
             ks=settings.ks,
             num_bootstrap=settings.num_bootstrap,
         )
-        folder = writer.path / (f"{name}_masked" if masked else name)
+        folder = writer.path / name_report(name, masked)
         folder.mkdir()
         evaluated.save(folder)
         writer.summary[folder.name] = evaluated.metrics()
@@ -45,7 +45,7 @@ def build_evaluation(
     for split_name in TARGETS:
         users = split.target_users(split_name)
         for masked in (False, True):
-            found = lists[call_lists(split_name, masked)]
+            found = lists[name_report(split_name, masked)]
             report(split_name, found, split_name, masked)
             popular = recommend_popular(split, split_name, users, top_k, masked)
             report(f"popularity_{split_name}", popular, split_name, masked)
@@ -68,7 +68,7 @@ def _rank_targets(
     parts = [load_file(path) for path in shards.paths()]
     shards.remove()
     return {
-        (kind := call_lists(name, masked)): Recommendations(
+        (kind := name_report(name, masked)): Recommendations(
             users[name],
             np.concatenate([part[f"{kind}.items"] for part in parts]),
             np.concatenate([part[f"{kind}.scores"] for part in parts]),
