@@ -249,6 +249,7 @@ TIGER = {"batch_targets": 256, "warmup_steps": 500, "valid_users": 1000, "epochs
 DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
 OURS = "recgrit"
 TEXT_ONLY = ("features.cooccurrence_weight=0",)
+TWO_LEVELS = "tokenizer.num_levels=2"
 BOARD: dict[str, Model] = {
     "popularity": Model(fit_popularity),
     "item-kNN": Model(fit_item_knn),
@@ -269,7 +270,8 @@ BOARD: dict[str, Model] = {
     "no node vectors": Model(fit_ours, {"node_vectors": "none"}),
     "content projected in": Model(fit_ours, {"content": True}),
     "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
-    "2 levels": Model(fit_ours, overrides=("tokenizer.num_levels=2",)),
+    "2 levels": Model(fit_ours, overrides=(TWO_LEVELS,)),
+    "2 levels of texts alone": Model(fit_ours, overrides=(TWO_LEVELS, *TEXT_ONLY)),
     "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
     "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),
     "1024 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=1024",)),
