@@ -29,7 +29,7 @@ from train_throughput import build_t5
 from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
 from recgrit.data.splits import SequenceSplit
 from recgrit.retrieval.config import TransformerConfig
-from recgrit.retrieval.decoding import Frontier, sampled_products, score_children
+from recgrit.retrieval.frontier import Frontier, sampled_products, score_children
 from recgrit.retrieval.model import TrieRetriever, ragged_index
 from recgrit.retrieval.ranking import Ranker
 from recgrit.retrieval.recommend import recommend_items

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval.decoding import Frontier, LeafFilter
+from recgrit.retrieval.decoding import LeafFilter
+from recgrit.retrieval.frontier import Frontier
 from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.losses import TrainingLoss
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked

@@ -6,18 +6,15 @@ where there are any: a prefix has the mixture of its two probabilities, so the s
 probable prefixes still. A filter removes items and never renormalises what is left: prefixes
 without an allowed leaf are dropped while descending.
 
-What a step costs. The children of a node are a range of node numbers, so their vectors lie side by
-side: nodes at which many beams stand are one matrix product each, all others together one sampled
-product (the dot products of a sparse pattern), which reads each vector once and copies none. What
-histories, neighbours and filters change is looked up from the few nodes above their items, not from
-the many candidates.
+What histories, neighbours and filters change is looked up from the few nodes above their items, not
+from the many candidates. Where the model asks for fixed shapes, the search never waits for what was
+computed: no number is read back before the lists are.
 
 Shapes: B users, W beams, C children, L levels, V nodes, N items, E entries, D model dimensions.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recgrit.data.recommendations import NO_ITEM
+from recgrit.retrieval.frontier import Frontier, score_children, score_in_fixed_shapes
 from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets, merge_runs
-from recgrit.retrieval.model import TrieRetriever, ragged_index
-from recgrit.retrieval.node_vectors import NodeLookup, NodeTable, look_up
+from recgrit.retrieval.model import TrieRetriever
+from recgrit.retrieval.node_vectors import NodeTable, look_up
 from recgrit.retrieval.ranking import NEVER, Histories, Ranked
-
-# With so many scores a node, a matrix product of its own beats a share in the sampled one.
-MIN_SCORES_OF_A_NODE = 1024
 
 
 @dataclass(frozen=True)
@@ -80,58 +75,6 @@ class LeafFilter:
         return num_allowed > 0
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """The nodes that beams stand at; their children, side by side, are the candidates.
-
-    Candidate ``beam * width + i`` of a user is child i of the node of that beam; those behind a
-    node's last child are none.
-
-    Args:
-        firsts: ``[B, W]``, the first child of each node.
-        counts: ``[B, W]``, how many children it has.
-        width: C, the most children of any node here.
-    """
-
-    firsts: Tensor
-    counts: Tensor
-    width: int
-
-    @classmethod
-    def build(cls, child_starts: Tensor, nodes: Tensor) -> Frontier:
-        """The children of nodes ``[B, W]`` of a trie with these ``child_starts``."""
-        firsts = child_starts[nodes]
-        counts = child_starts[nodes + 1] - firsts
-        return cls(firsts, counts, max(1, int(counts.max())))
-
-    @property
-    def present(self) -> Tensor:
-        """Bool ``[B, W, C]``, which candidates there are."""
-        columns = torch.arange(self.width, device=self.counts.device)
-        return columns < self.counts.unsqueeze(-1)
-
-    @property
-    def children(self) -> Tensor:
-        """The nodes that all candidates are, ``[B, W, C]``; the root where there is none."""
-        columns = torch.arange(self.width, device=self.counts.device)
-        return (self.firsts.unsqueeze(-1) + columns).masked_fill_(~self.present, 0)
-
-    def find(self, nodes: Tensor) -> Tensor:
-        """Which candidates nodes ``[B, E]`` are, int64 ``[B, E]``; -1 for those that are none."""
-        firsts, beams = self.firsts.contiguous().sort(dim=-1)
-        nodes = nodes.to(firsts.dtype)
-        place = (torch.searchsorted(firsts, nodes, right=True) - 1).clamp_min_(0)
-        children = nodes - firsts.gather(1, place)
-        beams = beams.gather(1, place)
-        inside = (children >= 0) & (children < self.counts.gather(1, beams))
-        return torch.where(inside, beams * self.width + children, -1)
-
-    def nodes_of(self, candidates: Tensor) -> Tensor:
-        """The nodes that candidates ``[B, K]`` are."""
-        beams = candidates // self.width
-        return self.firsts.gather(1, beams) + candidates % self.width
-
-
 @torch.inference_mode()
 def beam_search(
     model: TrieRetriever,
@@ -169,7 +112,8 @@ def beam_search(
     scores = torch.zeros(num_users, 1, device=states.device)
     chosen: Tensor | None = None
     for level in range(model.num_levels):
-        frontier = Frontier.build(model.child_starts, nodes)
+        width = model.most_children[level] if model.fixed_shapes else None
+        frontier = Frontier.build(model.child_starts, nodes, width)
         log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
         candidates = log_probs_of_prefixes
@@ -250,86 +194,33 @@ def expand(
     """
     counts = frontier.counts.flatten()
     is_open = counts > int(model.trie_softmax)
-    scores = states.new_full((len(counts), frontier.width), NEVER, dtype=torch.float32)
-    scores[:, 0].masked_fill_(~is_open, 0.0)
-    open_ = is_open.nonzero().squeeze(-1)
-    others: Tensor | None = None
-    if len(open_):
-        queries = model.decoder(
-            states[open_ // nodes.shape[1]],
-            None if chosen is None else chosen.flatten(0, 1)[open_],
-            level,
-        )
-        firsts = frontier.firsts.flatten()[open_]
-        scores[open_] = score_children(queries, firsts, counts[open_], node_vectors, frontier.width)
-        if not model.trie_softmax:
-            others = model.score_other_codes(queries, firsts, counts[open_], level)
-    if seen:
-        rows, entries = ((found := frontier.find(seen[level].nodes)) >= 0).nonzero(as_tuple=True)
-        known = scores.view(len(nodes), -1)
-        # An item that a history holds twice is known once: set, not added to.
-        columns = found[rows, entries]
-        known[rows, columns] = known[rows, columns] + model.seen_score(level)
-    if others is not None:
-        together = torch.cat([scores[open_], others], dim=-1).log_softmax(dim=-1)
-        scores[open_] = together[:, : frontier.width]
+    asked = slice(None) if model.fixed_shapes else is_open.nonzero().squeeze(-1)
+    queries = model.decoder(
+        states.unsqueeze(1).expand(*nodes.shape, -1).flatten(0, 1)[asked],
+        None if chosen is None else chosen.flatten(0, 1)[asked],
+        level,
+    )
+    firsts, sizes = frontier.firsts.flatten()[asked], counts[asked]
+    if model.fixed_shapes:
+        scores = score_in_fixed_shapes(queries, frontier, node_vectors)
     else:
+        scores = states.new_full((len(counts), frontier.width), NEVER, dtype=torch.float32)
+        scores[asked] = score_children(queries, firsts, sizes, node_vectors, frontier.width)
+    scores[:, 0].masked_fill_(~is_open, 0.0)
+    if seen:
+        found = frontier.find(seen[level].nodes)
+        # An item that a history holds twice is known once. What is no candidate adds 0 to one.
+        known = (found >= 0) & seen[level].is_first
+        added = torch.where(known, model.seen_score(level), 0.0)
+        scores.view(len(nodes), -1).scatter_add_(1, found.clamp_min(0), added)
+    if model.trie_softmax:
         scores = scores.log_softmax(dim=-1)
+    else:
+        others = model.score_other_codes(queries, firsts, sizes, level)
+        together = torch.cat([scores[asked], others], dim=-1).log_softmax(dim=-1)
+        scores[asked] = together[:, : frontier.width]
     scores[:, 0].masked_fill_(counts == 0, NEVER)
     return scores.view(*nodes.shape, -1)
-
-
-def score_children(
-    queries: Tensor, firsts: Tensor, counts: Tensor, node_vectors: NodeTable, width: int
-) -> Tensor:
-    """Scores of ranges of nodes by queries ``[R, D]``, ``[R, C]``; -inf behind a range's end."""
-    if not isinstance(node_vectors, Tensor):
-        firsts, node_vectors = gather_ranges(firsts, counts, node_vectors)
-    scores = queries.new_full((len(queries), width), NEVER, dtype=torch.float32)
-    ordered, order = firsts.sort(stable=True)
-    different, sizes = ordered.unique_consecutive(return_counts=True)
-    if int(counts.sum()) >= MIN_SCORES_OF_A_NODE * len(different):
-        asked, done = queries[order], 0
-        ends = counts[order][sizes.cumsum(0) - 1] + different
-        for first, end, size in zip(different.tolist(), ends.tolist(), sizes.tolist(), strict=True):
-            rows = slice(done, done + size)
-            scores[rows, : end - first] = asked[rows] @ node_vectors[first:end].T
-            done += size
-        return torch.empty_like(scores).index_copy_(0, order, scores)
-    owners, columns, flat = ragged_index(firsts, counts)
-    if queries.device.type == "cpu":
-        values = sampled_products(queries, node_vectors, counts, flat)
-    else:
-        values = (F.embedding(flat, node_vectors) * queries[owners]).sum(dim=-1)
-    return scores.index_put_((owners, columns), values)
-
-
-def gather_ranges(
-    firsts: Tensor, counts: Tensor, node_vectors: NodeLookup
-) -> tuple[Tensor, Tensor]:
-    """The vectors of ranges of nodes, equal ranges once, and where each range starts among them."""
-    different, which = firsts.unique(return_inverse=True)
-    sizes = torch.zeros_like(different).scatter_(0, which, counts)
-    _, _, nodes = ragged_index(different, sizes)
-    return (sizes.cumsum(0) - sizes)[which], node_vectors.of(nodes)
-
-
-def sampled_products(
-    queries: Tensor, node_vectors: Tensor, counts: Tensor, nodes: Tensor
-) -> Tensor:
-    """Products of queries ``[R, D]`` with nodes of their own, ``counts`` ``[R]`` of them each."""
-    ends = F.pad(counts.long().cumsum(0), (1, 0))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        pattern = torch.sparse_csr_tensor(
-            ends,
-            nodes,
-            queries.new_zeros(len(nodes)),
-            size=(len(queries), len(node_vectors)),
-            check_invariants=False,
-        )
-        found: Tensor = torch.sparse.sampled_addmm(pattern, queries, node_vectors.T, beta=0.0)
-    return found.values()
 
 
 def _drop_filtered(
@@ -348,5 +239,6 @@ def _drop_filtered(
     above = model.nodes_above(leaf_filter.excluded.leaves, level)
     dropped = ~leaf_filter.passes(model.leaf_starts[above], model.leaf_ends[above])
     found = frontier.find(above)
-    rows, entries = (dropped & (found >= 0)).nonzero(as_tuple=True)
-    return candidates.index_put((rows, found[rows, entries]), candidates.new_tensor(NEVER))
+    # The smaller of a candidate and infinity is the candidate.
+    limits = candidates.new_full(found.shape, -NEVER).masked_fill_(dropped & (found >= 0), NEVER)
+    return candidates.scatter_reduce(1, found.clamp_min(0), limits, "amin")

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from recgrit.retrieval.decoding import Frontier, expand
+from recgrit.retrieval.decoding import expand
+from recgrit.retrieval.frontier import Frontier
 from recgrit.retrieval.node_vectors import look_up
 from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.trie_ranker import TrieRanker

@@ -86,11 +86,13 @@ class LeafWeights:
             tensor([[0.3000, 0.2000, 0.5000]])
         """
         mixed = log_probs + (1 - self.weights.sum(dim=-1, keepdim=True)).log().float()
-        rows, entries = ((columns >= 0) & (weights > 0)).nonzero(as_tuple=True)
-        at = columns[rows, entries]
-        added = weights[rows, entries].log().float()
-        mixed[rows, at] = torch.logaddexp(mixed[rows, at], added)
-        return mixed
+        at = columns.clamp_min(0)
+        # The logarithm of 0 takes a CPU ten times as long as any other.
+        logs = weights.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        sums = torch.logaddexp(mixed.gather(1, at), logs)
+        # A probability only grows: the larger one is the mixture, and nothing is less than none.
+        sums = sums.masked_fill_((columns < 0) | (weights <= 0), float("-inf"))
+        return mixed.scatter_reduce_(1, at, sums, "amax")
 
 
 def merge_runs(keys: Tensor, weights: Tensor) -> Tensor:
@@ -129,6 +131,11 @@ class NodeSets:
             [False, True, False]
         """
         return cls(torch.where(present, nodes, num_nodes).sort(dim=-1).values, num_nodes)
+
+    @property
+    def is_first(self) -> Tensor:
+        """Bool ``[R, E]``, where a node stands in its row for the first time."""
+        return F.pad(self.nodes[:, 1:] != self.nodes[:, :-1], (1, 0), value=True)
 
     @cached_property
     def keys(self) -> Tensor:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -141,6 +142,11 @@ class TrieRetriever(nn.Module):
         self.input_scale: float = model_dim**0.5
         self.label_smoothing = label_smoothing
         self.first_leaf = trie.first_leaf
+        # Of any node, by the level of the children.
+        self.most_children = [
+            int(np.diff(trie.child_starts[first : end + 1]).max())
+            for first, end in zip(trie.level_starts[:-2], trie.level_starts[1:-1], strict=True)
+        ]
         self.nodes = NodeVectors(
             trie,
             codebook_sizes,
@@ -181,6 +187,14 @@ class TrieRetriever(nn.Module):
         """N."""
         return self.paths.shape[0]
 
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether ranking does without shapes that hang on what was computed.
+
+        An accelerator would have to be waited for to know them, with all that is queued there.
+        """
+        return self.paths.device.type != "cpu"
+
     def item_vectors(self, items: Tensor, node_vectors: NodeTable) -> Tensor:
         """Input vectors ``[..., D]`` of items ``[...]``: the sum over their paths."""
         vectors = look_up(node_vectors, self.paths[items]).sum(dim=-2)
@@ -217,11 +231,14 @@ class TrieRetriever(nn.Module):
             starts, ends = self.leaf_starts[nodes], self.leaf_ends[nodes]
             # Few nodes have so few items that a history can hold them all.
             possible = present & (ends - starts <= items.shape[1])
-            wholly = possible.clone()
-            wholly[possible] = (
-                leaves.count(rows.expand_as(nodes)[possible], starts[possible], ends[possible])
-                == (ends - starts)[possible]
-            )
+            if self.fixed_shapes:
+                wholly = possible & (leaves.count(rows, starts, ends) == ends - starts)
+            else:
+                wholly = possible.clone()
+                wholly[possible] = (
+                    leaves.count(rows.expand_as(nodes)[possible], starts[possible], ends[possible])
+                    == (ends - starts)[possible]
+                )
             found.append(NodeSets.build(nodes, wholly, len(self.leaf_ends)))
         return found
 
@@ -330,8 +347,15 @@ class TrieRetriever(nn.Module):
             level: Whose codes.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
-        rows, _, children = ragged_index(firsts, counts)
-        return others.index_put((rows, self.node_codes[children]), others.new_tensor(float("-inf")))
+        columns = torch.arange(self.most_children[level], device=firsts.device)
+        present = columns < counts.unsqueeze(-1)
+        children = (firsts.unsqueeze(-1) + columns).masked_fill_(~present, 0)
+        # One column more, for what is no child.
+        num_codes = others.shape[1]
+        codes = torch.where(present, self.node_codes[children], num_codes).long()
+        leads_on = others.new_zeros(len(others), num_codes + 1, dtype=torch.bool)
+        leads_on.scatter_(1, codes, True)
+        return others.masked_fill(leads_on[:, :num_codes], float("-inf"))
 
     def _negative_log_likelihood(self, scores: Tensor, columns: Tensor) -> Tensor:
         """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings."""

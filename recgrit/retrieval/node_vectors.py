@@ -213,7 +213,7 @@ class BucketVectors:
         )
         # Sums of two rows, several times faster than two look-ups and an addition.
         sums = F.embedding_bag(parts.view(-1, 2), self.weights, mode="sum")
-        return self.nodes.add_content(sums.view(*nodes.shape, -1), nodes)
+        return self.nodes.add_content(sums.view(*nodes.shape, self.weights.shape[1]), nodes)
 
 
 def _code_rows(

@@ -1,10 +1,19 @@
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval import decoding
-from recgrit.retrieval.decoding import Frontier, LeafFilter, beam_search, score_all_items
+from recgrit.retrieval import frontier as frontiers
+from recgrit.retrieval.decoding import LeafFilter, beam_search, expand, score_all_items
+from recgrit.retrieval.frontier import Frontier
+from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.ranking import Histories
+from recgrit.retrieval.trie_ranker import TrieRanker
 
 NUM_ITEMS = 50
 # Users that together are expanded node by node, and such that are not.
@@ -18,6 +27,13 @@ SIZES_AND_BUCKETS = [
     ((60,), 61),
     ((4, 4, 4), 5),
 ]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["shapes of the data", "fixed shapes"])
+def fixed_shapes(request, monkeypatch):
+    """As on a CPU, and as on an accelerator."""
+    monkeypatch.setattr(TrieRetriever, "fixed_shapes", request.param)
+    return request.param
 
 
 @pytest.fixture(scope="module", params=SIZES_AND_BUCKETS, ids=str)
@@ -216,8 +232,8 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     frontier = Frontier.build(model.child_starts, nodes)
     results = []
     for least in (0, 10**9):  # Always node by node, and never.
-        monkeypatch.setattr(decoding, "MIN_SCORES_OF_A_NODE", least)
-        log_probs = decoding.expand(
+        monkeypatch.setattr(frontiers, "MIN_SCORES_OF_A_NODE", least)
+        log_probs = expand(
             model, states, chosen, nodes, frontier, vectors, draw_seen(model, num_users), 0
         )
         _, leaf_filter = draw_exclusions(model, num_users, 0.3)
@@ -293,3 +309,58 @@ def test_a_beam_narrower_than_the_list_is_refused(model, vectors):
             beam_width=4,
             top_k=5,
         )
+
+
+@pytest.mark.parametrize("most_copied", [1, 2**20])
+@pytest.mark.parametrize("trie_softmax", [True, False])
+def test_fixed_shapes_change_nothing(
+    make_model, random_codes, make_split, monkeypatch, trie_softmax, most_copied
+):
+    """The same lists and scores, however few vectors are copied at once."""
+    monkeypatch.setattr(frontiers, "MAX_COPIED", most_copied)
+    codes = random_codes(NUM_ITEMS, (6, 3, 2, 3))
+    model = make_model(codes, trie_softmax=trie_softmax, neighbour_weight=0.3, history_length=12)
+    rng = np.random.default_rng(0)
+    model.neighbours.count(make_split(rng.integers(0, NUM_ITEMS, (60, 9)), NUM_ITEMS))
+    allowed = torch.rand(NUM_ITEMS, generator=torch.Generator().manual_seed(1)) < 0.7
+    for limits in ({}, {"allowed": allowed}):
+        found = []
+        for fixed in (False, True):
+            monkeypatch.setattr(TrieRetriever, "fixed_shapes", fixed)
+            ranker = TrieRanker(model, beam_width=12, **limits)
+            for excluded in (None, draw_histories(MANY, seed=2)):
+                found.append(ranker.rank(draw_histories(MANY), top_k=12, excluded=excluded))
+        for of_data, of_fixed in zip(found[:2], found[2:], strict=True):
+            assert torch.equal(of_data.items, of_fixed.items)
+            torch.testing.assert_close(of_data.scores, of_fixed.scores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("node_buckets", [None, 11])
+@pytest.mark.parametrize("trie_softmax", [True, False])
+def test_with_fixed_shapes_ranking_waits_for_no_number(
+    make_model, random_codes, fixed_shapes, trie_softmax, node_buckets
+):
+    """On tensors that hold no numbers, so that whatever reads one back fails."""
+    model = make_model(
+        random_codes(NUM_ITEMS, (6, 3, 2, 3)),
+        trie_softmax=trie_softmax,
+        neighbour_weight=0.3,
+        history_length=12,
+        node_buckets=node_buckets,
+    )
+    histories, excluded = draw_histories(MANY), draw_histories(MANY, seed=2)
+    ranker = TrieRanker(model, beam_width=12)
+    with FakeTensorMode(allow_non_fake_inputs=True) as empty:
+
+        def rank():
+            read, left_out = (
+                Histories(empty.from_tensor(some.items), empty.from_tensor(some.lengths))
+                for some in (histories, excluded)
+            )
+            return ranker.rank(read, top_k=12, excluded=left_out)
+
+        if fixed_shapes:
+            assert rank().items.shape == (MANY, 12)
+        else:
+            with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+                rank()
