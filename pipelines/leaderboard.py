@@ -249,17 +249,22 @@ TIGER = {"batch_targets": 256, "warmup_steps": 500, "valid_users": 1000, "epochs
 DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
 OURS = "recgrit"
 TEXT_ONLY = ("features.cooccurrence_weight=0",)
-TWO_LEVELS = "tokenizer.num_levels=2"
+# As published.
+THREE_LEVELS = ("tokenizer.num_levels=3",)
 BOARD: dict[str, Model] = {
     "popularity": Model(fit_popularity),
     "item-kNN": Model(fit_item_knn),
     OURS: Model(fit_ours),
     "SASRec": Model(fit_sasrec, SASREC),
     "SASRec with neighbours": Model(fit_sasrec, SASREC | {"neighbour_weight": 0.3}),
-    "TIGER, equal time": Model(fit_tiger, TIGER, times_ours=1, max_users=5000),
-    "TIGER, 4 x time": Model(fit_tiger, TIGER, times_ours=4, max_users=5000),
-    "decoder only, equal time": Model(fit_decoder_only, DECODER, times_ours=1, max_users=2000),
-    "decoder only, 4 x time": Model(fit_decoder_only, DECODER, times_ours=4, max_users=2000),
+    "TIGER, equal time": Model(fit_tiger, TIGER, THREE_LEVELS, times_ours=1, max_users=5000),
+    "TIGER, 4 x time": Model(fit_tiger, TIGER, THREE_LEVELS, times_ours=4, max_users=5000),
+    "decoder only, equal time": Model(
+        fit_decoder_only, DECODER, THREE_LEVELS, times_ours=1, max_users=2000
+    ),
+    "decoder only, 4 x time": Model(
+        fit_decoder_only, DECODER, THREE_LEVELS, times_ours=4, max_users=2000
+    ),
     "three fused": Model(fit_fused, {"num_models": 3}),
     "neighbours off": Model(fit_ours, {"neighbours": False}),
     "seen scores off": Model(fit_ours, {"seen_scores": False}),
@@ -270,8 +275,8 @@ BOARD: dict[str, Model] = {
     "no node vectors": Model(fit_ours, {"node_vectors": "none"}),
     "content projected in": Model(fit_ours, {"content": True}),
     "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
-    "2 levels": Model(fit_ours, overrides=(TWO_LEVELS,)),
-    "2 levels of texts alone": Model(fit_ours, overrides=(TWO_LEVELS, *TEXT_ONLY)),
+    "1 level": Model(fit_ours, overrides=("tokenizer.num_levels=1",)),
+    "3 levels": Model(fit_ours, overrides=THREE_LEVELS),
     "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
     "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),
     "1024 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=1024",)),
