@@ -96,12 +96,15 @@ def fit_item_knn(context: Context, **settings: Any) -> Fitted:
     return _with_ranker(context, ItemKNN(context.split, **settings))
 
 
-def fit_sasrec(context: Context, neighbour_weight: float = 0.0, **settings: Any) -> Fitted:
-    """SASRec with full-softmax cross-entropy, and neighbours mixed into the trained model."""
-    neighbours = None
-    if neighbour_weight:
-        neighbours = ItemNeighbours(context.split.num_items, weight=neighbour_weight)
-        neighbours.count(context.split)
+def fit_sasrec(context: Context, neighbours: bool = False, **settings: Any) -> Fitted:
+    """SASRec with full-softmax cross-entropy, and recgrit's neighbours beside the trained model."""
+    counted = None
+    if neighbours:
+        ours = context.config.retriever
+        counted = ItemNeighbours(
+            context.split.num_items, weight=ours.neighbour_weight, boost=ours.neighbour_boost
+        )
+        counted.count(context.split)
     config = TransformerConfig(**settings)
     trained = train_model(
         lambda: build_sasrec(context.split, config),
@@ -112,7 +115,7 @@ def fit_sasrec(context: Context, neighbour_weight: float = 0.0, **settings: Any)
         seed=context.config.seed,
         checkpoint=context.checkpoint("sasrec", **settings),
     )
-    return _with_ranker(context, SASRecRanker(trained.model, neighbours=neighbours), trained)
+    return _with_ranker(context, SASRecRanker(trained.model, neighbours=counted), trained)
 
 
 def fit_tiger(context: Context, **settings: Any) -> Fitted:
@@ -250,13 +253,13 @@ DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
 OURS = "recgrit"
 TEXT_ONLY = ("features.cooccurrence_weight=0",)
 # As published.
-THREE_LEVELS = ("tokenizer.num_levels=3",)
+THREE_LEVELS = ("tokenizer.num_levels=3", "tokenizer.codebook_size=256")
 BOARD: dict[str, Model] = {
     "popularity": Model(fit_popularity),
     "item-kNN": Model(fit_item_knn),
     OURS: Model(fit_ours),
     "SASRec": Model(fit_sasrec, SASREC),
-    "SASRec with neighbours": Model(fit_sasrec, SASREC | {"neighbour_weight": 0.3}),
+    "SASRec with neighbours": Model(fit_sasrec, SASREC | {"neighbours": True}),
     "TIGER, equal time": Model(fit_tiger, TIGER, THREE_LEVELS, times_ours=1, max_users=5000),
     "TIGER, 4 x time": Model(fit_tiger, TIGER, THREE_LEVELS, times_ours=4, max_users=5000),
     "decoder only, equal time": Model(
@@ -267,6 +270,7 @@ BOARD: dict[str, Model] = {
     ),
     "three fused": Model(fit_fused, {"num_models": 3}),
     "neighbours off": Model(fit_ours, {"neighbours": False}),
+    "neighbours mixed in alone": Model(fit_ours, {"neighbour_weight": 0.3, "neighbour_boost": 0.0}),
     "seen scores off": Model(fit_ours, {"seen_scores": False}),
     "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
     "trie softmax off": Model(fit_ours, {"trie_softmax": False}),
@@ -276,9 +280,10 @@ BOARD: dict[str, Model] = {
     "content projected in": Model(fit_ours, {"content": True}),
     "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
     "1 level": Model(fit_ours, overrides=("tokenizer.num_levels=1",)),
-    "3 levels": Model(fit_ours, overrides=THREE_LEVELS),
+    "3 levels": Model(fit_ours, overrides=("tokenizer.num_levels=3",)),
     "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
     "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),
+    "256 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=256",)),
     "1024 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=1024",)),
     **{
         f"beam {width}": Model(fit_ours, {"beam_width": width}, max_users=2000)

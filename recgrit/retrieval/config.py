@@ -76,6 +76,8 @@ class RetrieverConfig(TransformerConfig):
         label_smoothing: Share of each target spread over its siblings.
         neighbour_weight: Share of an item's probability that comes from how often it was taken near
             the last items of the history; 0 for none.
+        neighbour_boost: Power of the same counts in the item's score, which is more than its log
+            probability then: what both find likely comes first.
         seen_scores: Learn what it means for an item's score that the history holds it already.
         node_vectors: Which nodes have a vector of their own beside their code's: ``all``, those
             ``shared`` by several items (no vector per item then), or ``none``.
@@ -90,6 +92,7 @@ class RetrieverConfig(TransformerConfig):
     content: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neighbour_weight: float = Field(0.3, ge=0, lt=1)
+    neighbour_boost: float = Field(0.0, ge=0)
     seen_scores: bool = True
     node_vectors: Literal["all", "shared", "none"] = "all"
     node_buckets: int | None = Field(None, ge=1)

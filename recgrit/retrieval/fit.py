@@ -77,6 +77,7 @@ def assemble_retriever(
         node_dropout=config.node_dropout,
         label_smoothing=config.label_smoothing,
         neighbour_weight=config.neighbour_weight,
+        neighbour_boost=config.neighbour_boost,
         seen_scores=config.seen_scores,
         node_vectors=config.node_vectors,
         node_buckets=config.node_buckets,

@@ -91,6 +91,7 @@ class TrieRetriever(nn.Module):
         seen_scores: Learn a score for children of which the history holds every item.
         neighbour_weight: Share of the items' neighbours in the probability of an item, once they
             are counted; 0 for none.
+        neighbour_boost: How much more an item scores for what its neighbours say.
         node_vectors: Which nodes have an embedding of their own: ``all`` that training reaches,
             those ``shared`` by several items, or ``none``.
         node_buckets: Rows of the table of these embeddings, shared by nodes that are no siblings;
@@ -129,6 +130,7 @@ class TrieRetriever(nn.Module):
         label_smoothing: float = 0.0,
         seen_scores: bool = True,
         neighbour_weight: float = 0.0,
+        neighbour_boost: float = 0.0,
         node_vectors: Literal["all", "shared", "none"] = "all",
         node_buckets: int | None = None,
         trie_softmax: bool = True,
@@ -168,7 +170,9 @@ class TrieRetriever(nn.Module):
         self.decoder = CodeDecoder(model_dim, num_levels=trie.num_levels, dropout=dropout)
         self.seen_scores = nn.Parameter(torch.zeros(trie.num_levels)) if seen_scores else None
         self.neighbours = (
-            ItemNeighbours(len(trie.paths), weight=neighbour_weight) if neighbour_weight else None
+            ItemNeighbours(len(trie.paths), weight=neighbour_weight, boost=neighbour_boost)
+            if neighbour_weight
+            else None
         )
         for name, table in {
             "paths": trie.paths,

@@ -39,6 +39,8 @@ MAX_ASKED = 10
 DISCOUNT = 0.8
 # Similarities are sums over few users: squares keep the many small ones from outweighing the large.
 SHARPNESS = 2
+# Share of the neighbours from which on `ItemNeighbours.boost` counts.
+BOOSTED_FROM = 1e-5
 # Items most like one that nobody has taken, which stand for it.
 NUM_ALIKE = 5
 
@@ -84,14 +86,20 @@ class ItemNeighbours(nn.Module):
     Args:
         num_items: N; without neighbours until `count` or a checkpoint brings them.
         weight: Share of the neighbours in the probability of an item.
+        boost: Power of their opinion in the score of an item: where they give it the share s of
+            all they say, it scores ``boost * log(1 + s / BOOSTED_FROM)`` more than its log
+            probability.
+            What both the model and the counts find likely then comes first, as in a product of
+            experts (Hinton, Neural Computation 2002); a mixture asks for one of them alone.
     """
 
     items: Tensor
     similarities: Tensor
 
-    def __init__(self, num_items: int, *, weight: float) -> None:
+    def __init__(self, num_items: int, *, weight: float, boost: float = 0.0) -> None:
         super().__init__()
         self.weight = weight
+        self.boost = boost
         self.register_buffer("items", torch.zeros(num_items, NUM_NEIGHBOURS, dtype=torch.int32))
         self.register_buffer("similarities", torch.zeros(num_items, NUM_NEIGHBOURS))
 
@@ -184,4 +192,4 @@ class ItemNeighbours(nn.Module):
         weights = sums**SHARPNESS * (seen.count(rows, leaves, leaves + 1) == 0)
         totals = weights.sum(dim=-1, keepdim=True)
         shares = self.weight * weights / totals.clamp_min(torch.finfo(totals.dtype).tiny)
-        return LeafWeights(leaves, shares)
+        return LeafWeights(leaves, shares, self.boost, self.weight * BOOSTED_FROM)
