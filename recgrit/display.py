@@ -113,7 +113,7 @@ def print_retriever(summary: Mapping[str, Any]) -> None:
 
 def recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
     """One user's list, best first."""
-    table = build_table("rank", "item", "title", "semantic ID", "log P", numbers=("rank", "log P"))
+    table = build_table("rank", "item", "title", "semantic ID", "score", numbers=("rank", "score"))
     table.title = f"User {escape(user_id)}"
     for row in rows.iter_rows(named=True):
         table.add_row(

@@ -252,7 +252,8 @@ class Run:
             blocked_items: External ids of items that are never listed.
 
         Returns:
-            Columns user_id, rank, item_id, title, semantic_id, score (log P of the item).
+            Columns user_id, rank, item_id, title, semantic_id, score (log P of the item, and what
+            neighbours that boost scores add).
 
         Raises:
             DataError: A user is unknown, or no item is left.
@@ -360,9 +361,10 @@ class Run:
         Returns:
             Rows of a level by rank. ``level``; ``code``; ``chosen``, whether it is the item's own;
             ``rank`` among the ``num_codes`` that could follow; ``probability`` given the codes
-            before, so that those of the chosen rows multiply to P of the item, the exp of its
-            score; ``neighbour_share``, how much of P of the prefix so far comes from items taken
-            near those of the history; ``num_items`` below it; ``titles``.
+            before, so that those of the chosen rows multiply to P of the item; ``neighbour_share``,
+            how much of P of the prefix so far comes from items taken near those of the history;
+            ``boost``, what these add to the log of P in the prefix's score: the item's score is log
+            P and the last chosen row's boost; ``num_items`` below it; ``titles``.
 
         Raises:
             DataError: The user or the item is unknown.

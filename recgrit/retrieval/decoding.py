@@ -2,9 +2,10 @@
 
 Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no
 item twice. A score is log P(item | history) under that trie, mixed with what the neighbours say
-where there are any: a prefix has the mixture of its two probabilities, so the search keeps the most
-probable prefixes still. A filter removes items and never renormalises what is left: prefixes
-without an allowed leaf are dropped while descending.
+where there are any, and boosted by it if the model does. A prefix has the mixture of its two
+probabilities and the boost of all that the neighbours say below it: no item below it scores more.
+A filter removes items and never renormalises what is left: prefixes without an allowed leaf are
+dropped while descending.
 
 What histories, neighbours and filters change is looked up from the few nodes above their items, not
 from the many candidates. Where the model asks for fixed shapes, the search never waits for what was
@@ -151,7 +152,7 @@ def score_all_items(
     seen: list[NodeSets],
     neighbours: LeafWeights | None = None,
 ) -> Tensor:
-    """The log P(item | history) of every item, ``[B, N]``: one pass over the trie's levels.
+    """The score of every item, ``[B, N]``: one pass over the trie's levels.
 
     Costs one query per user and inner node: for small catalogues, and as the check on the beam.
     Arguments as for `beam_search`.

@@ -35,12 +35,14 @@ class Choice:
         probabilities: float64 ``[C]``, given the codes before and the history; they sum to 1 where
             the retriever normalises over the trie.
         neighbour_shares: float64 ``[C]``, how much of each comes from the neighbours.
+        boosts: float64 ``[C]``, what the neighbours add to the score of the prefix beside that.
     """
 
     nodes: npt.NDArray[np.int64]
     chosen: int
     probabilities: npt.NDArray[np.float64]
     neighbour_shares: npt.NDArray[np.float64]
+    boosts: npt.NDArray[np.float64]
 
 
 @torch.inference_mode()
@@ -63,11 +65,13 @@ def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choi
         children = frontier.children[0, 0].cpu().numpy()
         modelled = of_model * log_probs[0, 0].double().exp().cpu().numpy()
         added, left = np.zeros(len(children)), 1.0
+        boosts = np.zeros(len(children))
         if read.neighbours is not None:
             weights = read.neighbours.weights
             above = frontier.find(model.nodes_above(read.neighbours.leaves, level))[0]
             np.add.at(added, above[above >= 0].cpu().numpy(), weights[0, above >= 0].cpu().numpy())
             left = 1.0 - weights.sum().item()
+            boosts = read.neighbours.boosts(torch.from_numpy(added)).double().numpy()
         mixed = left * modelled + added
         column = following - int(children[0])
         choices.append(
@@ -76,6 +80,7 @@ def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choi
                 chosen=column,
                 probabilities=mixed / of_mixture,
                 neighbour_shares=added / np.maximum(mixed, np.finfo(float).tiny),
+                boosts=boosts,
             )
         )
         of_model, of_mixture = float(modelled[column]), float(mixed[column])
@@ -129,6 +134,7 @@ def name_choices(
                     "num_codes": len(order),
                     "probability": float(choice.probabilities[column]),
                     "neighbour_share": float(choice.neighbour_shares[column]),
+                    "boost": float(choice.boosts[column]),
                     "num_items": len(below),
                     "titles": table.titles.gather(typical.tolist()).to_list(),
                 }

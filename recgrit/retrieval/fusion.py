@@ -22,7 +22,8 @@ class FusedRanker:
     """Ranks items by the mean probability over several rankers.
 
     Args:
-        rankers: Their scores are log P(item | history), over the same items.
+        rankers: Their scores are those of the retriever, over the same items: log P(item |
+            history), or more where neighbours boost it.
         depth: Items asked of each ranker, at most its beam width; what is farther down its list
             counts as probability 0.
 

@@ -63,7 +63,8 @@ def recommend_histories(
     whose histories hold no known item, which get no list.
 
     Returns:
-        Columns user_id, rank, item_id, title, semantic_id, score (log P of the item).
+        Columns user_id, rank, item_id, title, semantic_id, score (log P of the item, and what
+        neighbours that boost scores add).
     """
     known = [table.find_items(items) for items in histories.values()]
     num_unknown = sum(map(len, histories.values())) - sum(map(len, known))

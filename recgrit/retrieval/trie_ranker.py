@@ -35,7 +35,7 @@ class ReadHistories:
 
 
 class TrieRanker:
-    """Ranks items by log P(item | history).
+    """Ranks items by log P(item | history), and what neighbours that boost scores add to it.
 
     Args:
         model: A trained retriever; put in eval mode.

@@ -74,7 +74,7 @@ class BundleModel(PythonModel):
                 history holds.
 
         Returns:
-            One row per history: ``item_ids``, ``titles`` and ``scores`` (log P), best first; empty
+            One row per history: ``item_ids``, ``titles`` and ``scores``, best first; empty
             lists after a history without a known item.
         """
         values = {"top_k": TOP_K, "exclude_seen": True, **(params or {})}

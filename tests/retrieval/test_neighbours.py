@@ -5,7 +5,7 @@ import torch
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
 from recgrit.retrieval.fit import build_retriever, fit_retriever
-from recgrit.retrieval.neighbours import DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
+from recgrit.retrieval.neighbours import BOOSTED_FROM, DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
 from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.trie_ranker import TrieRanker
@@ -75,6 +75,29 @@ def test_probabilities_are_mixed_and_sum_to_one(model, make_model, random_codes)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_a_boost_is_a_power_of_what_the_neighbours_say(model, monkeypatch):
+    before = probabilities(model, HISTORIES)
+    monkeypatch.setattr(model.neighbours, "boost", 0.4)
+    said = shares_by_hand(model, HISTORIES) / WEIGHT
+    expected = before * (1 + said / BOOSTED_FROM) ** 0.4
+    np.testing.assert_allclose(probabilities(model, HISTORIES), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_no_item_below_a_prefix_scores_more_than_it(model, monkeypatch):
+    """So a search that goes by the scores of prefixes drops none for less than it is worth."""
+    monkeypatch.setattr(model.neighbours, "boost", 0.4)
+    log_probs = torch.randn(3, 8).log_softmax(dim=-1)
+    found = model.weigh_neighbours(HISTORIES)
+    weights = found.weights[:, :8]
+    single = found.mix(log_probs, torch.arange(8).expand(3, -1), weights)
+    together = found.mix(
+        log_probs.logsumexp(dim=-1, keepdim=True),
+        torch.zeros(3, 1, dtype=torch.long),
+        weights.sum(dim=-1, keepdim=True),
+    )
+    assert (single <= together + 1e-6).all()
+
+
 def probabilities(model, histories):
     """Of all items, by item."""
     found = TrieRanker(model, beam_width=None).rank(histories, top_k=NUM_ITEMS, excluded=None)
@@ -82,7 +105,9 @@ def probabilities(model, histories):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7])
-def test_a_wide_beam_finds_the_exact_list(model, share):
+@pytest.mark.parametrize("boost", [0.0, 0.4])
+def test_a_wide_beam_finds_the_exact_list(model, share, boost, monkeypatch):
+    monkeypatch.setattr(model.neighbours, "boost", boost)
     excluded = None
     if share:
         draws = torch.rand(3, NUM_ITEMS, generator=torch.Generator().manual_seed(0)) < share
