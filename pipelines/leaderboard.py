@@ -253,7 +253,7 @@ DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
 OURS = "recgrit"
 TEXT_ONLY = ("features.cooccurrence_weight=0",)
 # As published.
-THREE_LEVELS = ("tokenizer.num_levels=3", "tokenizer.codebook_size=256")
+THREE_LEVELS = ("tokenizer.num_levels=3",)
 BOARD: dict[str, Model] = {
     "popularity": Model(fit_popularity),
     "item-kNN": Model(fit_item_knn),
@@ -280,7 +280,7 @@ BOARD: dict[str, Model] = {
     "content projected in": Model(fit_ours, {"content": True}),
     "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
     "1 level": Model(fit_ours, overrides=("tokenizer.num_levels=1",)),
-    "3 levels": Model(fit_ours, overrides=("tokenizer.num_levels=3",)),
+    "3 levels": Model(fit_ours, overrides=THREE_LEVELS),
     "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
     "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),
     "256 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=256",)),
