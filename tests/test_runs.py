@@ -140,6 +140,25 @@ def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, 
     assert max(shares) > 0.3
 
 
+def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(run: Run) -> None:
+    neighbours = run.ranker().model.neighbours
+    assert neighbours is not None
+    assert neighbours.boost == 0
+    neighbours.boost, boosts = 0.4, []
+    try:
+        listed = run.recommend(["5"], top_k=5, exclude_seen=False)
+        for item_id, score in listed.select("item_id", "score").iter_rows():
+            chosen = run.explain("5", item_id).filter("chosen")
+            boosts.append(chosen["boost"][-1])
+            log_p = np.log(chosen["probability"].product())
+            assert score == pytest.approx(log_p + boosts[-1], abs=1e-3)
+            # The boost of a prefix is that of all below it: it shrinks on the way.
+            assert chosen["boost"].is_sorted(descending=True)
+        assert max(boosts) > 0
+    finally:
+        neighbours.boost = 0.0
+
+
 def test_an_explanation_shows_as_many_siblings_as_wanted(run: Run) -> None:
     steps = run.explain("5", "1", num_siblings=1, num_titles=2)
     assert all(rows.height <= 2 for _, rows in steps.group_by("level"))
