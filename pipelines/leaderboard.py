@@ -252,7 +252,7 @@ TIGER = {"batch_targets": 256, "warmup_steps": 500, "valid_users": 1000, "epochs
 DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
 OURS = "recgrit"
 TEXT_ONLY = ("features.cooccurrence_weight=0",)
-# As published.
+# As TIGER is published.
 THREE_LEVELS = ("tokenizer.num_levels=3",)
 BOARD: dict[str, Model] = {
     "popularity": Model(fit_popularity),
@@ -270,7 +270,6 @@ BOARD: dict[str, Model] = {
     ),
     "three fused": Model(fit_fused, {"num_models": 3}),
     "neighbours off": Model(fit_ours, {"neighbours": False}),
-    "neighbours mixed in alone": Model(fit_ours, {"neighbour_weight": 0.3, "neighbour_boost": 0.0}),
     "seen scores off": Model(fit_ours, {"seen_scores": False}),
     "weight averaging off": Model(fit_ours, {"average_decay": 0.0}),
     "trie softmax off": Model(fit_ours, {"trie_softmax": False}),
@@ -279,7 +278,6 @@ BOARD: dict[str, Model] = {
     "no node vectors": Model(fit_ours, {"node_vectors": "none"}),
     "content projected in": Model(fit_ours, {"content": True}),
     "no co-occurrence in the IDs": Model(fit_ours, overrides=TEXT_ONLY),
-    "1 level": Model(fit_ours, overrides=("tokenizer.num_levels=1",)),
     "3 levels": Model(fit_ours, overrides=THREE_LEVELS),
     "4 levels": Model(fit_ours, overrides=("tokenizer.num_levels=4",)),
     "64 codes": Model(fit_ours, overrides=("tokenizer.codebook_size=64",)),

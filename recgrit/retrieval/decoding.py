@@ -190,8 +190,8 @@ def expand(
 ) -> Tensor:
     """Log-probabilities of the children of nodes ``[B, W]``, ``[B, W, C]``; -inf for none.
 
-    An only child is certain: it is neither asked for nor scored, and most nodes of the last levels
-    are.
+    An only child is certain, and most nodes of the last levels are: where shapes may follow the
+    data, it is neither asked for nor scored.
     """
     counts = frontier.counts.flatten()
     is_open = counts > int(model.trie_softmax)

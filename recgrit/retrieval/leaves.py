@@ -65,7 +65,7 @@ class LeafWeights:
         leaves: ``[R, E]``, ascending in each row.
         weights: float64 ``[R, E]``; of a leaf that stands there repeatedly, the last one's counts.
         boost: How much more a candidate scores for its weight, beside its share.
-        unit: The weight from which on it does.
+        unit: The weight that counts as 1 in it: ``boost * log(1 + weight / unit)``.
     """
 
     leaves: Tensor

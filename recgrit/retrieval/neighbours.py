@@ -88,9 +88,8 @@ class ItemNeighbours(nn.Module):
         weight: Share of the neighbours in the probability of an item.
         boost: Power of their opinion in the score of an item: where they give it the share s of
             all they say, it scores ``boost * log(1 + s / BOOSTED_FROM)`` more than its log
-            probability.
-            What both the model and the counts find likely then comes first, as in a product of
-            experts (Hinton, Neural Computation 2002); a mixture asks for one of them alone.
+            probability. What both the model and the counts find likely then comes first, as in a
+            product of experts (Hinton, Neural Computation 2002); a mixture asks for one of them.
     """
 
     items: Tensor
