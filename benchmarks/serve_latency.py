@@ -34,6 +34,7 @@ from recgrit.serving.bundle import export_bundle
 from recgrit.tracking.start import quieten_mlflow
 
 START_SECONDS = 240
+STOP_SECONDS = 20
 
 
 @contextlib.contextmanager
@@ -62,14 +63,26 @@ def serve(model: Path, log: Path) -> Iterator[str]:
         _wait_for(address, process, log)
         yield address
     finally:
-        # The server runs in processes of its own, all of this session.
+        _stop(process, port)
+
+
+def _stop(process: subprocess.Popen[bytes], port: int) -> None:
+    """Ends a server, whose processes are all of one group, and waits for its port to be free.
+
+    The process that was started ends before the one that listens does, so its end says nothing.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(process.pid, number)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _listens(port) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
