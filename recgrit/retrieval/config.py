@@ -77,7 +77,7 @@ class RetrieverConfig(TransformerConfig):
         neighbour_weight: Share of an item's probability that comes from how often it was taken near
             the last items of the history; 0 for none.
         neighbour_boost: Power of the same counts in the item's score, which is more than its log
-            probability then: what both find likely comes first.
+            probability then: what both find likely comes first. Needs a ``neighbour_weight``.
         seen_scores: Learn what it means for an item's score that the history holds it already.
         node_vectors: Which nodes have a vector of their own beside their code's: ``all``, those
             ``shared`` by several items (no vector per item then), or ``none``.
@@ -108,12 +108,23 @@ class RetrieverConfig(TransformerConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_boost(self) -> RetrieverConfig:
+        if self.neighbour_boost and not self.neighbour_weight:
+            raise ValueError(
+                f"neighbour_boost {self.neighbour_boost} boosts what neighbours say, of whom "
+                "neighbour_weight 0 leaves none: set neighbour_boost to 0 as well, or "
+                "neighbour_weight to 0.1"
+            )
+        return self
+
     @model_serializer(mode="wrap")
-    def _leave_out_absent_buckets(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without buckets, as before there were any: runs trained then need no new training."""
+    def _leave_out_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without buckets or boost, as before there were any: what was trained stays as good."""
         values: dict[str, Any] = dump(self)
-        if self.node_buckets is None:
-            values.pop("node_buckets", None)
+        for name in ("node_buckets", "neighbour_boost"):
+            if not values.get(name):
+                values.pop(name, None)
         return values
 
 

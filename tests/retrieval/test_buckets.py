@@ -259,15 +259,16 @@ def test_parameters_are_told_by_part(make_model, random_codes):
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
 
 
-def test_settings_without_buckets_are_those_of_before_there_were_any():
+@pytest.mark.parametrize(("name", "value"), [("node_buckets", 8192), ("neighbour_boost", 0.2)])
+def test_absent_settings_are_as_before_there_were_any(name, value):
     """A run's key is made of its settings: what was trained before stays as good as new."""
-    assert "node_buckets" not in RetrieverConfig().model_dump(mode="json")
-    config = RetrieverConfig(node_buckets=8192)
+    assert name not in RetrieverConfig().model_dump(mode="json")
+    config = RetrieverConfig.model_validate({name: value})
     dumped = config.model_dump(mode="json", exclude={"device"})
-    assert dumped["node_buckets"] == 8192
+    assert dumped[name] == value
     assert RetrieverConfig.model_validate(dumped) == config
-    dumped.pop("node_buckets")
-    assert RetrieverConfig.model_validate(dumped).node_buckets is None
+    dumped.pop(name)
+    assert RetrieverConfig.model_validate(dumped) == RetrieverConfig()
 
 
 def test_a_table_for_nobody_is_refused():

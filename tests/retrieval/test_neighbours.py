@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
+from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.fit import build_retriever, fit_retriever
 from recgrit.retrieval.neighbours import BOOSTED_FROM, DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
 from recgrit.retrieval.ranking import Histories
@@ -73,6 +75,11 @@ def test_probabilities_are_mixed_and_sum_to_one(model, make_model, random_codes)
     expected = unmixed * (1 - shares.sum(axis=1, keepdims=True)) + shares
     np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_boost_without_neighbours_is_refused():
+    with pytest.raises(ValidationError, match="neighbour_weight 0 leaves none: set"):
+        RetrieverConfig(neighbour_weight=0, neighbour_boost=0.2)
 
 
 def test_a_boost_is_a_power_of_what_the_neighbours_say(model, monkeypatch):
