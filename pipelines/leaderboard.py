@@ -29,6 +29,7 @@ import polars as pl
 import torch
 import typer
 
+from recgrit.artifacts import digest_json
 from recgrit.baselines.item_knn import ItemKNN
 from recgrit.baselines.popularity import recommend_popular
 from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
@@ -78,10 +79,12 @@ class Context:
     split: SequenceSplit
     seconds: float | None = None
 
-    def checkpoint(self, model: str, **settings: Any) -> Path:
-        """Where the training of a model with these settings is kept."""
-        name = "-".join([model, *(f"{key}={value}" for key, value in sorted(settings.items()))])
-        return self.config.run.dir / "trainings" / f"{name}.safetensors"
+    def checkpoint(self, model: str, settings: TrainingConfig) -> Path:
+        """Where the training of a model with these settings, on these IDs, is kept."""
+        key = digest_json(
+            [self.run.manifest("tokenize").fingerprint, settings.model_dump(mode="json")]
+        )
+        return self.config.run.dir / "trainings" / f"{model}-{key[:16]}.safetensors"
 
 
 def fit_popularity(context: Context) -> Fitted:
@@ -113,7 +116,7 @@ def fit_sasrec(context: Context, neighbours: bool = False, **settings: Any) -> F
         config,
         history_length=config.history_length,
         seed=context.config.seed,
-        checkpoint=context.checkpoint("sasrec", **settings),
+        checkpoint=context.checkpoint("sasrec", config),
     )
     return _with_ranker(context, SASRecRanker(trained.model, neighbours=counted), trained)
 
@@ -144,13 +147,14 @@ def fit_ours(
     **overrides: Any,
 ) -> Fitted:
     """The trie-softmax retriever, read by a beam of some width, with or without its neighbours."""
+    config = context.config.retriever.model_copy(update=overrides)
     trained = fit_retriever(
         context.run.semantic_ids,
         context.split,
         context.run.features.vectors,
-        context.config.retriever.model_copy(update=overrides),
+        config,
         seed=context.config.seed,
-        checkpoint=context.checkpoint("recgrit", **overrides),
+        checkpoint=context.checkpoint("recgrit", config),
     )
     if not neighbours:
         trained.model.neighbours = None
@@ -179,7 +183,9 @@ def fit_fused(context: Context, num_models: int) -> Fitted:
             run.features.vectors,
             config.retriever,
             seed=seed,
-            checkpoint=replace(context, config=config).checkpoint("recgrit"),
+            checkpoint=replace(context, config=config, run=run).checkpoint(
+                "recgrit", config.retriever
+            ),
         )
         facts["parameters"] += sum(p.numel() for p in trained.model.parameters())
         facts["fit_seconds"] += sum(epoch.seconds for epoch in trained.history)
@@ -196,14 +202,15 @@ def _fit_tokens(
     settings: Mapping[str, Any],
 ) -> Fitted:
     trie = build_trie(context.run.semantic_ids.codes)
+    config = TrainingConfig(**settings)
     trained = train_model(
         build,
         lambda model, precision: TokenRanker(model, trie, beam_width=20),
         context.split,
-        TrainingConfig(**settings),
+        config,
         history_length=history_length,
         seed=context.config.seed,
-        checkpoint=context.checkpoint(name, **settings),
+        checkpoint=context.checkpoint(name, config),
         max_seconds=context.seconds,
     )
     ranker = TokenRanker(trained.model, trie, beam_width=context.config.evaluation.beam_width)
@@ -252,7 +259,7 @@ TIGER = {"batch_targets": 256, "warmup_steps": 500, "valid_users": 1000, "epochs
 DECODER = {"warmup_steps": 200, "valid_users": 1000, "epochs": 200}
 OURS = "recgrit"
 TEXT_ONLY = ("features.cooccurrence_weight=0",)
-# As TIGER is published.
+# As TIGER is published; its 256 codes a level are for the command to set.
 THREE_LEVELS = ("tokenizer.num_levels=3",)
 BOARD: dict[str, Model] = {
     "popularity": Model(fit_popularity),
@@ -333,7 +340,8 @@ class Leaderboard:
             self.config_path,
             [*self.overrides, *model.overrides, f"seed={seed}", "tracking.backend=none"],
         )
-        name = "-".join([config.data.source.replace("/", "-"), *model.overrides, str(seed)])
+        told = [text for text in self.overrides if not text.startswith("data.path=")]
+        name = "-".join([config.data.source, *told, *model.overrides, str(seed)]).replace("/", "-")
         where = {"dir": self.work / name, "cache_dir": self.work / "cache"}
         return ExperimentConfig.model_validate(config.model_dump() | {"run": where})
 

@@ -355,16 +355,17 @@ class Run:
         Args:
             user_id: External user id.
             item_id: External item id, listed or not; filters play no part.
-            num_siblings: Most probable other codes shown at each level.
+            num_siblings: Other codes shown at each level, those that score most.
             num_titles: Titles that stand for a code: the most taken of its items.
 
         Returns:
             Rows of a level by rank. ``level``; ``code``; ``chosen``, whether it is the item's own;
-            ``rank`` among the ``num_codes`` that could follow; ``probability`` given the codes
-            before, so that those of the chosen rows multiply to P of the item; ``neighbour_share``,
-            how much of P of the prefix so far comes from items taken near those of the history;
-            ``boost``, what these add to the log of P in the prefix's score: the item's score is log
-            P and the last chosen row's boost; ``num_items`` below it; ``titles``.
+            ``rank`` by score among the ``num_codes`` that could follow; ``probability`` given the
+            codes before, so that those of the chosen rows multiply to P of the item;
+            ``neighbour_share``, how much of P of the prefix so far comes from items taken near
+            those of the history; ``boost``, what these add to the log of P in the prefix's score:
+            the item's score is log P and the last chosen row's boost; ``num_items`` below it;
+            ``titles``.
 
         Raises:
             DataError: The user or the item is unknown.

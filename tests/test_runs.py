@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,30 @@ def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(run: Run) -
         assert max(boosts) > 0
     finally:
         neighbours.boost = 0.0
+
+
+def test_explained_ranks_are_by_score(run: Run) -> None:
+    """Also where neighbours boost: items of one parent have the order that they have in a list."""
+    neighbours = run.ranker().model.neighbours
+    assert neighbours is not None
+    neighbours.boost, swapped = 1.0, 0
+    try:
+        for user in ("3", "5", "7"):
+            listed = run.recommend([user], top_k=40, beam_width=64, exclude_seen=False)
+            of_parents: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+            for item_id in listed["item_id"]:
+                last = run.explain(user, item_id).filter("chosen").row(-1, named=True)
+                parent = tuple(run.semantic_ids.codes_of(item_id)[:-1])
+                of_parents.setdefault(parent, []).append(last)
+            for rows in of_parents.values():
+                assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+                swapped += sum(
+                    first["probability"] < second["probability"]
+                    for first, second in itertools.pairwise(rows)
+                )
+    finally:
+        neighbours.boost = 0.0
+    assert swapped, "somewhere the order by probability is another"
 
 
 def test_an_explanation_shows_as_many_siblings_as_wanted(run: Run) -> None:

@@ -25,7 +25,8 @@ class Recommendations:
     Args:
         users: int64 [U], user_idx of each row.
         items: int32 [U, K], item_idx by rank; `NO_ITEM` fills the end of short lists.
-        scores: float32 [U, K], the score of each item (for the retriever: log P(item)).
+        scores: float32 [U, K], the score of each item (for the retriever: log P(item), and what
+            its neighbours boost it by).
 
     Raises:
         DataError: Shapes disagree, a list has a hole, or an item appears twice in one list.

@@ -92,7 +92,7 @@ class RetrieverConfig(TransformerConfig):
     content: bool = False
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neighbour_weight: float = Field(0.3, ge=0, lt=1)
-    neighbour_boost: float = Field(0.0, ge=0)
+    neighbour_boost: float = Field(0.0, ge=0, le=1)
     seen_scores: bool = True
     node_vectors: Literal["all", "shared", "none"] = "all"
     node_buckets: int | None = Field(None, ge=1)

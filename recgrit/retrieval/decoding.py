@@ -114,7 +114,8 @@ def beam_search(
     chosen: Tensor | None = None
     for level in range(model.num_levels):
         width = model.most_children[level] if model.fixed_shapes else None
-        frontier = Frontier.build(model.child_starts, nodes, width)
+        # At first all are at the root.
+        frontier = Frontier.build(model.child_starts, nodes, width, shared=level == 0)
         log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
         candidates = log_probs_of_prefixes
@@ -162,7 +163,7 @@ def score_all_items(
     nodes = torch.zeros(num_users, 1, dtype=torch.long, device=states.device)
     chosen: Tensor | None = None
     for level in range(model.num_levels):
-        frontier = Frontier.build(model.child_starts, nodes)
+        frontier = Frontier.build(model.child_starts, nodes, shared=True)
         log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
         filled = frontier.present[0]
         # Breadth-first order: what is kept is the next level, in order.

@@ -106,7 +106,7 @@ def name_choices(
         table: The catalogue.
         choices: From `walk_to_item`.
         counts: ``[N]``, by which the items below a node are ordered: the most taken stand for it.
-        num_siblings: Most probable siblings of the chosen code that are shown at each level.
+        num_siblings: Siblings of the chosen code shown at each level, those that score most.
         num_titles: Titles shown of each code.
 
     Returns:
@@ -115,7 +115,9 @@ def name_choices(
     model = ranker.model
     rows = []
     for level, choice in enumerate(choices):
-        order = np.argsort(-choice.probabilities, kind="stable")
+        with np.errstate(divide="ignore"):  # What is impossible comes last.
+            scores = np.log(choice.probabilities) + choice.boosts
+        order = np.argsort(-scores, kind="stable")
         ranks = np.empty_like(order)
         ranks[order] = np.arange(1, len(order) + 1)
         best = [column for column in order.tolist() if column != choice.chosen][:num_siblings]

@@ -39,24 +39,29 @@ class Frontier:
         firsts: ``[B, W]``, the first child of each node.
         counts: ``[B, W]``, how many children it has.
         width: C, at least the most children of any node here.
+        shared: All users stand at the same nodes.
     """
 
     firsts: Tensor
     counts: Tensor
     width: int
+    shared: bool = False
 
     @classmethod
-    def build(cls, child_starts: Tensor, nodes: Tensor, width: int | None = None) -> Frontier:
+    def build(
+        cls, child_starts: Tensor, nodes: Tensor, width: int | None = None, *, shared: bool = False
+    ) -> Frontier:
         """The children of nodes ``[B, W]`` of a trie with these ``child_starts``.
 
         Args:
             child_starts: Of the trie.
             nodes: ``[B, W]``.
             width: No node here has more children; None to find out, which reads a number back.
+            shared: All rows of ``nodes`` are the same.
         """
         firsts = child_starts[nodes]
         counts = child_starts[nodes + 1] - firsts
-        return cls(firsts, counts, max(1, int(counts.max())) if width is None else width)
+        return cls(firsts, counts, max(1, int(counts.max())) if width is None else width, shared)
 
     @property
     def present(self) -> Tensor:
@@ -111,15 +116,22 @@ def score_children(
 def score_in_fixed_shapes(queries: Tensor, frontier: Frontier, node_vectors: NodeTable) -> Tensor:
     """As `score_children`, of all candidates of a frontier: no shape hangs on what was computed.
 
-    Vectors are copied, some rows at a time, also those of candidates there are not.
+    Vectors are copied, those of some nodes at a time, also of candidates there are not; once for
+    all users where these share their nodes.
     """
-    nodes = frontier.children.flatten(0, 1)
-    num_rows = max(1, MAX_COPIED // (frontier.width * queries.shape[1]))
+    if frontier.shared:
+        nodes = frontier.children[0]
+        asked = queries.view(*frontier.counts.shape, -1).transpose(0, 1)
+    else:
+        nodes = frontier.children.flatten(0, 1)
+        asked = queries.unsqueeze(1)
+    num_nodes = max(1, MAX_COPIED // (frontier.width * queries.shape[1]))
     scores = [
-        torch.bmm(look_up(node_vectors, some), asked.unsqueeze(-1)).squeeze(-1)
-        for some, asked in zip(nodes.split(num_rows), queries.split(num_rows), strict=True)
+        torch.bmm(some, look_up(node_vectors, below).transpose(1, 2))
+        for some, below in zip(asked.split(num_nodes), nodes.split(num_nodes), strict=True)
     ]
-    return torch.cat(scores).float().masked_fill_(~frontier.present.flatten(0, 1), NEVER)
+    by_row = torch.cat(scores).transpose(0, 1).reshape(-1, frontier.width).float()
+    return by_row.masked_fill_(~frontier.present.flatten(0, 1), NEVER)
 
 
 def gather_ranges(

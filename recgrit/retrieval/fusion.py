@@ -1,7 +1,8 @@
 """Several retrievers as one ranker: the mean of their probabilities.
 
 Each may have semantic IDs of its own, so an item has several IDs and is found by any of them; what
-they agree on is the item. The mean of probabilities is again one over items.
+they agree on is the item. The mean of probabilities is again one over items; where neighbours boost
+scores, it is the mean of what they make of the probabilities.
 
 Shapes: B users, K listed items, R rankers.
 """

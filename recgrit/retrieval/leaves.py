@@ -112,11 +112,11 @@ def merge_runs(keys: Tensor, weights: Tensor) -> Tensor:
         >>> merge_runs(torch.tensor([[1, 3, 3]]), torch.tensor([[4.0, 1.0, 2.0]]))
         tensor([[4., 0., 3.]])
     """
-    upto = weights.cumsum(dim=-1)
     is_last = F.pad(keys[:, 1:] != keys[:, :-1], (0, 1), value=True)
-    # Weights are not negative, so the sum up to the last run's end is the largest before.
-    before = F.pad(torch.where(is_last, upto, 0.0)[:, :-1], (1, 0)).cummax(dim=-1).values
-    return torch.where(is_last, upto - before, 0.0)
+    # Runs are summed apart: differences of one running sum would lose what is small beside others.
+    run = F.pad(is_last[:, :-1].cumsum(dim=-1), (1, 0))
+    sums = torch.zeros_like(weights).scatter_add_(1, run, weights)
+    return torch.where(is_last, sums.gather(1, run), 0.0)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ def test_the_leaderboard_resumes_and_reports(
     assert 0 < cold["cold_share_of_targets"][0] < 0.5
     again = run_script("leaderboard.py", config, *options, "--parts", "board,cold")
     assert "seed=" not in again  # every cell was finished
+    # Another setting is another training, beside the first.
+    options = ("--models", "recgrit", "--out", tmp_path / "narrow", "--work", tmp_path / "work")
+    run_script("leaderboard.py", config, "retriever.model_dim=8", *options, "--parts", "board")
+    parameters = pl.read_parquet(tmp_path / "narrow" / "board.parquet")["parameters"][0]
+    assert parameters < board.filter(model="recgrit")["parameters"][0]
     run_script("leaderboard_report.py", out)
     tables = (out / "tables.md").read_text()
     assert "| against SASRec | list |" in tables

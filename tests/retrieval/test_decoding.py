@@ -29,11 +29,14 @@ SIZES_AND_BUCKETS = [
 ]
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["shapes of the data", "fixed shapes"])
+@pytest.fixture(params=[False, True], ids=["shapes of the data", "fixed shapes"])
 def fixed_shapes(request, monkeypatch):
     """As on a CPU, and as on an accelerator."""
     monkeypatch.setattr(TrieRetriever, "fixed_shapes", request.param)
     return request.param
+
+
+in_both_shapes = pytest.mark.usefixtures("fixed_shapes")
 
 
 @pytest.fixture(scope="module", params=SIZES_AND_BUCKETS, ids=str)
@@ -92,6 +95,7 @@ def best(scores, k):
     return top.indices.masked_fill(top.values == float("-inf"), NO_ITEM), top.values
 
 
+@in_both_shapes
 @pytest.mark.parametrize("num_users", [FEW, MANY])
 def test_exact_scores_are_those_of_plain_loops(model, vectors, num_users, log_probability):
     states = draw_states(num_users)
@@ -105,6 +109,7 @@ def test_exact_scores_are_those_of_plain_loops(model, vectors, num_users, log_pr
         torch.testing.assert_close(scores[user], torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
+@in_both_shapes
 @pytest.mark.parametrize("num_users", [FEW, MANY])
 @pytest.mark.parametrize("share", [None, 0.0, 0.3, 0.95])
 def test_a_full_beam_ranks_exactly(model, vectors, num_users, share):
@@ -127,6 +132,7 @@ def test_a_full_beam_ranks_exactly(model, vectors, num_users, share):
     assert torch.equal(found.items, items)
 
 
+@in_both_shapes
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.98])
 @pytest.mark.parametrize("top_k", [1, 5])
 def test_a_narrow_beam_fills_its_list_with_allowed_items(model, vectors, share, top_k):
@@ -152,6 +158,7 @@ def test_a_narrow_beam_fills_its_list_with_allowed_items(model, vectors, share, 
         assert values.tolist() == sorted(values.tolist(), reverse=True)
 
 
+@in_both_shapes
 def test_all_items_excluded_but_one(model, vectors):
     """Each item in turn comes out first and alone, with its own probability."""
     states = draw_states(1).expand(NUM_ITEMS, -1)
@@ -174,6 +181,7 @@ def test_all_items_excluded_but_one(model, vectors):
     torch.testing.assert_close(found.scores[:, 0], exact, atol=1e-4, rtol=1e-4)
 
 
+@in_both_shapes
 def test_all_items_excluded(model, vectors):
     items = torch.arange(NUM_ITEMS).expand(2, -1)
     everything = Histories(items, torch.tensor([NUM_ITEMS, NUM_ITEMS]))
@@ -189,6 +197,7 @@ def test_all_items_excluded(model, vectors):
     assert (found.items == NO_ITEM).all()
 
 
+@in_both_shapes
 @pytest.mark.parametrize("num_allowed", [1, 2, 7, NUM_ITEMS])
 @pytest.mark.parametrize("share", [None, 0.5])
 def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, share):
@@ -287,6 +296,7 @@ def test_a_beam_never_beats_the_exact_ranking_and_widens_towards_it(make_model, 
     assert found[0].sum() < found[1].sum() <= found[2].sum() + 1e-4
 
 
+@in_both_shapes
 def test_more_items_asked_for_than_there_are(model, vectors):
     found = search(
         model,
@@ -335,21 +345,25 @@ def test_fixed_shapes_change_nothing(
             torch.testing.assert_close(of_data.scores, of_fixed.scores, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("node_buckets", [None, 11])
-@pytest.mark.parametrize("trie_softmax", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"node_buckets": 11}, {"trie_softmax": False}, {"content": torch.ones(NUM_ITEMS, 3)}],
+    ids=["plain", "buckets", "all codes", "content"],
+)
+@pytest.mark.parametrize("allowed", [None, torch.arange(NUM_ITEMS) % 3 > 0], ids=["all", "some"])
 def test_with_fixed_shapes_ranking_waits_for_no_number(
-    make_model, random_codes, fixed_shapes, trie_softmax, node_buckets
+    make_model, random_codes, fixed_shapes, settings, allowed
 ):
     """On tensors that hold no numbers, so that whatever reads one back fails."""
     model = make_model(
         random_codes(NUM_ITEMS, (6, 3, 2, 3)),
-        trie_softmax=trie_softmax,
         neighbour_weight=0.3,
+        neighbour_boost=0.2,
         history_length=12,
-        node_buckets=node_buckets,
+        **settings,
     )
     histories, excluded = draw_histories(MANY), draw_histories(MANY, seed=2)
-    ranker = TrieRanker(model, beam_width=12)
+    ranker = TrieRanker(model, beam_width=12, allowed=allowed)
     with FakeTensorMode(allow_non_fake_inputs=True) as empty:
 
         def rank():

@@ -5,7 +5,7 @@ import torch
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.errors import ConfigError
 from recgrit.retrieval.fusion import FusedRanker
-from recgrit.retrieval.ranking import Histories
+from recgrit.retrieval.ranking import Histories, Ranked
 from recgrit.retrieval.trie_ranker import TrieRanker
 
 NUM_ITEMS = 30
@@ -54,6 +54,22 @@ def test_one_ranker_fused_is_itself(rankers):
     fused = FusedRanker(rankers[:1]).rank(HISTORIES, top_k=10, excluded=None)
     assert torch.equal(alone.items, fused.items)
     torch.testing.assert_close(alone.scores, fused.scores)
+
+
+class Certain:
+    """Always the same list, whose first item is all but certain."""
+
+    history_length, batch_users, device = 3, 2, torch.device("cpu")
+
+    def rank(self, histories, *, top_k, excluded):
+        scores = torch.tensor([[8.0, -40.0, -60.0]]).expand(2, -1)
+        return Ranked(torch.tensor([[4, 2, 9]]).expand(2, -1), scores)
+
+
+def test_what_is_nearly_impossible_beside_the_first_item_is_listed_all_the_same():
+    found = FusedRanker([Certain(), Certain()]).rank(HISTORIES, top_k=3, excluded=None)
+    assert found.items.tolist() == [[4, 2, 9]] * 2
+    torch.testing.assert_close(found.scores, torch.tensor([[8.0, -40.0, -60.0]] * 2))
 
 
 def test_rankers_that_read_differently_are_refused(rankers, make_model, random_codes):

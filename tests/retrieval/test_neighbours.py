@@ -7,6 +7,7 @@ from recgrit.data.recommendations import NO_ITEM
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.fit import build_retriever, fit_retriever
+from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.neighbours import BOOSTED_FROM, DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
 from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.recommend import recommend_items
@@ -90,19 +91,19 @@ def test_a_boost_is_a_power_of_what_the_neighbours_say(model, monkeypatch):
     np.testing.assert_allclose(probabilities(model, HISTORIES), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_no_item_below_a_prefix_scores_more_than_it(model, monkeypatch):
-    """So a search that goes by the scores of prefixes drops none for less than it is worth."""
-    monkeypatch.setattr(model.neighbours, "boost", 0.4)
-    log_probs = torch.randn(3, 8).log_softmax(dim=-1)
-    found = model.weigh_neighbours(HISTORIES)
-    weights = found.weights[:, :8]
-    single = found.mix(log_probs, torch.arange(8).expand(3, -1), weights)
-    together = found.mix(
-        log_probs.logsumexp(dim=-1, keepdim=True),
-        torch.zeros(3, 1, dtype=torch.long),
-        weights.sum(dim=-1, keepdim=True),
-    )
-    assert (single <= together + 1e-6).all()
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_the_narrowest_beam_finds_what_is_boosted(
+    make_model, random_codes, fixed_shapes, monkeypatch
+):
+    """A prefix is boosted by what lies below it, however unlikely the model finds it."""
+    monkeypatch.setattr(TrieRetriever, "fixed_shapes", fixed_shapes)
+    model = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT, neighbour_boost=0.4)
+    items = torch.arange(NUM_ITEMS)
+    model.neighbours.items[:, 0] = (items + 1) % NUM_ITEMS
+    model.neighbours.similarities[:, 0] = 1
+    histories = Histories(items.unsqueeze(-1), torch.ones_like(items))
+    found = TrieRanker(model, beam_width=1).rank(histories, top_k=1, excluded=None)
+    assert torch.equal(found.items[:, 0].long(), (items + 1) % NUM_ITEMS)
 
 
 def probabilities(model, histories):
