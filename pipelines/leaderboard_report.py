@@ -12,12 +12,12 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from markdown import METRIC_COLUMNS, differences_table, means_table
+from markdown import METRIC_COLUMNS, differences_table, intervals_table, means_table
 
 from recgrit.artifacts import write_atomic
 from recgrit.cells import CellTable
 
-BASELINE = "SASRec"
+BASELINES = ("SASRec", "SASRec with neighbours")
 COST_COLUMNS = ["parameters", "epochs", "fit_seconds", "num_users"]
 COLD_COLUMNS = [
     "cold_recall_at_10",
@@ -35,8 +35,11 @@ def board_tables(rows: pl.DataFrame) -> list[str]:
         known = [column for column in COST_COLUMNS if column in cells.columns]
         trained = cells.drop_nulls("parameters") if "parameters" in known else cells.clear()
         texts.append(means_table(trained, ["model"], known))
-        if BASELINE in cells["model"]:
-            texts.append(differences_table(cells, "model", BASELINE))
+        texts.append("Mean ± half the 95% interval over users and seeds:\n")
+        texts.append(intervals_table(cells, "model"))
+        for baseline in BASELINES:
+            if baseline in cells["model"]:
+                texts.append(differences_table(cells, "model", baseline))
         if "parts" in cells.columns:
             texts.append(
                 parts_table(cells.drop_nulls("parts").unique("model", maintain_order=True))

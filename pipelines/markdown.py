@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 
-from recgrit.evaluation.metrics import METRICS, Ranks
-from recgrit.evaluation.paired import compare_ranks
+from recgrit.evaluation.metrics import METRICS, PerUser, Ranks
+from recgrit.evaluation.paired import compare_ranks, paired_difference
 
 K = 10
 # Columns of ranks by what their lists are called.
@@ -28,6 +28,29 @@ def means_table(rows: pl.DataFrame, by: Sequence[str], values: Sequence[str]) ->
             "| " + " | ".join([*(_word(part) for part in key), *found, str(cells.height)]) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def intervals_table(rows: pl.DataFrame, by: str) -> str:
+    """Mean of each metric ± half its 95% interval over users and seeds."""
+    lines = ["| " + " | ".join([by, *METRIC_COLUMNS, "seeds"]) + " |"]
+    lines.append("|" + "---|" * (len(METRIC_COLUMNS) + 2))
+    for (model,), cells in rows.group_by([by], maintain_order=True):
+        found = [
+            _interval(list(_ranks(cells, split).values()), metric)
+            for split in LISTS
+            for metric in METRICS.values()
+        ]
+        lines.append("| " + " | ".join([str(model), *found, str(cells.height)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(ranks: Sequence[Ranks], metric: Callable[[Ranks, int], PerUser]) -> str:
+    if not ranks:
+        return ""
+    values = np.stack([metric(of_seed, K) for of_seed in ranks])
+    # Less nothing: the interval of the mean itself.
+    found = paired_difference(values, np.zeros_like(values))
+    return f"{found.mean:.4f} ±{(found.high - found.low) / 2:.4f}"
 
 
 def differences_table(rows: pl.DataFrame, by: str, baseline: str) -> str:

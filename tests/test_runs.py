@@ -141,46 +141,42 @@ def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, 
     assert max(shares) > 0.3
 
 
-def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(run: Run) -> None:
+def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     neighbours = run.ranker().model.neighbours
     assert neighbours is not None
     assert neighbours.boost == 0
-    neighbours.boost, boosts = 0.4, []
-    try:
-        listed = run.recommend(["5"], top_k=5, exclude_seen=False)
-        for item_id, score in listed.select("item_id", "score").iter_rows():
-            chosen = run.explain("5", item_id).filter("chosen")
-            boosts.append(chosen["boost"][-1])
-            log_p = np.log(chosen["probability"].product())
-            assert score == pytest.approx(log_p + boosts[-1], abs=1e-3)
-            # The boost of a prefix is that of all below it: it shrinks on the way.
-            assert chosen["boost"].is_sorted(descending=True)
-        assert max(boosts) > 0
-    finally:
-        neighbours.boost = 0.0
+    monkeypatch.setattr(neighbours, "boost", 0.4)
+    boosts = []
+    listed = run.recommend(["5"], top_k=5, exclude_seen=False)
+    for item_id, score in listed.select("item_id", "score").iter_rows():
+        chosen = run.explain("5", item_id).filter("chosen")
+        boosts.append(chosen["boost"][-1])
+        log_p = np.log(chosen["probability"].product())
+        assert score == pytest.approx(log_p + boosts[-1], abs=1e-3)
+        # The boost of a prefix is that of all below it: it shrinks on the way.
+        assert chosen["boost"].is_sorted(descending=True)
+    assert max(boosts) > 0
 
 
-def test_explained_ranks_are_by_score(run: Run) -> None:
+def test_explained_ranks_are_by_score(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where neighbours boost: items of one parent have the order that they have in a list."""
-    neighbours = run.ranker().model.neighbours
-    assert neighbours is not None
-    neighbours.boost, swapped = 1.0, 0
-    try:
-        for user in ("3", "5", "7"):
-            listed = run.recommend([user], top_k=40, beam_width=64, exclude_seen=False)
-            of_parents: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-            for item_id in listed["item_id"]:
-                last = run.explain(user, item_id).filter("chosen").row(-1, named=True)
-                parent = tuple(run.semantic_ids.codes_of(item_id)[:-1])
-                of_parents.setdefault(parent, []).append(last)
-            for rows in of_parents.values():
-                assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
-                swapped += sum(
-                    first["probability"] < second["probability"]
-                    for first, second in itertools.pairwise(rows)
-                )
-    finally:
-        neighbours.boost = 0.0
+    monkeypatch.setattr(run.ranker().model.neighbours, "boost", 1.0)
+    swapped = 0
+    for user in ("3", "5", "7"):
+        listed = run.recommend([user], top_k=40, beam_width=64, exclude_seen=False)
+        of_parents: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        for item_id in listed["item_id"]:
+            last = run.explain(user, item_id).filter("chosen").row(-1, named=True)
+            parent = tuple(run.semantic_ids.codes_of(item_id)[:-1])
+            of_parents.setdefault(parent, []).append(last)
+        for rows in of_parents.values():
+            assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+            swapped += sum(
+                first["probability"] < second["probability"]
+                for first, second in itertools.pairwise(rows)
+            )
     assert swapped, "somewhere the order by probability is another"
 
 
