@@ -26,7 +26,8 @@ from cornac.data import FeatureModality, SequentialDataset
 from cornac.metrics import NDCG, Recall
 from cornac.models import TIGER, SASRec
 from cornac.models.tiger import GRID_CONFIG
-from leaderboard import TOP_K, Fitted, measure
+from leaderboard import measure
+from leaderboard_models import TOP_K, Fitted
 
 from recgrit.cells import Cell, CellTable
 from recgrit.config import load_config
