@@ -1,16 +1,24 @@
 # Every target sets up what it needs in .venv; nothing else is required than python3.11 and make.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Two at once, each with one thread: a worker that runs out of tests takes some of the other's.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: quickstart install test lint type docs smoke clean
+.PHONY: quickstart install test test-fast graph lint type docs smoke clean
 
 quickstart: .venv/installed-core  ## Install, then run the main job on MovieLens-100K.
 	$(BIN)/recgrit run configs/movielens-100k.yaml
 
 install: .venv/installed-dev  ## Install with everything for development.
 
-test: .venv/installed-dev  ## Run the whole test suite.
-	$(BIN)/python -m pytest
+test: .venv/installed-dev  ## The whole test suite: at most 15 minutes on 2 cores.
+	$(PYTEST)
+
+test-fast: .venv/installed-dev  ## Unit tests and doctests: at most 2 minutes on 2 cores.
+	$(PYTEST) -m unit
+
+graph: .venv/installed-dev  ## Floors and circles of the package, long files, lines.
+	$(BIN)/python tests/import_graph.py
 
 lint: .venv/installed-dev  ## Style and import direction.
 	$(BIN)/ruff check .

@@ -12,7 +12,6 @@ equally near up to rounding.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,9 +20,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
+from printing import print_results
 
+from recgrit.pipeline import peak_memory_mb
 from recgrit.quantization import ResidualGRITVQ
-from recgrit.running import peak_memory_mb
 
 DIM, NUM_LEVELS, CODEBOOK_SIZE = 64, 3, 256
 CHUNK = 65_536
@@ -104,10 +104,7 @@ def main() -> None:
             "rss_growth_mb": peak_memory_mb() - before,
             "threads": torch.get_num_threads(),
         }
-    for name, value in found.items():
-        print(f"{name}: {value:,.4g}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

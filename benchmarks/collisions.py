@@ -10,12 +10,12 @@ codes on the second level, which greedy resolution suits.
 from __future__ import annotations
 
 import argparse
-import json
 
 import numpy as np
 import polars as pl
+from printing import print_results
 
-from recgrit.running import peak_memory_mb
+from recgrit.pipeline import peak_memory_mb
 from recgrit.semantic_ids.collisions import make_unique
 
 DIM, SIZE, EVEN_SIZE = 16, 256, 65_536
@@ -50,10 +50,7 @@ def main() -> None:
         found[f"{name}_became"] = unique.method
         found[f"{name}_moved"] = unique.num_moved
     found["peak_rss_mb"] = peak_memory_mb()
-    for name, value in found.items():
-        print(f"{name}: {value}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,19 @@ cache of its own, then asks for them again. The time for a million different tex
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from printing import print_results
 
 from recgrit.embedding.cache import encode_cached
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.local import LocalEngine
-from recgrit.running import peak_memory_mb
+from recgrit.pipeline import peak_memory_mb
 
 WORDS = (
     "hair shampoo lotion cream hand natural organic daily deep moisture repair oil brush nail set "
@@ -75,10 +75,7 @@ def main() -> None:
         "device": encoder.device,
         "threads": torch.get_num_threads(),
     }
-    for key, value in found.items():
-        print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

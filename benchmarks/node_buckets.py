@@ -18,15 +18,15 @@ import time
 
 import numpy as np
 import torch
-from synthetic import draw_split, draw_table
+from synthetic import describe_catalogue, draw_split, draw_table
 from trie_scale import peak_mb, reset_peak
 
-from recgrit.retrieval.batching import build_windows, iterate_steps
+from recgrit.models.trie import TrieModel
+from recgrit.ranking import Histories
 from recgrit.retrieval.config import RetrieverConfig
-from recgrit.retrieval.fit import assemble_retriever
-from recgrit.retrieval.ranking import Histories
-from recgrit.retrieval.training import MAX_GRAD_NORM
 from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.training.batches import build_windows, iterate_steps
+from recgrit.training.loop import MAX_GRAD_NORM
 
 USERS, SEARCH_USERS, BEAM_WIDTH, TOP_K, BATCH_TARGETS = 20_000, 128, 50, 10, 1024
 
@@ -37,7 +37,7 @@ def measure(num_items: int, node_buckets: int | None, steps: int) -> dict[str, f
     before = reset_peak()
     torch.manual_seed(0)
     config = RetrieverConfig(neighbour_weight=0.0, node_buckets=node_buckets)
-    model = assemble_retriever(table, np.ones(num_items, dtype=bool), None, config).train()
+    model = TrieModel.build(describe_catalogue(num_items, table), config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     windows = build_windows(split, config.history_length)
     batches = iterate_steps(
@@ -53,7 +53,7 @@ def measure(num_items: int, node_buckets: int | None, steps: int) -> dict[str, f
         optimizer.step()
         seconds.append(time.perf_counter() - started)
     found = {
-        "nodes": len(model.leaf_ends),
+        "nodes": model.trie.num_nodes,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "step_ms": 1e3 * statistics.median(seconds[1:]),
         "peak_mb": peak_mb() - before,

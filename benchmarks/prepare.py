@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from printing import print_results
 from ratings import write_ratings
 
 MIN_INTERACTIONS = 5
@@ -40,7 +41,7 @@ def prepare_by_us(folder: Path, partition_users: int | None = None) -> dict[str,
     from recgrit.config import load_config
     from recgrit.data.splits import SequenceSplit
     from recgrit.experiment import ExperimentConfig
-    from recgrit.running import peak_memory_mb, run_experiment
+    from recgrit.pipeline import peak_memory_mb, run_experiment
 
     config = load_config(
         ExperimentConfig,
@@ -79,7 +80,7 @@ def prepare_by_pandas(folder: Path) -> dict[str, Any]:
     """What one would write without a library."""
     import pandas as pd
 
-    from recgrit.running import peak_memory_mb
+    from recgrit.pipeline import peak_memory_mb
 
     out = folder / "pandas"
     out.mkdir()
@@ -220,10 +221,7 @@ def main() -> None:
             found["peak_bytes_a_row_partitions"] = count_bytes(apart, arguments.rows)
             found["rows_a_second_partitions"] = arguments.rows / apart["seconds"]
             found["same_artifact"] = apart["fingerprint"] == best["recgrit"]["fingerprint"]
-    for key, value in found.items():
-        print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

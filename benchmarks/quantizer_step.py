@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quantizer_step.py --json
 
-One step is forward, reconstruction loss, backward, optimizer and upkeep, on B = 4,096 vectors of 64
-dimensions through 4 levels. Peers: a straight moving-average quantizer written for speed (below),
-and vector-quantize-pytorch's ResidualVQ (``pip install -e ".[benchmarks]"``). All take turns in one
-process; medians. Memory is the growth of the peak resident set in a process of its own.
+One step is forward, reconstruction loss, backward, optimizer and maintenance, on B = 4,096 vectors
+of 64 dimensions through 4 levels. Peers: a straight moving-average quantizer written for speed
+(below), and vector-quantize-pytorch's ResidualVQ (``pip install -e ".[benchmarks]"``). All take
+turns in one process; medians. Memory is the growth of the peak resident set in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class StraightEma:
 
 
 class Grit:
-    """Our defaults: surrogate radius, linear transform, revivals every 50 steps."""
+    """Our defaults: surrogate radius, linear transform, resets every 50 steps."""
 
     def __init__(self, codebook_size: int) -> None:
         self.quantizer = ResidualGRITVQ(DIM, NUM_LEVELS, codebook_size)

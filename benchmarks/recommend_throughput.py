@@ -15,28 +15,25 @@ on children that lie side by side; and how cost grows with users and with the le
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from synthetic import BEAUTY_ITEMS, build_model, draw_split, draw_table, fit_power
+from printing import print_results
+from synthetic import BEAUTY_ITEMS, build_model, build_sasrec, draw_split, draw_table, fit_power
 from torch import Tensor
 from train_throughput import build_t5
 
-from recgrit.baselines.sasrec import SASRecRanker, build_sasrec
 from recgrit.data.splits import SequenceSplit
-from recgrit.retrieval.config import TransformerConfig
-from recgrit.retrieval.frontier import Frontier, sampled_products, score_children
-from recgrit.retrieval.model import TrieRetriever, ragged_index
-from recgrit.retrieval.ranking import Ranker
-from recgrit.retrieval.recommend import recommend_items
-from recgrit.retrieval.training import choose_device
+from recgrit.pipeline import peak_memory_mb
+from recgrit.ranking import Ranker, recommend_items
+from recgrit.retrieval.frontier import Frontier, ragged_index, sampled_products, score_children
+from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_ranker import BATCH_USERS, TrieRanker
-from recgrit.running import peak_memory_mb
 from recgrit.semantic_ids.table import SemanticIdTable
+from recgrit.training.loop import choose_device
 
 BEAM_WIDTH, TOP_K = 50, 10
 
@@ -117,21 +114,21 @@ def gather_seconds(model: TrieRetriever, repeats: int) -> float:
     Nodes of the second level, whose children are scored in one sampled product: the time through
     the trie's tables less that of the product alone, its pattern at hand.
     """
-    device = model.paths.device
+    device = model.trie.device
     draw = torch.Generator().manual_seed(0)
     vectors = model.nodes().detach()
-    level = model.paths[:, 1].unique()
+    level = model.trie.paths[:, 1].unique()
     nodes = level[torch.randint(len(level), (BATCH_USERS * BEAM_WIDTH,), generator=draw)]
     queries = torch.randn(len(nodes), vectors.shape[1], generator=draw).to(device)
 
     def through_the_trie() -> Tensor:
-        frontier = Frontier.build(model.child_starts, nodes.unsqueeze(0))
+        frontier = Frontier.build(model.trie.child_starts, nodes.unsqueeze(0))
         return score_children(
             queries, frontier.firsts[0], frontier.counts[0], vectors, frontier.width
         )
 
-    starts = model.child_starts[nodes]
-    counts = model.child_starts[nodes + 1] - starts
+    starts = model.trie.child_starts[nodes]
+    counts = model.trie.child_starts[nodes + 1] - starts
     _, _, flat = ragged_index(starts, counts)
 
     def contiguous() -> Tensor:
@@ -163,12 +160,12 @@ def main() -> None:
     table = draw_table(BEAUTY_ITEMS)
     split = draw_split(16 * users, BEAUTY_ITEMS)
     model = build_model(table, split).to(device).eval()
-    sasrec = build_sasrec(split, TransformerConfig()).to(device).eval()
+    sasrec = build_sasrec(split).to_device("auto")
     ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
     seconds = take_turns(
         {
             "recgrit": lists_of(ranker, split, users),
-            "full_scoring": lists_of(SASRecRanker(sasrec), split, users),
+            "full_scoring": lists_of(sasrec.ranker(), split, users),
             "generate": generate_by_transformers(table, split, arguments.generate_users),
         },
         repeats,
@@ -181,7 +178,7 @@ def main() -> None:
     )
     found["speedup_vs_full_scoring"] = seconds["full_scoring"] / seconds["recgrit"]
 
-    step = seconds["recgrit"] / -(-users // BATCH_USERS) / model.num_levels
+    step = seconds["recgrit"] / -(-users // BATCH_USERS) / model.trie.num_levels
     found["gather_share_of_step"] = gather_seconds(model, repeats) / step
 
     growth = {n: take_turns({"": lists_of(ranker, split, n * users)}, 3)[""] for n in (1, 4, 16)}
@@ -200,11 +197,11 @@ def main() -> None:
     for size in map(int, arguments.sizes.split(",")):
         split = draw_split(users, size)
         model = build_model(draw_table(size), split).to(device).eval()
-        sasrec = build_sasrec(split, TransformerConfig()).to(device).eval()
+        sasrec = build_sasrec(split).to_device("auto")
         seconds = take_turns(
             {
                 "recgrit": lists_of(TrieRanker(model, beam_width=BEAM_WIDTH), split, users),
-                "full_scoring": lists_of(SASRecRanker(sasrec), split, users),
+                "full_scoring": lists_of(sasrec.ranker(), split, users),
             },
             repeats,
         )
@@ -218,10 +215,7 @@ def main() -> None:
         "device": device.type,
         "threads": torch.get_num_threads(),
     }
-    for key, value in found.items():
-        print(f"{key}: {value:,.5g}" if isinstance(value, float) else f"{key}: {value}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

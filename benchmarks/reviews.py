@@ -22,19 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from printing import print_results
 
 from recgrit.data.sources import load_source
-from recgrit.running import peak_memory_mb
+from recgrit.pipeline import peak_memory_mb
 
-PART_REVIEWS = 150_000
+PART_REVIEWS, REVIEWS_PER_MB = 150_000, 1200
 SYLLABLES = ("ba", "co", "di", "fu", "ge", "ha", "li", "mo", "nu", "pe", "qui", "ra", "so", "ti")
 
 
-def draw_reviews(draw: np.random.Generator) -> bytes:
+def draw_reviews(draw: np.random.Generator, num_reviews: int) -> bytes:
     """Reviews of a hundred words on average, one JSON object a line."""
     words = np.array(["".join(draw.choice(SYLLABLES, draw.integers(1, 5))) for _ in range(20_000)])
     lines = []
-    for _ in range(PART_REVIEWS):
+    for _ in range(num_reviews):
         lengths = 4 + int(draw.geometric(1 / 95))
         text = words[(len(words) * draw.random(lengths) ** 3).astype(int)]
         review = {
@@ -100,14 +101,15 @@ def main() -> None:
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        part, metadata = draw_reviews(draw), draw_metadata(draw, arguments.items)
+        part_reviews = min(PART_REVIEWS, REVIEWS_PER_MB * arguments.megabytes)
+        part, metadata = draw_reviews(draw, part_reviews), draw_metadata(draw, arguments.items)
         num_parts = max(1, round(arguments.megabytes * 1e6 / len(part)))
         path = folder / "reviews_Beauty_5.json.gz"
         path.write_bytes(gzip.compress(part, 6) * num_parts)
         (folder / "meta_Beauty.json.gz").write_bytes(gzip.compress(b"{'asin': 'B'}\n"))
         source = load_source("amazon2014/Beauty")
         files = source.find_files(folder)
-        by_loop = parse_line_by_line(path, PART_REVIEWS)
+        by_loop = parse_line_by_line(path, part_reviews)
         started = time.perf_counter()
         num_rows = source.read(files).coded.frame.height
         by_us = time.perf_counter() - started
@@ -131,10 +133,7 @@ def main() -> None:
         "metadata_mb_per_second": len(metadata) / 1e6 / of_metadata,
         "threads": int(os.environ.get("POLARS_MAX_THREADS", os.cpu_count() or 1)),
     }
-    for key, value in found.items():
-        print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

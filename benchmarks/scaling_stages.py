@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from synthetic import draw_split, draw_table
+from synthetic import describe_catalogue, draw_split, draw_table
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recgrit.quantization.config import TokenizerConfig
@@ -60,7 +60,7 @@ def prepare(size: int, folder: Path, *, partition_users: int | None) -> Work:
 
     from recgrit.config import load_config
     from recgrit.experiment import ExperimentConfig
-    from recgrit.running import run_experiment
+    from recgrit.pipeline import run_experiment
 
     write_ratings(folder, rows=10 * size, users=size, items=size)
     settings = {
@@ -149,8 +149,8 @@ def assign(size: int, folder: Path) -> Work:
 
     from recgrit.engines.local import LocalEngine
     from recgrit.engines.shards import Shards
-    from recgrit.jobs import AssignCodes
     from recgrit.quantization.fit import fit_codebooks
+    from recgrit.stages.tokenize import AssignCodes
 
     draw_vectors(folder / "features.npy", size, FEATURE_DIM)
     config = TokenizerConfig(epochs=0, sample_items=20_000, codebook_size=256)
@@ -198,15 +198,15 @@ def count_neighbours(size: int, folder: Path) -> Work:
 
 def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     """Steps of training, the moving average of the weights included, its neighbours not."""
-    from recgrit.retrieval.batching import build_windows, iterate_steps
-    from recgrit.retrieval.fit import assemble_retriever
-    from recgrit.retrieval.training import MAX_GRAD_NORM
+    from recgrit.models.trie import TrieModel
+    from recgrit.training.batches import build_windows, iterate_steps
+    from recgrit.training.loop import MAX_GRAD_NORM
 
     torch.manual_seed(0)
     table = draw_table(size, codebook_size(size))
     split = draw_split(20_000, size, mean_length=MEAN_LENGTH)
     config = RetrieverConfig(neighbour_weight=0.0, node_buckets=node_buckets)
-    model = assemble_retriever(table, np.ones(size, dtype=bool), None, config).train()
+    model = TrieModel.build(describe_catalogue(size, table), config).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     batches = iterate_steps(
@@ -231,13 +231,14 @@ def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
 
 def recommend(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     """Lists of ten by a beam of fifty, written as Parquet."""
-    from recgrit.retrieval.fit import build_retriever
-    from recgrit.retrieval.recommend import recommend_items
+    from recgrit.models.trie import TrieModel
+    from recgrit.ranking import recommend_items
     from recgrit.retrieval.trie_ranker import TrieRanker
 
     table = draw_table(size, codebook_size(size))
     split = draw_split(2 * USERS, size, mean_length=MEAN_LENGTH)
-    model = build_retriever(table, split, None, RetrieverConfig(node_buckets=node_buckets))
+    items = describe_catalogue(size, table, split.train_item_counts() > 0)
+    model = TrieModel.build(items, RetrieverConfig(node_buckets=node_buckets))
     ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
 
     def work(users: np.ndarray) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -28,9 +27,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
+from printing import print_results
 
 from recgrit.runs import Run
-from recgrit.serving.bundle import export_bundle
+from recgrit.serving.writing import export_bundle
 from recgrit.tracking.start import quieten_mlflow
 
 START_SECONDS = 240
@@ -171,10 +171,7 @@ def main() -> None:
         "num_items": float(len(run.semantic_ids)),
         "mean_history": float(np.mean([len(history) for history in histories])),
     }
-    for key, value in found.items():
-        print(f"{key}: {value:,.4g}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

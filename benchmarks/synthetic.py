@@ -7,8 +7,11 @@ import polars as pl
 import torch
 
 from recgrit.data.splits import SequenceSplit
+from recgrit.models.config import SASRecConfig
+from recgrit.models.model import CatalogueInputs
+from recgrit.models.sasrec import SASRecModel
+from recgrit.models.trie import TrieModel
 from recgrit.retrieval.config import RetrieverConfig
-from recgrit.retrieval.fit import build_retriever
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.semantic_ids.collisions import make_unique
 from recgrit.semantic_ids.table import SemanticIdTable
@@ -58,12 +61,34 @@ def draw_split(
     )
 
 
+def describe_catalogue(
+    num_items: int, table: SemanticIdTable | None = None, trained: np.ndarray | None = None
+) -> CatalogueInputs:
+    """What models may use of a catalogue, whose items all stand in training unless named."""
+    everything = np.ones(num_items, dtype=bool)
+    return CatalogueInputs(
+        trained=everything if trained is None else trained,
+        semantic_ids=table,
+        features=None,
+        listed=everything,
+        num_known=num_items,
+    )
+
+
+def build_sasrec(split: SequenceSplit) -> SASRecModel:
+    """An untrained SASRec of the default size."""
+    items = describe_catalogue(split.num_items, trained=split.train_item_counts() > 0)
+    settings = SASRecConfig()
+    return SASRecModel(SASRecModel.build(items, settings), items, settings)
+
+
 def build_model(
     table: SemanticIdTable, split: SequenceSplit, *, history_length: int = 50, seed: int = 0
 ) -> TrieRetriever:
     """An untrained retriever of the default size; its neighbours are those of the split."""
     torch.manual_seed(seed)
-    model = build_retriever(table, split, None, RetrieverConfig(history_length=history_length))
+    items = describe_catalogue(split.num_items, table, split.train_item_counts() > 0)
+    model = TrieModel.build(items, RetrieverConfig(history_length=history_length))
     assert model.neighbours is not None
     model.neighbours.count(split)
     return model

@@ -11,17 +11,17 @@ The seconds of each stage are reported; fitting, assigning, resolving and writin
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
+from printing import print_results
 
 from recgrit.config import load_config
 from recgrit.experiment import ExperimentConfig
-from recgrit.running import peak_memory_mb, run_experiment
+from recgrit.pipeline import peak_memory_mb, run_experiment
 
 DIM, CHUNK, ITEMS_PER_USER = 64, 65_536, 10
 
@@ -88,10 +88,7 @@ def main() -> None:
         "peak_rss_before_mb": written_mb,
         "threads": torch.get_num_threads(),
     }
-    for key, value in found.items():
-        print(f"{key}: {value:,}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from printing import print_results
 from synthetic import (
     BEAUTY_ITEMS,
     BEAUTY_LENGTH,
     BEAUTY_USERS,
     build_model,
+    build_sasrec,
     draw_split,
     draw_table,
     fit_power,
@@ -40,17 +41,16 @@ from synthetic import (
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from recgrit.baselines.sasrec import build_sasrec
 from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
-from recgrit.retrieval.batching import Batch, build_windows, iterate_steps
-from recgrit.retrieval.config import TransformerConfig
-from recgrit.retrieval.fit import fit_retriever
-from recgrit.retrieval.recommend import recommend_items
-from recgrit.retrieval.training import MAX_GRAD_NORM, choose_device, choose_precision
+from recgrit.models.trie import TrieModel
+from recgrit.pipeline import peak_memory_mb
+from recgrit.ranking import recommend_items
+from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_ranker import TrieRanker
-from recgrit.running import peak_memory_mb
 from recgrit.runs import Run
+from recgrit.training.batches import Batch, build_windows, iterate_steps
+from recgrit.training.loop import MAX_GRAD_NORM, choose_device, choose_precision, train_model
 
 T5_ITEMS, T5_BATCH, BATCH_TARGETS = 20, 256, 1024
 
@@ -211,13 +211,23 @@ class T5Contestant(Contestant):
 def time_to_tiger(folder: Path, stop_at: float, seed: int) -> dict[str, float]:
     """Seconds until a validation threshold, and what test says then."""
     run = Run(folder)
-    split = run.data.split
+    split, settings = run.data.split, run.config.retriever
+    items = run.catalogue_inputs(TrieModel.needs)
+
+    def build() -> TrieRetriever:
+        network = TrieModel.build(items, settings)
+        TrieModel.count(network, items, split)
+        return network
+
     started = time.perf_counter()
-    trained = fit_retriever(
-        run.semantic_ids,
+    trained = train_model(
+        build,
+        lambda network, precision: TrieRanker(
+            network, beam_width=settings.valid_beam_width, precision=precision
+        ),
         split,
-        run.features.vectors,
-        run.config.retriever,
+        settings,
+        history_length=settings.history_length,
         seed=seed,
         stop_at=stop_at,
     )
@@ -251,7 +261,7 @@ def main() -> None:
     offsets = 2 + np.concatenate([[0], np.cumsum(table.codebook_sizes)[:-1]])
     tokens = torch.from_numpy(table.codes.astype(np.int64) + offsets)
     ours = build_model(table, split).to(device)
-    sasrec = build_sasrec(split, TransformerConfig()).to(device)
+    sasrec = build_sasrec(split).to_device("auto").network
 
     def our_batches() -> Iterator[Batch]:
         return endless(split, length=50, batch_targets=BATCH_TARGETS)
@@ -293,10 +303,7 @@ def main() -> None:
     found |= measure_growth(arguments.users // 16, precision)
     if arguments.run is not None:
         found |= time_to_tiger(arguments.run, arguments.stop_at, arguments.seed)
-    for key, value in found.items():
-        print(f"{key}: {value:,.5g}" if isinstance(value, float) else f"{key}: {value}")
-    if arguments.json:
-        print(json.dumps(found))
+    print_results(found, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from synthetic import draw_table
 
 from recgrit.retrieval.decoding import beam_search
 from recgrit.retrieval.model import TrieRetriever
+from recgrit.retrieval.trie_walk import TrieWalk
 from recgrit.semantic_ids.trie import build_trie
 
 USERS, BEAM_WIDTH, DIM = 128, 50, 32
@@ -64,13 +65,13 @@ def measure(num_items: int, repeats: int, with_step: bool) -> dict[str, float]:
     nothing = torch.zeros(USERS, 1, dtype=torch.long)
     seen = model.find_seen(nothing, nothing.bool())
     with torch.inference_mode():
-        vectors, states = model.nodes(), torch.randn(USERS, DIM)
+        walk = TrieWalk(model, model.nodes(), torch.randn(USERS, DIM), seen)
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        beam_search(model, states, vectors, beam_width=BEAM_WIDTH, top_k=10, seen=seen)
+        beam_search(model.trie, walk, beam_width=BEAM_WIDTH, top_k=10)
         seconds.append(time.perf_counter() - started)
-    found["step_ms"] = 1e3 * statistics.median(seconds[1:]) / model.num_levels
+    found["step_ms"] = 1e3 * statistics.median(seconds[1:]) / model.trie.num_levels
     return found
 
 

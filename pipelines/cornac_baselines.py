@@ -1,13 +1,13 @@
-"""cornac's SASRec and TIGER on our split, as rows of the leaderboard.
+"""cornac's SASRec and TIGER on our split.
 
     pip install -e ".[cornac]"
     python pipelines/cornac_baselines.py configs/amazon2014-beauty.yaml data.path=/path/to/files
-        --models SASRec,TIGER --budget 600 --out docs/results/leaderboard
+        --models SASRec,TIGER --budget 600 --out runs/cornac
 
 Each begins epochs until its seconds are over, and at least one; the last counts, and how long all
-took stands in the row. TIGER gets the item features, the size of codebooks and the beam of the
-experiment. Lists are read by our evaluation; what cornac's metrics say of the same lists stands
-beside it in the row.
+took is in the manifest. TIGER gets the item features, the size of codebooks and the beam of the
+experiment. Lists and reports by our evaluation go to OUT/MODEL-SEED, and what is there is not made
+again; where cornac's metrics say something else of the same lists, that is a warning.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import sys
 import time
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import cornac
 import numpy as np
 import typer
 from cornac.data import FeatureModality, SequentialDataset
 from cornac.metrics import NDCG, Recall
 from cornac.models import TIGER, SASRec
 from cornac.models.tiger import GRID_CONFIG
-from leaderboard import measure
-from leaderboard_models import TOP_K, Fitted
+from foreign import TOP_K, ForeignLists, keep_lists, print_reports
 
-from recgrit.cells import Cell, CellTable
 from recgrit.config import load_config
 from recgrit.data.recommendations import NO_ITEM, Recommendations
-from recgrit.data.splits import SequenceSplit, Split
+from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, RecgritError
 from recgrit.experiment import ExperimentConfig
-from recgrit.running import run_experiment
+from recgrit.pipeline import run_experiment
 from recgrit.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def build_data(split: SequenceSplit, features: np.ndarray) -> TimedSessions:
 
 
 def limit_users(split: SequenceSplit, number: int | None) -> SequenceSplit:
-    """The same split with the targets of some users alone, as the leaderboard draws them."""
+    """The same split with the targets of some users alone, drawn with seed 0."""
     users = split.target_users("test")
     if number is None or number >= len(users):
         return split
@@ -108,31 +108,24 @@ def build_model(name: str, config: ExperimentConfig) -> Any:
     return TIGER(**(GRID_CONFIG | settings), seed=config.seed)
 
 
-def fit(model: Any, data: TimedSessions, split: SequenceSplit, seconds: float) -> Fitted:
-    """Train a model until its time is up."""
+def fit(model: Any, data: TimedSessions, split: SequenceSplit, seconds: float) -> ForeignLists:
+    """Train a model until its time is up, and list for the test targets."""
     started = time.monotonic()
     data.ends = started + seconds
     try:
         model.fit(data)
     except TimeIsUpError:
         logger.info("%d epochs in %.0f s", data.epochs, time.monotonic() - started)
-    facts = {"epochs": data.epochs, "fit_seconds": time.monotonic() - started}
-    facts["parameters"] = sum(p.numel() for p in model.model.parameters())
-    scored: dict[str, list[np.ndarray]] = {}
-
-    def recommend(name: Split, users: np.ndarray, masked: bool) -> Recommendations:
-        histories = [split.history(int(user), name) for user in users]
-        if name not in scored:
-            # Long enough to lose what the history holds.
-            scored[name] = [best_items(model, history) for history in histories]
-        items = np.full((len(users), TOP_K), NO_ITEM, dtype=np.int32)
-        for row, history, found in zip(items, histories, scored[name], strict=True):
-            kept = (found[~np.isin(found, history)] if masked else found)[:TOP_K]
-            row[: len(kept)] = kept
-        scores = np.where(items == NO_ITEM, -np.inf, -np.arange(TOP_K)).astype(np.float32)
-        return Recommendations(users, items, scores)
-
-    return Fitted(recommend, facts)
+    summary = {"epochs": data.epochs, "fit_seconds": time.monotonic() - started}
+    summary["parameters"] = sum(p.numel() for p in model.model.parameters())
+    users = split.target_users("test")
+    best = [best_items(model, split.history(int(user), "test")) for user in users]
+    items = np.full((len(users), max(TOP_K, *map(len, best))), NO_ITEM, dtype=np.int32)
+    for row, found in zip(items, best, strict=True):
+        row[: len(found)] = found
+    scores = np.where(items == NO_ITEM, -np.inf, -np.arange(items.shape[1])).astype(np.float32)
+    lists = Recommendations(users, items, scores)
+    return ForeignLists(lists, False, measure_as_cornac(lists, split), summary)
 
 
 def best_items(model: Any, history: np.ndarray) -> np.ndarray:
@@ -142,17 +135,24 @@ def best_items(model: Any, history: np.ndarray) -> np.ndarray:
     return order[scores[order] > NOT_REACHED]
 
 
-def measure_as_cornac(fitted: Fitted, split: SequenceSplit) -> dict[str, float]:
+def measure_as_cornac(lists: Recommendations, split: SequenceSplit) -> dict[str, float]:
     """What cornac's own metrics say of the lists for test."""
-    users = split.target_users("test")
-    found = fitted.recommend("test", users, False).items
-    pairs = list(zip(split.targets("test", users)[:, None], found, strict=True))
+    targets = split.targets("test", lists.users)
+    pairs = list(zip(targets[:, None], lists.items[:, :TOP_K], strict=True))
     return {
-        f"cornac_{metric.name.split('@')[0].lower()}_at_10": float(
+        f"{metric.name.split('@')[0].lower()}_at_10": float(
             np.mean([metric.compute(gt_pos=target, pd_rank=items) for target, items in pairs])
         )
         for metric in (Recall(k=10), NDCG(k=10))
     }
+
+
+def train(
+    name: str, experiment: ExperimentConfig, run: Run, split: SequenceSplit, seconds: float
+) -> ForeignLists:
+    """Lists of one of cornac's models, trained from scratch."""
+    data = build_data(split, np.asarray(run.features.vectors))
+    return fit(build_model(name, experiment), data, split, seconds)
 
 
 def main(
@@ -161,39 +161,34 @@ def main(
     models: Annotated[str, typer.Option(help="Parted by commas.")] = ",".join(MODELS),
     budget: Annotated[float, typer.Option(help="Seconds to train each.")] = 60,
     max_users: Annotated[int | None, typer.Option(help="Users to evaluate, drawn; or all.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/leaderboard"),
-    work: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/cornac"),
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/cornac"),
 ) -> None:
-    """Add the rows that are not there yet."""
+    """Make the lists that are not there yet."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     names = models.split(",")
     if unknown := [name for name in names if name not in MODELS]:
         raise ConfigError(f"No model(s) {unknown}: choose from {', '.join(MODELS)}.")
-    where = [f"run.dir={work}", "tracking.backend=none"]
+    where = [f"run.dir={out / 'run'}", "tracking.backend=none"]
     experiment = load_config(ExperimentConfig, config, [*(overrides or []), *where])
     run_experiment(experiment, until="embed")
     run = Run(experiment.run.dir)
     split = limit_users(run.data.split, max_users)
-
-    def fill(cell: Cell) -> dict[str, Any]:
-        name = str(cell["model"]).removeprefix("cornac ").split(",")[0]
-        data = build_data(split, np.asarray(run.features.vectors))
-        fitted = fit(build_model(name, experiment), data, split, budget)
-        row = measure(fitted, split, ("valid", "test")) | measure_as_cornac(fitted, split)
-        for name in ("recall_at_10", "ndcg_at_10"):
-            both = (row[f"cornac_{name}"], row[f"test_{name}"])
-            logger.info("%s of the same lists: %.6f by cornac, %.6f by us", name, *both)
-        return row
-
-    cells: list[Cell] = [
-        {
-            "data": experiment.data.source,
-            "model": f"cornac {name}, {budget:g} s",
+    directories = [out / f"{name}-{experiment.seed}" for name in names]
+    for name, directory in zip(names, directories, strict=True):
+        settings = {
+            "library": f"cornac=={cornac.__version__}",
+            "model": name,
             "seed": experiment.seed,
+            "budget": budget,
+            "max_users": max_users,
+            "features": run.manifest("embed").fingerprint,
+            "codebook_sizes": list(experiment.tokenizer.codebook_sizes),
+            "beam_width": experiment.evaluation.beam_width,
         }
-        for name in names
-    ]
-    CellTable(out / "board.parquet").fill(cells, fill)
+        keep_lists(
+            run, split, directory, settings, partial(train, name, experiment, run, split, budget)
+        )
+    print_reports(directories)
 
 
 if __name__ == "__main__":

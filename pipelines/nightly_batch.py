@@ -61,7 +61,8 @@ def main(config: NightConfig) -> Path:
     )
     logger.info("%s", made.describe())
     users = read_histories(config.histories, made.bundle.semantic_ids)
-    shards = made.bundle.iterate_recommendations(users.split, users.user_ids, top_k=config.top_k)
+    recommender = made.bundle.recommender()
+    shards = recommender.list_users(users.split, users.user_ids, top_k=config.top_k)
     written = write_lists(shards, config.out / "recommendations.parquet")
     logger.info("%d rows for %d users", written.num_rows, written.num_users)
     return config.out

@@ -8,6 +8,7 @@ Writes `tables.md` and one PNG per plot beside the Parquet files. Needs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,22 +17,29 @@ import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
 import typer
-from markdown import METRIC_COLUMNS, differences_table, means_table
+from quantizer_study import read_rows
 
 from recgrit.artifacts import write_atomic
-from recgrit.cells import CellTable
-
-# What the others are compared with: the tuned baseline that is known to be hard to beat.
-BASELINE = "ema"
 
 
-def recommendation_tables(rows: pl.DataFrame) -> list[str]:
-    """Means over seeds, then paired differences from the baseline, for each data set."""
-    texts = []
-    for (data,), cells in rows.group_by("data", maintain_order=True):
-        texts.append(f"### {data}\n\n" + means_table(cells, ["tokenizer"], METRIC_COLUMNS))
-        texts.append(differences_table(cells, "tokenizer", BASELINE))
-    return texts
+def means_table(rows: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> str:
+    """Mean ± standard deviation over seeds of each value, as a Markdown table."""
+    lines = [
+        "| " + " | ".join([*by, *values, "seeds"]) + " |",
+        "|" + "---|" * (len(by) + len(values) + 1),
+    ]
+    for key, cells in rows.group_by(by, maintain_order=True):
+        names = ["none" if part is None else str(part) for part in key]
+        found = [_show(cells[value]) for value in values]
+        lines.append("| " + " | ".join([*names, *found, str(cells.height)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _show(values: pl.Series) -> str:
+    found = values.to_numpy()
+    digits = 1 if abs(found.mean()) >= 10 else 4
+    spread = found.std(ddof=1) if len(found) > 1 else 0.0
+    return f"{found.mean():.{digits}f}" + (f" ±{spread:.{digits}f}" if spread else "")
 
 
 def _with_levels(rows: pl.DataFrame) -> pl.DataFrame:
@@ -101,7 +109,6 @@ def _finish(figure: plt.Figure, path: Path) -> None:
 
 # Part -> (what makes a row of its table, what is shown).
 TABLES = {
-    "choice": (["tokenizer"], ["valid_recall_at_10", "valid_ndcg_at_10", "reconstruction_loss"]),
     "ablation": (
         ["method", "codes_trained_by", "init", "revival"],
         ["reconstruction_loss", "usage, first level", "usage, last level", "collision_rate"],
@@ -139,15 +146,11 @@ def main(
     """Write `tables.md` and the plots of all parts that have rows."""
     mpl.use("Agg")
     texts = ["# The quantizer study: all tables\n\nMean ± standard deviation over seeds.\n"]
-    rows = CellTable(folder / "recommendation.parquet").rows()
-    if not rows.is_empty():
-        texts += ["## recommendation\n", *recommendation_tables(rows)]
     for part, (by, values) in TABLES.items():
-        rows = CellTable(folder / f"{part}.parquet").rows()
+        rows = read_rows(folder / f"{part}.parquet")
         if rows.is_empty():
             continue
-        shown = _with_levels(rows) if "codebook_usage" in rows.columns else rows
-        texts.append(f"## {part}\n\n" + means_table(shown, by, values))
+        texts.append(f"## {part}\n\n" + means_table(_with_levels(rows), by, values))
         if part in PLOTS:
             PLOTS[part](rows, folder / f"{part}.png")
             texts.append(f"![{part}]({part}.png)\n")

@@ -1,12 +1,13 @@
-"""RecBole's models on our split, as rows of the leaderboard.
+"""RecBole's models on our split.
 
     python pipelines/recbole_baselines.py configs/amazon2014-beauty.yaml data.path=/path/to/files
-        --models SASRec,GRU4Rec,BPR --budget 600 --out docs/results/leaderboard
+        --models SASRec,GRU4Rec,BPR --budget 600 --out runs/recbole
 
 RecBole trains each model, by its own defaults, for so many seconds and at least one batch, in a
 virtual environment of its own that the first call makes (recbole-requirements.txt), or by the
-interpreter that --python names. That it reads our split is checked for every test target. Lists are
-read by our evaluation; what RecBole says of the same lists stands beside it in the row.
+interpreter that --python names. That it reads our split is checked for every test target. Lists and
+reports by our evaluation go to OUT/MODEL-SEED, and what is there is not made again; where RecBole
+says something else of the same lists, that is a warning.
 """
 
 from __future__ import annotations
@@ -16,25 +17,24 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 import typer
+from foreign import ForeignLists, keep_lists, print_reports
 
 from recgrit.artifacts import write_atomic
-from recgrit.cells import Cell, CellTable
 from recgrit.config import load_config
 from recgrit.data.prepare import PreparedData
-from recgrit.data.recommendations import NO_ITEM, Recommendations
-from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, DataError, RecgritError
-from recgrit.evaluation.foreign_lists import read_lists, without_history
-from recgrit.evaluation.report import evaluate_recommendations
+from recgrit.evaluation.foreign_lists import read_lists
 from recgrit.experiment import ExperimentConfig
 from recgrit.export import LONGEST_HISTORY, export_recbole
-from recgrit.running import run_experiment
+from recgrit.pipeline import run_experiment
 from recgrit.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,6 @@ HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "recbole-requirements.txt"
 RECBOLE = "recbole==1.2.1"
 NAME = "recgrit"
-TOP_K = 20
-# Of RecBole's metrics, which have six decimals, against ours on the same lists.
-TOLERANCE = 1e-6
 
 
 def make_environment(folder: Path) -> Path:
@@ -68,7 +65,7 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-def run_logged(command: list[str | Path], log: Path) -> None:
+def run_logged(command: Sequence[str | Path], log: Path) -> None:
     """Run a command to its end; what it says goes to a file.
 
     Raises:
@@ -118,39 +115,29 @@ def check_split(data: PreparedData, folder: Path, result: dict[str, Any]) -> Non
     logger.info("RecBole's %d test targets are ours", len(users))
 
 
-def build_row(data: PreparedData, folder: Path) -> dict[str, Any]:
-    """A row of the leaderboard from what recbole_lists.py wrote."""
+def train(
+    data: PreparedData, command: Sequence[str | Path], seconds: float, seed: int, folder: Path
+) -> ForeignLists:
+    """Have RecBole train a model, and read its lists.
+
+    Args:
+        data: What was exported.
+        command: How recbole_lists.py is called for the model.
+        seconds: Time to train.
+        seed: Of the training.
+        folder: For what it writes.
+    """
+    options = ["--seconds", f"{seconds:g}", "--seed", str(seed), "--out", folder]
+    run_logged([*command, *options], folder.with_name(f"{folder.name}.log"))
     result = json.loads((folder / "result.json").read_text())
     check_split(data, folder, result)
     ids = data.interactions
-    found = read_lists(folder / "lists.csv", data.split, "test", ids.user_ids, ids.item_ids)
-    own = measure(found, data.split, "recbole", masked=result["masked"])
-    for name in ("recall", "ndcg"):
-        theirs, ours = result["metrics"][f"{name}@10"], own[f"recbole_{name}_at_10"]
-        log = logger.info if abs(theirs - ours) < TOLERANCE else logger.warning
-        log("%s@10 of the same lists: %.6f by RecBole, %.6f by us", name, theirs, ours)
-        own[f"recbole_{name}_at_10"] = theirs
-    row = {name: result[name] for name in ("fit_seconds", "epochs", "parameters")}
-    row["num_users"] = len(data.split.target_users("test"))
-    if not result["masked"]:
-        row |= measure(found, data.split, "test", masked=False)
-    masked = without_history(found, data.split, "test")
-    if (masked.items != NO_ITEM).sum(axis=1).min() >= TOP_K:
-        row |= measure(masked, data.split, "test_masked", masked=True)
-    own.pop("recbole_ranks")
-    return row | own
-
-
-def measure(
-    found: Recommendations, split: SequenceSplit, label: str, *, masked: bool
-) -> dict[str, Any]:
-    """Metrics at 10 and ranks of the first 20 of each list."""
-    first = Recommendations(found.users, found.items[:, :TOP_K], found.scores[:, :TOP_K])
-    report = evaluate_recommendations(
-        first, split, "test", masked=masked, beam_width="exact", seed=0, ks=(10,), num_bootstrap=1
+    return ForeignLists(
+        read_lists(folder / "lists.csv", data.split, "test", ids.user_ids, ids.item_ids),
+        masked=result["masked"],
+        metrics={f"{name}_at_10": result["metrics"][f"{name}@10"] for name in ("recall", "ndcg")},
+        summary={name: result[name] for name in ("fit_seconds", "epochs", "parameters")},
     )
-    metrics = {f"{label}_{name}": value for name, value in report.metrics().items()}
-    return metrics | {f"{label}_ranks": pl.Series(report.ranks, dtype=pl.Int16)}
 
 
 def main(
@@ -158,39 +145,30 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
     models: Annotated[str, typer.Option(help="RecBole's names, parted by commas.")] = "SASRec",
     budget: Annotated[float, typer.Option(help="Seconds to train each.")] = 60,
-    seeds: Annotated[str, typer.Option(help="Seeds that are reported.")] = "0",
-    out: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("runs/leaderboard"),
-    work: Annotated[Path, typer.Option(help="Where all else goes.")] = Path("runs/recbole"),
+    seeds: Annotated[str, typer.Option(help="Seeds that each is trained with.")] = "0",
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/recbole"),
     python: Annotated[Path | None, typer.Option(help="An interpreter that has RecBole.")] = None,
 ) -> None:
-    """Add the rows that are not there yet."""
+    """Make the lists that are not there yet."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    where = [f"run.dir={work / 'run'}", "tracking.backend=none"]
+    where = [f"run.dir={out / 'run'}", "tracking.backend=none"]
     experiment = load_config(ExperimentConfig, config, [*(overrides or []), *where])
     run_experiment(experiment, until="prepare")
-    data, exported = Run(experiment.run.dir).data, work / "exported"
+    run, exported = Run(experiment.run.dir), out / "exported"
     shutil.rmtree(exported, ignore_errors=True)
-    export_recbole(data, exported, NAME)
-    interpreter = python or make_environment(work / "environment")
-
-    def run(cell: Cell) -> dict[str, Any]:
-        model = str(cell["model"]).removeprefix("RecBole ").split(",")[0]
-        folder = work / f"{model}-{cell['seed']}"
-        options = ["--seconds", f"{budget:g}", "--seed", str(cell["seed"]), "--out", folder]
-        script = [interpreter, HERE / "recbole_lists.py", exported, NAME, model]
-        run_logged([*script, *options], work / f"{model}-{cell['seed']}.log")
-        return build_row(data, folder)
-
-    cells: list[Cell] = [
-        {
-            "data": experiment.data.source,
-            "model": f"RecBole {model}, {budget:g} s",
-            "seed": int(seed),
-        }
-        for seed in seeds.split(",")
-        for model in models.split(",")
-    ]
-    CellTable(out / "board.parquet").fill(cells, run)
+    export_recbole(run.data, exported, NAME)
+    interpreter = python or make_environment(out / "environment")
+    directories = []
+    for seed in map(int, seeds.split(",")):
+        for model in models.split(","):
+            directory = out / f"{model}-{seed}"
+            command = [interpreter, HERE / "recbole_lists.py", exported, NAME, model]
+            settings = {"library": RECBOLE, "model": model, "seed": seed, "budget": budget}
+            folder = out / "recbole" / directory.name
+            make = partial(train, run.data, command, budget, seed, folder)
+            keep_lists(run, run.data.split, directory, settings, make)
+            directories.append(directory)
+    print_reports(directories)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,34 @@
-"""``python -m recgrit`` is the ``recgrit`` command."""
+"""The ``recgrit`` command, which ``python -m recgrit`` is too, where all it needs is installed."""
 
-from recgrit.cli import main
+import sys
+from typing import NoReturn
+
+from rich.markup import escape
+from rich.panel import Panel
+
+from recgrit.errors import MissingExtraError
+from recgrit.extras import INSTALL
+from recgrit.progress import messages
+
+
+def main() -> None:
+    """Entry point: `recgrit.cli.main`, or exit code 2 and what to install."""
+    try:
+        from recgrit.cli import main as command
+
+        command()
+    except MissingExtraError as error:
+        _refuse(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("recgrit"):
+            raise
+        _refuse(f"recgrit needs {error.name}, which is not installed. {INSTALL}")
+
+
+def _refuse(text: str) -> NoReturn:
+    messages.print(Panel(escape(text), title="recgrit cannot go on", border_style="red"))
+    sys.exit(2)
+
 
 if __name__ == "__main__":
     main()

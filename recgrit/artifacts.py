@@ -33,7 +33,7 @@ import recgrit
 from recgrit.config import Config
 from recgrit.errors import ArtifactError, NewerSchemaError, RecgritError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 # What a full disk, a quota or a folder without permission answers to a write.
@@ -54,6 +54,7 @@ class Manifest(Config):
     schema_version: int
     recgrit_version: str
     stage: str
+    version: int
     key: str
     fingerprint: str
     config: dict[str, Any]
@@ -67,11 +68,19 @@ class Manifest(Config):
 
 @dataclass
 class ArtifactWriter:
-    """Where a stage puts its files while it runs, what it starts from, and what it says of them."""
+    """Where a stage puts its files while it runs, what it starts from, and what it says of them.
+
+    Args:
+        path: The temporary folder.
+        key: Of what the stage starts from.
+        summary: What the stage reports.
+        manifest: Of the artifact, once it is in its place.
+    """
 
     path: Path
     key: str
     summary: dict[str, Any] = field(default_factory=dict)
+    manifest: Manifest | None = None
 
 
 def digest_json(value: Any) -> str:
@@ -86,43 +95,48 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def build_key(
-    stage: str,
-    config: Mapping[str, Any],
-    parents: Mapping[str, str],
-    inputs: Mapping[str, str],
-) -> str:
-    """Hash of all that a stage starts from."""
-    return digest_json(
-        {
-            "schema": SCHEMA_VERSION,
-            "stage": stage,
-            "config": dict(config),
-            "parents": dict(parents),
-            # Keyed by name, not path: the same files elsewhere are the same input.
-            "inputs": sorted((Path(name).name, digest) for name, digest in inputs.items()),
-        }
-    )
+@dataclass(frozen=True)
+class Origin:
+    """What a stage starts from.
+
+    Args:
+        stage: The stage's name.
+        version: Of the stage: another one gives other results from the same start.
+        config: The settings its result depends on; no paths.
+        parents: Fingerprint of each parent artifact, by stage name.
+        inputs: SHA-256 of each raw input file, by path, in the order they are read.
+    """
+
+    stage: str
+    version: int
+    config: Mapping[str, Any]
+    parents: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Hash of it all; files count by their content, wherever they lie."""
+        return digest_json(
+            {
+                "schema": SCHEMA_VERSION,
+                "stage": self.stage,
+                "version": self.version,
+                "config": dict(self.config),
+                "parents": dict(self.parents),
+                "inputs": list(self.inputs.values()),
+            }
+        )
 
 
 @contextlib.contextmanager
 def write_artifact(
-    directory: Path,
-    stage: str,
-    config: Mapping[str, Any],
-    parents: Mapping[str, str],
-    inputs: Mapping[str, str] | None = None,
-    *,
-    elsewhere: str = "run.dir=PATH",
+    directory: Path, origin: Origin, *, elsewhere: str = "run.dir=PATH"
 ) -> Iterator[ArtifactWriter]:
     """Collect a stage's files in a temporary folder and put it in place when the block ends well.
 
     Args:
         directory: Where the artifact will be.
-        stage: The stage's name.
-        config: The settings the stage ran with.
-        parents: Fingerprint of each parent artifact, by stage name.
-        inputs: SHA-256 of each raw input file, by path.
+        origin: What the stage starts from.
         elsewhere: How a user names another folder.
 
     Raises:
@@ -139,7 +153,7 @@ def write_artifact(
             f"Cannot write to {directory.parent}: {error.strerror}. "
             f"Choose another folder with {elsewhere}."
         ) from None
-    key = build_key(stage, config, parents, inputs or {})
+    key = origin.key
     try:
         writer = ArtifactWriter(temporary, key)
         yield writer
@@ -151,12 +165,13 @@ def write_artifact(
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             recgrit_version=recgrit.__version__,
-            stage=stage,
+            stage=origin.stage,
+            version=origin.version,
             key=key,
             fingerprint=digest_json([key, files]),
-            config=dict(config),
-            parents=dict(parents),
-            inputs=dict(inputs or {}),
+            config=dict(origin.config),
+            parents=dict(origin.parents),
+            inputs=dict(origin.inputs),
             files=files,
             summary=json.loads(json.dumps(writer.summary, default=_as_plain)),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -167,6 +182,7 @@ def write_artifact(
         )
         _share_alike(temporary, list(files))
         _replace(temporary, directory)
+        writer.manifest = manifest
     except RecgritError:
         raise
     except Exception as error:
@@ -242,6 +258,12 @@ def read_manifest(directory: Path) -> Manifest:
             f"({recgrit.__version__}) reads up to {SCHEMA_VERSION}. Upgrade recgrit, or choose "
             "another run.dir."
         )
+    if version < SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{directory} was written by an older recgrit, with schema version {version}; this one "
+            f"({recgrit.__version__}) reads {SCHEMA_VERSION}. Make it again, with 'recgrit run "
+            f"{directory.parent}' where it is part of a run."
+        )
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
@@ -282,10 +304,12 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
     """
     expected = manifest.parents.get(parent_manifest.stage)
     if expected != parent_manifest.fingerprint:
+        # A child may lie one folder deeper than its parent: the run is what both lie in.
+        run = os.path.commonpath([child, parent])
         raise ArtifactError(
             f"{child} ({manifest.stage}) was built from {parent_manifest.stage} artifact "
             f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with "
-            f"'recgrit run {child.parent}', or bring back the artifact it was built from."
+            f"'recgrit run {run}', or bring back the artifact it was built from."
         )
 
 

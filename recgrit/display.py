@@ -14,10 +14,11 @@ from recgrit.progress import build_console
 if TYPE_CHECKING:
     import polars as pl
 
+    from recgrit.evaluation.report import EvaluationReport
     from recgrit.runs import Run
 
 # Columns that the table of metrics takes at three list lengths.
-WIDE = 112
+WIDE = 116
 # Of a user's history, beside recommendations.
 SHOWN_HISTORY = 3
 
@@ -25,18 +26,22 @@ output = build_console(stderr=False)
 
 
 def print_metrics(opened: Run) -> None:
-    """One table where there is room; on a narrow terminal one per model, for shorter labels."""
-    from recgrit.evaluation.table import metrics_table
+    """The run's own model and its baselines, a row for each split, seen items filtered out or not.
 
-    splits = ("valid", "valid_masked", "test", "test_masked")
-    models = {
-        model: {name.replace("_", " "): opened.reports[prefix + name] for name in splits}
-        for model, prefix in (("retriever", ""), ("popularity", "popularity_"))
-    }
-    test = opened.reports["test"]
-    targets, users = test.per_user.height, test.protocol["num_users"]
+    One table where there is room; on a narrow terminal one for each model, for shorter labels.
+    """
+    from recgrit.reporting.scores import name_model
+
+    own = opened.model_kind
+    models: dict[str, dict[str, EvaluationReport]] = {}
+    for key in sorted(opened.reports, key=lambda k: (k.model != own, k.model, k.split == "test")):
+        label = f"{key.split} masked" if key.masked else key.split
+        models.setdefault(name_model(key.model, own), {})[label] = opened.reports[key]
+    protocol = opened.report("test").protocol
+    targets, users = protocol["num_targets"], protocol["num_users"]
     who = f"{users:,} users" if targets == users else f"{targets:,} targets of {users:,} users"
-    note = f"{who}, all items ranked, mean ± half the 95% interval"
+    search = f"{own}: {protocol['search']}"
+    note = f"{who}, all items ranked ({search}), mean ± half the 95% interval"
     if output.width >= WIDE:
         groups = {
             note: {f"{m} {name}": r for m, rows in models.items() for name, r in rows.items()}
@@ -48,7 +53,39 @@ def print_metrics(opened: Run) -> None:
         table = metrics_table(rows)
         table.title = title
         output.print(table)
-    output.print("masked: the items of a user's history are kept out of the lists")
+    output.print("masked: seen items are filtered out of the lists")
+
+
+def metrics_table(rows: Mapping[str, EvaluationReport]) -> Table:
+    """One row per report, one column per metric and k; each cell is a mean ± half its interval.
+
+    A line takes about 110 columns at three list lengths; on a narrower terminal the half interval
+    moves below its mean, down to about 80 columns.
+
+    Args:
+        rows: Reports by what to call them, such as ``"popularity test"``.
+    """
+    from recgrit.evaluation.metrics import METRICS
+    from recgrit.reporting.scores import short_number
+
+    def cell(report: EvaluationReport, key: str) -> str:
+        if key not in report.means:
+            return "–"
+        low, high = report.bounds[key]
+        return f"{short_number(report.means[key])} ±{short_number((high - low) / 2)}"
+
+    ks = sorted({k for report in rows.values() for k in report.ks})
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Numbers wrap between mean and interval; words of a label are never broken.
+    longest_word = max((len(word) for label in rows for word in label.split()), default=0)
+    table.add_column("", min_width=longest_word)
+    for metric in METRICS:
+        for k in ks:
+            table.add_column(f"{metric}@{k}", justify="right", overflow="fold")
+    keys = [f"{metric.lower()}_at_{k}" for metric in METRICS for k in ks]
+    for label, report in rows.items():
+        table.add_row(escape(label), *(cell(report, key) for key in keys))
+    return table
 
 
 def build_table(*columns: str, numbers: tuple[str, ...] = ("seconds",)) -> Table:
@@ -100,27 +137,29 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
         output.print(f"Taken from {summary['published']}; {unknown:,} of its items are not here.")
 
 
-def print_retriever(summary: Mapping[str, Any]) -> None:
-    """The epoch that was kept, and the parameters by part."""
-    parts = summary["num_parameters"]
+def print_model(summary: Mapping[str, Any]) -> None:
+    """The model: the epoch that was kept, and the parameters by part."""
+    parts, kept = summary["num_parameters"], ""
+    if "best_epoch" in summary:
+        kept = f"best epoch {summary['best_epoch']} of {summary['num_epochs']}; "
     output.print(
-        f"Retriever: best epoch {summary['best_epoch']} of {summary['num_epochs']}; "
-        f"{sum(parts.values()):,} parameters: "
+        f"Model {summary['model']}: {kept}{sum(parts.values()):,} parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in parts.items())
         + "."
     )
 
 
 def recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
-    """One user's list, best first."""
-    table = build_table("rank", "item", "title", "semantic ID", "score", numbers=("rank", "score"))
+    """One user's list, best first; with semantic IDs where the model has them."""
+    ids = ["semantic ID"] if "semantic_id" in rows.columns else []
+    table = build_table("rank", "item", "title", *ids, "score", numbers=("rank", "score"))
     table.title = f"User {escape(user_id)}"
     for row in rows.iter_rows(named=True):
         table.add_row(
             str(row["rank"]),
             escape(row["item_id"]),
             escape(row["title"]),
-            row["semantic_id"],
+            *([row["semantic_id"]] if ids else []),
             f"{row['score']:.2f}",
         )
     return table

@@ -39,3 +39,7 @@ class TrackingError(RecgritError):
 
 class EngineError(RecgritError):
     """Some of a stage's work could not be done, or the cluster for it cannot be reached."""
+
+
+class MissingExtraError(RecgritError, ModuleNotFoundError):
+    """A part of recgrit was asked for whose dependencies are not installed."""

@@ -20,7 +20,8 @@ import polars as pl
 from recgrit.artifacts import replacing, write_atomic
 from recgrit.data.minionerec import MAX_HISTORY
 from recgrit.data.prepare import PreparedData
-from recgrit.data.splits import SequenceSplit, Split, build_leave_one_out
+from recgrit.data.protocols import Sequences, leave_one_out
+from recgrit.data.splits import SequenceSplit, Split
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
 from recgrit.semantic_ids.trie import build_trie
@@ -103,7 +104,8 @@ def _write_atomic_file(frame: pl.DataFrame, path: Path) -> Path:
 
 def _is_plain(data: PreparedData) -> bool:
     """Whether the split is leave-one-out of all items, as RecBole makes it itself."""
-    split, plain = data.split, build_leave_one_out(data.interactions)
+    split, sizes = data.split, (data.interactions.num_users, data.interactions.num_items)
+    plain = leave_one_out(Sequences.of(data.interactions.frame, *sizes))
     return (
         np.array_equal(split.items, plain.items)
         and np.array_equal(split.train_ends, plain.train_ends)

@@ -1,4 +1,4 @@
-"""A finished run, opened: its tables, its model, and recommendations with titles.
+"""A finished run, opened: its tables, its models, and recommendations with titles.
 
 This is what notebooks and services use. Parts are loaded when first asked for, and each is checked
 against the artifacts it was built from.
@@ -6,62 +6,36 @@ against the artifacts it was built from.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from recgrit.artifacts import Manifest, check_parent, read_manifest
-from recgrit.config import load_config
 from recgrit.data.prepare import PreparedData
+from recgrit.data.splits import Split
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.features import FeatureTransform
-from recgrit.errors import ArtifactError, DataError, RecgritError
-from recgrit.evaluation.report import EvaluationReport
+from recgrit.errors import ArtifactError, ConfigError, DataError, RecgritError
+from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.experiment import ExperimentConfig
+from recgrit.layout import FOLDERS, TOKENIZER_NAME, TRANSFORM_NAME, baseline_stage, stage_directory
 from recgrit.quantization.config import TokenizerConfig
-from recgrit.retrieval.config import RetrieverConfig
 from recgrit.semantic_ids.table import SemanticIdTable
 
 if TYPE_CHECKING:
+    from recgrit.models.model import CatalogueInputs, Model
     from recgrit.quantization.autoencoder import QuantizedAutoencoder
-    from recgrit.retrieval.model import TrieRetriever
-    from recgrit.retrieval.trie_ranker import TrieRanker
+    from recgrit.ranking import Ranker
+    from recgrit.recommender import Recommender
 
 logger = logging.getLogger(__name__)
-
-CONFIG_NAME = "config.yaml"
-WEIGHTS_NAME = "retriever.safetensors"
-TOKENIZER_NAME = "tokenizer.safetensors"
-TRANSFORM_NAME = "feature_transform.safetensors"
-# Holds what an interrupted training needs to go on.
-CHECKPOINTS_NAME = ".training"
-# Holds what is done of a stage that is done in shards.
-SHARDS_NAME = ".shards"
-# There while a tracked run has not come to its end.
-TRACKING_NAME = ".tracking.json"
-
-# Stage -> (its folder in the run, the stages it is built from).
-LAYOUT: dict[str, tuple[str, tuple[str, ...]]] = {
-    "prepare": ("data", ()),
-    "embed": ("embeddings", ("prepare",)),
-    "tokenize": ("semantic_ids", ("prepare", "embed")),
-    "train": ("retriever", ("prepare", "embed", "tokenize")),
-    "evaluate": ("evaluation", ("prepare", "embed", "tokenize", "train")),
-    "recommend": ("recommendations", ("prepare", "embed", "tokenize", "train")),
-}
-
-
-def stage_directory(run_directory: Path, stage: str) -> Path:
-    """Where a stage of this run has its artifact."""
-    return run_directory / LAYOUT[stage][0]
 
 
 def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> QuantizedAutoencoder:
@@ -95,15 +69,38 @@ class Run:
         if not stage_directory(self.directory, "prepare").is_dir():
             raise ArtifactError(
                 f"No run at {self.directory}: expected a folder that 'recgrit run' wrote, with "
-                f"{', '.join(folder for folder, _ in LAYOUT.values())} in it."
+                f"{', '.join(FOLDERS.values())} in it."
             )
 
     @cached_property
     def config(self) -> ExperimentConfig:
         """The settings of the run, its folder being where it is now."""
-        # Quoted: a folder called 2024-01-01 is no date.
-        overrides = [f"run.dir={json.dumps(str(self.directory))}"]
-        return load_config(ExperimentConfig, self.directory / CONFIG_NAME, overrides)
+        return ExperimentConfig.load(self.directory)
+
+    def stages(self) -> list[str]:
+        """Names of the stages of this run in their order, whether they have run yet or not.
+
+        Stages that a trained model does not need are left out, and so are baselines that were not
+        measured.
+        """
+        names = list(FOLDERS)
+        folders = sorted((self.directory / "baselines").glob("[!.]*"))
+        baselines = [baseline_stage(path.name) for path in folders]
+        place = names.index("evaluate")
+        names[place:place] = baselines
+        if not self.has("train"):
+            return names
+        needed = {"prepare", "train", "evaluate", "recommend"}
+        if not self.has("evaluate"):
+            needed.update(baselines)
+        for name in reversed(names):
+            if name in needed and self.has(name):
+                needed.update(read_manifest(stage_directory(self.directory, name)).parents)
+        return [name for name in names if name in needed]
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage has run."""
+        return stage_directory(self.directory, stage).is_dir()
 
     def manifest(self, stage: str) -> Manifest:
         """What a stage recorded of itself, checked against its parents.
@@ -112,8 +109,11 @@ class Run:
             ArtifactError: The stage has not run, or was built from other parents than are here.
         """
         directory = stage_directory(self.directory, stage)
+        if not self.has(stage):
+            # An older recgrit called folders otherwise: that it wrote them is said first.
+            read_manifest(stage_directory(self.directory, "prepare"))
         manifest = read_manifest(directory)
-        for parent in LAYOUT[stage][1]:
+        for parent in manifest.parents:
             parent_directory = stage_directory(self.directory, parent)
             check_parent(directory, manifest, parent_directory, read_manifest(parent_directory))
         return manifest
@@ -150,7 +150,16 @@ class Run:
 
     @cached_property
     def semantic_ids(self) -> SemanticIdTable:
-        """The item-ID table."""
+        """The item-ID table.
+
+        Raises:
+            ArtifactError: The run has none.
+        """
+        if not self.has("tokenize") and "tokenize" not in self.stages():
+            raise ArtifactError(
+                f"{self.directory} has the model {self.model_kind}, which needs no semantic IDs. "
+                f"'recgrit tokenize {self.directory}' makes them."
+            )
         self.manifest("tokenize")
         with self._reading("tokenize") as directory:
             return SemanticIdTable.load(directory)
@@ -173,100 +182,137 @@ class Run:
         with self._reading("tokenize") as directory:
             return read_tokenizer(directory / TOKENIZER_NAME, config, self.features.embedding_dim)
 
+    @property
+    def model_kind(self) -> str:
+        """Kind of the run's own model, such as ``trie``."""
+        if self.has("train"):
+            return str(self.manifest("train").config["model"])
+        return self.config.model.kind
+
+    def catalogue_inputs(self, needs: Collection[str]) -> CatalogueInputs:
+        """What a model may use of the items.
+
+        Args:
+            needs: Stages whose artifacts it uses beside the prepared data.
+        """
+        from recgrit.models.model import CatalogueInputs
+
+        num_items = self.data.split.num_items
+        return CatalogueInputs(
+            trained=self.data.split.train_item_counts() > 0,
+            semantic_ids=self.semantic_ids if "tokenize" in needs else None,
+            features=self.features.vectors if "embed" in needs else None,
+            listed=np.ones(num_items, dtype=bool),
+            num_known=num_items,
+        )
+
+    def model(self, kind: str | None = None) -> Model:
+        """A fitted model of the run.
+
+        Args:
+            kind: The run's own model or one of its baselines; None for the run's own.
+
+        Raises:
+            ArtifactError: The model is not there, or was fitted to other data than the run has.
+            ConfigError: The run has no model of this kind.
+        """
+        kind = self.model_kind if kind is None else kind
+        if kind not in self._models:
+            self._models[kind] = self._load_model(kind)
+        return self._models[kind]
+
     @cached_property
-    def retriever(self) -> TrieRetriever:
-        """The trained retriever, in eval mode."""
-        from safetensors.torch import load_file
+    def _models(self) -> dict[str, Model]:
+        return {}
 
-        from recgrit.retrieval.fit import build_retriever
-        from recgrit.retrieval.training import choose_device
+    def _load_model(self, kind: str) -> Model:
+        from recgrit.models.registry import find_model
 
-        manifest = self.manifest("train")
-        config = RetrieverConfig.model_validate(manifest.config["retriever"])
-        model = build_retriever(self.semantic_ids, self.data.split, self.features.vectors, config)
-        with self._reading("train") as directory:
-            model.load_state_dict(load_file(directory / WEIGHTS_NAME))
-        return model.to(choose_device(self.device)).eval()
+        stage = "train" if kind == self.model_kind else baseline_stage(kind)
+        if stage != "train" and not stage_directory(self.directory, stage).is_dir():
+            raise ConfigError(
+                f"{self.directory} has no model {kind}. Add it with 'recgrit run {self.directory} "
+                f"evaluation.baselines=[{kind}]'."
+            )
+        manifest, model = self.manifest(stage), find_model(kind)
+        settings = model.settings_class.model_validate(manifest.config["settings"])
+        inputs = self.catalogue_inputs(model.needs)
+        with self._reading(stage) as directory:
+            return model.load(directory, inputs, settings).to_device(self.device)
 
     @cached_property
-    def reports(self) -> dict[str, EvaluationReport]:
-        """Evaluation reports by name, such as ``test`` or ``popularity_test_masked``."""
+    def reports(self) -> dict[ReportKey, EvaluationReport]:
+        """Evaluation reports of the run's own model and of its baselines."""
         self.manifest("evaluate")
         with self._reading("evaluate") as directory:
+            found = sorted(directory.glob("*/*/evaluation.json"))
             return {
-                path.name: EvaluationReport.load(path)
-                for path in sorted(directory.iterdir())
-                if path.is_dir()
+                ReportKey.of_folder(path.parent): EvaluationReport.load(path.parent)
+                for path in found
             }
+
+    def report(
+        self, split: Split = "test", *, masked: bool = False, model: str | None = None
+    ) -> EvaluationReport:
+        """One evaluation report.
+
+        Args:
+            split: ``valid`` or ``test``.
+            masked: Whether seen items were filtered out of the lists.
+            model: Kind of the model; None for the run's own.
+
+        Raises:
+            ArtifactError: The run has no such report.
+        """
+        key = ReportKey(self.model_kind if model is None else model, split, masked)
+        if key not in self.reports:
+            raise ArtifactError(
+                f"{self.directory} has no report {key.folder}; there are "
+                f"{', '.join(sorted(found.folder for found in self.reports))}."
+            )
+        return self.reports[key]
+
+    def recommender(
+        self, model: str | None = None, *, beam_width: int | None = None
+    ) -> Recommender:
+        """What recommends items of this run.
+
+        Args:
+            model: The run's own model or one of its baselines; None for the run's own.
+            beam_width: Prefixes kept at each level, for models that search; None for as many as the
+                run was evaluated with.
+        """
+        from recgrit.recommender import Recommender
+
+        # Where it is missing, that is reported before what it needs.
+        fitted = self.model(model)
+        return Recommender(
+            fitted,
+            self.semantic_ids if "tokenize" in fitted.needs else self.data.items,
+            beam_width=self.evaluated_beam_width() if beam_width is None else beam_width,
+        )
+
+    @cached_property
+    def _recommender(self) -> Recommender:
+        return self.recommender()
 
     def ranker(
         self,
         *,
-        beam_width: int | None = None,
+        beam_width: int | Literal["exact"] | None = None,
         allowed_items: Collection[str] | None = None,
         blocked_items: Collection[str] = (),
-    ) -> TrieRanker:
-        """The trained retriever, ready to rank.
-
-        Args:
-            beam_width: Prefixes kept at each level; None scores every item.
-            allowed_items: External ids of the only items that may be listed; None for all.
-            blocked_items: External ids of items that are never listed.
-
-        Raises:
-            DataError: No item is left.
-        """
-        import torch
-
-        from recgrit.retrieval.listing import find_allowed
-        from recgrit.retrieval.trie_ranker import TrieRanker
-
-        allowed = None
-        if allowed_items is not None or blocked_items:
-            allowed = torch.from_numpy(
-                find_allowed(self.semantic_ids, allowed_items, blocked_items)
-            )
-        return TrieRanker(self.retriever, beam_width=beam_width, allowed=allowed)
+    ) -> Ranker:
+        """The run's own model, ready to rank; see `Recommender.ranker`."""
+        return self._recommender.ranker(
+            beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
+        )
 
     def recommend(
-        self,
-        user_ids: Sequence[str] | str | None = None,
-        *,
-        top_k: int = 10,
-        beam_width: int | None = None,
-        exclude_seen: bool = True,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
+        self, user_ids: Sequence[str] | str | None = None, **options: Any
     ) -> pl.DataFrame:
-        """What these users are likely to take next, after all they have taken.
-
-        Filters act inside the search: ``top_k`` items come back wherever so many are left.
-
-        Args:
-            user_ids: One external user id or several; None for all users.
-            top_k: Items per user.
-            beam_width: Prefixes kept at each level, at least ``top_k``; None for as many as the
-                run was evaluated with.
-            exclude_seen: Keep out what a user already has.
-            allowed_items: External ids of the only items that may be listed; None for all.
-            blocked_items: External ids of items that are never listed.
-
-        Returns:
-            Columns user_id, rank, item_id, title, semantic_id, score (log P of the item, and what
-            neighbours that boost scores add).
-
-        Raises:
-            DataError: A user is unknown, or no item is left.
-        """
-        shards = self.iterate_recommendations(
-            user_ids,
-            top_k=top_k,
-            beam_width=beam_width,
-            exclude_seen=exclude_seen,
-            allowed_items=allowed_items,
-            blocked_items=blocked_items,
-        )
-        return pl.concat(shards)
+        """What these users are likely to interact with next; see `iterate_recommendations`."""
+        return pl.concat(self.iterate_recommendations(user_ids, **options))
 
     def iterate_recommendations(
         self,
@@ -278,123 +324,68 @@ class Run:
         allowed_items: Collection[str] | None = None,
         blocked_items: Collection[str] = (),
     ) -> Iterator[pl.DataFrame]:
-        """`recommend`, some users at a time: memory does not grow with their number."""
-        from recgrit.retrieval.listing import name_lists
-        from recgrit.retrieval.recommend import recommend_shards
+        """Lists after all that users interacted with, some users at a time.
 
+        Filters act inside the search: ``top_k`` items come back wherever so many are left. Memory
+        does not grow with the number of users.
+
+        Args:
+            user_ids: One external user id or several; None for all users.
+            top_k: Items per user.
+            beam_width: Prefixes kept at each level, at least ``top_k``; None for as many as the
+                run was evaluated with.
+            exclude_seen: Keep out what a user already has.
+            allowed_items: External ids of the only items that may be listed; None for all.
+            blocked_items: External ids of items that are never listed.
+
+        Returns:
+            Tables with the columns user_id, rank, item_id, title, semantic_id where the model has
+            semantic IDs, and score.
+
+        Raises:
+            DataError: A user is unknown, or no item is left.
+        """
         if isinstance(user_ids, str):  # A sequence too, but of letters.
             user_ids = [user_ids]
         users = self._user_indices(user_ids)
-        ranker = self._search(top_k, beam_width, allowed_items, blocked_items)
-        for found in recommend_shards(
-            ranker, self.data.split, users, top_k=top_k, masked=exclude_seen
-        ):
-            yield name_lists(self.semantic_ids, found.to_polars(), self.data.interactions.user_ids)
-
-    def recommend_after(
-        self,
-        histories: Mapping[str, Sequence[str]],
-        *,
-        top_k: int = 10,
-        beam_width: int | None = None,
-        exclude_seen: bool = True,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
-    ) -> pl.DataFrame:
-        """What is likely to follow histories that need not be in the data.
-
-        Items that the catalogue does not hold are passed over, and their number is told; so are
-        names whose histories hold no known item, which get no list. Of a long history the last
-        items are read.
-
-        Args:
-            histories: External item ids, oldest first, by a name for each list.
-            top_k: Items per list.
-            beam_width: As for `recommend`.
-            exclude_seen: Keep out what the history holds.
-            allowed_items: As for `recommend`.
-            blocked_items: As for `recommend`.
-
-        Returns:
-            As `recommend`, with the name of each history as user_id.
-        """
-        from recgrit.retrieval.listing import recommend_histories
-
-        return recommend_histories(
-            self._search(top_k, beam_width, allowed_items, blocked_items),
-            self.semantic_ids,
-            histories,
+        ranker = self.ranker(
+            beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
+        )
+        yield from self._recommender.list_users(
+            self.data.split,
+            self.data.interactions.user_ids,
+            users,
+            ranker=ranker,
             top_k=top_k,
             exclude_seen=exclude_seen,
         )
 
-    def _search(
-        self,
-        top_k: int,
-        beam_width: int | None,
-        allowed_items: Collection[str] | None,
-        blocked_items: Collection[str],
-    ) -> TrieRanker:
-        """A ranker wide enough for lists of this length."""
-        if top_k < 1:
-            raise DataError(f"top_k must be at least 1, got {top_k}.")
-        self.manifest("train")  # Its absence is told before that of what it needs.
-        if beam_width is None:
-            beam_width = self.evaluated_beam_width()
-        return self.ranker(
-            beam_width=max(beam_width, top_k),
-            allowed_items=allowed_items,
-            blocked_items=blocked_items,
-        )
-
-    def explain(
-        self, user_id: str, item_id: str, *, num_siblings: int = 3, num_titles: int = 3
+    def recommend_after(
+        self, histories: Mapping[str, Sequence[str]], **options: Any
     ) -> pl.DataFrame:
-        """How an item's score after all that a user has taken comes about, level by level.
+        """What is likely to follow histories that need not be in the data.
 
-        Args:
-            user_id: External user id.
-            item_id: External item id, listed or not; filters play no part.
-            num_siblings: Other codes shown at each level, those that score most.
-            num_titles: Titles that stand for a code: the most taken of its items.
+        See `Recommender.recommend_after`, which has the options.
+        """
+        return self._recommender.recommend_after(histories, **options)
 
-        Returns:
-            Rows of a level by rank. ``level``; ``code``; ``chosen``, whether it is the item's own;
-            ``rank`` by score among the ``num_codes`` that could follow; ``probability`` given the
-            codes before, so that those of the chosen rows multiply to P of the item;
-            ``neighbour_share``, how much of P of the prefix so far comes from items taken near
-            those of the history; ``boost``, what these add to the log of P in the prefix's score:
-            the item's score is log P and the last chosen row's boost; ``num_items`` below it;
-            ``titles``.
+    def explain(self, user_id: str, item_id: str, **options: Any) -> pl.DataFrame:
+        """How an item's score after all that a user interacted with comes about.
+
+        See `Recommender.explain`, which has the options and the columns.
 
         Raises:
             DataError: The user or the item is unknown.
         """
-        from recgrit.retrieval.batching import last_items
-        from recgrit.retrieval.explaining import name_choices, walk_to_item
-
-        split, item = self.data.split, self.semantic_ids.item_idx(item_id)
-        users = self._user_indices([user_id])
-        ranker = self.ranker()
-        history = last_items(
-            split.items, split.offsets[:-1][users], split.offsets[1:][users], ranker.history_length
-        )
-        choices = walk_to_item(ranker, history.to(ranker.device), item)
-        return name_choices(
-            ranker,
-            self.semantic_ids,
-            choices,
-            split.train_item_counts(),
-            num_siblings=num_siblings,
-            num_titles=num_titles,
-        )
+        user = int(self._user_indices([user_id])[0])
+        return self._recommender.explain(self.data.split, user, item_id, **options)
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """What a user has taken, in time order: item_id, title, semantic_id."""
+        """What a user interacted with, in time order: item_id, title, and semantic_id if any."""
         user = int(self._user_indices([user_id])[0])
-        taken = self.data.split.full_sequence(user)
-        items = self.semantic_ids.to_polars().select("item_id", "title", "semantic_id")
-        return items.select(pl.all().gather(taken.tolist()))
+        seen, names = self.data.split.full_sequence(user), self._recommender.items
+        columns = [c for c in ("item_id", "title", "semantic_id") if c in names.to_polars().columns]
+        return names.to_polars().select(pl.col(columns).gather(seen.tolist()))
 
     def evaluated_beam_width(self) -> int:
         """Prefixes kept at each level of the search when the run was evaluated."""
@@ -405,7 +396,7 @@ class Run:
 
     @contextmanager
     def _reading(self, stage: str) -> Iterator[Path]:
-        """The folder of a stage; what cannot be read in it is told as such.
+        """The folder of a stage; what cannot be read in it is reported as such.
 
         Raises:
             ArtifactError: A file is damaged.

@@ -19,8 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
+# Fixtures of trained models, which several packages' tests share.
+pytest_plugins = ("tests.small_models",)
+
 # Before anything imports torch: its threads gain nothing on tiny tensors and fight over busy cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tables are as wide as in any pipe: pytest-xdist gives its workers the width of a terminal.
+os.environ.pop("COLUMNS", None)
 # Runs of tests are over before MLflow would look at the processor for the first time.
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
 
@@ -32,6 +37,20 @@ GROUPS = (
     (("Murder", "Night", "Detective", "Shadow"), 16),
     (("Puppy", "Castle", "Magic", "Forest"), 4),
 )
+
+# What makes a test one of a kind: a fixture it asks for, its file or its folder. ``slow`` and
+# ``gpu`` stand at the test itself. A test of no kind is a unit test: `make test-fast` runs them.
+KINDS = {
+    "pipeline": ("tiny_run", "new_config", "run_command", "pipelines/", "test_commands.py"),
+    "processes": ("test_processes.py", "test_torchrun.py"),
+    "ray": ("cluster",),
+    "mlflow": ("tracking/test_start.py",),
+    "browser": ("browser",),
+    "real_data": ("real_data",),
+    "notebook": ("notebooks/",),
+    "benchmark": ("benchmarks/",),
+    "docs": ("test_docs.py",),
+}
 
 # Seconds for a whole run, yet enough training to leave popularity behind.
 TINY_SETTINGS = {
@@ -97,6 +116,18 @@ def write_config(path: Path, data: Path, run: Path, /, **sections: dict[str, Any
         values[name] = values.get(name, {}) | section
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test with its kinds, before ``-m`` chooses among them."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        for kind, signs in KINDS.items():
+            if any(sign in fixtures or f"/{sign}" in f"/{item.nodeid}" for sign in signs):
+                item.add_marker(kind)
+        if not any(item.get_closest_marker(kind) for kind in (*KINDS, "slow", "gpu")):
+            item.add_marker("unit")
 
 
 @dataclass(frozen=True)
@@ -179,6 +210,11 @@ def _write_movielens() -> Callable[..., Path]:
     return write_movielens
 
 
+@pytest.fixture(name="write_config", scope="session")
+def _write_config() -> Callable[..., Path]:
+    return write_config
+
+
 @pytest.fixture(name="run_command", scope="session")
 def _run_command() -> Callable[..., CommandResult]:
     return run_command
@@ -254,11 +290,11 @@ def stop_in_training(tmp_path: Path) -> Iterator[Callable[..., tuple[int, Comman
             )
         started.append(process)
         deadline = time.monotonic() + 120
-        while not (run / f".retriever.partial-{process.pid}").exists():
+        # Until the first epoch is done.
+        while not list((run / ".training").glob("*.safetensors")):
             assert process.poll() is None, (tmp_path / "err.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(0.5)  # Into the epochs.
         process.send_signal(number)
         out, _ = process.communicate(timeout=60)
         result = CommandResult(process.returncode, out, (tmp_path / "err.txt").read_text())

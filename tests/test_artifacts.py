@@ -12,7 +12,7 @@ from recgrit.artifacts import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
-    build_key,
+    Origin,
     check_parent,
     digest_file,
     digest_json,
@@ -26,9 +26,13 @@ from recgrit.errors import ArtifactError
 CONFIG = {"num_levels": 3, "codebook_size": 256}
 
 
+def origin(**changes) -> Origin:  # type: ignore[no-untyped-def]
+    values = {"stage": "tokenize", "version": 1, "config": CONFIG, "parents": {"embed": "e1"}}
+    return Origin(**values | changes)
+
+
 def build(directory: Path, content: str = "codes", **changes) -> Manifest:  # type: ignore[no-untyped-def]
-    arguments = {"stage": "tokenize", "config": CONFIG, "parents": {"embed": "e1"}} | changes
-    with write_artifact(directory, **arguments) as writer:
+    with write_artifact(directory, origin(**changes)) as writer:
         (writer.path / "tables").mkdir()
         (writer.path / "tables" / "codes.txt").write_text(content)
         writer.summary["title"] = "Amélie"
@@ -71,7 +75,7 @@ def test_a_stage_that_fails_leaves_what_was_there(
     before = build(directory) if existed else None
 
     def fail() -> None:
-        with write_artifact(directory, "tokenize", {}, {}) as writer:
+        with write_artifact(directory, origin()) as writer:
             (writer.path / "half.txt").write_text("half")
             raise error
 
@@ -119,10 +123,15 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ArtifactError, match=r"Cannot write to .*run\.dir"):
         build(tmp_path / "file" / "tokenize")
+    with (
+        pytest.raises(ArtifactError, match=r"Cannot write to .* another folder with --out\."),
+        write_artifact(tmp_path / "file" / "bundle", origin(), elsewhere="--out"),
+    ):
+        pytest.fail("nothing may begin")
 
 
 def test_numbers_from_arrays_are_fit_for_a_summary(tmp_path: Path) -> None:
-    with write_artifact(tmp_path / "fit", "tokenize", {}, {}) as writer:
+    with write_artifact(tmp_path / "fit", origin()) as writer:
         writer.summary |= {"usage": np.float32(0.5), "dead_codes": np.int64(3), "loss": np.nan}
     summary = read_manifest(tmp_path / "fit").summary
     assert (summary["usage"], summary["dead_codes"]) == (0.5, 3)
@@ -137,22 +146,23 @@ def test_same_settings_same_key(tmp_path: Path) -> None:
     "changes",
     [
         {"stage": "embed"},
+        {"version": 2},
         {"config": CONFIG | {"num_levels": 4}},
         {"parents": {"embed": "e2"}},
         {"inputs": {"items.csv": "d1"}},
     ],
 )
 def test_the_key_follows_what_a_stage_starts_from(changes: dict) -> None:  # type: ignore[type-arg]
-    base = {"stage": "tokenize", "config": CONFIG, "parents": {"embed": "e1"}, "inputs": {}}
-    assert build_key(**base) != build_key(**base | changes)
+    assert origin(**changes).key != origin().key
 
 
-def test_the_key_takes_inputs_by_name_and_content() -> None:
+def test_the_key_takes_inputs_by_content_in_the_order_they_are_read() -> None:
     def key(inputs: dict[str, str]) -> str:
-        return build_key("prepare", {}, {}, inputs)
+        return Origin("prepare", 1, {}, inputs=inputs).key
 
     here = key({"/home/a/ratings.dat": "d1", "/home/a/movies.dat": "d2"})
-    assert key({"/mnt/b/movies.dat": "d2", "/mnt/b/ratings.dat": "d1"}) == here
+    assert key({"/mnt/b/log.csv": "d1", "films.csv": "d2"}) == here, "wherever they lie"
+    assert key({"/home/a/ratings.dat": "d2", "/home/a/movies.dat": "d1"}) != here
     assert key({"/home/a/ratings.dat": "CHANGED", "/home/a/movies.dat": "d2"}) != here
 
 
@@ -186,6 +196,20 @@ def test_a_newer_schema_is_refused(tmp_path: Path, version: object) -> None:
     for read in (read_manifest, lambda directory: is_current(directory, manifest.key)):
         with pytest.raises(ArtifactError, match=rf"schema version {version}, .*Upgrade recgrit"):
             read(tmp_path / "tokenize")
+
+
+def test_an_older_schema_is_told_and_built_again(tmp_path: Path) -> None:
+    directory = tmp_path / "run" / "tokenize"
+    manifest = build(directory)
+    # As the first schema had it: without a version of the stage.
+    values = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+    del values["version"]
+    (directory / MANIFEST_NAME).write_text(json.dumps(values | {"schema_version": 1}))
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(directory)
+    assert "written by an older recgrit, with schema version 1" in str(caught.value)
+    assert f"recgrit run {directory.parent}" in str(caught.value)
+    assert not is_current(directory, manifest.key)
 
 
 def test_missing_and_damaged_artifacts_are_told(tmp_path: Path) -> None:
@@ -242,7 +266,8 @@ def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_manifest_is_utf8_under_any_locale(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from recgrit.artifacts import *\n"
-        f"with write_artifact(Path({str(tmp_path)!r}) / 'fit', 'prepare', {{}}, {{}}) as w:\n"
+        "start = Origin('prepare', 1, {})\n"
+        f"with write_artifact(Path({str(tmp_path)!r}) / 'fit', start) as w:\n"
         "    w.summary['title'] = 'Am\\u00e9lie'\n"
         f"print(ascii(read_manifest(Path({str(tmp_path)!r}) / 'fit').summary['title']))\n"
     )
@@ -258,7 +283,7 @@ def test_the_manifest_is_utf8_under_any_locale(tmp_path: Path) -> None:
 
 def test_a_partial_folder_is_invisible_to_readers(tmp_path: Path) -> None:
     directory = tmp_path / "tokenize"
-    with write_artifact(directory, "tokenize", {}, {}) as writer:
+    with write_artifact(directory, origin()) as writer:
         assert writer.path.parent == tmp_path
         assert writer.path.name.startswith(".")
         assert not directory.exists()

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file
 
+from recgrit.data.config import DataConfig
 from recgrit.data.items import ItemTable
-from recgrit.data.prepare import DataConfig, PreparedData, prepare
+from recgrit.data.prepare import PreparedData, prepare
 from recgrit.errors import DataError
 from recgrit.export import export_recbole
 from recgrit.runs import Run

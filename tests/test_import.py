@@ -36,16 +36,13 @@ def python(code: str) -> dict[str, Any]:
     return value
 
 
-def test_the_package_imports_in_no_time() -> None:
+def test_the_package_imports_nothing_heavy() -> None:
     code = """
-import json, sys, time
-started = time.process_time()
+import json, sys
 import recgrit
-seconds = time.process_time() - started
-print(json.dumps({"seconds": seconds, "modules": list(sys.modules)}))
+print(json.dumps({"modules": list(sys.modules)}))
 """
     found = python(code)
-    assert found["seconds"] < 0.3
     assert not set(HEAVY) & set(found["modules"])
 
 

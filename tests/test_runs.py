@@ -14,9 +14,12 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-from recgrit.errors import ArtifactError, DataError
-from recgrit.retrieval.recommend import recommend_shards
-from recgrit.runs import LAYOUT, Run
+from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.evaluation.report import ReportKey
+from recgrit.layout import FOLDERS
+from recgrit.models.trie import TrieModel
+from recgrit.ranking import recommend_shards
+from recgrit.runs import Run
 from recgrit.semantic_ids.table import parse_semantic_id
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def exact(run: Run) -> dict[str, float]:
     users = np.flatnonzero(run.data.interactions.user_ids == "5")
     found = next(
         recommend_shards(
-            run.ranker(), run.data.split, users, top_k=len(run.semantic_ids), masked=False
+            run.ranker(beam_width="exact"), run.data.split, users, top_k=40, masked=False
         )
     )
     ids = run.semantic_ids.item_ids.gather(found.items[0])
@@ -121,14 +124,17 @@ def test_an_explanation_multiplies_to_the_exact_probability(
 
 
 def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, float]) -> None:
-    model = run.ranker().model
-    assert model.neighbours is not None
+    model = run.model()
+    assert isinstance(model, TrieModel)
+    neighbours = model.network.neighbours
+    assert neighbours is not None
     users = np.flatnonzero(run.data.interactions.user_ids == "5")
-    weight, model.neighbours.weight = model.neighbours.weight, 0.0
+    weight, neighbours.weight = neighbours.weight, 0.0
     try:
-        found = next(recommend_shards(run.ranker(), run.data.split, users, top_k=40, masked=False))
+        ranker = run.ranker(beam_width="exact")
+        found = next(recommend_shards(ranker, run.data.split, users, top_k=40, masked=False))
     finally:
-        model.neighbours.weight = weight
+        neighbours.weight = weight
     ids = run.semantic_ids.item_ids.gather(found.items[0])
     alone = dict(zip(ids, np.exp(found.scores[0].astype(float)), strict=True))
     shares = []
@@ -144,7 +150,9 @@ def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, 
 def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    neighbours = run.ranker().model.neighbours
+    model = run.model()
+    assert isinstance(model, TrieModel)
+    neighbours = model.network.neighbours
     assert neighbours is not None
     assert neighbours.boost == 0
     monkeypatch.setattr(neighbours, "boost", 0.4)
@@ -162,7 +170,9 @@ def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(
 
 def test_explained_ranks_are_by_score(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where neighbours boost: items of one parent have the order that they have in a list."""
-    monkeypatch.setattr(run.ranker().model.neighbours, "boost", 1.0)
+    model = run.model()
+    assert isinstance(model, TrieModel)
+    monkeypatch.setattr(model.network.neighbours, "boost", 1.0)
     swapped = 0
     for user in ("3", "5", "7"):
         listed = run.recommend([user], top_k=40, beam_width=64, exclude_seen=False)
@@ -279,7 +289,7 @@ def test_every_part_as_a_pandas_frame(run: Run) -> None:
         "semantic ids": (run.semantic_ids.to_pandas(), 40),
         "interactions": (run.data.interactions.to_pandas(), len(run.data.interactions)),
         "items": (run.data.items.to_pandas(), 40),
-        "report": (run.reports["test"].to_pandas(), 60),
+        "report": (run.report("test").to_pandas(), 60),
         "recommendations": (run.recommend(["1"]).to_pandas(), 10),
     }
     for name, (frame, height) in frames.items():
@@ -296,13 +306,30 @@ def test_every_table_can_be_read_by_pandas(tiny_run: FinishedRun) -> None:
 
 def test_reports_match_what_was_printed(run: Run, tiny_run: FinishedRun) -> None:
     values = tiny_run.result.json()
+    models, splits = ("trie", "popularity", "item_knn"), ("valid", "test")
     assert set(run.reports) == {
-        f"{model}{split}{masked}"
-        for model in ("", "popularity_")
-        for split in ("valid", "test")
-        for masked in ("", "_masked")
+        ReportKey(*key) for key in itertools.product(models, splits, (False, True))
     }
-    assert run.reports["test_masked"].metrics() == pytest.approx(values["test_masked"])
+    assert run.report("test", masked=True).metrics() == pytest.approx(values["test_masked"])
+    counted = values["baselines"]["item_knn"]["valid"]
+    assert run.report("valid", model="item_knn").metrics() == pytest.approx(counted)
+    with pytest.raises(ArtifactError, match=r"no report sasrec/test; there are item_knn/test, "):
+        run.report("test", model="sasrec")
+
+
+def test_models_measured_beside_it_recommend_too(run: Run) -> None:
+    assert run.model_kind == "trie"
+    popular = next(
+        run.recommender("popularity").list_users(
+            run.data.split, run.data.interactions.user_ids, np.arange(3), top_k=5
+        )
+    )
+    assert "semantic_id" not in popular.columns, "it knows of none"
+    counts = dict(zip(run.data.items.item_ids, run.data.split.train_item_counts(), strict=True))
+    for item_id, score in popular.select("item_id", "score").iter_rows():
+        assert score == counts[item_id]
+    with pytest.raises(ConfigError, match=r"no model sasrec. Add it with .*baselines=\[sasrec\]"):
+        run.recommender("sasrec")
 
 
 def test_a_moved_run_works(run: Run, tiny_run: FinishedRun, tmp_path: Path) -> None:
@@ -310,7 +337,7 @@ def test_a_moved_run_works(run: Run, tiny_run: FinishedRun, tmp_path: Path) -> N
     assert moved.config.run.dir == moved.directory
     # Nothing of it refers back to where it was made.
     assert moved.recommend(["8"]).drop("score").equals(run.recommend(["8"]).drop("score"))
-    assert moved.reports["valid"].metrics() == run.reports["valid"].metrics()
+    assert moved.report("valid").metrics() == run.report("valid").metrics()
 
 
 def test_a_folder_named_like_a_date(
@@ -341,8 +368,8 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["tokenize", "train", "evaluate"])
 def test_a_part_that_is_missing(copied_run: Path, stage: str) -> None:
-    shutil.rmtree(copied_run / LAYOUT[stage][0])
+    shutil.rmtree(copied_run / FOLDERS[stage])
     run = Run(copied_run)
     assert len(run.data.interactions) > 0
-    with pytest.raises(ArtifactError, match=rf"No artifact at .*{LAYOUT[stage][0]}"):
+    with pytest.raises(ArtifactError, match=rf"No artifact at .*{FOLDERS[stage]}"):
         _ = run.reports if stage == "evaluate" else run.recommend(["1"])

@@ -105,7 +105,8 @@ def open_run(directory: Path | None) -> Run:
     Raises:
         ArtifactError: There is none.
     """
-    from recgrit.runs import CONFIG_NAME, Run
+    from recgrit.experiment import CONFIG_NAME
+    from recgrit.runs import Run
 
     if directory is None:
         found = sorted(Path("runs").glob(f"*/{CONFIG_NAME}"), key=lambda p: p.stat().st_mtime)

@@ -15,7 +15,7 @@ from recgrit.display import (
     funnel_table,
     output,
     print_metrics,
-    print_retriever,
+    print_model,
     print_tokenizer,
     relatives_table,
 )
@@ -119,7 +119,7 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
     Example: `recgrit inspect run --run runs/movielens-100k`
     """
     from recgrit.artifacts import read_manifest
-    from recgrit.runs import LAYOUT, stage_directory
+    from recgrit.layout import stage_directory
 
     opened = open_run(run_directory)
     table = build_table("stage", "folder", "fingerprint", "built from", "seconds", "created (UTC)")
@@ -128,22 +128,23 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
     table.title = escape(str(opened.directory))
     stages: dict[str, Any] = {}
     unfit: set[str] = set()
-    for stage, (folder, parents) in LAYOUT.items():
+    for stage in opened.stages():
         directory = stage_directory(opened.directory, stage)
-        if not directory.is_dir():
+        if not opened.has(stage):
             table.add_row(stage, "–", "", "", "", "")
             continue
         manifest = read_manifest(directory)
         stages[stage] = manifest.model_dump(mode="json")
         # Shown rather than refused: this is where one looks for what does not fit together.
-        stale = [p for p in parents if stages.get(p, {}).get("fingerprint") != manifest.parents[p]]
-        if stale:
+        parents = manifest.parents
+        stale = [p for p in parents if stages.get(p, {}).get("fingerprint") != parents[p]]
+        if stale or unfit.intersection(parents):
             unfit.add(stage)
         origins = [f"[red]another {p}[/]" if p in stale else p for p in parents]
         origins += [escape(Path(name).name) for name in manifest.inputs]
         table.add_row(
             stage,
-            folder,
+            str(directory.relative_to(opened.directory)),
             manifest.fingerprint,
             ", ".join(origins),
             f"{manifest.seconds:.1f}",
@@ -154,7 +155,7 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
     if "tokenize" in stages:
         print_tokenizer(stages["tokenize"]["summary"])
     if "train" in stages:
-        print_retriever(stages["train"]["summary"])
+        print_model(stages["train"]["summary"])
     if "evaluate" in stages and "evaluate" not in unfit:
         print_metrics(opened)
     if as_json:

@@ -1,12 +1,15 @@
-"""Commands that write pages to look at: report for one run, compare for several."""
+"""Commands that write pages to look at: report for one run, compare for several models."""
 
 from __future__ import annotations
 
+import sys
 import webbrowser
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -45,7 +48,7 @@ def report(
     path = out if out is not None else opened.directory / "report.html"
     _check_place(path)
     contents = gather_contents(opened)
-    size = _write_page(path, render_report(contents))
+    size = _write_page(path, render_report(contents), output)
     for stage, reason in contents.missing.items():
         messages.print(f"Without {stage}: {escape(reason)}", soft_wrap=True)
     if show:
@@ -66,58 +69,137 @@ def compare(
             "--out", "-o", metavar="FILE", help="The page; FIRST_RUN/compare.html if not given."
         ),
     ] = None,
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown",
+            metavar="",
+            help="Print Markdown tables; the page is written only where --out names it.",
+        ),
+    ] = False,
     show: OpenOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare runs on the same data: paired differences, here and as an HTML page.
+    """Compare models on the same data: paired differences, here and as an HTML page.
+
+    Runs that differ in their seed alone are one row: means over seeds, and differences paired by
+    user and seed. Baselines of the runs are rows too.
 
     Example: `recgrit compare runs/base runs/wider`
+
+    Example: `recgrit compare runs/base-seed-0 runs/base-seed-1 runs/wide-seed-0 runs/wide-seed-1
+    --markdown`
     """
     opened = [open_run(directory) for directory in run_directories]
     from recgrit.reporting.compare_page import render_comparison
     from recgrit.reporting.comparison import compare_runs
+    from recgrit.reporting.markdown import render_markdown
 
-    path = out if out is not None else opened[0].directory / "compare.html"
-    _check_place(path)
+    path = out
+    if path is None and (show or not markdown):
+        path = opened[0].directory / "compare.html"
+    if path is not None:
+        _check_place(path)
     comparison = compare_runs(opened)
-    output.print(_differences_table(comparison))
-    output.print("Paired by user, 95% intervals over users; the luck of a seed is not in them.")
-    size = _write_page(path, render_comparison(comparison))
-    if show:
-        webbrowser.open(path.absolute().as_uri())
+    if markdown:
+        # Not through rich: no line is wrapped, and nothing else is on standard output.
+        sys.stdout.write(render_markdown(comparison))
+        sys.stdout.flush()
+    else:
+        output.print(_scores_table(comparison))
+        output.print(_differences_table(comparison))
+        output.print(
+            "Differences are paired by user and seed. Where a row has one seed, the interval "
+            "leaves out the luck of that seed."
+        )
+    size = None
+    if path is not None:
+        size = _write_page(path, render_comparison(comparison), messages if markdown else output)
+        if show:
+            webbrowser.open(path.absolute().as_uri())
     if as_json:
-        differences = [
-            {
-                "run": found.run,
-                "base": comparison.runs[0].name,
-                "metric": f"test_masked/{found.metric}" if found.masked else f"test/{found.metric}",
-                "difference": found.value.mean,
-                "low": found.value.low,
-                "high": found.value.high,
-            }
-            for found in comparison.differences
+        page = {"out": None if path is None else str(path), "bytes": size}
+        print_json(page | _comparison_values(comparison))
+
+
+def _scores_table(comparison: Comparison) -> Table:
+    from recgrit.reporting.markdown import show_score
+    from recgrit.reporting.scores import metric_title
+
+    titles = [
+        metric_title(metric) + (" masked" if masked else "")
+        for masked in (False, True)
+        for metric in comparison.headline
+    ]
+    table = build_table("model", *titles, "seeds", numbers=(*titles, "seeds"))
+    table.title = "Test, mean ± half the 95% interval over users and seeds"
+    for compared in comparison.rows:
+        cells = [
+            show_score(found.scores[metric])
+            for found in compared.scores
+            for metric in comparison.headline
         ]
-        print_json({"out": str(path), "bytes": size, "differences": differences})
+        table.add_row(escape(compared.name), *cells, str(len(compared.row.runs)))
+    return table
 
 
 def _differences_table(comparison: Comparison) -> Table:
+    from recgrit.reporting.markdown import show_relative
     from recgrit.reporting.scores import metric_title
 
-    base = comparison.runs[0]
-    numbers = ("base", "difference", "95% interval")
-    table = build_table("run", "metric", *numbers, numbers=numbers)
+    base = comparison.base
+    numbers = ("base", "difference", "relative", "95% interval")
+    table = build_table("model", "metric", *numbers, numbers=numbers)
     table.title = f"Differences from {escape(base.name)}"
     for found in comparison.differences:
         value = found.value
         sure = "[green]" if value.low > 0 else "[red]" if value.high < 0 else "[default]"
         table.add_row(
-            escape(found.run),
+            escape(found.row),
             metric_title(found.metric) + (" masked" if found.masked else ""),
             f"{value.baseline:.4f}",
             f"{sure}{value.mean:+.4f}[/]",
+            show_relative(value.mean, value.baseline),
             f"{value.low:+.4f} to {value.high:+.4f}",
         )
     return table
+
+
+def _comparison_values(comparison: Comparison) -> dict[str, Any]:
+    """Rows and differences as JSON-able values; metrics are named as ``test_masked/ndcg_at_10``."""
+
+    def name(metric: str, masked: bool) -> str:
+        return f"test_masked/{metric}" if masked else f"test/{metric}"
+
+    rows = [
+        {
+            "row": compared.name,
+            "model": compared.row.kind,
+            "is_baseline": compared.row.is_baseline,
+            "runs": {seed: str(run.directory) for seed, run in compared.row.runs.items()},
+            "search": compared.scores[0].search,
+            "metrics": {
+                name(metric, found.masked): asdict(score)
+                for found in compared.scores
+                for metric, score in found.scores.items()
+            },
+        }
+        for compared in comparison.rows
+    ]
+    differences = [
+        {
+            "row": found.row,
+            "base": comparison.base.name,
+            "metric": name(found.metric, found.masked),
+            "difference": found.value.mean,
+            "low": found.value.low,
+            "high": found.value.high,
+            "base_mean": found.value.baseline,
+            "num_seeds": found.value.num_seeds,
+        }
+        for found in comparison.differences
+    ]
+    return {"rows": rows, "differences": differences}
 
 
 def _check_place(path: Path) -> None:
@@ -126,7 +208,7 @@ def _check_place(path: Path) -> None:
         raise ArtifactError(f"{path} is a folder: name a file, such as {path / 'report.html'}.")
 
 
-def _write_page(path: Path, page: str) -> int:
+def _write_page(path: Path, page: str, console: Console) -> int:
     from recgrit.artifacts import write_atomic
 
     try:
@@ -136,5 +218,5 @@ def _write_page(path: Path, page: str) -> int:
             f"Cannot write {path}: {error.strerror}. Choose another --out."
         ) from None
     size = path.stat().st_size
-    output.print(f"{escape(str(path))} ({size / 2**20:.1f} MiB)", soft_wrap=True, highlight=False)
+    console.print(f"{escape(str(path))} ({size / 2**20:.1f} MiB)", soft_wrap=True, highlight=False)
     return size

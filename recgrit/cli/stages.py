@@ -18,14 +18,14 @@ from recgrit.display import (
     funnel_table,
     output,
     print_metrics,
-    print_retriever,
+    print_model,
     print_tokenizer,
 )
 from recgrit.progress import messages
 
 if TYPE_CHECKING:
     from recgrit.experiment import ExperimentConfig
-    from recgrit.running import RunResult
+    from recgrit.pipeline import RunResult
     from recgrit.runs import Run
 
 ConfigArgument = Annotated[
@@ -44,10 +44,12 @@ STAGE_HELP = {
     "run": """Run everything: from raw files to item IDs, evaluation and recommendations.
 
     Example: `recgrit run configs/movielens-100k.yaml retriever.epochs=3 seed=1`
+
+    Another model: `recgrit run configs/movielens-100k.yaml model.kind=sasrec run.dir=runs/sasrec`
     """,
     "prepare": """Read, filter and split the raw files.
 
-    Example: `recgrit prepare configs/movielens-100k.yaml data.source=table data.path=log.csv`
+    Example: `recgrit prepare configs/movielens-100k.yaml data.min_user_interactions=10`
     """,
     "embed": """Turn items into feature vectors.
 
@@ -57,13 +59,13 @@ STAGE_HELP = {
 
     Example: `recgrit tokenize configs/movielens-100k.yaml tokenizer.codebook_size=64`
     """,
-    "train": """Train the retriever.
+    "train": """Train the model that `model.kind` names.
 
     Example: `recgrit train runs/movielens-100k retriever.epochs=30`
     """,
     "evaluate": """Report Recall@K and NDCG@K on validation and test.
 
-    A retriever that was trained on another ID table than the run has now is refused, not trained
+    A model that was trained on another ID table than the run has now is refused, not trained
     again: that takes `train`, `run` or `--force`.
 
     Example: `recgrit evaluate runs/movielens-100k evaluation.beam_width=100 --json`
@@ -78,7 +80,24 @@ def _add_stage_command(name: str, text: str) -> None:
         force: ForceOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        _run_until("recommend" if name == "run" else name, config, overrides, force, as_json)
+        settings = _load(config, overrides)
+        from recgrit.pipeline import require_own_checkpoint, run_experiment
+
+        if name == "evaluate" and not force:
+            require_own_checkpoint(settings)
+        last = "recommend" if name == "run" else name
+        try:
+            result = run_experiment(settings, until=last, force=force)
+        except KeyboardInterrupt:
+            messages.print(
+                "Interrupted: finished stages are kept, the same command goes on from there."
+            )
+            raise typer.Exit(130) from None
+        if not result.is_leader:
+            return
+        _print_result(result, last)
+        if as_json:
+            print_json(result.to_json())
 
     app.command(name, help=text, rich_help_panel="Run")(command)
 
@@ -89,8 +108,7 @@ for _name, _text in STAGE_HELP.items():
 
 def _load(config: Path, overrides: list[str] | None) -> ExperimentConfig:
     from recgrit.config import load_config
-    from recgrit.experiment import ExperimentConfig
-    from recgrit.runs import CONFIG_NAME
+    from recgrit.experiment import CONFIG_NAME, ExperimentConfig
 
     path, given = config, list(overrides or [])
     if config.is_dir():
@@ -99,30 +117,8 @@ def _load(config: Path, overrides: list[str] | None) -> ExperimentConfig:
     return load_config(ExperimentConfig, path, given)
 
 
-def _run_until(
-    stage: str, config_path: Path, overrides: list[str] | None, force: bool, as_json: bool
-) -> None:
-    config = _load(config_path, overrides)
-    from recgrit.running import require_own_checkpoint, run_experiment
-
-    if stage == "evaluate" and not force:
-        require_own_checkpoint(config)
-    try:
-        result = run_experiment(config, until=stage, force=force)
-    except KeyboardInterrupt:
-        messages.print(
-            "Interrupted: finished stages are kept, the same command goes on from there."
-        )
-        raise typer.Exit(130) from None
-    if not result.is_leader:
-        return
-    _print_result(result, stage)
-    if as_json:
-        print_json(result.to_json())
-
-
 def _print_result(result: RunResult, stage: str) -> None:
-    from recgrit.running import peak_memory_mb
+    from recgrit.pipeline import peak_memory_mb
     from recgrit.runs import Run
 
     opened = Run(result.directory)
@@ -131,7 +127,7 @@ def _print_result(result: RunResult, stage: str) -> None:
     if stage == "tokenize":
         print_tokenizer(opened.manifest("tokenize").summary)
     if stage == "train":
-        print_retriever(opened.manifest("train").summary)
+        print_model(opened.manifest("train").summary)
     if result.reports:
         print_metrics(opened)
         agreement = opened.manifest("evaluate").summary.get("beam_agreement")
@@ -154,14 +150,14 @@ def _print_result(result: RunResult, stage: str) -> None:
 
 def _print_next_steps(opened: Run) -> None:
     user = opened.data.interactions.user_ids[0]
-    item = opened.semantic_ids.item_ids[0]
+    item = opened.data.items.item_ids[0]
     place = shlex.quote(str(opened.directory))
-    program = _program()
+    program, has_ids = _program(), "tokenize" in opened.stages()
     output.print("\nNext:")
     for command in (
         f"{program} report {place} --open",
         f"{program} recommend --run {place} --user {shlex.quote(user)}",
-        f"{program} inspect item {shlex.quote(item)} --run {place}",
+        *([f"{program} inspect item {shlex.quote(item)} --run {place}"] if has_ids else []),
         f"{program} inspect run --run {place}",
     ):
         output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)

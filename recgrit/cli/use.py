@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from recgrit.cli.app import JsonOption, RunOption, app, open_run, print_json
-from recgrit.display import output, print_history, recommendation_table
+from recgrit.display import metrics_table, output, print_history, recommendation_table
 from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.progress import messages
 
@@ -73,9 +73,11 @@ def recommend(
         from recgrit.serving.bundle import Bundle
         from recgrit.serving.files import read_histories
 
-        model = Bundle(bundle)
-        read = read_histories(histories, model.semantic_ids)
-        lists = model.iterate_recommendations(read.split, read.user_ids, top_k=top_k)
+        recommender = Bundle(bundle).recommender()
+        read = read_histories(histories, recommender.items)
+        lists = recommender.list_users(
+            read.split, read.user_ids, top_k=top_k, exclude_seen=not include_seen
+        )
         num_rows = _write_lists(out, lists)
         if as_json:
             print_json({"bundle": str(bundle), "num_rows": num_rows, "out": str(out)})
@@ -164,7 +166,7 @@ def _export(run: Run, kind: Kind, out: Path, name: str) -> list[Path]:
         return files.export_table(run.semantic_ids, out, name)
     if kind == "trie":
         return files.export_trie(run.semantic_ids, out, name)
-    from recgrit.serving.bundle import export_bundle
+    from recgrit.serving.writing import export_bundle
 
     if kind == "bundle":
         export_bundle(run, out)
@@ -254,10 +256,9 @@ def score(
 
     Example: `recgrit score recbole-top20.csv --run runs/movielens-100k`
     """
-    from recgrit.artifacts import write_artifact
+    from recgrit.artifacts import Origin, digest_file, write_artifact
     from recgrit.evaluation.foreign_lists import read_lists
-    from recgrit.evaluation.report import evaluate_recommendations
-    from recgrit.evaluation.table import metrics_table
+    from recgrit.evaluation.report import describe_ties, evaluate_recommendations
 
     opened = open_run(run_directory)
     data, settings = opened.data, opened.config.evaluation
@@ -274,7 +275,8 @@ def score(
         data.split,
         split,
         masked=masked,
-        beam_width="exact",
+        search=f"lists from {lists.name}",
+        ties=describe_ties(opened.config.data),
         seed=opened.config.seed,
         ks=ks,
         num_bootstrap=settings.num_bootstrap,
@@ -284,7 +286,9 @@ def score(
     output.print(metrics_table({lists.stem: report}))
     if out is not None:
         parents = {"prepare": opened.manifest("prepare").fingerprint}
-        with write_artifact(out, "score", {"lists": lists.name}, parents) as writer:
+        inputs = {str(lists): digest_file(lists)}
+        origin = Origin("score", 1, {"split": split, "masked": masked}, parents, inputs)
+        with write_artifact(out, origin, elsewhere="--out") as writer:
             report.save(writer.path)
     if as_json:
         bounds = {name: list(bound) for name, bound in report.intervals().items()}
@@ -308,6 +312,9 @@ def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
     """
     from recgrit.artifacts import explain_write_failure
     from recgrit.data.recommendations import write_lists
+
+    if path.suffix not in ("", ".parquet"):
+        raise ConfigError(f"Lists are written as Parquet: name {path.with_suffix('.parquet')}.")
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Parquet files of a user's own, read so that damage in them is told.
+"""Parquet files of a user's own, read so that damage in them is an error.
 
 Polars' reader panics at some damage, which ends the whole process now and then; Arrow's raises an
 error.

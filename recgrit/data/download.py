@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 MIRROR_PACKAGE = "recbole==1.2.1"
 MIRROR_FOLDER = "recbole/dataset_example/ml-100k/"
-# Without .item there are no titles; .inter comes last, so that a half-copied folder is not taken
-# for a complete one.
+# Without .item there are no titles; .inter comes last, so that a half-copied folder does not
+# look complete.
 MIRROR_FILES = ("ml-100k.item", "ml-100k.inter")
 PIP_SECONDS = 180.0
 

@@ -1,17 +1,16 @@
-"""Filters over raw interactions; each keeps the order of the rows it leaves.
-
-Ids may be text or codes from 0 (`recgrit.data.sources.coding`); with codes, counting is a look-up
-in an array.
-"""
+"""Filters over raw interactions; each keeps the order of the rows it leaves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
+
+# Of rows with codes for ids; looks at one row or one user at a time.
+Filter = Callable[[pl.DataFrame], pl.DataFrame]
 
 
 def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
@@ -25,19 +24,17 @@ def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def drop_exact_duplicates(
-    interactions: pl.DataFrame, repeats: pl.DataFrame | None = None
-) -> pl.DataFrame:
+def drop_exact_duplicates(interactions: pl.DataFrame, repeats: pl.DataFrame) -> pl.DataFrame:
     """One row, the first, for equal user, item and time: the same event, recorded twice.
 
-    An item taken again at another time is an event of its own and stays.
+    An interaction with the same item at another time is an event of its own and stays.
 
     Args:
         interactions: In file order.
-        repeats: What `find_repeats` found in them, if it was asked before.
+        repeats: What `find_repeats` found in them.
     """
     key = ["user_id", "item_id", "timestamp"]
-    suspects = _keep_repeated(find_repeats(interactions) if repeats is None else repeats, key)
+    suspects = _keep_repeated(repeats, key)
     return _drop_rows(interactions, suspects, suspects.unique(key, keep="first"))
 
 
@@ -72,26 +69,15 @@ def count_repeats(interactions: pl.DataFrame) -> int:
     return suspects.height - suspects.n_unique(pair)
 
 
-def filter_k_core(
-    interactions: pl.DataFrame, min_user_interactions: int, min_item_interactions: int
-) -> pl.DataFrame:
-    """The largest part in which every user and every item has at least so many interactions.
-
-    Dropping a rare item can make a user too short and the reverse, so both are dropped in turns
-    until nothing changes; the result does not depend on which comes first. Repeats count.
-    """
-    users, items = _as_codes(interactions["user_id"]), _as_codes(interactions["item_id"])
-    per_user, per_item = np.bincount(users), np.bincount(items)
-    kept = np.ones(len(users), np.bool_)
-    while True:
-        left = (per_user >= min_user_interactions)[users]
-        left &= (per_item >= min_item_interactions)[items]
-        dropped = np.flatnonzero(kept != left)
-        if not len(dropped):
-            return interactions if kept.all() else interactions.filter(pl.Series(kept))
-        per_user -= np.bincount(users[dropped], minlength=len(per_user))
-        per_item -= np.bincount(items[dropped], minlength=len(per_item))
-        kept = left
+def count_distinct(codes: pl.Series) -> int:
+    """How many different codes there are."""
+    if codes.is_empty():
+        return 0
+    numbers = codes.to_numpy()
+    lowest = numbers.min()
+    seen = np.zeros(numbers.max() - lowest + 1, np.bool_)
+    seen[numbers - lowest] = True
+    return int(seen.sum())
 
 
 def _keep_repeated(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:
@@ -118,8 +104,3 @@ def _drop_rows(
     stays[suspects["row"].to_numpy()] = False
     stays[kept["row"].to_numpy()] = True
     return interactions.filter(pl.Series(stays))
-
-
-def _as_codes(ids: pl.Series) -> npt.NDArray[np.integer]:
-    """Whole numbers from 0 that tell ids apart, as coded ids are already."""
-    return (ids if ids.dtype.is_integer() else ids.rank("dense") - 1).to_numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import polars as pl
 
 from recgrit.data.sources import RawData
@@ -17,6 +16,15 @@ FUNNEL_SCHEMA = {
     "dropped": pl.Int64(),
     "counted": pl.Int64(),
 }
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a step left: interactions, their users, their items."""
+
+    interactions: int
+    users: int
+    items: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Funnel:
 
     @classmethod
     def start(cls, raw: RawData) -> Funnel:
-        """The steps that a source has already taken while reading, but for rows without ids."""
+        """The steps of reading itself, but for rows without ids."""
         funnel = cls(raw.counts["rows_read"])
         # How many users and items unreadable lines held cannot be known.
         unreadable = raw.counts["rows_malformed"] - raw.counts["rows_without_id"]
@@ -45,23 +53,10 @@ class Funnel:
         funnel._steps.append(_Step("malformed", left, None, None, dropped=unreadable))
         return funnel
 
-    def add(self, step: str, interactions: pl.DataFrame) -> None:
-        """Record a step that left these interactions, their ids as codes."""
-        last = self._steps[-1]
-        if last.interactions == interactions.height and last.users is not None:
-            self.repeat(step)
-            return
-        self.add_counts(
-            step,
-            interactions.height,
-            users=_count_distinct(interactions["user_id"]),
-            items=_count_distinct(interactions["item_id"]),
-        )
-
-    def add_counts(self, step: str, interactions: int, *, users: int, items: int) -> None:
-        """Record a step that left so many interactions, of so many users with so many items."""
-        dropped = self._steps[-1].interactions - interactions
-        self._steps.append(_Step(step, interactions, users, items, dropped))
+    def add(self, step: str, left: Tally) -> None:
+        """Record a step and what it left."""
+        dropped = self._steps[-1].interactions - left.interactions
+        self._steps.append(_Step(step, left.interactions, left.users, left.items, dropped))
 
     def count(self, step: str, number: int) -> None:
         """Record something that is counted and not dropped."""
@@ -82,11 +77,3 @@ class Funnel:
         or has no meaning.
         """
         return pl.DataFrame([vars(step) for step in self._steps], schema=FUNNEL_SCHEMA)
-
-
-def _count_distinct(codes: pl.Series) -> int:
-    if codes.is_empty():
-        return 0
-    seen = np.zeros(codes.max() + 1, np.bool_)  # type: ignore[operator, arg-type]
-    seen[codes.to_numpy()] = True
-    return int(seen.sum())

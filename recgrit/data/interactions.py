@@ -1,4 +1,4 @@
-"""Who took what, when: dense indices, in time order, ties in file order."""
+"""Which user interacted with which item, and when: dense indices, in time order."""
 
 from __future__ import annotations
 

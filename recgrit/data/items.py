@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
 from recgrit.errors import DataError
+
+
+class ItemIndex:
+    """From external item ids to dense indices.
+
+    Args:
+        item_ids: Row i is ``item_idx`` i.
+    """
+
+    def __init__(self, item_ids: pl.Series) -> None:
+        self._item_ids = item_ids
+        self._places = {item_id: item_idx for item_idx, item_id in enumerate(item_ids)}
+
+    def __getitem__(self, item_id: str) -> int:
+        """Dense index of an item.
+
+        Raises:
+            DataError: No item has this id.
+        """
+        if item_id not in self._places:
+            raise DataError(
+                f"No item {item_id!r} among the {len(self._places)} items of this table. Ids are "
+                f"those of the source files, such as {self._item_ids.head(3).to_list()}."
+            )
+        return self._places[item_id]
+
+    def find(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Dense indices of those ids that are known, in their order."""
+        known = self._places
+        return np.array([known[i] for i in item_ids if i in known], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,6 +89,15 @@ class ItemTable:
     def titles(self) -> pl.Series:
         """Title of each item."""
         return self.frame["title"]
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        """Where each item stands."""
+        return ItemIndex(self.item_ids)
+
+    def find_items(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Dense indices of those external ids that the table has, in their order."""
+        return self.index.find(item_ids)
 
     def to_polars(self) -> pl.DataFrame:
         """The table itself."""

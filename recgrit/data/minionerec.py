@@ -6,7 +6,7 @@ training, the next 10% for validation, the last for test (``data/amazon18_data_p
 AkaliKong/MiniOneRec; arXiv 2510.24431). Every target is evaluated, so a user may have many, and a
 test history may hold validation and earlier test items: what had happened by then.
 
-Samples of one moment stay in the order of users, as they first appear in the file, and then of
+Samples of one time stay in the order of users, as they first appear in the file, and then of
 their interactions, as there. Here models learn from a user's training items as one sequence, in
 windows of ``retriever.history_length``; with 10 of them no target sees more than the protocol
 allows.
@@ -19,38 +19,40 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from recgrit.data.interactions import Interactions
-from recgrit.data.splits import SequenceSplit, sequence_offsets
+from recgrit.data.protocols import Sequences
+from recgrit.data.splits import SequenceSplit
 from recgrit.errors import DataError
 
 TRAIN_SHARE, BEFORE_TEST_SHARE = 0.8, 0.9
 MAX_HISTORY = 10
 
 
-def build_minionerec(interactions: Interactions) -> SequenceSplit:
+def minionerec(sequences: Sequences) -> SequenceSplit:
     """Users' sequences with their training parts, then one sequence for each target.
+
+    Args:
+        sequences: Of all users: samples are sorted over all of them.
 
     Raises:
         DataError: There are too few samples for all three parts.
     """
-    items = interactions.frame["item_idx"].to_numpy().astype(np.int32)
-    times = interactions.frame["timestamp"].to_numpy()
-    offsets = sequence_offsets(interactions)
-    users = np.repeat(np.arange(interactions.num_users), np.diff(offsets))
+    items, offsets = sequences.items, sequences.offsets
+    num_users = len(offsets) - 1
+    users = np.repeat(np.arange(num_users), np.diff(offsets))
     is_first = np.zeros(len(items), dtype=np.bool_)
     is_first[offsets[:-1]] = True
     samples = np.flatnonzero(~is_first)
-    samples = samples[np.argsort(times[samples], kind="stable")]
+    samples = samples[np.argsort(sequences.times[samples], kind="stable")]
     num_train = int(len(samples) * TRAIN_SHARE)
     num_before_test = int(len(samples) * BEFORE_TEST_SHARE)
     if not 0 < num_train < num_before_test < len(samples):
         raise DataError(
-            f"{len(samples)} samples cannot be parted 8:1:1: expected at least 10 interactions "
+            f"{len(samples)} samples cannot be split 8:1:1: expected at least 10 interactions "
             "that have one of the same user before them. Lower the filters of the data section, "
             "or use data.split=leave_one_out."
         )
     # Samples are in time order, so what is trained on begins a user's sequence.
-    num_taught = np.bincount(users[samples[:num_train]], minlength=interactions.num_users)
+    num_learned = np.bincount(users[samples[:num_train]], minlength=num_users)
     targets = samples[num_train:]
     own_starts = offsets[:-1]
     histories = np.maximum(own_starts[users[targets]], targets - MAX_HISTORY)
@@ -59,18 +61,18 @@ def build_minionerec(interactions: Interactions) -> SequenceSplit:
     copied = np.repeat(histories - copies[:-1], lengths) + np.arange(copies[-1])
     starts = len(items) + copies[:-1]
     ends = len(items) + copies[1:]
-    nothing = np.full(interactions.num_users, -1)
+    nothing = np.full(num_users, -1)
     is_valid = np.arange(len(targets)) < num_before_test - num_train
     return SequenceSplit(
         items=np.concatenate([items, items[copied]]),
         offsets=np.concatenate([offsets, ends]),
         train_ends=np.concatenate(
-            [own_starts + np.where(num_taught > 0, num_taught + 1, 0), starts]
+            [own_starts + np.where(num_learned > 0, num_learned + 1, 0), starts]
         ),
         valid_targets=np.concatenate([nothing, np.where(is_valid, ends - 1, -1)]),
         test_targets=np.concatenate([nothing, np.where(is_valid, -1, ends - 1)]),
-        num_items=interactions.num_items,
-        owners=np.concatenate([np.arange(interactions.num_users), users[targets]]),
+        num_items=sequences.num_items,
+        owners=np.concatenate([np.arange(num_users), users[targets]]),
     )
 
 

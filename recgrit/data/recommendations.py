@@ -29,7 +29,8 @@ class Recommendations:
             its neighbours boost it by).
 
     Raises:
-        DataError: Shapes disagree, a list has a hole, or an item appears twice in one list.
+        DataError: Shapes disagree, a list has a hole, an item appears twice in one list, or a score
+            is not finite.
     """
 
     users: npt.NDArray[np.int64]
@@ -45,6 +46,11 @@ class Recommendations:
         filled = self.items != NO_ITEM
         if np.any(filled[:, 1:] & ~filled[:, :-1]):
             raise DataError("A list of recommendations has a hole before its end.")
+        if not np.isfinite(self.scores[filled]).all():
+            raise DataError(
+                "A list of recommendations has a score that is not finite. A model of your own has "
+                "to score every item that it lists with a number."
+            )
         ordered = np.sort(self.items, axis=1)
         if np.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ITEM)):
             raise DataError("An item is recommended twice to one user.")

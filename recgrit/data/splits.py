@@ -1,12 +1,13 @@
-"""Per-user sequences and the splits over them.
+"""Sequences of items, and where training ends and the targets stand in them.
 
-All histories are one flat array of items plus offsets, memory-mapped from disk: a user's history
-for any split is a slice, never a copy, and memory stays linear in the number of interactions.
+All histories are one flat array of items plus offsets, memory-mapped from disk: a sequence's
+history for any split is a slice, never a copy, and memory stays linear in the number of
+interactions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -14,7 +15,6 @@ from typing import BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from recgrit.data.interactions import Interactions
 from recgrit.errors import DataError
 
 Split = Literal["valid", "test"]
@@ -31,20 +31,20 @@ PART_SIZE = 2**22
 class SequenceSplit:
     """Every user's items in time order, and where training ends and the targets stand.
 
-    A protocol that evaluates several targets of a user has one more sequence for each of them: a
-    copy of the history that the protocol allows, and the target. These stand behind the users' own
-    sequences, hold nothing to train on, and count as users of their own everywhere but where
-    ``owners`` is asked whose they are.
+    A sequence has one target per split at most. A protocol that evaluates several targets of a user
+    has one more sequence for each of them: a copy of the history that the protocol allows, and the
+    target. These stand behind the users' own sequences and hold nothing to train on. Everything
+    below goes by sequence; the first ``num_users`` sequences are the users' own, in order, and
+    `owners_of` tells whose any other is.
 
     Args:
-        items: int32 [num_interactions], the item_idx of all users one after another.
-        offsets: int64 [num_users + 1]; user u owns ``items[offsets[u]:offsets[u + 1]]``.
-        train_ends: int64 [num_users], the position in ``items`` where user u's training part ends.
-        valid_targets: int64 [num_users], position of the validation target, -1 where none.
-        test_targets: int64 [num_users], position of the test target, -1 where none.
+        items: int32 [num_interactions], the item_idx of all sequences one after another.
+        offsets: int64 [num_sequences + 1]; sequence s is ``items[offsets[s]:offsets[s + 1]]``.
+        train_ends: int64 [num_sequences], the position in ``items`` where the training part ends.
+        valid_targets: int64 [num_sequences], position of the validation target, -1 where none.
+        test_targets: int64 [num_sequences], position of the test target, -1 where none.
         num_items: Size of the catalogue.
-        owners: int64 [num_sequences], the user each sequence is of, the users' own sequences first;
-            None where there are no others. All arrays above then go by sequence.
+        owners: int64 [num_sequences], the user_idx of each sequence; None where each user has one.
         is_checked: Whether the parts are known to fit, as what was saved is: reading all of a
             mapped file to find so would take seconds where opening it takes milliseconds.
 
@@ -76,17 +76,17 @@ class SequenceSplit:
             return
         starts, ends = self.offsets[:-1], self.offsets[1:]
         if np.any(self.train_ends < starts) or np.any(self.train_ends > ends):
-            raise DataError("A training part must lie within its user's sequence.")
+            raise DataError("A training part must lie within its sequence.")
         for name, targets in (("valid", self.valid_targets), ("test", self.test_targets)):
             has_target = targets >= 0
             if np.any(targets[has_target] < self.train_ends[has_target]) or np.any(
                 targets[has_target] >= ends[has_target]
             ):
-                raise DataError(f"A {name} target must lie behind its user's training part.")
+                raise DataError(f"A {name} target must lie behind its sequence's training part.")
 
     @property
     def num_sequences(self) -> int:
-        """Number of sequences: one a user, and those of further targets."""
+        """Number of sequences: one per user, and those of further targets."""
         return len(self.offsets) - 1
 
     @property
@@ -114,46 +114,48 @@ class SequenceSplit:
         )
 
     def target_positions(self, split: Split) -> npt.NDArray[np.int64]:
-        """int64 [num_users], where each user's target stands in ``items``; -1 where none."""
+        """int64 [num_sequences], where each target stands in ``items``; -1 where none."""
         return self.valid_targets if split == "valid" else self.test_targets
 
     def target_users(self, split: Split) -> npt.NDArray[np.int64]:
-        """The users that have a target in this split."""
+        """The sequences that have a target in this split; see `owners_of` for their users."""
         return np.flatnonzero(self.target_positions(split) >= 0)
 
-    def targets(self, split: Split, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """int32 [len(users)], the item each of these users is to be recommended.
+    def targets(self, split: Split, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """int32 [len(sequences)], the item to be recommended after each of these histories.
 
         Raises:
-            DataError: A user has no target in this split.
+            DataError: A sequence has no target in this split.
         """
-        return self.items[self._positions_of(split, users)]
+        return self.items[self._positions_of(split, sequences)]
 
-    def history(self, user_idx: int, split: Split) -> npt.NDArray[np.int32]:
+    def history(self, sequence: int, split: Split) -> npt.NDArray[np.int32]:
         """All items before the target of this split: the test history includes the valid item.
 
         Raises:
-            DataError: The user has no target in this split.
+            DataError: The sequence has no target in this split.
         """
-        (end,) = self._positions_of(split, np.array([user_idx]))
-        return self.items[self.offsets[user_idx] : end]
+        (end,) = self._positions_of(split, np.array([sequence]))
+        return self.items[self.offsets[sequence] : end]
 
-    def _positions_of(self, split: Split, users: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        positions = self.target_positions(split)[users]
+    def _positions_of(
+        self, split: Split, sequences: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        positions = self.target_positions(split)[sequences]
         if np.any(positions < 0):
             raise DataError(
-                f"User {users[positions < 0][0]} has no {split} target: a target needs at least "
-                f"{MIN_SEQUENCE_LENGTH} interactions. Choose users from target_users({split!r})."
+                f"Sequence {sequences[positions < 0][0]} has no {split} target. Choose sequences "
+                f"from target_users({split!r})."
             )
         return positions
 
-    def train_sequence(self, user_idx: int) -> npt.NDArray[np.int32]:
+    def train_sequence(self, sequence: int) -> npt.NDArray[np.int32]:
         """The items a model may learn from."""
-        return self.items[self.offsets[user_idx] : self.train_ends[user_idx]]
+        return self.items[self.offsets[sequence] : self.train_ends[sequence]]
 
-    def full_sequence(self, user_idx: int) -> npt.NDArray[np.int32]:
+    def full_sequence(self, sequence: int) -> npt.NDArray[np.int32]:
         """All items of a user: the history from which to recommend what comes next."""
-        return self.items[self.offsets[user_idx] : self.offsets[user_idx + 1]]
+        return self.items[self.offsets[sequence] : self.offsets[sequence + 1]]
 
     def train_item_counts(self) -> npt.NDArray[np.int64]:
         """int64 [num_items], how often each item stands in the training parts."""
@@ -259,178 +261,3 @@ class SplitWriter:
         assert self._stream is not None
         header = {"descr": "<i4", "fortran_order": False, "shape": (self._num_items,)}
         np.lib.format.write_array_header_1_0(self._stream, header)
-
-
-def build_leave_one_out(interactions: Interactions) -> SequenceSplit:
-    """Last item of each user for test, last but one for validation, the rest for training.
-
-    Users with fewer than three items have no targets: all their items are for training.
-    """
-    return leave_one_out(*_sequences(interactions), interactions.num_items)
-
-
-def leave_one_out(
-    items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], num_items: int
-) -> SequenceSplit:
-    """`build_leave_one_out` of some users' sequences."""
-    ends = offsets[1:]
-    has_targets = np.diff(offsets) >= MIN_SEQUENCE_LENGTH
-    return SequenceSplit(
-        items=items,
-        offsets=offsets,
-        train_ends=np.where(has_targets, ends - 2, ends),
-        valid_targets=np.where(has_targets, ends - 2, -1),
-        test_targets=np.where(has_targets, ends - 1, -1),
-        num_items=num_items,
-    )
-
-
-def build_temporal(
-    interactions: Interactions, *, valid_share: float, test_share: float
-) -> SequenceSplit:
-    """Two moments for all users: training before the first, validation between, test after.
-
-    A user's target in a period is the first interaction there that has one before it. Nothing a
-    model learns from happened after any target it is tested on, which leave-one-out does not
-    promise: there, one user's training may lie after another's test.
-
-    Args:
-        interactions: In order.
-        valid_share: Share of all interactions between the moments, about: what happened at once
-            stays together.
-        test_share: Share of all interactions from the second moment on.
-
-    Raises:
-        DataError: The shares leave nothing to train on.
-    """
-    times = interactions.frame["timestamp"].to_numpy()
-    ordered = np.sort(times)
-    moments = choose_moments(
-        len(times), lambda rank: int(ordered[rank]), valid_share=valid_share, test_share=test_share
-    )
-    return part_in_time(*_sequences(interactions), interactions.num_items, times, moments)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Where a temporal split parts the time: the first of validation, and the first of test."""
-
-    first_valid: int
-    first_test: int
-
-
-def choose_moments(
-    num_interactions: int, time_of: Callable[[int], int], *, valid_share: float, test_share: float
-) -> Moments:
-    """The moments that leave about these shares behind them.
-
-    Args:
-        num_interactions: Of all users.
-        time_of: The time of a rank, from 0 for the earliest.
-        valid_share: As for `build_temporal`.
-        test_share: As for `build_temporal`.
-
-    Raises:
-        DataError: The shares leave nothing to train on.
-    """
-    num_train = int(num_interactions * (1 - valid_share - test_share))
-    moments = Moments(
-        first_valid=time_of(min(num_train, num_interactions - 1)),
-        first_test=time_of(int(num_interactions * (1 - test_share))),
-    )
-    if moments.first_valid == time_of(0):
-        raise DataError(
-            f"No interaction lies before the {1 - valid_share - test_share:.0%} mark in time: "
-            "all is one moment. Use data.split=leave_one_out, or lower the shares."
-        )
-    return moments
-
-
-def part_in_time(
-    items: npt.NDArray[np.int32],
-    offsets: npt.NDArray[np.int64],
-    num_items: int,
-    times: npt.NDArray[np.int64],
-    moments: Moments,
-) -> SequenceSplit:
-    """`build_temporal` of some users' sequences, between moments that hold for all."""
-    starts, ends = offsets[:-1], offsets[1:]
-
-    def count_before(moment: int) -> npt.NDArray[np.int64]:
-        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(times < moment)])
-        return np.asarray(before[ends] - before[starts], dtype=np.int64)
-
-    train_ends = starts + count_before(moments.first_valid)
-    valid_ends = starts + count_before(moments.first_test)
-    valid, test = np.maximum(train_ends, starts + 1), np.maximum(valid_ends, starts + 1)
-    return SequenceSplit(
-        items=items,
-        offsets=offsets,
-        train_ends=train_ends,
-        valid_targets=np.where(valid < valid_ends, valid, -1),
-        test_targets=np.where(test < ends, test, -1),
-        num_items=num_items,
-    )
-
-
-def _sequences(
-    interactions: Interactions,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    items = interactions.frame["item_idx"].to_numpy().astype(np.int32, copy=False)
-    return items, sequence_offsets(interactions)
-
-
-def sequence_offsets(interactions: Interactions) -> npt.NDArray[np.int64]:
-    """Where each user's interactions begin, and the end of the last."""
-    counts = np.bincount(interactions.frame["user_idx"], minlength=interactions.num_users)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A split whose training parts lack some items.
-
-    Args:
-        split: The items are targets of validation and test still, and part of the catalogue.
-        items: bool [num_items], the items held out.
-    """
-
-    split: SequenceSplit
-    items: npt.NDArray[np.bool_]
-
-
-def hold_out_items(split: SequenceSplit, share: float, seed: int) -> HeldOut:
-    """Take a random share of the items out of all training parts, to measure a cold start.
-
-    A user who is left without a history has no targets.
-    """
-    held_out = draw_items(split.num_items, share, seed)
-    return HeldOut(without_items(split, held_out), held_out)
-
-
-def draw_items(num_items: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """A random share of the items: bool [num_items]."""
-    drawn = np.zeros(num_items, dtype=np.bool_)
-    order = np.random.default_rng(seed).permutation(num_items)
-    drawn[order[: round(share * num_items)]] = True
-    return drawn
-
-
-def without_items(split: SequenceSplit, held_out: npt.NDArray[np.bool_]) -> SequenceSplit:
-    """`hold_out_items` of given items: bool [num_items]."""
-    kept = ~(split.train_mask() & held_out[split.items])
-    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])
-    offsets, train_ends = before[split.offsets], before[split.train_ends]
-    has_history = train_ends > offsets[:-1]
-
-    def move(targets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.where((targets >= 0) & has_history, before[np.maximum(targets, 0)], -1)
-
-    return SequenceSplit(
-        items=split.items[kept],
-        offsets=offsets,
-        train_ends=train_ends,
-        valid_targets=move(split.valid_targets),
-        test_targets=move(split.test_targets),
-        num_items=split.num_items,
-    )

@@ -1,40 +1,42 @@
-"""The filters of preparing that concern one row or one user at a time, and what the funnel says.
-
-So they can be taken over all rows in memory, or over some users after others.
-"""
+"""The filters of preparing that the settings ask for, and what is said where nothing is left."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import polars as pl
 
-from recgrit.data.filtering import keep_one_per_item, keep_titled, keep_within
+from recgrit.data.config import DataConfig
+from recgrit.data.filtering import Filter, keep_one_per_item, keep_titled, keep_within
+from recgrit.data.funnel import Tally
 from recgrit.data.minionerec import keep_short_titles
-from recgrit.data.partitioned import Filter
 from recgrit.data.sources import RawData
 from recgrit.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from recgrit.data.prepare import DataConfig
-
-# Steps of the funnel that are taken in memory and in partitions.
-WITHOUT_ID = "without user or item id"
-DUPLICATES = "exact duplicates"
-REPEATS = "repeats of an item at another time"
-TESTED = "users with a test target"
-HELD_OUT = "items held out of training"
-HELD_OUT_WITH = "training interactions held out with them"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A filter that concerns one row or one user at a time, and its name in the funnel."""
+    """A filter and its name in the funnel."""
 
     name: str
     keep: Filter
-    is_of_weight: bool = False
+
+
+class WeightFilter:
+    """Keeps interactions of at least a weight, and remembers the highest weight it has met."""
+
+    def __init__(self, least: float) -> None:
+        # In float32 as the column, else 3.1 would not be at least 3.1.
+        self._is_heavy = pl.col("weight") >= pl.lit(least, dtype=pl.Float32)
+        self.least, self.highest = least, -float("inf")
+
+    def __call__(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows that are heavy enough."""
+        if not rows.is_empty():
+            self.highest = max(self.highest, rows["weight"].to_numpy().max())
+        return rows.filter(self._is_heavy)
 
 
 def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
@@ -53,15 +55,7 @@ def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
                 f"data.min_weight is {config.min_weight:g}, but these files of {config.source} "
                 "have no ratings. Set data.min_weight=null."
             )
-        # In float32 as the column, else 3.1 would not be at least 3.1.
-        is_heavy = pl.col("weight") >= pl.lit(config.min_weight, dtype=pl.Float32)
-        steps.append(
-            Step(
-                f"weight below {config.min_weight:g}",
-                lambda rows: rows.filter(is_heavy),
-                is_of_weight=True,
-            )
-        )
+        steps.append(Step(f"weight below {config.min_weight:g}", WeightFilter(config.min_weight)))
     if config.repeats != "keep":
         which = config.repeats
         steps.append(
@@ -97,35 +91,24 @@ def _code_items(metadata: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
     return joined.with_columns(pl.col("code").cast(pl.Int32).alias("item_id"))
 
 
-def name_k_core(config: DataConfig) -> str:
-    """What the funnel calls the k-core."""
-    return (
-        f"k-core of {config.min_user_interactions} per user, "
-        f"{config.min_item_interactions} per item"
-    )
+def refuse_nothing_left(steps: Sequence[Step], tallies: Sequence[Tally]) -> None:
+    """Stop where the filters leave nothing.
 
+    Args:
+        steps: The filters.
+        tallies: What was read, what is left of it without duplicates, and what each filter left.
 
-def all_too_light(config: DataConfig, highest: float) -> DataError:
-    """The error of a rating that nothing reaches, the highest being this."""
-    return DataError(
-        f"No interaction has a weight of at least {config.min_weight:g}; the largest is "
-        f"{highest:g}. Lower data.min_weight."
-    )
-
-
-def nothing_left(num_read: int) -> DataError:
-    """The error of filters that leave nothing of so many rows."""
-    return DataError(
-        f"Nothing is left of {num_read} interactions. Loosen data.since, "
-        "data.until, data.min_title_length or data.max_title_words."
-    )
-
-
-def no_core(num_before: int, config: DataConfig) -> DataError:
-    """The error of a k-core without any of so many rows."""
-    return DataError(
-        f"None of {num_before} interactions is left after dropping users with fewer "
-        f"than {config.min_user_interactions} interactions and items with fewer than "
-        f"{config.min_item_interactions}. Lower data.min_user_interactions or "
-        "data.min_item_interactions."
-    )
+    Raises:
+        DataError: They leave nothing; the message names the settings to change.
+    """
+    for step, (before, after) in zip(steps, itertools.pairwise(tallies[1:]), strict=True):
+        if isinstance(step.keep, WeightFilter) and before.interactions and not after.interactions:
+            raise DataError(
+                f"No interaction has a weight of at least {step.keep.least:g}; the largest is "
+                f"{step.keep.highest:g}. Lower data.min_weight."
+            )
+    if not tallies[-1].interactions:
+        raise DataError(
+            f"Nothing is left of {tallies[0].interactions} interactions. Loosen data.since, "
+            "data.until, data.min_title_length or data.max_title_words."
+        )

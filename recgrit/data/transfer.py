@@ -1,8 +1,8 @@
 """One file from the network, whole or not at all.
 
-What arrives goes to ``NAME.partial`` and is taken up again where it stopped, also by a later run,
+What arrives is kept as ``NAME.partial``. A broken transfer goes on from there, also in a later run,
 if the server says that the file is still the same. It gets its name once its size and checksum are
-right. Where no checksum is published, the first one is recorded beside the files and held against
+right. Where no checksum is published, the first one is recorded beside the files and compared with
 whatever comes under that address later. Proxies are those of the environment.
 """
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from recgrit.artifacts import replacing
-from recgrit.embedding.encoders import Encoder
+from recgrit.embedding.embeddings import Encoder
 from recgrit.embedding.text import order_texts
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import ShardFunction, Shards

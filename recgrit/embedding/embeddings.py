@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,21 @@ CHECK_ROWS = 65536
 NORM_TOLERANCE = 1e-3
 # Shorter rows are rounding residue of an item nothing is known of; scaling them up makes noise.
 ZERO_NORM = 1e-6
+
+
+class Encoder(Protocol):
+    """Texts in, one normalized vector per text out; equal texts get equal vectors."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in artifacts and logs."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of settings and weights: equal fingerprints give equal vectors."""
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """float32 [len(texts), embedding_dim]; rows of length 1, or zeros without content."""
 
 
 @dataclass(frozen=True)

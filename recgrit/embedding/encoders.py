@@ -1,68 +1,30 @@
-"""Which encoder turns item texts into vectors, chosen by name."""
+"""Which encoder turns item texts into vectors, and what is kept of it for later items.
+
+A sentence encoder comes back by its name, and its weights are compared by their hash: they are not
+copied, being 90 MB that many bundles share. An encoder that was fitted to the texts (`LSAEncoder`)
+is kept whole.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
 
-from recgrit.config import Config
-from recgrit.embedding.lsa import LSAEncoder
-from recgrit.embedding.sentence_transformer import Precision, SentenceTransformerEncoder
-from recgrit.embedding.weights import DEFAULT_MODEL
-from recgrit.errors import ConfigError
+from recgrit.embedding.cache import encode_cached
+from recgrit.embedding.config import EmbeddingConfig
+from recgrit.embedding.embeddings import Encoder
+from recgrit.embedding.lsa import DIRECTIONS_NAME, TERMS_NAME, FittedLSA, LSAEncoder
+from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.engines.engine import Engine
+from recgrit.errors import ConfigError, EncoderError
 
-
-class Encoder(Protocol):
-    """Texts in, one normalized vector per text out; equal texts get equal vectors."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in artifacts and logs."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of settings and weights: equal fingerprints give equal vectors."""
-
-    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim]; rows of length 1, or zeros without content."""
-
-
-class EmbeddingConfig(Config):
-    """How items become vectors.
-
-    Args:
-        encoder: ``minilm`` (a sentence encoder), ``lsa`` (word counts, no weights to fetch), or
-            ``vectors`` (ready-made ones from a file).
-        model: The sentence encoder: a name on the model hub, or a folder.
-        template: Item text with fields in braces; None uses what the table has.
-        dim: Length of the vectors (``lsa`` only).
-        vectors_path: The file of ready-made vectors (``vectors`` only).
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        batch_size: Texts encoded at a time.
-        max_length: Tokens read of each text; None keeps the model's own limit.
-        precision: ``auto`` is bfloat16 on GPUs that have it, else float32.
-    """
-
-    encoder: Literal["minilm", "lsa", "vectors"] = "minilm"
-    model: str = DEFAULT_MODEL
-    template: str | None = None
-    dim: int = Field(128, ge=1)
-    vectors_path: Path | None = None
-    device: str = "auto"
-    batch_size: int = Field(64, ge=1)
-    max_length: int | None = Field(None, ge=1)
-    precision: Precision = "auto"
-
-    @model_validator(mode="after")
-    def _check_vectors_path(self) -> EmbeddingConfig:
-        if (self.encoder == "vectors") != (self.vectors_path is not None):
-            raise ValueError("encoder=vectors and vectors_path=FILE belong together")
-        return self
+# Files of a fitted encoder.
+ENCODER_FILES = (TERMS_NAME, DIRECTIONS_NAME)
 
 
 def _build_minilm(config: EmbeddingConfig, seed: int) -> Encoder:
@@ -98,3 +60,77 @@ def build_encoder(config: EmbeddingConfig, seed: int) -> Encoder:
             "Ready-made vectors are read with load_vectors."
         )
     return ENCODERS[config.encoder](config, seed)
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """Vectors of all items, and what tells their space from others.
+
+    Args:
+        vectors: float32 ``[N, embedding_dim]``.
+        encoder: Its name.
+        space: Hash of what decides where vectors lie.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    encoder: str
+    space: str
+
+
+def encode_items(
+    texts: Sequence[str],
+    config: EmbeddingConfig,
+    seed: int,
+    *,
+    cache_dir: Path,
+    directory: Path,
+    engine: Engine,
+) -> EncodedItems:
+    """Vectors of texts; what has to be kept of a fitted encoder is written to ``directory``.
+
+    Vectors of a pretrained encoder are made by the engine and cached; fitting is what costs of one
+    that is fitted.
+    """
+    encoder = build_encoder(config, seed)
+    if isinstance(encoder, LSAEncoder):
+        fitted = encoder.fit(texts)
+        fitted.save(directory)
+        return EncodedItems(fitted.encode(texts), fitted.name, fitted.fingerprint)
+    build = partial(build_encoder, config, seed)
+    if isinstance(encoder, SentenceTransformerEncoder):
+        # As on this machine, whatever others would choose: one catalogue, one precision.
+        settled = config.model_copy(update={"precision": encoder.precision})
+        if Path(config.model).is_dir():  # Not to be looked for elsewhere as a name on the hub.
+            settled = settled.model_copy(update={"model": str(Path(config.model).absolute())})
+        build = partial(build_encoder, settled, seed)
+    vectors = encode_cached(texts, encoder, cache_dir, engine=engine, build=build)
+    return EncodedItems(vectors, encoder.name, _space_of(encoder))
+
+
+def load_encoder(config: EmbeddingConfig, seed: int, *, directory: Path, space: str) -> Encoder:
+    """The encoder that made vectors before.
+
+    Args:
+        config: Its settings.
+        seed: Likewise.
+        directory: Where `encode_items` wrote.
+        space: What `encode_items` returned.
+
+    Raises:
+        EncoderError: Its weights cannot be had on this machine, or are others now.
+    """
+    if config.encoder == "lsa":
+        return FittedLSA.load(directory)
+    encoder = build_encoder(config, seed)
+    found = _space_of(encoder)
+    if found != space:
+        raise EncoderError(
+            f"The weights of {config.model} on this machine are not those that encoded the items: "
+            f"expected {space}, found {found}. Vectors of two models lie in different spaces; "
+            "bring back the first model."
+        )
+    return encoder
+
+
+def _space_of(encoder: Encoder) -> str:
+    return encoder.space if isinstance(encoder, SentenceTransformerEncoder) else encoder.fingerprint

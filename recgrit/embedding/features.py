@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from recgrit.config import Config
 from recgrit.embedding.embeddings import Embeddings, normalize_rows
 
 # Rows filled at once: bounds the table of likeness with all items.
@@ -32,22 +30,6 @@ MAX_AT_ONCE = 2**21
 CHUNK = 65_536
 
 Vectors = npt.NDArray[np.float32]
-
-
-class FeatureConfig(Config):
-    """How item features are put together.
-
-    Args:
-        text_dim: Principal components of the text embedding; None keeps all dimensions, centred.
-        cooccurrence_dim: Dimensions of the co-occurrence part.
-        cooccurrence_weight: Scale of the co-occurrence part beside the text's; 0 leaves it out.
-        cooccurrence_window: Positions within which two items of a user count as taken together.
-    """
-
-    text_dim: int | None = Field(64, ge=1)
-    cooccurrence_dim: int = Field(64, ge=1)
-    cooccurrence_weight: float = Field(0.5, ge=0)
-    cooccurrence_window: int = Field(10, ge=1)
 
 
 @dataclass(frozen=True)

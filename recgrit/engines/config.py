@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from recgrit.config import Config
 
-# How long ranks wait for one another: for k-means on the first, or neighbours being counted, too.
-RANKS_PATIENCE = timedelta(hours=12)
+# How long processes wait for one another, also while the first fits k-means or counts neighbours.
+PROCESSES_PATIENCE = timedelta(hours=12)
 
 
 class EngineConfig(Config):

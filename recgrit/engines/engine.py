@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.local import LocalEngine
@@ -15,6 +15,8 @@ from recgrit.engines.shards import Report, ShardBuilder, Shards
 from recgrit.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Engine(Protocol):
@@ -37,18 +39,17 @@ class Engine(Protocol):
             EngineError: Some cannot be done; all others are.
         """
 
-    def run_on_ranks(
-        self, function: Callable[[Report | None], None], report: Report, folder: Path
-    ) -> None:
-        """Call a function in every process that trains; what comes of it, rank 0 writes to disk.
+    def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
+        """Call a function in every process that trains; returns what process 0 returned.
 
         Args:
             function: The same everywhere; where there are several, torch.distributed is ready.
-            report: Given to rank 0 where that is this process.
-            folder: That all ranks see, for what the engine keeps meanwhile.
+            report: Called in this process with all that process 0 reports: at once where that is
+                this process, else when the function has returned.
+            folder: That all processes see, for what the engine keeps meanwhile.
 
         Raises:
-            EngineError: It cannot be done, or a rank raised an error of another machine.
+            EngineError: It cannot be done, or a process raised an error of another machine.
         """
 
     def follow(self) -> None:
@@ -75,10 +76,10 @@ def start_engine(config: EngineConfig) -> Iterator[Engine]:
         with start_ray(config) as ray_engine:
             yield ray_engine
     elif launched:
-        from recgrit.engines.torchrun import join_ranks
+        from recgrit.engines.torchrun import join_processes
 
-        with join_ranks(config) as ranks:
-            yield ranks
+        with join_processes(config) as processes:
+            yield processes
     else:
         if config.train_workers is not None or config.num_workers is not None:
             logger.warning(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from recgrit.engines.config import EngineConfig
 from recgrit.engines.shards import (
@@ -20,6 +21,8 @@ from recgrit.engines.shards import (
 from recgrit.progress import progress_bar
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # How often a log is told how far a job is.
 SECONDS_BETWEEN = 30.0
@@ -39,11 +42,9 @@ class LocalEngine:
         worker = ShardWorker(build, shards)
         collect(shards, (worker.work(number) for number in pending), pending)
 
-    def run_on_ranks(
-        self, function: Callable[[Report | None], None], report: Report, folder: Path
-    ) -> None:
+    def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
         """See `recgrit.engines.engine.Engine`."""
-        function(report)
+        return function(report)
 
     def follow(self) -> None:
         """There is nobody to follow."""

@@ -1,4 +1,4 @@
-"""A Ray cluster: Ray Data maps shards over actors, TorchTrainer runs what trains on several ranks.
+"""A Ray cluster: Ray Data maps shards over actors, TorchTrainer trains in several processes.
 
 What goes through Ray are numbers of shards and what became of them; shards themselves go from
 worker to disk. So the object store holds next to nothing, however full others make it, and a
@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from recgrit.artifacts import write_atomic
-from recgrit.engines.config import RANKS_PATIENCE, EngineConfig
+from recgrit.engines.config import PROCESSES_PATIENCE, EngineConfig
 from recgrit.engines.local import collect
 from recgrit.engines.shards import Report, ShardBuilder, ShardOutcome, Shards, ShardWorker
 from recgrit.errors import ConfigError, EngineError, RecgritError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Training goes on from its last checkpoint after so many deaths of a worker.
 MAX_TRAIN_FAILURES = 3
@@ -100,13 +102,10 @@ class RayEngine:
             f"{told} Lower engine.cpus_per_worker, engine.gpus_per_worker or engine.train_workers."
         )
 
-    def run_on_ranks(
-        self, function: Callable[[Report | None], None], report: Report, folder: Path
-    ) -> None:
+    def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
         """See `recgrit.engines.engine.Engine`; in this process if no ``train_workers`` are set."""
         if self.config.train_workers is None:
-            function(report)
-            return
+            return function(report)
         self._require_room(self.config.train_workers, may_grow=True)
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -115,18 +114,20 @@ class RayEngine:
         with tempfile.TemporaryDirectory(prefix=".ray-", dir=folder.absolute()) as name:
             mistake = Path(name) / "mistake"
 
-            def work() -> None:
+            def work() -> Any:
                 if mistake.exists():  # Would be made again at every start.
-                    return
+                    return None
+                reported: list[Any] = []
                 try:
-                    function(None)
+                    value = function(reported.append)
                 except RecgritError as error:
                     write_atomic(mistake, str(error))
                     raise
+                return value, reported
 
             trainer = TorchTrainer(
                 work,
-                torch_config=TorchConfig(timeout_s=int(RANKS_PATIENCE.total_seconds())),
+                torch_config=TorchConfig(timeout_s=int(PROCESSES_PATIENCE.total_seconds())),
                 scaling_config=ScalingConfig(
                     num_workers=self.config.train_workers,
                     use_gpu=self.config.gpus_per_worker > 0,
@@ -138,13 +139,18 @@ class RayEngine:
                 ),
             )
             try:
-                trainer.fit()
+                result: Any = trainer.fit()
             except SystemExit:  # What Ray makes of Ctrl-C.
                 raise KeyboardInterrupt from None
             except Exception as error:
                 raise EngineError(f"Training on Ray failed: {_find_cause(error)}") from error
             if mistake.exists():
                 raise EngineError(mistake.read_text(encoding="utf-8"))
+        found: T
+        found, reported = result.return_value  # Of process 0.
+        for value in reported:
+            report(value)
+        return found
 
     def follow(self) -> None:
         """There is nobody to follow."""

@@ -1,8 +1,8 @@
-"""The processes that torchrun started: rank 0 goes through the stages, the others help it.
+"""The processes that torchrun started: process 0 goes through the stages, the others help it.
 
-Rank 0 says what is to be done, all do it, and rank 0 hears what became of it. So shards are divided
-among the GPUs of a machine without a cluster, and training has its process group. What is sent are
-functions of this package with their settings, between processes of one job.
+Process 0 says what is to be done, all do it, and process 0 hears what became of it. So shards are
+divided among the GPUs of a machine without a cluster, and training has its process group. What is
+sent are functions of this package with their settings, between processes of one job.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from recgrit import ranks
-from recgrit.engines.config import RANKS_PATIENCE, EngineConfig
+from recgrit import distributed
+from recgrit.engines.config import PROCESSES_PATIENCE, EngineConfig
 from recgrit.engines.shards import (
     Report,
     ShardBuilder,
@@ -32,12 +32,13 @@ from recgrit.errors import ConfigError
 from recgrit.progress import track
 
 Task = Callable[[], Any]
+T = TypeVar("T")
 
-# How long the others wait for rank 0 to come to something that they can help with.
+# How long the others wait for process 0 to come to something that they can help with.
 PATIENCE = timedelta(days=30)
 
 
-class RanksEngine:
+class TorchrunEngine:
     """All processes of torchrun."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -49,26 +50,25 @@ class RanksEngine:
         self.is_listening = True
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """See `recgrit.engines.engine.Engine`; every rank does an equal number of shards."""
+        """See `recgrit.engines.engine.Engine`; every process does an equal number of shards."""
         pending = shards.find_pending()
         parts = self._do(partial(_work_on_share, build, shards, pending))
         require_all(shards, [outcome for part in parts for outcome in part], pending)
 
-    def run_on_ranks(
-        self, function: Callable[[Report | None], None], report: Report, folder: Path
-    ) -> None:
+    def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
         """See `recgrit.engines.engine.Engine`."""
-        self._do(partial(function, None), own=partial(function, report))
+        found: T = self._do(partial(_help, function), own=partial(function, report))[0]
+        return found
 
     def follow(self) -> None:
-        """Do what rank 0 says until it says no more."""
+        """Do what process 0 says until it says no more."""
         while (task := self._say(None)) is not None:
             self.is_listening = False
             self._hear(task())
             self.is_listening = True
 
     def _do(self, task: Task, own: Task | None = None) -> list[Any]:
-        """Have a task done by all ranks, or another by this one; what each of them returned."""
+        """Have a task done by all processes, or another by this one; what each of them returned."""
         self.is_listening = False
         self._say(task)
         found = self._hear((own or task)())
@@ -76,16 +76,21 @@ class RanksEngine:
         return found
 
     def _say(self, task: Task | None) -> Task | None:
-        """What rank 0 says."""
+        """What process 0 says."""
         said = [task]
         dist.broadcast_object_list(said, src=0, group=self._control)
         return said[0]
 
     def _hear(self, result: Any) -> list[Any]:
-        """What all ranks have to say, on rank 0."""
+        """What all processes have to say, in process 0."""
         results: list[Any] | None = [None] * dist.get_world_size() if self.is_leader else None
         dist.gather_object(result, results, dst=0, group=self._control)
         return results or []
+
+
+def _help(function: Callable[[Report], Any]) -> None:
+    """Call a function in a process that neither reports nor returns anything."""
+    function(lambda value: None)
 
 
 def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> list[ShardOutcome]:
@@ -101,7 +106,7 @@ def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> l
 
 
 @contextmanager
-def join_ranks(config: EngineConfig) -> Iterator[RanksEngine]:
+def join_processes(config: EngineConfig) -> Iterator[TorchrunEngine]:
     """Take this process's place among those that torchrun started."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
@@ -113,8 +118,8 @@ def join_ranks(config: EngineConfig) -> Iterator[RanksEngine]:
                 "CUDA_VISIBLE_DEVICES=."
             )
         torch.cuda.set_device(place)
-    ranks.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", RANKS_PATIENCE)
-    engine = RanksEngine(config)
+    distributed.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", PROCESSES_PATIENCE)
+    engine = TorchrunEngine(config)
     try:
         yield engine
     finally:

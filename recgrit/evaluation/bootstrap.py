@@ -1,6 +1,6 @@
 """95% percentile bootstrap intervals over users.
 
-All metrics depend on a user through the rank of the target alone, so users of equal rank are
+All metrics depend on a target through its rank alone, so users whose one target has equal rank are
 interchangeable: drawing U users with replacement is drawing how often each rank occurs, from one
 multinomial. A resample therefore costs as much as there are distinct ranks (at most K + 1), not as
 much as there are users, and a million users take no more memory than a hundred.
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from recgrit.evaluation.metrics import PerUser, Ranks
+from recgrit.evaluation.metrics import PerTarget, Ranks
 
 CONFIDENCE = 0.95
 # Resamples whose weights of all users are held at once, as numbers.
@@ -25,21 +25,20 @@ BLOCK_WEIGHTS = 2**23
 
 def bootstrap_intervals(
     ranks: Ranks,
-    metrics: Mapping[str, PerUser],
+    metrics: Mapping[str, PerTarget],
     num_bootstrap: int,
     seed: int,
     *,
     owners: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Lower and upper bound of each metric's mean over users.
+    """Lower and upper bound of each metric's mean over targets.
 
     Args:
-        ranks: int32 [U], rank of each user's target, 0 where missed.
-        metrics: Per-user values of each metric by name, float64 [U]; functions of the rank.
+        ranks: int32 [T], rank of each target, 0 where missed.
+        metrics: Values of each metric by name, float64 [T]; functions of the rank.
         num_bootstrap: Number of resamples.
         seed: Seed of the resampling; all metrics share the same resamples.
-        owners: int64 [U], whose each target is, where the ``U`` are targets and users may have
-            several.
+        owners: int64 [T], the user of each target; None where each user has one.
 
     Returns:
         The bounds by metric name.
@@ -57,7 +56,7 @@ def bootstrap_intervals(
 
 
 def _resample_ranks(
-    ranks: Ranks, metrics: Mapping[str, PerUser], num_bootstrap: int, seed: int
+    ranks: Ranks, metrics: Mapping[str, PerTarget], num_bootstrap: int, seed: int
 ) -> dict[str, npt.NDArray[np.float64]]:
     """The mean of each resample, by metric."""
     num_users = len(ranks)
@@ -71,7 +70,7 @@ def _resample_ranks(
 
 
 def _resample_owners(
-    owners: npt.NDArray[np.int64], metrics: Mapping[str, PerUser], num_bootstrap: int, seed: int
+    owners: npt.NDArray[np.int64], metrics: Mapping[str, PerTarget], num_bootstrap: int, seed: int
 ) -> dict[str, npt.NDArray[np.float64]]:
     """The same with users drawn whole: totals of the drawn over the number of their targets."""
     _, user, num_targets = np.unique(owners, return_inverse=True, return_counts=True)

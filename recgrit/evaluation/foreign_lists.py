@@ -133,3 +133,29 @@ def without_history(
         items[row, : kept.sum()] = ranked[kept]
         scores[row, : kept.sum()] = lists.scores[row, kept]
     return Recommendations(lists.users, items, scores)
+
+
+def name_lists(
+    lists: Recommendations,
+    split: SequenceSplit,
+    split_name: Split,
+    user_ids: pl.Series,
+    item_ids: pl.Series,
+) -> pl.DataFrame:
+    """Lists as a table that `read_lists` reads, with the rank and the score of each item.
+
+    Args:
+        lists: Of sequences that have a target.
+        split: What the lists were made for.
+        split_name: Which of its targets.
+        user_ids: External id of each user_idx.
+        item_ids: External id of each item_idx.
+    """
+    rows = lists.to_polars()
+    if split.owners is None:
+        key = user_ids.gather(rows["user_idx"]).alias("user_id")
+    else:
+        targets = split.target_users(split_name)
+        key = pl.Series("row", np.searchsorted(targets, rows["user_idx"].to_numpy()))
+    items = item_ids.gather(rows["item_idx"]).alias("item_id")
+    return pl.DataFrame([key, items, rows["rank"], rows["score"]])

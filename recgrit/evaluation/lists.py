@@ -1,7 +1,7 @@
 """What lists of recommendations are like, whoever they are right for: their reach and variety.
 
 A list can be accurate and yet hold what everybody is shown anyway. These are functions of the
-lists, of how often items were taken in training, and of the items' vectors; no target is needed.
+lists, of the items' interactions in training, and of the items' features; no target is needed.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.evaluation.metrics import PerUser
 
 Lists = npt.NDArray[np.int32]
+PerList = npt.NDArray[np.float64]
 
-# The items most often taken that make up the head; all others are the long tail.
+# The items with the most interactions make up the head; all others are the long tail.
 HEAD_SHARE = 0.2
 
 
@@ -32,10 +32,10 @@ def catalogue_coverage(items: Lists, num_items: int) -> float:
 
 
 def popularity_percentiles(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Where each item stands by how often it was taken, from 0 (rarest) to 1 (most often).
+    """Where each item stands by its number of interactions, from 0 (fewest) to 1 (most).
 
-    ``(items taken less often + half of those taken as often) / N``: the mean over the catalogue is
-    1/2, so lists of random items have 1/2 on average.
+    ``(items with fewer + half of those with as many) / N``: the mean over the catalogue is 1/2, so
+    lists of random items have 1/2 on average.
 
     >>> popularity_percentiles(np.array([7, 0, 2, 2])).tolist()
     [0.875, 0.125, 0.5, 0.5]
@@ -46,12 +46,12 @@ def popularity_percentiles(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.floa
     return np.asarray((below + up_to) / (2 * len(counts)), dtype=np.float64)
 
 
-def mean_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerUser:
+def mean_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
     """Mean popularity percentile of each user's list; NaN for an empty list.
 
     Args:
         items: int32 [U, K].
-        counts: int64 [N], how often each item was taken in training.
+        counts: int64 [N], interactions with each item in training.
 
     >>> lists = np.array([[0, 1], [0, -1]], dtype=np.int32)
     >>> mean_popularity(lists, np.array([7, 0, 2, 2])).tolist()
@@ -60,10 +60,10 @@ def mean_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerUser:
     return _mean_of_filled(items, popularity_percentiles(counts))
 
 
-def long_tail_share(items: Lists, counts: npt.NDArray[np.int64]) -> PerUser:
-    """Share of each user's list that is not among the 20% of items taken most often.
+def long_tail_share(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
+    """Share of each user's list outside the 20% of items with the most interactions.
 
-    Of items taken equally often, those that come first count as taken more; NaN for an empty list.
+    Of items with equally many, those that come first count as having more; NaN for an empty list.
 
     >>> counts = np.array([9, 1, 1, 1, 1])
     >>> long_tail_share(np.array([[0, 1], [2, 3]], dtype=np.int32), counts).tolist()
@@ -75,7 +75,7 @@ def long_tail_share(items: Lists, counts: npt.NDArray[np.int64]) -> PerUser:
     return _mean_of_filled(items, in_tail)
 
 
-def intra_list_diversity(items: Lists, vectors: npt.NDArray[np.float32]) -> PerUser:
+def intra_list_diversity(items: Lists, features: npt.NDArray[np.float32]) -> PerList:
     """Mean cosine distance of the pairs in each user's list; NaN for lists of fewer than two.
 
     ``1 - mean over pairs of cos(x, y)``. With unit vectors, the pairs' sum of cosines is
@@ -83,17 +83,17 @@ def intra_list_diversity(items: Lists, vectors: npt.NDArray[np.float32]) -> PerU
 
     Args:
         items: int32 [U, K].
-        vectors: float32 [N, D], such as the features that were tokenized.
+        features: float32 [N, D], such as those that were tokenized.
 
-    >>> vectors = np.array([[1, 0], [2, 0], [0, 3]], dtype=np.float32)
+    >>> features = np.array([[1, 0], [2, 0], [0, 3]], dtype=np.float32)
     >>> lists = np.array([[0, 1], [0, 2], [1, -1]], dtype=np.int32)
-    >>> intra_list_diversity(lists, vectors).tolist()
+    >>> intra_list_diversity(lists, features).tolist()
     [0.0, 1.0, nan]
     """
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = vectors / np.where(lengths > 0, lengths, 1)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    units = features / np.where(lengths > 0, lengths, 1)
     filled = items != NO_ITEM
-    sums = np.zeros((len(items), vectors.shape[1]))
+    sums = np.zeros((len(items), features.shape[1]))
     for place in range(items.shape[1]):
         sums += np.where(filled[:, place, None], units[items[:, place]], 0)
     num = filled.sum(axis=1)
@@ -102,7 +102,7 @@ def intra_list_diversity(items: Lists, vectors: npt.NDArray[np.float32]) -> PerU
     return np.where(num > 1, 1 - cosines, np.nan)
 
 
-def _mean_of_filled(items: Lists, values: npt.NDArray[np.float64]) -> PerUser:
+def _mean_of_filled(items: Lists, values: npt.NDArray[np.float64]) -> PerList:
     filled = items != NO_ITEM
     with np.errstate(invalid="ignore"):
         means = np.where(filled, values[items], 0).sum(axis=1) / filled.sum(axis=1)

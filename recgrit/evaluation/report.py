@@ -1,6 +1,6 @@
 """From recommendations to an `EvaluationReport`: numbers, their intervals, and how they were got.
 
-Numbers from different protocols cannot be compared, so the protocol (split, masking, beam width,
+Numbers from different protocols cannot be compared, so the protocol (split, masking, search,
 order of ties, catalogue) travels with them.
 """
 
@@ -10,74 +10,89 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import polars as pl
-from pydantic import Field, field_validator
 
-from recgrit.config import Config
+from recgrit.data.config import DataConfig
 from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit, Split
 from recgrit.errors import ArtifactError, DataError
 from recgrit.evaluation.bootstrap import bootstrap_intervals
-from recgrit.evaluation.metrics import METRICS, MISSED, PerUser, Ranks, ranks_of_targets
+from recgrit.evaluation.config import DEFAULT_KS, DEFAULT_NUM_BOOTSTRAP, EvaluationConfig
+from recgrit.evaluation.metrics import METRICS, MISSED, PerTarget, Ranks, ranks_of_targets
 
-DEFAULT_KS = (5, 10, 20)
-DEFAULT_NUM_BOOTSTRAP = 1000
-
-PER_USER_NAME = "per_user.parquet"
+PER_TARGET_NAME = "per_target.parquet"
 REPORT_NAME = "evaluation.json"
 
 
-class EvaluationConfig(Config):
-    """How recommendations are made for evaluation, and what is measured.
+class ReportKey(NamedTuple):
+    """Which report of a run: one model on one split, seen items kept or filtered out.
 
     Args:
-        ks: List lengths to evaluate at.
-        num_bootstrap: Resamples of the users for 95% intervals.
-        beam_width: Prefixes kept at each level of the trie.
-        exact_users: Users whose beam is compared with exact scores of all items; 0 for none.
+        model: What the model is called in the run: its kind, such as ``trie`` or ``popularity``.
+        split: ``valid`` or ``test``.
+        masked: Whether the items of a user's history were kept out of the lists.
     """
 
-    ks: tuple[int, ...] = DEFAULT_KS
-    num_bootstrap: int = Field(DEFAULT_NUM_BOOTSTRAP, ge=1)
-    beam_width: int = Field(50, ge=1)
-    exact_users: int = Field(200, ge=0)
+    model: str
+    split: Split
+    masked: bool
 
-    @field_validator("ks")
     @classmethod
-    def _check_ks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if not ks or min(ks) < 1:
-            raise ValueError("list lengths must be positive, for example [5, 10, 20]")
-        return tuple(sorted(set(ks)))
+    def of_folder(cls, path: Path) -> ReportKey:
+        """The key of a report that lies in this folder."""
+        split: Split = "valid" if path.name.startswith("valid") else "test"
+        return cls(path.parent.name, split, path.name.endswith("_masked"))
+
+    @property
+    def folder(self) -> str:
+        """Where the report lies among a run's reports, such as ``trie/test_masked``."""
+        return f"{self.model}/{self.lists}"
+
+    @property
+    def lists(self) -> str:
+        """What the lists are called whoever made them, such as ``test_masked``."""
+        return f"{self.split}_masked" if self.masked else self.split
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What one model reached on one split, user by user and on average.
+    """What one model reached on one split, target by target and on average.
 
     Args:
-        per_user: One row per target, of which most protocols have one a user: ``user_idx`` int64,
-            ``item_idx`` int32 (the target) and ``rank`` int32 (from 1; 0 where the list lacks the
-            target, or there is no list).
-        protocol: How the numbers were got: ``split``, ``masked``, ``ks``, ``beam_width``,
-            ``ties``, ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap``, ``seed``.
+        per_target: One row per target: ``user_idx`` int64, whose target it is; ``sequence`` int64,
+            the row of the split that ends with it; ``item_idx`` int32, the target; and ``rank``
+            int32, from 1, or 0 where the list lacks the target or there is no list. Where a split
+            has one target a user, ``sequence`` equals ``user_idx``.
+        protocol: How the numbers were got: ``split``, ``masked``, ``ks``, ``search``, ``ties``,
+            ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap``, ``seed``.
         means: Mean over targets of each metric, such as ``recall_at_10``.
-        bounds: The 95% bootstrap interval of each mean.
+        bounds: The 95% bootstrap interval of each mean, over users with all their targets.
     """
 
-    per_user: pl.DataFrame
+    per_target: pl.DataFrame
     protocol: dict[str, Any]
     means: dict[str, float]
     bounds: dict[str, tuple[float, float]]
 
     @property
     def ranks(self) -> Ranks:
-        """int32 [U], the rank of each user's target; 0 where missed."""
-        return self.per_user["rank"].to_numpy()
+        """int32 [T], the rank of each target; 0 where missed."""
+        return self.per_target["rank"].to_numpy()
+
+    @property
+    def users(self) -> npt.NDArray[np.int64]:
+        """int64 [T], the user_idx whose target each is."""
+        return self.per_target["user_idx"].to_numpy()
+
+    @property
+    def sequences(self) -> npt.NDArray[np.int64]:
+        """int64 [T], the row of the split that each target stands in."""
+        return self.per_target["sequence"].to_numpy()
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -93,9 +108,9 @@ class EvaluationReport:
         return dict(self.bounds)
 
     def to_polars(self) -> pl.DataFrame:
-        """The per-user table with a column for each metric."""
-        return self.per_user.with_columns(
-            pl.Series(name, values) for name, values in _per_user(self.ranks, self.ks).items()
+        """The per-target table with a column for each metric."""
+        return self.per_target.with_columns(
+            pl.Series(name, values) for name, values in _metrics_of(self.ranks, self.ks).items()
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -103,8 +118,8 @@ class EvaluationReport:
         return self.to_polars().to_pandas()
 
     def save(self, directory: Path) -> None:
-        """Write ``per_user.parquet`` and ``evaluation.json``."""
-        self.per_user.write_parquet(directory / PER_USER_NAME)
+        """Write ``per_target.parquet`` and ``evaluation.json``."""
+        self.per_target.write_parquet(directory / PER_TARGET_NAME)
         values = {
             "protocol": self.protocol,
             "metrics": {
@@ -126,7 +141,7 @@ class EvaluationReport:
             values = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
             metrics = values["metrics"]
             return cls(
-                per_user=pl.read_parquet(directory / PER_USER_NAME, glob=False),
+                per_target=pl.read_parquet(directory / PER_TARGET_NAME, glob=False),
                 # JSON has no tuples, and a report must load equal to the one saved.
                 protocol=values["protocol"] | {"ks": tuple(values["protocol"]["ks"])},
                 means={name: metric["mean"] for name, metric in metrics.items()},
@@ -135,8 +150,26 @@ class EvaluationReport:
         except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
             raise ArtifactError(
                 f"No readable evaluation at {directory}: {error!r}. Expected {REPORT_NAME} and "
-                f"{PER_USER_NAME}; run the evaluation again."
+                f"{PER_TARGET_NAME}; run the evaluation again."
             ) from None
+
+
+def describe_search(beam_width: int | None) -> str:
+    """How a model's lists were found, for the protocol; None stands for scores of all items.
+
+    >>> describe_search(50), describe_search(None)
+    ('beam of 50', 'all items scored')
+    """
+    return "all items scored" if beam_width is None else f"beam of {beam_width}"
+
+
+def describe_ties(data: DataConfig) -> str:
+    """How interactions with equal timestamps were ordered, for the protocol.
+
+    >>> describe_ties(DataConfig())
+    'file order'
+    """
+    return "file order" if data.ties == "file" else f"shuffled with seed {data.tie_seed}"
 
 
 def evaluate_recommendations(
@@ -145,61 +178,64 @@ def evaluate_recommendations(
     split_name: Split,
     *,
     masked: bool,
-    beam_width: int | Literal["exact"],
+    search: str,
+    ties: str,
     seed: int,
     ks: Iterable[int] = DEFAULT_KS,
     num_bootstrap: int = DEFAULT_NUM_BOOTSTRAP,
-    ties: str = "file order",
-    users: npt.NDArray[np.int64] | None = None,
+    sequences: npt.NDArray[np.int64] | None = None,
 ) -> EvaluationReport:
-    """Compare each user's list with the item the user took next.
+    """Compare each list with the item that the user interacted with next.
 
     Args:
-        recommendations: Lists at least as long as the largest k.
+        recommendations: Lists at least as long as the largest k, by sequence of the split.
         split: Where the targets stand.
         split_name: Which targets: ``"valid"`` or ``"test"``.
         masked: Whether the items of each user's history were kept out of the lists.
-        beam_width: Beam width of the search, or ``"exact"`` where every item was scored.
+        search: How the lists were found: `describe_search` of a model here, or what is known of
+            lists from elsewhere, such as ``"lists from sasrec.csv"``.
+        ties: How interactions with equal timestamps were ordered: `describe_ties` of the data.
         seed: Seed of the bootstrap.
         ks: The list lengths to evaluate at.
         num_bootstrap: Number of bootstrap resamples.
-        ties: How interactions with equal timestamps were ordered.
-        users: Evaluate these users only, int64 [U]; None takes every user with a target. A user
-            without a list counts as missed, and a list of any other user is left out.
+        sequences: Evaluate these only, int64 [T]; None takes every sequence with a target. One
+            without a list counts as missed, and a list of any other is left out.
 
     Returns:
-        The report, its users in ascending order.
+        The report, its sequences in ascending order.
 
     Raises:
         DataError: Lists are shorter than the largest k, hold items outside the catalogue, or a
             user has two; or a user asked for has no target.
     """
     config = EvaluationConfig(ks=tuple(ks), num_bootstrap=num_bootstrap)
-    users = split.target_users(split_name) if users is None else np.unique(users)
-    _check_users(users, split, split_name)
+    sequences = split.target_users(split_name) if sequences is None else np.unique(sequences)
+    _check_sequences(sequences, split, split_name)
     _check_lists(recommendations, split, max(config.ks))
 
-    row_of_user = np.full(split.num_sequences, -1, dtype=np.int64)
-    row_of_user[recommendations.users] = np.arange(recommendations.num_users)
-    has_list = row_of_user[users] >= 0
-    targets = split.targets(split_name, users)
-    ranks = np.full(len(users), MISSED, dtype=np.int32)
+    list_of = np.full(split.num_sequences, -1, dtype=np.int64)
+    list_of[recommendations.users] = np.arange(recommendations.num_users)
+    has_list = list_of[sequences] >= 0
+    targets = split.targets(split_name, sequences)
+    ranks = np.full(len(sequences), MISSED, dtype=np.int32)
     ranks[has_list] = ranks_of_targets(
-        recommendations.items[row_of_user[users[has_list]]], targets[has_list]
+        recommendations.items[list_of[sequences[has_list]]], targets[has_list]
     )
-    values = _per_user(ranks, config.ks)
-    owners = split.owners_of(users)
+    values = _metrics_of(ranks, config.ks)
+    owners = split.owners_of(sequences)
     return EvaluationReport(
-        per_user=pl.DataFrame({"user_idx": owners, "item_idx": targets, "rank": ranks}),
+        per_target=pl.DataFrame(
+            {"user_idx": owners, "sequence": sequences, "item_idx": targets, "rank": ranks}
+        ),
         protocol={
             "split": split_name,
             "masked": masked,
             "ks": config.ks,
-            "beam_width": beam_width,
+            "search": search,
             "ties": ties,
             "num_items": split.num_items,
             "num_users": len(np.unique(owners)),
-            "num_targets": len(users),
+            "num_targets": len(sequences),
             "num_bootstrap": num_bootstrap,
             "seed": seed,
         },
@@ -208,22 +244,24 @@ def evaluate_recommendations(
     )
 
 
-def _per_user(ranks: Ranks, ks: Iterable[int]) -> dict[str, PerUser]:
+def _metrics_of(ranks: Ranks, ks: Iterable[int]) -> dict[str, PerTarget]:
     return {
         f"{name.lower()}_at_{k}": metric(ranks, k) for name, metric in METRICS.items() for k in ks
     }
 
 
-def _check_users(users: npt.NDArray[np.int64], split: SequenceSplit, split_name: Split) -> None:
-    if not len(users):
+def _check_sequences(
+    sequences: npt.NDArray[np.int64], split: SequenceSplit, split_name: Split
+) -> None:
+    if not len(sequences):
         raise DataError(
             f"No user to evaluate on {split_name}: nobody has a target there. "
             "A user needs at least three interactions."
         )
-    without = np.setdiff1d(users, split.target_users(split_name))
+    without = np.setdiff1d(sequences, split.target_users(split_name))
     if len(without):
         raise DataError(
-            f"{len(without)} of {len(users)} users have no {split_name} target, the first "
+            f"{len(without)} of {len(sequences)} users have no {split_name} target, the first "
             f"{without[:3].tolist()}. Choose among split.target_users({split_name!r})."
         )
 

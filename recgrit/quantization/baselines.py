@@ -2,7 +2,7 @@
 
 Most differ from GRIT-VQ in what trains the codes, not in how a stack assigns and decodes; they are
 settings of the same stack, so that a comparison compares the method and nothing else. All start
-from the same k-means; those that learn revive dead codes by the same rule.
+from the same k-means; those that learn reset dead codes by the same rule.
 
 ============== ==================================== ===========================================
 name           gradient to the encoder              what trains the codes

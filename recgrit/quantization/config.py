@@ -37,7 +37,7 @@ class TokenizerConfig(Config):
         commitment_weight: Pulls latents to their codes (``mlp`` only).
         codebook_weight: Pulls codes to their latents.
         usage_weight: Rewards an even use of the codes; costs a softmax over all of them.
-        reset_interval: Steps between revivals of dead codes; null for none.
+        reset_interval: Steps between resets of dead codes; null for none.
         cache_interval: Steps between refreshes of the codebooks that items are assigned by.
         sample_items: Items to fit to, drawn at random where there are more; all are assigned.
         semantic_ids_path: A published ``NAME.index.json`` whose IDs the items get in place of

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 # A later level this much less even than the first is the "hourglass" of raw residuals.
 HOURGLASS_RATIO = 0.25
@@ -58,10 +57,6 @@ class IdDiagnostics:
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return asdict(self)
-
-    def to_polars(self) -> pl.DataFrame:
-        """One row per level."""
-        return pl.DataFrame([asdict(level) for level in self.levels])
 
     def warnings(self) -> list[str]:
         """What is wrong with these IDs and what to change; empty if they are fine."""

@@ -1,11 +1,11 @@
-"""Fitting a tokenizer to item features: k-means start, joint training, dead codes revived.
+"""Fitting a tokenizer to item features: k-means start, joint training, dead-code resets.
 
 What decides is the start and the resets: k-means on the residuals of *all* items, level by level,
 then joint training of the stack on the error of the whole sum, with codes that fall out of use
-placed on badly served items. The best epoch by reconstruction error over all items is kept.
+placed on badly quantized items. The best epoch by reconstruction error over all items is kept.
 
-On several ranks (`recgrit.ranks`) rank 0 makes the start, a step's items are divided, and what is
-counted is counted over all of them: they fit what one would, up to the rounding of sums.
+In several processes (`recgrit.distributed`) the first makes the start, a step's items are divided,
+and what is counted is counted over all of them: they fit what one would, up to rounding of sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recgrit import ranks
+from recgrit import distributed
 from recgrit.errors import ConfigError
 from recgrit.progress import progress_bar
 from recgrit.quantization.autoencoder import QuantizedAutoencoder
@@ -28,7 +28,7 @@ from recgrit.quantization.residual import ResidualGRITVQ
 
 logger = logging.getLogger(__name__)
 
-# No revivals in the last part of training: a code placed then cannot settle any more.
+# No resets in the last part of training: a code placed then cannot settle any more.
 RESET_UNTIL = 0.8
 # Rows encoded at once when all items are read.
 ENCODE_CHUNK = 65_536
@@ -43,7 +43,7 @@ class TokenizerEpoch:
         reconstruction_loss: Mean squared error, summed over dimensions, of scaled features.
         collision_rate: Share of items whose ID another item has too.
         mean_gap: Mean distance between a latent and its quantization.
-        num_resets: Codes revived in this epoch.
+        num_resets: Codes reset in this epoch.
     """
 
     epoch: int
@@ -123,7 +123,7 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     fitted = fit_codebooks(features, config, seed=seed)
     codes, norms = assign_codes(fitted.model, features)
     diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
-    if ranks.is_first():
+    if distributed.is_first():
         for warning in diagnostics.warnings():
             logger.warning(warning)
     return FittedTokenizer(
@@ -134,7 +134,7 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
 def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedCodebooks:
     """Fit codebooks to item features ``[N, F]``, or to a sample of them where there are many.
 
-    Of several ranks each is given all features, and has all of what is returned.
+    Each of several processes is given all features, and has all of what is returned.
 
     Raises:
         ConfigError: A codebook is larger than the catalogue, or all IDs together are fewer than
@@ -145,12 +145,12 @@ def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     generator = torch.Generator().manual_seed(seed)
     model = build_tokenizer(features.shape[1], config).to(features.device)
     sample = _draw_sample(features, config.sample_items, seed)
-    if ranks.is_first():
+    if distributed.is_first():
         model.fit_normalization_(sample)
         if config.init == "kmeans":
             model.quantizer.fit_init(_encode_all(model, sample), seed=seed)
-    ranks.take_from_first_(model.state_dict().values())
-    ranks.seed_apart(seed, epoch=0)
+    distributed.take_from_first_(model.state_dict().values())
+    distributed.seed_apart(seed, epoch=0)
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()
     return FittedCodebooks(model, history, best_epoch, len(sample))
@@ -180,13 +180,13 @@ def _train(
             num_resets = 0
             order = torch.randperm(len(features), generator=generator).to(features.device)
             for rows in order.split(config.batch_size):
-                mine = rows[ranks.share(len(rows))]
+                mine = rows[distributed.share(len(rows))]
                 result = model(features[mine])
                 if optimizer is not None and schedule is not None:
                     loss = result.reconstruction_loss + result.quantized.loss
                     optimizer.zero_grad(set_to_none=True)
                     (loss * (len(mine) / len(rows))).backward()
-                    ranks.sum_([p.grad for p in learned if p.grad is not None])
+                    distributed.sum_([p.grad for p in learned if p.grad is not None])
                     optimizer.step()
                     schedule.step()
                 step += 1
@@ -223,14 +223,14 @@ def _measure(
 ) -> TokenizerEpoch:
     model.eval()
     total, gaps, codes = 0.0, 0.0, []
-    for rows in features[ranks.share(len(features))].split(ENCODE_CHUNK):
+    for rows in features[distributed.share(len(features))].split(ENCODE_CHUNK):
         latent = model.encode_latent(rows)
         result = model(rows)
         total += result.reconstruction_loss.item() * len(rows)
         gaps += (latent - result.quantized.quantized).norm(dim=-1).sum().item()
         codes.append(result.quantized.codes)
-    total, gaps = ranks.sum_numbers(total, gaps)
-    all_codes = ranks.gather_rows(torch.cat(codes))
+    total, gaps = distributed.sum_numbers(total, gaps)
+    all_codes = distributed.gather_rows(torch.cat(codes))
     _, counts = torch.unique(all_codes, dim=0, return_counts=True)
     return TokenizerEpoch(
         epoch=epoch,

@@ -1,14 +1,18 @@
-"""K-means centroids, by faiss where it is installed and scikit-learn where it is not."""
+"""K-means centroids, by faiss where it is installed and by torch where it is not."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NUM_ITERATIONS = 25
+# Vectors assigned at once: distances of all of them to all centroids need not fit into memory.
+ASSIGN_ROWS = 8192
 
 
 def fit_kmeans(
@@ -22,15 +26,15 @@ def fit_kmeans(
         seed: Makes the result repeatable.
         spherical: Cluster directions: centroids have unit length.
     """
-    data = np.ascontiguousarray(vectors.detach().cpu().numpy(), dtype=np.float32)
+    data = vectors.detach().float().cpu().contiguous()
     if importlib.util.find_spec("faiss") is not None:
-        centroids = _fit_faiss(data, num_centroids, seed, spherical)
+        centroids = _fit_faiss(data.numpy(), num_centroids, seed, spherical)
     else:
-        centroids = _fit_sklearn(data, num_centroids, seed, spherical)
-    return torch.from_numpy(centroids).to(vectors.device)
+        centroids = _fit_torch(data, num_centroids, seed, spherical)
+    return centroids.to(vectors.device)
 
 
-def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool) -> np.ndarray:
+def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool) -> Tensor:
     import faiss
 
     kmeans = faiss.Kmeans(
@@ -47,14 +51,47 @@ def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool)
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
     kmeans.train(data)
-    return np.asarray(kmeans.centroids, dtype=np.float32)
+    return torch.from_numpy(np.asarray(kmeans.centroids, dtype=np.float32))
 
 
-def _fit_sklearn(data: np.ndarray, num_centroids: int, seed: int, spherical: bool) -> np.ndarray:
-    from sklearn.cluster import KMeans
+def _fit_torch(data: Tensor, num_centroids: int, seed: int, spherical: bool) -> Tensor:
+    """Lloyd's iterations; a centroid without vectors moves to the vector that is served worst."""
+    generator = torch.Generator().manual_seed(seed)
+    centroids = _choose_starts(data, num_centroids, generator)
+    for _ in range(NUM_ITERATIONS):
+        if spherical:
+            centroids = F.normalize(centroids, dim=-1)
+        offset = -0.5 * centroids.square().sum(dim=-1)
+        nearest = torch.cat(
+            [
+                torch.addmm(offset, rows, centroids.T).argmax(dim=-1)
+                for rows in data.split(ASSIGN_ROWS)
+            ]
+        )
+        counts = torch.bincount(nearest, minlength=num_centroids)
+        errors = (data - centroids[nearest]).square().sum(dim=-1)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, data)
+        centroids = sums / counts.clamp_min(1)[:, None]
+        empty = (counts == 0).nonzero()[:, 0]
+        centroids[empty] = data[errors.topk(len(empty)).indices]
+    return F.normalize(centroids, dim=-1) if spherical else centroids
 
-    kmeans = KMeans(num_centroids, n_init=1, max_iter=NUM_ITERATIONS, random_state=seed)
-    centroids = np.asarray(kmeans.fit(data).cluster_centers_, dtype=np.float32)
-    if spherical:
-        centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
-    return centroids
+
+def _choose_starts(data: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-means++ of ``[N, D]``: ``[K, D]`` vectors that are far from one another.
+
+    A vector is drawn by its squared distance to the nearest start so far; of a few that are drawn,
+    the one that lowers the sum of these distances most is kept.
+    """
+    num_draws = 2 + int(math.log(num_centroids))
+    chosen = [int(torch.randint(len(data), (1,), generator=generator))]
+    distances = (data - data[chosen[0]]).square().sum(dim=-1)
+    while len(chosen) < num_centroids:
+        places = distances.double().cumsum(dim=0)
+        draws = torch.rand(num_draws, dtype=torch.float64, generator=generator) * places[-1]
+        candidates = torch.searchsorted(places, draws).clamp_max(len(data) - 1)
+        left = torch.cdist(data, data[candidates]).square().minimum(distances[:, None])
+        best = int(left.sum(dim=0).argmin())
+        chosen.append(int(candidates[best]))
+        distances = left[:, best]
+    return data[chosen]

@@ -88,7 +88,7 @@ class Quantizer(Protocol):
         *,
         generator: torch.Generator | None = None,
     ) -> int:
-        """Upkeep between two steps; returns how many dead codes were revived."""
+        """Codebook maintenance between two steps; returns how many dead codes were reset."""
         ...
 
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:

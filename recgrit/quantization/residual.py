@@ -5,7 +5,8 @@ chaining gradients through the levels starves the first. And there is **one surr
 of all levels instead of one per level: summed straight-through estimators multiply the encoder's
 gradient by the number of levels. Each code still gets its gradient through the sum.
 
-In training, upkeep belongs between steps: moving averages, revival of dead codes, spectral clip.
+In training, codebook maintenance belongs between steps: moving averages, dead-code resets, spectral
+clip.
 Call `ResidualGRITVQ.after_step` with your optimizer after its step, also where a step follows
 several forwards; whoever never calls it gets the same at the start of the next training forward,
 never between a forward and its backward.
@@ -27,13 +28,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrit import ranks
+from recgrit import distributed
 from recgrit.quantization.codebook import Codebook, CodebookLearning, Normalization
 from recgrit.quantization.estimators import GradientEstimator, RadiusSurrogate
+from recgrit.quantization.maintenance import CodebookMaintenance
 from recgrit.quantization.quantizer import Quantized, QuantizerError, check_vectors
 from recgrit.quantization.radius import RADII, Radius, SurrogateForm
 from recgrit.quantization.transform import TransformKind
-from recgrit.quantization.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class ResidualGRITVQ(nn.Module):
         codebook_weight: Of the codebook loss.
         usage_weight: Of the usage loss; it costs a softmax over all codes.
         ema_decay: Weight of the past in moving averages.
-        reset_interval: Steps between revivals of dead codes; None for none.
+        reset_interval: Steps between resets of dead codes; None for none.
         cache_interval: Steps for which assignment in training uses the same transformed codebooks.
             Worth it for small batches and large K only.
 
@@ -138,21 +139,21 @@ class ResidualGRITVQ(nn.Module):
         self._called_by_user = False
         self._num_steps = 0
         self._cache: list[Tensor] | None = None
-        self._upkeep = Upkeep(codebook_learning, ema_decay, reset_interval)
+        self._maintenance = CodebookMaintenance(codebook_learning, ema_decay, reset_interval)
 
     @property
     def learns_by_averages(self) -> bool:
         """Whether moving averages train the codes, with no need of an optimizer."""
-        return self._upkeep.learning == "ema"
+        return self._maintenance.learning == "ema"
 
     @property
     def reset_interval(self) -> int | None:
-        """Steps between revivals of dead codes; set it to None to end them, as late in training."""
-        return self._upkeep.reset_interval
+        """Steps between resets of dead codes; set it to None to end them, as late in training."""
+        return self._maintenance.reset_interval
 
     @reset_interval.setter
     def reset_interval(self, value: int | None) -> None:
-        self._upkeep.reset_interval = value
+        self._maintenance.reset_interval = value
 
     def _codebooks(self) -> list[Codebook]:
         return [level for level in self.levels if isinstance(level, Codebook)]
@@ -186,7 +187,7 @@ class ResidualGRITVQ(nn.Module):
         """
         learning = self.training and not self._frozen
         if learning and self._pending and not self._called_by_user:
-            self._keep_up(None, None)
+            self._maintain(None, None)
         flat = latent.reshape(-1, latent.shape[-1]) if mask is None else latent[mask]
         check_vectors(flat, self.dim)
         with torch.autocast(latent.device.type, enabled=False):
@@ -201,10 +202,10 @@ class ResidualGRITVQ(nn.Module):
             usage = commitment.new_zeros(())
             if self.usage_weight > 0:
                 codebooks = [level.effective() for level in self._codebooks()]
-                usage = _usage_loss(residuals, codebooks, over_ranks=learning)
+                usage = _usage_loss(residuals, codebooks, all_processes=learning)
             if learning:
                 self._pending = True
-                self._upkeep.record(
+                self._maintenance.record(
                     self._codebooks(), codes, residuals, squared_gap.detach(), self._num_steps + 1
                 )
             output = self.estimator(
@@ -273,11 +274,11 @@ class ResidualGRITVQ(nn.Module):
             codes = level.effective()
             residual = residual - F.embedding(level.assign(residual, codes), codes)
         self.mean_gap.copy_(residual.norm(dim=-1).mean())
-        self._upkeep.forget()
+        self._maintenance.forget()
         self._pending, self._cache = False, None
 
     def freeze(self) -> None:
-        """Learn no more: no gradients, no moving averages, no revivals, in training mode too."""
+        """Learn no more: no gradients, no moving averages, no resets, in training mode too."""
         self.requires_grad_(False)
         self._frozen, self._pending = True, False
 
@@ -288,39 +289,40 @@ class ResidualGRITVQ(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> int:
-        """Upkeep after an optimizer's step: moving averages, dead codes, spectral clip.
+        """Codebook maintenance after an optimizer's step.
 
-        On several processes (torch.distributed) all ranks must call it alike, after as many
-        training forwards, be they of no vectors: counts and sums are added up, and codes are
-        revived from the vectors of all, so that all ranks stay equal.
+        It updates moving averages, resets dead codes and clips the spectrum of W. On several
+        processes (torch.distributed) all must call it alike, after as many training forwards, be
+        they of no vectors: counts and sums are added up, and codes are reset from the vectors of
+        all, so that all processes stay equal.
 
         Args:
-            optimizer: Its state of revived codes is cleared; else old moments would drag them away.
-            generator: Draws where revived codes go.
+            optimizer: Its state of reset codes is cleared; else old moments would drag them away.
+            generator: Draws where reset codes go.
 
         Returns:
-            The number of codes revived.
+            The number of codes reset.
         """
         self._called_by_user = True
-        return self._keep_up(optimizer, generator)
+        return self._maintain(optimizer, generator)
 
     @torch.no_grad()
-    def _keep_up(
+    def _maintain(
         self, optimizer: torch.optim.Optimizer | None, generator: torch.Generator | None
     ) -> int:
         if not self._pending:
             return 0
         self._pending = False
         self._num_steps += 1
-        num_revived = self._upkeep.run(
+        num_reset = self._maintenance.run(
             self._codebooks(), self.mean_gap, self._num_steps, optimizer, generator
         )
         if self._num_steps % CLIP_INTERVAL == 0:
             for level in self._codebooks():
                 level.transform.clip_spectrum_()
-        if num_revived or self._num_steps % self.cache_interval == 0:
+        if num_reset or self._num_steps % self.cache_interval == 0:
             self._cache = None
-        return num_revived
+        return num_reset
 
     @torch.no_grad()
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -407,7 +409,7 @@ class ResidualGRITVQ(nn.Module):
         if self.mean_gap > 0:
             return self.mean_gap
         gap = squared_gap.detach().sqrt()
-        return ranks.mean_of_rows(gap) if learning else gap.mean()
+        return distributed.mean_of_rows(gap) if learning else gap.mean()
 
 
 def _check_sizes(dim: int, num_levels: int, codebook_size: int | Sequence[int]) -> list[int]:
@@ -445,22 +447,25 @@ def _scatter(
     return rows.new_full(tuple(shape), blank).masked_scatter(mask.unsqueeze(-1).expand(shape), rows)
 
 
-def _usage_loss(residuals: list[Tensor], codebooks: list[Tensor], *, over_ranks: bool) -> Tensor:
+def _usage_loss(residuals: list[Tensor], codebooks: list[Tensor], *, all_processes: bool) -> Tensor:
     """1 - normalised entropy of the mean soft assignment, averaged over levels.
 
     The softmax is over squared distances in units of their mean to the nearest code, so that it is
-    as soft as the level's own gap is wide. ``over_ranks``, the mean is that over the vectors of all
-    ranks, and the gradient this rank's part of it: to be weighted by vectors, as a mean's is.
+    as soft as the level's own gap is wide. With ``all_processes``, the mean is that over the
+    vectors of all processes, and the gradient this process's part of it: to be weighted by
+    vectors, as a mean's is.
     """
     losses = []
     for residual, codes in zip(residuals, codebooks, strict=True):
         distances = torch.cdist(residual, codes).square()
         nearest = distances.detach().amin(dim=-1)
-        unit = (ranks.mean_of_rows(nearest) if over_ranks else nearest.mean()).clamp_min(1e-12)
+        unit = (distributed.mean_of_rows(nearest) if all_processes else nearest.mean()).clamp_min(
+            1e-12
+        )
         soft = (-distances / unit).softmax(dim=-1)
         share = soft.sum(dim=0) / max(1, len(soft))
-        if over_ranks and ranks.num_ranks() > 1:
-            share = share + (ranks.mean_of_rows(soft) - share.detach())
+        if all_processes and distributed.world_size() > 1:
+            share = share + (distributed.mean_of_rows(soft) - share.detach())
         entropy = -(share * share.clamp_min(1e-12).log()).sum()
         losses.append(1 - entropy / max(math.log(len(codes)), 1e-12))
     return torch.stack(losses).mean()

@@ -24,7 +24,7 @@ class ItemRows:
         item_ids: External ids.
         titles: Empty where a title is only the id again.
         codes: The ID of each.
-        counts: How often each was taken in training.
+        counts: Interactions with each in training.
         num_items: Size of the catalogue: more than rows if these are a sample.
         sample: What the rows are if not all: said on the page.
     """
@@ -66,12 +66,12 @@ class Collisions:
 
 
 def list_items(table: SemanticIdTable, counts: npt.NDArray[np.int64]) -> ItemRows:
-    """All items in the order of the catalogue or, of a large one, those taken most often."""
+    """All items in catalogue order or, of a large one, those with the most interactions."""
     rows = np.arange(len(table))
     sample = ""
     if len(table) > MAX_ROWS:
         rows = np.sort(np.argsort(-counts, kind="stable")[:MAX_ROWS])
-        sample = f"the {MAX_ROWS:,} items taken most often in training, of {len(table):,}"
+        sample = f"the {MAX_ROWS:,} items with the most interactions in training, of {len(table):,}"
     item_ids, titles = table.item_ids.gather(rows).to_list(), table.titles.gather(rows).to_list()
     return ItemRows(
         item_ids=tuple(item_ids),

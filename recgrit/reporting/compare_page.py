@@ -1,4 +1,4 @@
-"""The page that shows several runs side by side."""
+"""The page that shows several models side by side."""
 
 from __future__ import annotations
 
@@ -7,37 +7,42 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from recgrit.reporting.comparison import POPULARITY, ComparedRun, Comparison, Difference
+from recgrit.reporting.comparison import Comparison, Difference
 from recgrit.reporting.figures import (
     GREY,
-    PALETTE,
     add_line,
     as_json,
+    assign_colors,
     build_figure,
     draw_breakdown,
     error_bars,
 )
 from recgrit.reporting.page import render
-from recgrit.reporting.scores import ModelScores, metric_title
+from recgrit.reporting.scores import FLOOR, metric_title
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The page about several runs."""
-    names = [run.name for run in comparison.runs]
+    """The page about several models."""
+    own = [compared for compared in comparison.rows if not compared.row.is_baseline]
     return render(
         "compare.html.jinja",
         {"figures": build_figures(comparison)},
-        title=" · ".join(names),
+        title=" · ".join(compared.name for compared in own),
         comparison=comparison,
-        colors=run_colors(comparison.runs),
+        own=own,
+        stages=dict.fromkeys(
+            stage for compared in own for found in compared.fingerprints.values() for stage in found
+        ),
+        colors=color_rows(comparison),
         metrics=metrics_of(comparison),
     )
 
 
-def run_colors(runs: Sequence[ComparedRun]) -> dict[str, str]:
-    """A colour for each run, and grey for popularity."""
-    colors = {run.name: PALETTE[place % len(PALETTE)] for place, run in enumerate(runs)}
-    return {POPULARITY: GREY} | colors
+def color_rows(comparison: Comparison) -> dict[str, str]:
+    """A colour for each row; popularity beside others is grey."""
+    floor = [c.name for c in comparison.rows if c.row.is_baseline and c.row.kind == FLOOR]
+    others = [compared.name for compared in comparison.rows if compared.name not in floor]
+    return assign_colors(others) | dict.fromkeys(floor, GREY)
 
 
 def metrics_of(comparison: Comparison) -> list[tuple[str, bool]]:
@@ -47,7 +52,7 @@ def metrics_of(comparison: Comparison) -> list[tuple[str, bool]]:
 
 def build_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Every figure of the page, as plotly's JSON."""
-    colors = run_colors(comparison.runs)
+    colors = color_rows(comparison)
     figures = {
         f"difference_{metric.partition('_')[0]}{'_masked' if masked else ''}": draw_differences(
             [d for d in comparison.differences if (d.metric, d.masked) == (metric, masked)], colors
@@ -55,32 +60,31 @@ def build_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
         for metric, masked in metrics_of(comparison)
     }
     for name in ("recall", "ndcg"):
-        rows = [(run.name, run.scores) for run in comparison.runs]
-        figures[f"score_{name}"] = draw_scores(
-            [*rows, (POPULARITY, comparison.popularity)], name, colors
-        )
+        figures[f"score_{name}"] = draw_scores(comparison, name, colors)
     for breakdown in comparison.breakdowns:
         figures[f"group_{breakdown.key}"] = draw_breakdown(breakdown, colors)
     for column, title in (("valid_ndcg_at_10", "NDCG@10 on validation"), ("train_loss", "loss")):
         figure = build_figure("epoch", title)
         figure.update_yaxes(rangemode="normal")
-        for run in comparison.runs:
-            numbers = run.epochs["epoch"].to_list()
-            add_line(figure, numbers, run.epochs[column].to_list(), run.name, colors[run.name])
+        for compared in comparison.rows:
+            if compared.training is not None:
+                epochs, name = compared.training.epochs, compared.name
+                numbers = epochs["epoch"].to_list()
+                add_line(figure, numbers, epochs[column].to_list(), name, colors[name])
         figures[column] = figure
     return {name: as_json(figure) for name, figure in figures.items()}
 
 
 def draw_differences(differences: Sequence[Difference], colors: dict[str, str]) -> go.Figure:
-    """Each run's difference from the first with its interval, and the line of no difference."""
-    figure = build_figure("difference from the first run", "", height=110 + 44 * len(differences))
+    """Each row's difference from the first with its interval, and the line of no difference."""
+    figure = build_figure("difference from the first row", "", height=110 + 44 * len(differences))
     for found in differences:
         value = found.value
         figure.add_scatter(
             x=[value.mean],
-            y=[found.run],
+            y=[found.row],
             mode="markers",
-            marker={"size": 11, "color": colors[found.run]},
+            marker={"size": 11, "color": colors[found.row]},
             error_x={
                 "type": "data",
                 "symmetric": False,
@@ -88,7 +92,7 @@ def draw_differences(differences: Sequence[Difference], colors: dict[str, str]) 
                 "arrayminus": [value.mean - value.low],
                 "thickness": 2,
                 "width": 6,
-                "color": colors[found.run],
+                "color": colors[found.row],
             },
             showlegend=False,
             hovertemplate="%{x:+.4f}<extra>" + metric_title(found.metric) + "</extra>",
@@ -100,22 +104,17 @@ def draw_differences(differences: Sequence[Difference], colors: dict[str, str]) 
     return figure
 
 
-def draw_scores(
-    rows: Sequence[tuple[str, Sequence[ModelScores]]], metric: str, colors: dict[str, str]
-) -> go.Figure:
+def draw_scores(comparison: Comparison, metric: str, colors: dict[str, str]) -> go.Figure:
     """One metric on test over list lengths, nothing masked."""
     figure = build_figure("length of the list", metric_title(f"{metric}_at_k").split("@")[0])
-    for name, scores in rows:
-        for found in scores:
-            if found.masked:
-                continue
-            values = [found.scores[f"{metric}_at_{k}"] for k in found.ks]
-            figure.add_bar(
-                x=[f"top {k}" for k in found.ks],
-                y=[value.mean for value in values],
-                error_y=error_bars(values),
-                name=name,
-                marker={"color": colors[name]},
-                hovertemplate="%{y:.4f}",
-            )
+    for compared in comparison.rows:
+        values = [compared.scores[0].scores[f"{metric}_at_{k}"] for k in comparison.ks]
+        figure.add_bar(
+            x=[f"top {k}" for k in comparison.ks],
+            y=[value.mean for value in values],
+            error_y=error_bars(values),
+            name=compared.name,
+            marker={"color": colors[compared.name]},
+            hovertemplate="%{y:.4f}",
+        )
     return figure

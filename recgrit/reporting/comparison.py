@@ -1,4 +1,4 @@
-"""Several runs on one split, compared user by user."""
+"""Several models on one split, compared target by target."""
 
 from __future__ import annotations
 
@@ -8,66 +8,76 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from recgrit.errors import ArtifactError, ConfigError
 from recgrit.evaluation.metrics import METRICS
-from recgrit.evaluation.paired import PairedDifference, compare_ranks
+from recgrit.evaluation.paired import PairedDifference, compare_ranks, mean_over_seeds
+from recgrit.evaluation.report import EvaluationReport
+from recgrit.layout import stage_directory
+from recgrit.reporting.contents import TrainingContents, read_training
 from recgrit.reporting.lists import ListQuality, measure_lists
 from recgrit.reporting.origin import flat_settings
-from recgrit.reporting.scores import (
-    OURS,
-    Breakdown,
-    Group,
-    ModelScores,
-    break_down,
-    collect_scores,
-    headline_k,
-)
-from recgrit.runs import Run, stage_directory
+from recgrit.reporting.rows import Row, find_baselines, group_runs, own_stages
+from recgrit.reporting.scores import Breakdown, Members, Score, group_targets, headline_k
+from recgrit.runs import Run
 
 # Places and bookkeeping: two runs that differ in these are alike.
-UNIMPORTANT = ("run.", "data.download_dir", "data.path", "data.mirrors", "tracking.")
-POPULARITY = "popularity"
+UNIMPORTANT = ("run.", "data.download_dir", "data.path", "data.mirrors", "tracking.", "engine.")
 
 
 @dataclass(frozen=True)
-class ComparedRun:
-    """One of the runs.
+class RowScores:
+    """What a row's model reached on test: means over targets and seeds.
 
     Args:
-        name: Told apart from the others'.
-        directory: Its folder.
-        scores: Of its own model on test: as it is, and masked.
-        tokenizer: The tokenize stage's summary.
-        training: The train stage's summary.
-        epochs: The retriever's training.
-        lists: Quality of its lists; None if nothing was recommended.
-        fingerprints: By stage.
+        masked: Whether seen items were filtered out of the lists.
+        search: How the lists were found.
+        scores: By name, such as ``recall_at_10``, with intervals over users and seeds.
     """
 
-    name: str
-    directory: str
-    scores: tuple[ModelScores, ...]
-    tokenizer: dict[str, Any]
-    training: dict[str, Any]
-    epochs: pl.DataFrame
+    masked: bool
+    search: str
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One of the models.
+
+    Args:
+        row: Its name, kind and runs.
+        scores: Unmasked, then masked.
+        tokenizer: The tokenize stage's summary, of its first seed; None without IDs.
+        training: Its training under its first seed; None without epochs.
+        lists: Quality of its lists under its first seed; None if nothing was recommended.
+        fingerprints: Of its stages by seed; empty for a baseline.
+    """
+
+    row: Row
+    scores: tuple[RowScores, ...]
+    tokenizer: dict[str, Any] | None
+    training: TrainingContents | None
     lists: ListQuality | None
-    fingerprints: dict[str, str]
+    fingerprints: dict[int, dict[str, str]]
+
+    @property
+    def name(self) -> str:
+        """The row's name."""
+        return self.row.name
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A run less the first run.
+    """A row less the first row.
 
     Args:
-        run: Name of the run.
+        row: Name of the row.
         metric: Such as ``recall_at_10``.
-        masked: Whether histories were kept out of the lists.
-        value: The difference with its interval.
+        masked: Whether seen items were filtered out of the lists.
+        value: The difference with its interval over users and seeds.
     """
 
-    run: str
+    row: str
     metric: str
     masked: bool
     value: PairedDifference
@@ -75,32 +85,46 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side, the first being what the others are held against.
+    """Models side by side; the others are compared with the first.
 
     Args:
-        runs: In the order given.
-        differences: Of every other run from the first.
-        breakdowns: Recall over groups of users, by run.
-        settings: Values by run of the settings that are not the same in all, as JSON.
-        popularity: The popularity baseline on test, as it is and masked.
+        rows: In the order of the runs; baselines come last.
+        ks: List lengths that all of them were evaluated at.
+        num_users: Users whose targets were measured.
+        num_targets: These targets.
+        differences: Of every other row from the first.
+        breakdowns: Recall over groups of targets, by row.
+        settings: Values by row of the settings that are not the same in all, as JSON.
         data: The summary of the data they share.
         created: When this was computed, UTC.
     """
 
-    runs: tuple[ComparedRun, ...]
+    rows: tuple[ComparedRow, ...]
+    ks: tuple[int, ...]
+    num_users: int
+    num_targets: int
     differences: tuple[Difference, ...]
     breakdowns: tuple[Breakdown, ...]
     settings: dict[str, tuple[str, ...]]
-    popularity: tuple[ModelScores, ...]
     data: dict[str, Any]
     created: str
 
+    @property
+    def base(self) -> ComparedRow:
+        """The row that the others are compared with."""
+        return self.rows[0]
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The metrics to speak of first, such as ``recall_at_10``."""
+        return tuple(f"{metric.lower()}_at_{headline_k(self.ks)}" for metric in METRICS)
+
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Measure the differences of runs from the first of them.
+    """Measure runs, and the differences of their models from the first one's.
 
     Raises:
-        ConfigError: There are fewer than two, or their splits differ.
+        ConfigError: There are fewer than two, or their splits or targets differ.
         ArtifactError: One of them is not evaluated.
     """
     if len(runs) < 2:
@@ -112,18 +136,19 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
             )
     for other in runs[1:]:
         _require_same_split(runs[0], other)
-    names = _name_runs(runs)
-    first = collect_scores(runs[0].reports)
+    own = group_runs(runs)
+    rows = (*own, *find_baselines(own))
+    ks, report = _common_protocol(rows)
     return Comparison(
-        runs=tuple(_read_run(name, run) for name, run in zip(names, runs, strict=True)),
+        rows=tuple(_read_row(row, ks) for row in rows),
+        ks=ks,
+        num_users=report.protocol["num_users"],
+        num_targets=report.protocol["num_targets"],
         differences=tuple(
-            difference
-            for name, run in zip(names[1:], runs[1:], strict=True)
-            for difference in _differences(name, run, runs[0])
+            difference for row in rows[1:] for difference in _differences(row, rows[0], ks)
         ),
-        breakdowns=_join_breakdowns(names, runs),
-        settings=_settings_apart(runs),
-        popularity=tuple(s for s in first if s.model == POPULARITY and s.split == "test"),
+        breakdowns=_break_down(rows, runs[0], headline_k(ks)),
+        settings=_settings_apart(own),
         data=runs[0].manifest("prepare").summary,
         created=datetime.now(UTC).isoformat(sep=" ", timespec="minutes")[:16],
     )
@@ -148,86 +173,104 @@ def _require_same_split(first: Run, other: Run) -> None:
     )
 
 
-def _name_runs(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Folder names where they tell runs apart, else the paths, and numbers as a last resort."""
-    for names in (
-        [run.directory.absolute().name for run in runs],
-        [str(run.directory) for run in runs],
-    ):
-        if len(set(names)) == len(names):
-            return tuple(names)
-    return tuple(f"{run.directory} ({place})" for place, run in enumerate(runs, start=1))
+def _common_protocol(rows: Sequence[Row]) -> tuple[tuple[int, ...], EvaluationReport]:
+    """List lengths that all rows have, and a report that says which targets were measured."""
+    base = rows[0].first.report("test")
+    ks = set(base.ks)
+    for row in rows:
+        for run in row.runs.values():
+            report = run.report("test", model=row.kind)
+            if not np.array_equal(report.sequences, base.sequences):
+                raise ConfigError(
+                    f"{run.directory} and {rows[0].first.directory} are evaluated on different "
+                    "targets. Evaluate both with the same settings."
+                )
+            if not ks & set(report.ks):
+                raise ConfigError(
+                    f"{run.directory} and the runs before it have no list length in common: "
+                    f"{list(report.ks)} and {sorted(ks)}. Set evaluation.ks."
+                )
+            ks &= set(report.ks)
+    return tuple(sorted(ks)), base
 
 
-def _read_run(name: str, run: Run) -> ComparedRun:
-    stages = ("prepare", "embed", "tokenize", "train", "evaluate")
-    lists = None
+def _read_row(row: Row, ks: Sequence[int]) -> ComparedRow:
+    run, lists = row.first, None
+    if row.is_baseline:
+        return ComparedRow(row, _score(row, ks), None, None, None, {})
     if stage_directory(run.directory, "recommend").is_dir():
         run.manifest("recommend")
         lists = measure_lists(run, seed=run.config.seed).rows[0]
-    return ComparedRun(
-        name=name,
-        directory=str(run.directory),
-        scores=tuple(
-            found
-            for found in collect_scores(run.reports)
-            if found.model == OURS and found.split == "test"
-        ),
-        tokenizer=run.manifest("tokenize").summary,
-        training=run.manifest("train").summary,
-        epochs=pl.read_parquet(
-            stage_directory(run.directory, "train") / "epochs.parquet", glob=False
-        ),
+    stages = own_stages(run)
+    return ComparedRow(
+        row=row,
+        scores=_score(row, ks),
+        tokenizer=run.manifest("tokenize").summary if "tokenize" in stages else None,
+        training=read_training(run),
         lists=lists,
-        fingerprints={stage: run.manifest(stage).fingerprint for stage in stages},
+        fingerprints={
+            seed: {stage: of_seed.manifest(stage).fingerprint for stage in stages}
+            for seed, of_seed in row.runs.items()
+        },
     )
 
 
-def _differences(name: str, run: Run, first: Run) -> list[Difference]:
+def _score(row: Row, ks: Sequence[int]) -> tuple[RowScores, ...]:
     found = []
-    for report in ("test", "test_masked"):
-        ours, theirs = run.reports[report], first.reports[report]
-        if not np.array_equal(ours.per_user["user_idx"], theirs.per_user["user_idx"]):
-            raise ConfigError(
-                f"{run.directory} and {first.directory} are evaluated on different users."
-            )
-        common = sorted(set(ours.ks) & set(theirs.ks))
-        if not common:
-            raise ConfigError(
-                f"{run.directory} and {first.directory} have no list length in common: "
-                f"{list(ours.ks)} and {list(theirs.ks)}. Set evaluation.ks."
-            )
-        k = headline_k(common)
+    for masked in (False, True):
+        reports = row.reports(masked=masked)
+        everything = np.ones(len(reports[min(reports)].ranks), np.bool_)
+        scores = {
+            f"{metric.lower()}_at_{k}": _mean(row, masked, metric, k, everything)
+            for metric in METRICS
+            for k in ks
+        }
+        searches = dict.fromkeys(report.protocol["search"] for report in reports.values())
+        found.append(RowScores(masked, ", ".join(searches), scores))
+    return tuple(found)
+
+
+def _mean(row: Row, masked: bool, metric: str, k: int, members: Members) -> Score:
+    """The mean over some targets and all seeds; with a single user it has no interval."""
+    reports = list(row.reports(masked=masked).values())
+    values = np.stack([METRICS[metric](report.ranks[members], k) for report in reports])
+    owners = reports[0].users[members]
+    if len(np.unique(owners)) < 2:
+        return Score(float(values.mean()), float("nan"), float("nan"))
+    found = mean_over_seeds(values, owners=owners)
+    return Score(found.mean, found.low, found.high)
+
+
+def _differences(row: Row, base: Row, ks: Sequence[int]) -> list[Difference]:
+    k, found = headline_k(ks), []
+    for masked in (False, True):
+        reports = [of_row.reports(masked=masked) for of_row in (row, base)]
+        ranks = [{seed: report.ranks for seed, report in of.items()} for of in reports]
+        owners = base.first.report("test", masked=masked).users
         for metric, function in METRICS.items():
-            # Their seeds need not be equal: it is these two trainings that are compared.
-            value = compare_ranks({0: ours.ranks}, {0: theirs.ranks}, function, k)
-            assert value is not None
-            key = f"{metric.lower()}_at_{k}"
-            found.append(Difference(name, key, report == "test_masked", value))
+            value = compare_ranks(ranks[0], ranks[1], function, k, owners=owners)
+            found.append(Difference(row.name, f"{metric.lower()}_at_{k}", masked, value))
     return found
 
 
-def _join_breakdowns(names: Sequence[str], runs: Sequence[Run]) -> tuple[Breakdown, ...]:
-    """The groups of all runs are the same users; popularity is the same in all."""
-    parts = [break_down(run.reports, run.data.split) for run in runs]
-    joined = []
-    for same in zip(*parts, strict=True):
-        groups = []
-        for group in zip(*(breakdown.groups for breakdown in same), strict=True):
-            scores = {
-                name: found.scores[OURS] for name, found in zip(names, group, strict=True)
-            } | {model: score for model, score in group[0].scores.items() if model != OURS}
-            groups.append(Group(group[0].label, group[0].num_users, scores))
-        joined.append(Breakdown(same[0].key, same[0].metric, tuple(groups)))
-    return tuple(joined)
+def _break_down(rows: Sequence[Row], run: Run, k: int) -> tuple[Breakdown, ...]:
+    def measure(members: Members) -> dict[str, Score]:
+        return {row.name: _mean(row, False, "Recall", k, members) for row in rows}
+
+    return group_targets(run.report("test"), run.data.split, f"recall_at_{k}", measure)
 
 
-def _settings_apart(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
-    values = [dict(flat_settings(run.config.model_dump(mode="json"))) for run in runs]
+def _settings_apart(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+    """Settings of each row's first run, and the seeds of all."""
+    values = [
+        dict(flat_settings(row.first.config.model_dump(mode="json")))
+        | {"seed": ", ".join(map(str, row.runs))}
+        for row in rows
+    ]
     names = dict.fromkeys(name for found in values for name in found)
     apart = {}
     for name in names:
-        of_runs = tuple(found.get(name, "unset") for found in values)
-        if len(set(of_runs)) > 1 and not name.startswith(UNIMPORTANT):
-            apart[name] = of_runs
+        of_rows = tuple(found.get(name, "unset") for found in values)
+        if len(set(of_rows)) > 1 and not name.startswith(UNIMPORTANT):
+            apart[name] = of_rows
     return apart

@@ -1,4 +1,7 @@
-"""Everything a page about one run shows, computed and typed; parts a run lacks are named."""
+"""Everything a page about one run shows, computed and typed; parts a run lacks are named.
+
+A part that the run's model has no use for, such as semantic IDs for popularity, is left out.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from recgrit.errors import ArtifactError
+from recgrit.layout import EPOCHS_NAME, stage_directory
 from recgrit.reporting.catalogue import Collisions, ItemRows, find_collisions, list_items
 from recgrit.reporting.examples import ExampleUser, show_users
 from recgrit.reporting.likeness import Likeness, measure_likeness
@@ -18,7 +22,7 @@ from recgrit.reporting.origin import Origin, trace_origin
 from recgrit.reporting.scores import Breakdown, ModelScores, break_down, collect_scores
 from recgrit.reporting.tags import read_tags
 from recgrit.reporting.tree import IdTree, build_tree
-from recgrit.runs import LAYOUT, Run, stage_directory
+from recgrit.runs import Run
 
 T = TypeVar("T")
 
@@ -48,7 +52,7 @@ class IdContents:
 
 @dataclass(frozen=True)
 class TrainingContents:
-    """The retriever's training: its manifest's summary, and its epochs."""
+    """The model's training: its manifest's summary, and its epochs."""
 
     summary: dict[str, Any]
     epochs: pl.DataFrame
@@ -56,11 +60,20 @@ class TrainingContents:
 
 @dataclass(frozen=True)
 class EvaluationContents:
-    """Metrics of all models, over groups of users, and examples."""
+    """Metrics of all models, over groups of targets, and examples.
+
+    Args:
+        scores: Of every model on every split.
+        breakdowns: Over groups of test targets.
+        users: Some users with their lists.
+        ties: How interactions with equal timestamps were ordered.
+        beam_agreement: Share of the exact top 10 that the beam finds; None where all is exact.
+    """
 
     scores: tuple[ModelScores, ...]
     breakdowns: tuple[Breakdown, ...]
     users: tuple[ExampleUser, ...]
+    ties: str
     beam_agreement: float | None
 
 
@@ -70,17 +83,19 @@ class RunContents:
 
     Args:
         name: Its folder's name.
+        model: The kind of its model.
         data: The summary of the prepared data, with the funnel.
         origin: Where it comes from.
         created: When this was computed, UTC.
-        missing: Why parts are None, by stage.
-        ids: None if not tokenized.
-        training: None if not trained.
+        missing: Why parts are None though the model needs them, by stage.
+        ids: None if not tokenized, or if the model needs no IDs.
+        training: None if not trained, or if there is nothing to train in epochs.
         evaluation: None if not evaluated.
         lists: None if nothing was recommended.
     """
 
     name: str
+    model: str
     data: dict[str, Any]
     origin: Origin
     created: str
@@ -90,6 +105,16 @@ class RunContents:
     evaluation: EvaluationContents | None
     lists: ListsOfRun | None
 
+    @property
+    def shows_ids(self) -> bool:
+        """Whether the page speaks of IDs: of those there are, or of why there are none yet."""
+        return self.ids is not None or "tokenize" in self.missing
+
+    @property
+    def shows_training(self) -> bool:
+        """Whether the page speaks of training: of its epochs, or of why there are none yet."""
+        return self.training is not None or "train" in self.missing
+
 
 def gather_contents(run: Run) -> RunContents:
     """Compute what there is of a run.
@@ -98,34 +123,46 @@ def gather_contents(run: Run) -> RunContents:
         ArtifactError: Not even its data are prepared, or files are damaged.
     """
     data = run.manifest("prepare").summary
-    missing = {stage: reason for stage in LAYOUT if (reason := why_missing(run, stage))}
+    stages = run.stages()
+    missing = {stage: reason for stage in stages if (reason := why_missing(run, stage))}
 
     def take(stage: str, build: Callable[[Run], T]) -> T | None:
-        return None if stage in missing else build(run)
+        return build(run) if stage in stages and stage not in missing else None
 
     return RunContents(
         name=run.directory.absolute().name,
+        model=run.config.model.kind,
         data=data,
         origin=trace_origin(run),
         created=datetime.now(UTC).isoformat(sep=" ", timespec="minutes")[:16],
         missing=missing,
         ids=take("tokenize", _read_ids),
-        training=take("train", _read_training),
+        training=take("train", read_training),
         evaluation=take("evaluate", _read_evaluation),
         lists=take("recommend", lambda run: measure_lists(run, seed=run.config.seed)),
     )
 
 
 def why_missing(run: Run, stage: str) -> str:
-    """Why a stage's results cannot be shown, and what to do; empty if they can."""
+    """Why a stage's results cannot be shown, and what to do; empty if they can.
+
+    Results of a stage whose parent does not fit its own parents are not shown either.
+    """
     if not stage_directory(run.directory, stage).is_dir():
         command = "run" if stage == "recommend" else stage
         return f"This run has not got that far: recgrit {command} {run.directory}"
     try:
-        run.manifest(stage)
+        parents = run.manifest(stage).parents
     except ArtifactError as error:
         return str(error)
-    return ""
+    if stage == "recommend" and run.has("evaluate"):
+        made, evaluated = run.manifest(stage).config["beam_width"], run.evaluated_beam_width()
+        if made != evaluated:
+            return (
+                f"The lists are of a beam of {made}, the evaluation of {evaluated}: recgrit run "
+                f"{run.directory}"
+            )
+    return next(filter(None, (why_missing(run, parent) for parent in parents)), "")
 
 
 def _read_ids(run: Run) -> IdContents:
@@ -139,7 +176,7 @@ def _read_ids(run: Run) -> IdContents:
         usage.append(tuple(used + [0] * (table.codebook_sizes[level] - len(used))))
     return IdContents(
         summary=run.manifest("tokenize").summary,
-        epochs=_read_epochs(run, "tokenize"),
+        epochs=read_epochs(run, "tokenize"),
         usage=tuple(usage),
         tree=build_tree(table, tags, counts),
         likeness=measure_likeness(table, run.features.vectors, tags, seed=run.config.seed),
@@ -148,21 +185,30 @@ def _read_ids(run: Run) -> IdContents:
     )
 
 
-def _read_training(run: Run) -> TrainingContents:
-    return TrainingContents(run.manifest("train").summary, _read_epochs(run, "train"))
+def read_training(run: Run) -> TrainingContents | None:
+    """The training of a run's model; None for a model that has no epochs."""
+    if not (stage_directory(run.directory, "train") / EPOCHS_NAME).is_file():
+        return None
+    return TrainingContents(run.manifest("train").summary, read_epochs(run, "train"))
 
 
 def _read_evaluation(run: Run) -> EvaluationContents:
     return EvaluationContents(
-        scores=collect_scores(run.reports),
-        breakdowns=break_down(run.reports, run.data.split),
+        scores=collect_scores(run.reports, run.model_kind),
+        breakdowns=break_down(run.reports, run.data.split, run.model_kind),
         users=show_users(run, seed=run.config.seed),
+        ties=run.report("test").protocol["ties"],
         beam_agreement=run.manifest("evaluate").summary.get("beam_agreement"),
     )
 
 
-def _read_epochs(run: Run, stage: str) -> pl.DataFrame:
-    path = stage_directory(run.directory, stage) / "epochs.parquet"
+def read_epochs(run: Run, stage: str) -> pl.DataFrame:
+    """What each epoch of a stage reached.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    path = stage_directory(run.directory, stage) / EPOCHS_NAME
     try:
         return pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -1,4 +1,4 @@
-"""Some users with what they took, what they were recommended, and whether it was right."""
+"""Some users: their history, what they were recommended, and whether it was right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = (("found at once", 1, 1, 2), ("in the top 10", 2, TOP_K, 3), ("missed", 
 
 @dataclass(frozen=True)
 class ExampleItem:
-    """An item as it is shown: its title, and its semantic ID as text."""
+    """An item as it is shown: its title, and its semantic ID as text, empty where it has none."""
 
     title: str
     semantic_id: str
@@ -27,14 +27,14 @@ class ExampleItem:
 
 @dataclass(frozen=True)
 class ExampleUser:
-    """One test user.
+    """One test target of a user.
 
     Args:
         user_id: External id.
         kind: How the search fared.
         num_history: Items before the target.
         history: The latest of these, the newest last.
-        target: What the user took next.
+        target: What the user interacted with next.
         recommended: The top 10 after this history, best first.
         rank: The target's place among them, 0 if it is not.
     """
@@ -48,8 +48,8 @@ class ExampleUser:
     rank: int
 
 
-def choose_users(ranks: Ranks, *, seed: int) -> npt.NDArray[np.int64]:
-    """Rows of some users of each kind, at random within it; the first few are of all kinds."""
+def choose_targets(ranks: Ranks, *, seed: int) -> npt.NDArray[np.int64]:
+    """Rows of some targets of each kind, at random within it; the first few are of all kinds."""
     draw = np.random.default_rng(seed)
     chosen: list[tuple[int, int]] = []
     for _, low, high, number in KINDS:
@@ -60,30 +60,32 @@ def choose_users(ranks: Ranks, *, seed: int) -> npt.NDArray[np.int64]:
 
 def show_users(run: Run, *, seed: int) -> tuple[ExampleUser, ...]:
     """Recommend to some users of the test split as its evaluation did, with titles."""
-    from recgrit.retrieval.recommend import recommend_items
+    from recgrit.ranking import recommend_items
 
     masked = run.config.recommendation.exclude_seen
-    report = run.reports["test_masked" if masked else "test"]
-    rows = choose_users(report.ranks, seed=seed)
-    users = report.per_user["user_idx"].to_numpy()[rows].astype(np.int64)
-    split, table = run.data.split, run.semantic_ids
+    report = run.report("test", masked=masked)
+    rows = choose_targets(report.ranks, seed=seed)
+    users, sequences = report.users[rows], report.sequences[rows]
+    split, titles = run.data.split, run.data.items.titles
+    has_ids = "tokenize" in run.stages()
     found = recommend_items(
-        run.ranker(beam_width=int(report.protocol["beam_width"])),
+        run.ranker(),
         split,
         "test",
-        users,
+        sequences,
         top_k=min(TOP_K, split.num_items),
         masked=masked,
     )
 
     def show(item: int) -> ExampleItem:
-        item_id = str(table.item_ids[item])
-        return ExampleItem(shorten(str(table.titles[item])), table.text_of(item_id))
+        item_id = run.data.items.item_ids[item]
+        semantic_id = run.semantic_ids.text_of(item_id) if has_ids else ""
+        return ExampleItem(shorten(titles[item]), semantic_id)
 
     shown = []
-    for user, items in zip(users.tolist(), found.items, strict=True):
-        history = split.history(user, "test")
-        target = int(split.items[split.test_targets[user]])
+    for user, sequence, items in zip(users.tolist(), sequences.tolist(), found.items, strict=True):
+        history = split.history(sequence, "test")
+        target = int(split.items[split.test_targets[sequence]])
         listed = [int(item) for item in items if item >= 0]
         rank = listed.index(target) + 1 if target in listed else MISSED
         kind = next(name for name, low, high, _ in KINDS if low <= rank <= high)

@@ -16,13 +16,7 @@ from recgrit.reporting.catalogue import Collisions
 from recgrit.reporting.contents import IdContents, RunContents, TrainingContents
 from recgrit.reporting.likeness import Likeness
 from recgrit.reporting.lists import ListsOfRun
-from recgrit.reporting.scores import (
-    OURS,
-    Breakdown,
-    ModelScores,
-    Score,
-    metric_title,
-)
+from recgrit.reporting.scores import FLOOR, Breakdown, ModelScores, Score, metric_title
 from recgrit.semantic_ids.table import semantic_id_tokens
 
 PALETTE = (
@@ -45,10 +39,11 @@ def build_figures(contents: RunContents) -> dict[str, dict[str, Any]]:
     """Every figure of a run's page, as plotly's JSON, by the name its place has."""
     figures: dict[str, go.Figure] = {}
     if contents.evaluation is not None:
+        colors = color_models(contents.evaluation.scores)
         for name in ("recall", "ndcg"):
-            figures[f"score_{name}"] = draw_scores(contents.evaluation.scores, name)
+            figures[f"score_{name}"] = draw_scores(contents.evaluation.scores, name, colors)
         for breakdown in contents.evaluation.breakdowns:
-            figures[f"group_{breakdown.key}"] = draw_breakdown(breakdown)
+            figures[f"group_{breakdown.key}"] = draw_breakdown(breakdown, colors)
     if contents.ids is not None:
         figures |= _draw_ids(contents.ids)
     if contents.training is not None:
@@ -93,12 +88,15 @@ def build_figure(
     return figure
 
 
-def color_of(model: str, others: Sequence[str]) -> str:
-    """Our model in the first colour, the popularity floor in grey, the rest in turn."""
-    if model == OURS:
-        return PALETTE[0]
-    named = [other for other in others if other not in (OURS, "popularity")]
-    return PALETTE[1 + named.index(model)] if model in named else GREY
+def color_models(scores: Sequence[ModelScores]) -> dict[str, str]:
+    """A colour for each model as it is shown: the run's own first, popularity in grey."""
+    names = list(dict.fromkeys(s.name for s in sorted(scores, key=lambda s: not s.is_own)))
+    return assign_colors([name for name in names if name != FLOOR]) | {FLOOR: GREY}
+
+
+def assign_colors(names: Sequence[str]) -> dict[str, str]:
+    """The colours of the palette in turn."""
+    return {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
 
 
 def error_bars(scores: Sequence[Score]) -> dict[str, Any]:
@@ -120,10 +118,9 @@ def _pale(color: str, is_pale: bool) -> str:
     return f"rgba({red},{green},{blue},0.5)" if is_pale else color
 
 
-def draw_scores(scores: Sequence[ModelScores], metric: str) -> go.Figure:
+def draw_scores(scores: Sequence[ModelScores], metric: str, colors: Mapping[str, str]) -> go.Figure:
     """One metric on test over list lengths; masked lists are paler."""
-    tests = [found for found in scores if found.split == "test"]
-    models = list(dict.fromkeys(found.model for found in tests))
+    tests = [found for found in scores if found.key.split == "test"]
     figure = build_figure("length of the list", metric_title(f"{metric}_at_k").split("@")[0])
     for found in tests:
         values = [found.scores[f"{metric}_at_{k}"] for k in found.ks]
@@ -131,8 +128,8 @@ def draw_scores(scores: Sequence[ModelScores], metric: str) -> go.Figure:
             x=[f"top {k}" for k in found.ks],
             y=[value.mean for value in values],
             error_y=error_bars(values),
-            name=f"{found.model}, masked" if found.masked else found.model,
-            marker={"color": _pale(color_of(found.model, models), found.masked)},
+            name=f"{found.name}, masked" if found.key.masked else found.name,
+            marker={"color": _pale(colors[found.name], found.key.masked)},
             hovertemplate="%{y:.4f}",
         )
     return figure
@@ -145,17 +142,12 @@ X_TITLES = {
 }
 
 
-def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str] | None = None) -> go.Figure:
-    """One metric by groups of users, with the number of users below each group.
-
-    Args:
-        breakdown: The groups.
-        colors: By model; None for `color_of`.
-    """
+def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str]) -> go.Figure:
+    """One metric by groups of targets, with the number of targets below each group."""
     figure = build_figure(X_TITLES[breakdown.key], metric_title(breakdown.metric))
     models = list(dict.fromkeys(m for group in breakdown.groups for m in group.scores))
-    # Users in a second line; plotly would read a plain 1-4 as a date.
-    labels = [f"{group.label}<br>{_count(group.num_users)}" for group in breakdown.groups]
+    # Numbers in a second line; plotly would read a plain 1-4 as a date.
+    labels = [f"{group.label}<br>{_count(group.num_targets)}" for group in breakdown.groups]
     for model in models:
         values = [group.scores[model] for group in breakdown.groups]
         figure.add_bar(
@@ -163,7 +155,7 @@ def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str] | None = None
             y=[value.mean for value in values],
             error_y=error_bars(values),
             name=model,
-            marker={"color": colors[model] if colors else color_of(model, models)},
+            marker={"color": colors[model]},
             hovertemplate="%{y:.4f}",
         )
     figure.update_xaxes(type="category", tickangle=0)
@@ -292,14 +284,16 @@ def _draw_training(training: TrainingContents) -> dict[str, go.Figure]:
     quality = build_figure("epoch", "on validation")
     for column, name in (("valid_recall_at_10", "Recall@10"), ("valid_ndcg_at_10", "NDCG@10")):
         add_line(quality, numbers, epochs[column].to_list(), name)
-    levels = build_figure("epoch", "right child of the prefix", tick_format=".0%")
+    figures = {"loss": loss, "quality": quality}
     by_level = list(zip(*epochs["level_accuracy"].to_list(), strict=True))
-    for level, values in enumerate(by_level):
-        add_line(levels, numbers, list(values), level_name(level))
-    for figure in (loss, quality, levels):
+    if len(by_level) > 1:  # One level is a model that chooses among all items at once.
+        figures["levels"] = build_figure("epoch", "right child of the prefix", tick_format=".0%")
+        for level, values in enumerate(by_level):
+            add_line(figures["levels"], numbers, list(values), level_name(level))
+    for figure in figures.values():
         figure.add_vline(x=best, line={"color": GREY, "width": 1, "dash": "dot"})
         figure.update_xaxes(dtick=1 if len(numbers) <= 12 else None)
-    return {"loss": loss, "quality": quality, "levels": levels}
+    return figures
 
 
 def add_line(

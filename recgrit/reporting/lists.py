@@ -1,4 +1,4 @@
-"""What a run recommends: reach, popularity and variety of its lists, beside what people took."""
+"""What a run recommends: reach, popularity and variety of its lists, beside people's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.baselines.popularity import recommend_popular
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.evaluation.lists import (
     Lists,
@@ -18,8 +17,9 @@ from recgrit.evaluation.lists import (
     long_tail_share,
     mean_popularity,
 )
-from recgrit.reporting.scores import OURS
-from recgrit.runs import Run, stage_directory
+from recgrit.layout import baseline_stage, stage_directory
+from recgrit.reporting.scores import FLOOR, name_model
+from recgrit.runs import Run
 
 # Enough for means to two decimals; all lists count for coverage.
 MAX_LISTS = 20_000
@@ -30,23 +30,23 @@ class ListQuality:
     """Lists of one origin.
 
     Args:
-        name: `OURS`, a baseline, or what people took last themselves.
+        name: A model as it is shown, or ``people’s own``: the last items of their histories.
         coverage: Share of the catalogue in some list; None where that has no meaning.
         popularity: Mean popularity percentile of what is listed; .5 is random.
-        long_tail: Share of what is listed outside the 20% of items taken most often.
-        diversity: Mean cosine distance of two items of one list.
+        long_tail: Share of what is listed outside the 20% of items with the most interactions.
+        diversity: Mean cosine distance of two items of one list; None where items have no features.
     """
 
     name: str
     coverage: float | None
     popularity: float
     long_tail: float
-    diversity: float
+    diversity: float | None
 
 
 @dataclass(frozen=True)
 class ListsOfRun:
-    """The lists of a run and what to hold them against.
+    """The lists of a run and what they are compared with.
 
     Args:
         rows: The run's own first.
@@ -66,7 +66,7 @@ class ListsOfRun:
 TIMES_LISTED = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
 
 
-def read_lists(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
+def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
     """The recommendations of a run: int64 [U] users and int32 [U, K] items by rank."""
     path: Path = stage_directory(run.directory, "recommend") / "recommendations.parquet"
     frame = pl.read_parquet(path, columns=["user_id", "rank", "item_id"], glob=False)
@@ -82,17 +82,17 @@ def read_lists(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
 
 
 def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
-    """The quality of a run's lists, of popularity's, and of what people took last themselves."""
-    users, lists = read_lists(run)
-    split, vectors = run.data.split, run.features.vectors
+    """The quality of a run's lists, of popularity's, and of people's own latest items."""
+    from recgrit.ranking import recommend_items
+
+    users, lists = load_recommendations(run)
+    split = run.data.split
+    features = run.features.vectors if "embed" in run.stages() else None
     counts = split.train_item_counts()
     top_k = lists.shape[1]
     chosen = np.arange(len(users))
     if len(users) > MAX_LISTS:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(users))[:MAX_LISTS])
-    with_target = users[chosen][split.test_targets[users[chosen]] >= 0]
-    masked = run.config.recommendation.exclude_seen
-    popular = recommend_popular(split, "test", with_target, top_k, masked).items
 
     def rate(name: str, items: Lists, coverage: float | None) -> ListQuality:
         return ListQuality(
@@ -100,18 +100,27 @@ def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
             coverage,
             _mean(mean_popularity(items, counts)),
             _mean(long_tail_share(items, counts)),
-            _mean(intra_list_diversity(items, vectors)),
+            None if features is None else _mean(intra_list_diversity(items, features)),
         )
 
-    taken = np.full((len(chosen), top_k), NO_ITEM, dtype=np.int32)
+    own = name_model(run.model_kind, run.model_kind)
+    rows = [rate(own, lists[chosen], catalogue_coverage(lists, split.num_items))]
+    if run.has(baseline_stage(FLOOR)) and run.model_kind != FLOOR:
+        popular = recommend_items(
+            run.recommender(FLOOR).ranker(),
+            split,
+            "all",
+            users[chosen],
+            top_k=top_k,
+            masked=run.config.recommendation.exclude_seen,
+        ).items
+        rows.append(rate(FLOOR, popular, catalogue_coverage(popular, split.num_items)))
+    latest = np.full((len(chosen), top_k), NO_ITEM, dtype=np.int32)
     for row, user in enumerate(users[chosen]):
-        latest = split.full_sequence(int(user))[-top_k:]
-        taken[row, : len(latest)] = latest
+        last = split.full_sequence(int(user))[-top_k:]
+        latest[row, : len(last)] = last
+    rows.append(rate("people’s own", latest, None))
     times = np.bincount(lists[lists != NO_ITEM], minlength=split.num_items)
-    rows = [rate(OURS, lists[chosen], catalogue_coverage(lists, split.num_items))]
-    if len(popular):
-        rows.append(rate("popularity", popular, catalogue_coverage(popular, split.num_items)))
-    rows.append(rate("people’s own", taken, None))
     listed = {
         _label(low, high): int(
             np.sum((times >= low) & (times <= (np.inf if high is None else high)))

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from recgrit.artifacts import read_manifest
-from recgrit.experiment import ExperimentConfig
-from recgrit.runs import CONFIG_NAME, LAYOUT, Run, stage_directory
+from recgrit.experiment import CONFIG_NAME, ExperimentConfig
+from recgrit.layout import stage_directory
+from recgrit.runs import Run
 
 # What results may depend on.
 PACKAGES = ("recgrit", "torch", "numpy", "polars", "scipy", "scikit-learn", "faiss-cpu", "plotly")
@@ -21,7 +22,7 @@ PACKAGES = ("recgrit", "torch", "numpy", "polars", "scipy", "scikit-learn", "fai
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage as its manifest tells it."""
+    """One stage as its manifest has it."""
 
     name: str
     fingerprint: str
@@ -58,7 +59,7 @@ def trace_origin(run: Run) -> Origin:
     """Read it from the run's settings and manifests."""
     stages: list[StageRecord] = []
     inputs: dict[str, str] = {}
-    for stage, (_, parents) in LAYOUT.items():
+    for stage in run.stages():
         directory = stage_directory(run.directory, stage)
         if not directory.is_dir():
             continue
@@ -68,7 +69,7 @@ def trace_origin(run: Run) -> Origin:
             StageRecord(
                 stage,
                 manifest.fingerprint,
-                parents,
+                tuple(manifest.parents),
                 manifest.seconds,
                 manifest.created[:16].replace("T", " "),
                 manifest.recgrit_version,

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 import recgrit
 from recgrit.reporting.contents import EvaluationContents, RunContents
-from recgrit.reporting.figures import PALETTE, build_figures, color_of
-from recgrit.reporting.scores import OURS, Score, headline_k, metric_title
+from recgrit.reporting.figures import PALETTE, build_figures, color_models
+from recgrit.reporting.scores import Score, headline_k, metric_title
 from recgrit.reporting.tree import IdTree
 
 
@@ -38,8 +38,8 @@ class Card:
     Args:
         title: Such as ``Recall@10``.
         note: The protocol in a word.
-        bars: Our model first.
-        ratio: Ours over the best baseline's; None without one or where it has nothing.
+        bars: The run's own model first.
+        ratio: Its score over the best baseline's; None without one or where that has nothing.
         best: The name of that baseline.
     """
 
@@ -68,7 +68,6 @@ def render_report(contents: RunContents) -> str:
         title=contents.name,
         run=contents,
         cards=make_cards(contents.evaluation) if contents.evaluation is not None else (),
-        ours=OURS,
     )
 
 
@@ -92,7 +91,7 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     loader = environment.loader
     assert loader is not None
     return environment.get_template(template).render(
-        # Ours and plotly's own code, written by no user.
+        # Our own code and plotly's, written by no user.
         style=Markup(loader.get_source(environment, "style.css")[0]),
         script=Markup(loader.get_source(environment, "page.js")[0]),
         plotly=Markup(plotly.offline.get_plotlyjs()),
@@ -153,19 +152,19 @@ def pack_tree(tree: IdTree) -> dict[str, Any]:
 
 def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
     """Each metric on test at the headline's list length, as it is and with histories masked."""
-    tests = [found for found in evaluation.scores if found.split == "test"]
-    models = list(dict.fromkeys(found.model for found in tests))
+    tests = [found for found in evaluation.scores if found.key.split == "test"]
+    colors = color_models(evaluation.scores)
     k = headline_k(tests[0].ks)
     cards = []
     for masked in (False, True):
-        shown = [found for found in tests if found.masked == masked]
+        shown = [found for found in tests if found.key.masked == masked]
         for name in (f"recall_at_{k}", f"ndcg_at_{k}"):
             longest = max(found.scores[name].high for found in shown) or 1.0
             bars = tuple(
                 Bar(
-                    found.model,
+                    found.name,
                     found.scores[name],
-                    color_of(found.model, models),
+                    colors[found.name],
                     *(
                         round(100 * value / longest, 2)
                         for value in (
@@ -179,6 +178,6 @@ def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
             )
             best = max(bars[1:], key=lambda bar: bar.score.mean, default=None)
             ratio = bars[0].score.mean / best.score.mean if best and best.score.mean else None
-            note = "history masked" if masked else "all items ranked"
+            note = "seen items filtered out" if masked else "all items ranked"
             cards.append(Card(metric_title(name), note, bars, ratio, best.model if best else ""))
     return tuple(cards)

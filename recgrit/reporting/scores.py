@@ -1,32 +1,33 @@
-"""Metrics of a run's reports with their intervals, over all users and over groups of them."""
+"""Metrics of a run's reports with their intervals, over all targets and over groups of them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from recgrit.data.splits import SequenceSplit, Split
+from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.bootstrap import bootstrap_intervals
 from recgrit.evaluation.metrics import METRICS
-from recgrit.evaluation.report import EvaluationReport
+from recgrit.evaluation.report import EvaluationReport, ReportKey
 
-OURS = "recgrit"
+# The model whose lists are the same for everybody: what any other has to beat.
+FLOOR = "popularity"
 
-_REPORT_NAME = re.compile(r"(?:(?P<model>.+)_)?(?P<split>valid|test)(?P<masked>_masked)?")
-
-# Where a group of users begins and ends, both included.
+# Where a group of targets begins and ends, both included.
 HISTORY_BINS = ((1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 POPULARITY_BINS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 COLD_BINS = ((0, 0), (1, None))
 
+# bool [T], which targets are meant.
+Members = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over users and its 95% interval."""
+    """A mean over targets and its 95% interval."""
 
     mean: float
     low: float
@@ -38,50 +39,68 @@ class ModelScores:
     """What one model reached under one protocol.
 
     Args:
-        model: `OURS`, or the name of a baseline.
-        split: ``valid`` or ``test``.
-        masked: Whether the items of a user's history were kept out.
-        num_users: Users measured.
+        key: The model's kind, the split, and whether seen items were filtered out.
+        name: The model as it is shown (`name_model`).
+        is_own: Whether it is the run's own model, not a baseline.
+        num_users: Users whose targets were measured.
+        num_targets: These targets.
+        search: How its lists were found.
         ks: List lengths.
         scores: By name, such as ``recall_at_10``.
     """
 
-    model: str
-    split: Split
-    masked: bool
+    key: ReportKey
+    name: str
+    is_own: bool
     num_users: int
+    num_targets: int
+    search: str
     ks: tuple[int, ...]
     scores: dict[str, Score]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Users that have something in common, and what each model reached on them.
+    """Targets that have something in common, and what each model reached on them.
 
     Args:
         label: Such as ``5–9``.
-        num_users: Users in it.
-        scores: By model.
+        num_targets: Targets in it.
+        scores: By model, as it is shown.
     """
 
     label: str
-    num_users: int
+    num_targets: int
     scores: dict[str, Score]
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """One metric over groups of users that together are all users.
+    """One metric over groups of targets that together are all targets.
 
     Args:
         key: What the groups differ in: ``history``, ``popularity`` or ``cold``.
         metric: Such as ``recall_at_10``.
-        groups: Groups without users are left out.
+        groups: Groups without targets are left out.
     """
 
     key: str
     metric: str
     groups: tuple[Group, ...]
+
+
+def name_model(kind: str, own: str) -> str:
+    """A model as it is shown beside others.
+
+    Args:
+        kind: Of the model.
+        own: The kind of the run's own model.
+
+    Example:
+        >>> name_model("trie", "trie"), name_model("item_knn", "trie")
+        ('trie (this run)', 'item_knn')
+    """
+    return f"{kind} (this run)" if kind == own else kind
 
 
 def headline_k(ks: Sequence[int]) -> int:
@@ -101,56 +120,103 @@ def metric_title(name: str) -> str:
     return f"{shown.get(metric, metric)}@{k}"
 
 
-def collect_scores(reports: Mapping[str, EvaluationReport]) -> tuple[ModelScores, ...]:
-    """Every report of a run: the run's own model first, test before validation."""
-    found = []
-    for name, report in reports.items():
-        parts = _REPORT_NAME.fullmatch(name)
-        if parts is None:
-            continue
-        scores = {key: Score(mean, *report.bounds[key]) for key, mean in report.means.items()}
-        found.append(
-            ModelScores(
-                model=parts["model"] or OURS,
-                split="test" if parts["split"] == "test" else "valid",
-                masked=parts["masked"] is not None,
-                num_users=report.per_user.height,
-                ks=report.ks,
-                scores=scores,
-            )
+def short_number(value: float) -> str:
+    """Four decimals without the leading zero, as papers print them.
+
+    Example:
+        >>> short_number(0.0765), short_number(1.0)
+        ('.0765', '1.0000')
+    """
+    return f"{value:.4f}".removeprefix("0")
+
+
+def collect_scores(
+    reports: Mapping[ReportKey, EvaluationReport], own: str
+) -> tuple[ModelScores, ...]:
+    """Every report of a run: test before validation, the run's own model first.
+
+    Args:
+        reports: A run's reports.
+        own: The kind of the run's own model.
+    """
+    found = [
+        ModelScores(
+            key=key,
+            name=name_model(key.model, own),
+            is_own=key.model == own,
+            num_users=report.protocol["num_users"],
+            num_targets=report.protocol["num_targets"],
+            search=report.protocol["search"],
+            ks=report.ks,
+            scores={name: Score(mean, *report.bounds[name]) for name, mean in report.means.items()},
         )
-    return tuple(
-        sorted(found, key=lambda s: (s.split != "test", s.masked, s.model != OURS, s.model))
-    )
+        for key, report in reports.items()
+    ]
+    return tuple(sorted(found, key=lambda s: (s.key.split != "test", s.key.masked, not s.is_own)))
 
 
 def break_down(
-    reports: Mapping[str, EvaluationReport], split: SequenceSplit, *, metric: str = "Recall"
+    reports: Mapping[ReportKey, EvaluationReport],
+    split: SequenceSplit,
+    own: str,
+    *,
+    metric: str = "Recall",
 ) -> tuple[Breakdown, ...]:
-    """Test results by length of history, by popularity of the target, and by cold and warm targets.
+    """A run's results on test over groups of targets (`group_targets`), for each model.
+
+    Args:
+        reports: A run's reports; those of test that keep seen items are used.
+        split: The split they were measured on.
+        own: The kind of the run's own model.
+        metric: A name of `METRICS`, at `headline_k`.
+    """
+    models = {
+        name_model(key.model, own): report
+        for key, report in sorted(reports.items(), key=lambda entry: entry[0].model != own)
+        if key.split == "test" and not key.masked
+    }
+    report = reports[ReportKey(own, "test", False)]
+    k = headline_k(report.ks)
+
+    def measure(members: Members) -> dict[str, Score]:
+        return {name: _score(found, members, metric, k) for name, found in models.items()}
+
+    return group_targets(report, split, f"{metric.lower()}_at_{k}", measure)
+
+
+def _score(report: EvaluationReport, members: Members, metric: str, k: int) -> Score:
+    """The mean over some of a report's targets, with its bootstrap interval."""
+    ranks = report.ranks[members]
+    values = METRICS[metric](ranks, k)
+    bounds = bootstrap_intervals(
+        ranks,
+        {metric: values},
+        report.protocol["num_bootstrap"],
+        report.protocol["seed"],
+        owners=report.users[members],
+    )
+    return Score(float(values.mean()), *bounds[metric])
+
+
+def group_targets(
+    report: EvaluationReport,
+    split: SequenceSplit,
+    metric: str,
+    measure: Callable[[Members], dict[str, Score]],
+) -> tuple[Breakdown, ...]:
+    """Targets of test by length of history, by their popularity, and cold ones beside warm ones.
 
     Popularity is how often the target stands in the training parts; a cold target never does.
 
     Args:
-        reports: A run's reports; those of the unmasked test split are used.
+        report: Says which targets were measured.
         split: The split they were measured on.
-        metric: A name of `METRICS`, taken at `headline_k`.
+        metric: What is measured, such as ``recall_at_10``.
+        measure: The scores of some targets, by model.
     """
-    models = {"test": OURS} | {
-        name: name.removesuffix("_test") for name in reports if name.endswith("_test")
-    }
-    per_user = reports["test"].per_user
-    users, targets = per_user["user_idx"].to_numpy(), per_user["item_idx"].to_numpy()
-    lengths = split.test_targets[users] - split.offsets[users]
-    counts = split.train_item_counts()[targets]
-    k = headline_k(reports["test"].ks)
-    seed, num_bootstrap = (reports["test"].protocol[key] for key in ("seed", "num_bootstrap"))
-
-    def score(name: str, members: npt.NDArray[np.bool_]) -> Score:
-        ranks = reports[name].ranks[members]
-        values = METRICS[metric](ranks, k)
-        bounds = bootstrap_intervals(ranks, {metric: values}, num_bootstrap, seed)
-        return Score(float(values.mean()), *bounds[metric])
+    sequences = report.sequences
+    lengths = split.test_targets[sequences] - split.offsets[sequences]
+    counts = split.train_item_counts()[report.per_target["item_idx"].to_numpy()]
 
     def group(
         key: str, values: npt.NDArray[np.int64], bins: Sequence[tuple[int, int | None]]
@@ -159,10 +225,8 @@ def break_down(
         for low, high in bins:
             members = (values >= low) & (values <= (np.inf if high is None else high))
             if members.any():
-                scores = {model: score(name, members) for name, model in models.items()}
-                label = _label(key, low, high)
-                groups.append(Group(label, int(members.sum()), scores))
-        return Breakdown(key, f"{metric.lower()}_at_{k}", tuple(groups))
+                groups.append(Group(_label(key, low, high), int(members.sum()), measure(members)))
+        return Breakdown(key, metric, tuple(groups))
 
     return (
         group("history", lengths, HISTORY_BINS),

@@ -10,7 +10,7 @@ from recgrit.data.items import ItemTable
 
 # In this order: the first that the source has.
 TAG_FIELDS = ("genres", "categories")
-# A text field is taken for tags if it has at most this many values an item.
+# A text field counts as tags if it has at most this many values an item.
 MAX_VALUE_SHARE = 0.5
 MIN_WORD_LENGTH = 3
 

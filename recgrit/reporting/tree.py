@@ -38,7 +38,7 @@ class TreeNode:
         num_items: Items below.
         color: Place among the tree's colours, or `NO_COLOR`.
         typical: Its typical tags with their shares and lifts, as text.
-        examples: Titles of the items below that are taken most often.
+        examples: Titles of the items below with the most interactions.
     """
 
     parent: int
@@ -99,7 +99,7 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
     Args:
         table: Everybody's ID.
         tags: What is known of the items.
-        counts: int64 [num_items], how often each was taken: items taken most are the examples.
+        counts: int64 [num_items], interactions with each; items with the most are the examples.
     """
     trie = build_trie(table.codes)
     depth = 2 if table.id_length > 1 and table.disambiguation_level != 1 else 1
@@ -108,7 +108,7 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
     titles = table.titles.to_list()
     order = np.argsort(-counts, kind="stable")
     place = np.empty_like(order)
-    place[order] = np.arange(len(order))  # 0 for the item taken most.
+    place[order] = np.arange(len(order))  # 0 for the item with the most interactions.
     firsts = np.arange(trie.level_starts[1], trie.level_starts[2])
     prefixes = np.arange(trie.level_starts[depth], trie.level_starts[depth + 1])
     few = len(prefixes) <= MAX_PREFIXES

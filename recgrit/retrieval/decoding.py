@@ -1,33 +1,51 @@
-"""From a state to ranked items: beam search down the trie, and exact scores of every item.
+"""Beam search down the trie, and exact scores of every item: for any model that walks the trie.
 
-Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no
-item twice. A score is log P(item | history) under that trie, mixed with what the neighbours say
-where there are any, and boosted by it if the model does. A prefix has the mixture of its two
-probabilities and the boost of all that the neighbours say below it: no item below it scores more.
-A filter removes items and never renormalises what is left: prefixes without an allowed leaf are
-dropped while descending.
+Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no item
+comes out twice. A score is log P(item | history) as the model has it. Counted neighbours change it
+to the log of a mixture, plus an additive bonus. A prefix has the mixture of its two probabilities
+and the bonus of all that the neighbours give below it: no item below a prefix scores more than the
+prefix. A filter removes items and never renormalises what is left: prefixes without an allowed leaf
+are dropped on the way down.
 
-What histories, neighbours and filters change is looked up from the few nodes above their items, not
-from the many candidates. Where the model asks for fixed shapes, the search never waits for what was
-computed: no number is read back before the lists are.
+What neighbours and filters change is looked up from the few nodes above their items, not from the
+many candidates. Where shapes are fixed, the search never waits for what was computed: no number is
+read back before the lists are.
 
-Shapes: B users, W beams, C children, L levels, V nodes, N items, E entries, D model dimensions.
+Shapes: B users, W beams, C children, E entries, K listed items, N items.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recgrit.data.recommendations import NO_ITEM
-from recgrit.retrieval.frontier import Frontier, score_children, score_in_fixed_shapes
-from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets, merge_runs
-from recgrit.retrieval.model import TrieRetriever
-from recgrit.retrieval.node_vectors import NodeTable, look_up
-from recgrit.retrieval.ranking import NEVER, Histories, Ranked
+from recgrit.ranking import NEVER, Histories, Ranked
+from recgrit.retrieval.frontier import Frontier
+from recgrit.retrieval.leaves import LeafSets, LeafWeights, merge_runs
+from recgrit.retrieval.trie_tensors import TrieTensors
+
+
+class Walk(Protocol):
+    """A model on its way down the trie after some histories.
+
+    What a beam carries of the codes chosen so far is its entry of a tensor ``[B, W, ...]``, in the
+    methods below ``chosen``; None stands for no code yet.
+    """
+
+    @property
+    def num_users(self) -> int:
+        """B."""
+
+    def expand(self, chosen: Tensor | None, frontier: Frontier, level: int) -> Tensor:
+        """Log-probabilities of the children given their node, ``[B, W, C]``; -inf for none."""
+
+    def extend(self, chosen: Tensor | None, nodes: Tensor, level: int) -> Tensor:
+        """What beams carry on that choose nodes ``[B, W]`` of a level, ``[B, W, ...]``."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +62,12 @@ class LeafFilter:
 
     @classmethod
     def build(
-        cls, model: TrieRetriever, *, excluded: Histories | None, allowed: Tensor | None
+        cls, trie: TrieTensors, *, excluded: Histories | None, allowed: Tensor | None
     ) -> LeafFilter | None:
         """A filter from items, or None if it would let everything through.
 
         Args:
-            model: Whose trie it is for.
+            trie: Whose leaves it is for.
             excluded: Items to keep out, one row per user.
             allowed: bool ``[N]``, items that may come out at all.
         """
@@ -57,12 +75,12 @@ class LeafFilter:
             return None
         allowed_before, sets = None, None
         if allowed is not None:
-            allowed_before = F.pad(allowed[model.leaf_items].long().cumsum(0), (1, 0))
+            allowed_before = F.pad(allowed[trie.leaf_items].long().cumsum(0), (1, 0))
         if excluded is not None:
             present = excluded.present
             if allowed is not None:
                 present = present & allowed[excluded.items]
-            sets = model.find_leaves(excluded.items, present)
+            sets = trie.find_leaves(excluded.items, present)
         return cls(sets, allowed_before)
 
     def passes(self, starts: Tensor, ends: Tensor) -> Tensor:
@@ -78,13 +96,11 @@ class LeafFilter:
 
 @torch.inference_mode()
 def beam_search(
-    model: TrieRetriever,
-    states: Tensor,
-    node_vectors: NodeTable,
+    trie: TrieTensors,
+    walk: Walk,
     *,
     beam_width: int,
     top_k: int,
-    seen: list[NodeSets],
     neighbours: LeafWeights | None = None,
     leaf_filter: LeafFilter | None = None,
 ) -> Ranked:
@@ -94,13 +110,11 @@ def beam_search(
     prefix has at least one allowed leaf.
 
     Args:
-        model: In eval mode.
-        states: ``[B, D]``, the last state of each history.
-        node_vectors: What ``model.nodes.table()`` returned, or ``model.nodes()``, ``[V, D]``.
+        trie: Of the whole catalogue.
+        walk: A model after the histories.
         beam_width: W, prefixes kept at each level.
         top_k: K, items wanted; at most W.
-        seen: What each history holds all of, from ``model.find_seen``.
-        neighbours: Probabilities to mix in, from ``model.weigh_neighbours``; None for none.
+        neighbours: Probabilities to mix in; None for none.
         leaf_filter: Which items may come out; None for all.
 
     Raises:
@@ -108,34 +122,31 @@ def beam_search(
     """
     if top_k > beam_width:
         raise ValueError(f"top_k ({top_k}) must not exceed beam_width ({beam_width}).")
-    num_users = len(states)
-    nodes = torch.zeros(num_users, 1, dtype=torch.long, device=states.device)
-    scores = torch.zeros(num_users, 1, device=states.device)
+    nodes = torch.zeros(walk.num_users, 1, dtype=torch.long, device=trie.device)
+    scores = torch.zeros(walk.num_users, 1, device=trie.device)
     chosen: Tensor | None = None
-    for level in range(model.num_levels):
-        width = model.most_children[level] if model.fixed_shapes else None
+    for level in range(trie.num_levels):
+        width = trie.most_children[level] if trie.fixed_shapes else None
         # At first all are at the root.
-        frontier = Frontier.build(model.child_starts, nodes, width, shared=level == 0)
-        log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
+        frontier = Frontier.build(trie.child_starts, nodes, width, shared=level == 0)
+        log_probs = walk.expand(chosen, frontier, level)
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
         candidates = log_probs_of_prefixes
         if neighbours is not None:
-            above = model.nodes_above(neighbours.leaves, level)
-            weights = merge_runs(above, neighbours.weights)
-            candidates = neighbours.mix(candidates, frontier.find(above), weights)
+            columns, weights = weigh_candidates(trie, frontier, neighbours, level)
+            candidates = neighbours.mix(candidates, columns, weights)
         if leaf_filter is not None:
-            candidates = _drop_filtered(model, candidates, frontier, leaf_filter, level)
+            candidates = _drop_filtered(trie, candidates, frontier, leaf_filter, level)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
         scores = log_probs_of_prefixes.gather(1, best.indices)
         # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
         nodes = frontier.nodes_of(best.indices)
-        nodes = nodes.masked_fill(best.values == NEVER, len(model.leaf_ends) - 1)
-        vectors = model.input_scale * look_up(node_vectors, nodes)
+        nodes = nodes.masked_fill(best.values == NEVER, trie.num_nodes - 1)
         if chosen is not None:
             kept = (best.indices // frontier.width).unsqueeze(-1)
-            vectors = vectors + chosen.gather(1, kept.expand(-1, -1, chosen.shape[-1]))
-        chosen = vectors
-    items = model.leaf_items[nodes - model.first_leaf]
+            chosen = chosen.gather(1, kept.expand(-1, -1, chosen.shape[-1]))
+        chosen = walk.extend(chosen, nodes, level)
+    items = trie.leaf_items[nodes - trie.first_leaf]
     items = items.masked_fill(best.values == NEVER, NO_ITEM)
     missing = max(0, top_k - items.shape[1])  # A small trie has fewer candidates than asked for.
     return Ranked(
@@ -146,87 +157,47 @@ def beam_search(
 
 @torch.inference_mode()
 def score_all_items(
-    model: TrieRetriever,
-    states: Tensor,
-    node_vectors: NodeTable,
-    *,
-    seen: list[NodeSets],
-    neighbours: LeafWeights | None = None,
+    trie: TrieTensors, walk: Walk, *, neighbours: LeafWeights | None = None
 ) -> Tensor:
     """The score of every item, ``[B, N]``: one pass over the trie's levels.
 
     Costs one query per user and inner node: for small catalogues, and as the check on the beam.
     Arguments as for `beam_search`.
     """
-    num_users = len(states)
-    scores = torch.zeros(num_users, 1, device=states.device)
-    nodes = torch.zeros(num_users, 1, dtype=torch.long, device=states.device)
+    scores = torch.zeros(walk.num_users, 1, device=trie.device)
+    nodes = torch.zeros(walk.num_users, 1, dtype=torch.long, device=trie.device)
     chosen: Tensor | None = None
-    for level in range(model.num_levels):
-        frontier = Frontier.build(model.child_starts, nodes, shared=True)
-        log_probs = expand(model, states, chosen, nodes, frontier, node_vectors, seen, level)
+    for level in range(trie.num_levels):
+        frontier = Frontier.build(trie.child_starts, nodes, shared=True)
+        log_probs = walk.expand(chosen, frontier, level)
         filled = frontier.present[0]
         # Breadth-first order: what is kept is the next level, in order.
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
+        nodes = frontier.children[:1, filled].expand(walk.num_users, -1)
         parents = filled.nonzero()[:, 0]
-        nodes = frontier.children[:1, filled].expand(num_users, -1)
-        vectors = model.input_scale * look_up(node_vectors, nodes)
-        chosen = vectors if chosen is None else vectors + chosen[:, parents]
+        chosen = walk.extend(None if chosen is None else chosen[:, parents], nodes, level)
     if neighbours is not None:
         scores = neighbours.mix(scores, neighbours.leaves.long(), neighbours.weights)
     by_item = torch.empty_like(scores)
-    by_item[:, model.leaf_items] = scores
+    by_item[:, trie.leaf_items] = scores
     return by_item
 
 
-def expand(
-    model: TrieRetriever,
-    states: Tensor,
-    chosen: Tensor | None,
-    nodes: Tensor,
-    frontier: Frontier,
-    node_vectors: NodeTable,
-    seen: list[NodeSets],
-    level: int,
-) -> Tensor:
-    """Log-probabilities of the children of nodes ``[B, W]``, ``[B, W, C]``; -inf for none.
+def weigh_candidates(
+    trie: TrieTensors, frontier: Frontier, leaf_weights: LeafWeights, level: int
+) -> tuple[Tensor, Tensor]:
+    """Weights of candidates: the sum over the leaves below each.
 
-    An only child is certain, and most nodes of the last levels are: where shapes may follow the
-    data, it is neither asked for nor scored.
+    Returns:
+        ``columns`` int64 ``[B, E]``, the candidate above each leaf, -1 for none; and the weights
+        ``[B, E]``, all that a candidate has at one of its entries.
     """
-    counts = frontier.counts.flatten()
-    is_open = counts > int(model.trie_softmax)
-    asked = slice(None) if model.fixed_shapes else is_open.nonzero().squeeze(-1)
-    queries = model.decoder(
-        states.unsqueeze(1).expand(*nodes.shape, -1).flatten(0, 1)[asked],
-        None if chosen is None else chosen.flatten(0, 1)[asked],
-        level,
-    )
-    firsts, sizes = frontier.firsts.flatten()[asked], counts[asked]
-    if model.fixed_shapes:
-        scores = score_in_fixed_shapes(queries, frontier, node_vectors)
-    else:
-        scores = states.new_full((len(counts), frontier.width), NEVER, dtype=torch.float32)
-        scores[asked] = score_children(queries, firsts, sizes, node_vectors, frontier.width)
-    scores[:, 0].masked_fill_(~is_open, 0.0)
-    if seen:
-        found = frontier.find(seen[level].nodes)
-        # An item that a history holds twice is known once. What is no candidate adds 0 to one.
-        known = (found >= 0) & seen[level].is_first
-        added = torch.where(known, model.seen_score(level), 0.0)
-        scores.view(len(nodes), -1).scatter_add_(1, found.clamp_min(0), added)
-    if model.trie_softmax:
-        scores = scores.log_softmax(dim=-1)
-    else:
-        others = model.score_other_codes(queries, firsts, sizes, level)
-        together = torch.cat([scores[asked], others], dim=-1).log_softmax(dim=-1)
-        scores[asked] = together[:, : frontier.width]
-    scores[:, 0].masked_fill_(counts == 0, NEVER)
-    return scores.view(*nodes.shape, -1)
+    above = trie.nodes_above(leaf_weights.leaves, level)
+    return frontier.find(above), merge_runs(above, leaf_weights.weights)
 
 
 def _drop_filtered(
-    model: TrieRetriever,
+    trie: TrieTensors,
     candidates: Tensor,
     frontier: Frontier,
     leaf_filter: LeafFilter,
@@ -235,11 +206,11 @@ def _drop_filtered(
     """Candidates ``[B, W * C]`` with -inf for prefixes below which nothing may come out."""
     if leaf_filter.allowed_before is not None:
         below = frontier.children.flatten(1)
-        passes = leaf_filter.passes(model.leaf_starts[below], model.leaf_ends[below])
+        passes = leaf_filter.passes(trie.leaf_starts[below], trie.leaf_ends[below])
         return candidates.masked_fill(~passes, NEVER)
     assert leaf_filter.excluded is not None
-    above = model.nodes_above(leaf_filter.excluded.leaves, level)
-    dropped = ~leaf_filter.passes(model.leaf_starts[above], model.leaf_ends[above])
+    above = trie.nodes_above(leaf_filter.excluded.leaves, level)
+    dropped = ~leaf_filter.passes(trie.leaf_starts[above], trie.leaf_ends[above])
     found = frontier.find(above)
     # The smaller of a candidate and infinity is the candidate.
     limits = candidates.new_full(found.shape, -NEVER).masked_fill_(dropped & (found >= 0), NEVER)

@@ -2,8 +2,8 @@
 
 P(item | history) is a product over levels, of the probability of the item's code there given the
 codes before it. Each factor says how the item fared among its siblings, and how much of that came
-from the neighbours' counts and not from the transformer. Only the nodes on the way are opened: it
-costs one step per level, whatever the catalogue's size.
+from the neighbours' counts and not from the transformer. Only the nodes on the way are opened: an
+explanation costs one step per level, whatever the catalogue's size.
 
 Shapes: C children, D model dimensions, L levels.
 """
@@ -16,13 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from torch import Tensor
 
-from recgrit.retrieval.decoding import expand
+from recgrit.ranking import Histories
+from recgrit.retrieval.decoding import weigh_candidates
 from recgrit.retrieval.frontier import Frontier
-from recgrit.retrieval.node_vectors import look_up
-from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
+
+# What probability 0 is divided by.
+TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class Choice:
         chosen: Which of them leads on to the item.
         probabilities: float64 ``[C]``, given the codes before and the history; they sum to 1 where
             the retriever normalises over the trie.
-        neighbour_shares: float64 ``[C]``, how much of each comes from the neighbours.
-        boosts: float64 ``[C]``, what the neighbours add to the score of the prefix beside that.
+        neighbour_shares: float64 ``[C]``, how much of P of each prefix comes from the neighbours.
+        boosts: float64 ``[C]``, the neighbours' additive bonus in the score of each prefix.
     """
 
     nodes: npt.NDArray[np.int64]
@@ -52,42 +55,43 @@ def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choi
     A prefix has the probability of all items below it, and the mixture of the model's and the
     neighbours' is taken there; a choice then is the ratio of a prefix to the one before.
     """
-    model, read = ranker.model, ranker.read(history)
+    trie, walk = ranker.model.trie, ranker.read(history)
+    neighbours = ranker.model.weigh_neighbours(history)
     chosen = None
-    of_model = of_mixture = 1.0
     node = torch.zeros(1, 1, dtype=torch.long, device=ranker.device)
+    log_model = log_before = torch.zeros(1, 1, device=ranker.device)
     choices = []
-    for level, following in enumerate(model.paths[item].tolist()):
-        frontier = Frontier.build(model.child_starts, node)
-        log_probs = expand(
-            model, read.states, chosen, node, frontier, ranker.node_vectors, read.seen, level
-        )
-        children = frontier.children[0, 0].cpu().numpy()
-        modelled = of_model * log_probs[0, 0].double().exp().cpu().numpy()
-        added, left = np.zeros(len(children)), 1.0
-        boosts = np.zeros(len(children))
-        if read.neighbours is not None:
-            weights = read.neighbours.weights
-            above = frontier.find(model.nodes_above(read.neighbours.leaves, level))[0]
-            np.add.at(added, above[above >= 0].cpu().numpy(), weights[0, above >= 0].cpu().numpy())
-            left = 1.0 - weights.sum().item()
-            boosts = read.neighbours.boosts(torch.from_numpy(added)).double().numpy()
-        mixed = left * modelled + added
-        column = following - int(children[0])
+    for level, following in enumerate(trie.paths[item].tolist()):
+        frontier = Frontier.build(trie.child_starts, node)
+        log_probs = log_model + walk.expand(chosen, frontier, level).flatten(1)
+        log_mixture = log_probs
+        added = bonus = torch.zeros_like(log_probs)
+        if neighbours is not None:
+            columns, weights = weigh_candidates(trie, frontier, neighbours, level)
+            of_candidates = weights.masked_fill(columns < 0, 0.0)
+            added = added.double().scatter_add(1, columns.clamp_min(0), of_candidates)
+            bonus = neighbours.bonus(added)
+            log_mixture = neighbours.mix(log_probs, columns, weights) - bonus
+        column = following - int(frontier.firsts)
         choices.append(
             Choice(
-                nodes=children,
+                nodes=frontier.children[0, 0].cpu().numpy(),
                 chosen=column,
-                probabilities=mixed / of_mixture,
-                neighbour_shares=added / np.maximum(mixed, np.finfo(float).tiny),
-                boosts=boosts,
+                probabilities=_to_numpy((log_mixture - log_before).exp()),
+                neighbour_shares=_to_numpy(added / log_mixture.double().exp().clamp_min(TINY)),
+                boosts=_to_numpy(bonus),
             )
         )
-        of_model, of_mixture = float(modelled[column]), float(mixed[column])
+        log_model, log_before = log_probs[:, [column]], log_mixture[:, [column]]
         node = torch.full_like(node, following)
-        vectors = model.input_scale * look_up(ranker.node_vectors, node)
-        chosen = vectors if chosen is None else chosen + vectors
+        chosen = walk.extend(chosen, node, level)
     return choices
+
+
+def _to_numpy(row: Tensor) -> npt.NDArray[np.float64]:
+    """A row ``[1, C]`` as an array ``[C]``."""
+    values: npt.NDArray[np.float64] = row[0].double().cpu().numpy()
+    return values
 
 
 def name_choices(
@@ -105,14 +109,14 @@ def name_choices(
         ranker: Whose trie they are of.
         table: The catalogue.
         choices: From `walk_to_item`.
-        counts: ``[N]``, by which the items below a node are ordered: the most taken stand for it.
+        counts: Interactions of each item ``[N]``: the items with most of them stand for a node.
         num_siblings: Siblings of the chosen code shown at each level, those that score most.
         num_titles: Titles shown of each code.
 
     Returns:
         As `recgrit.runs.Run.explain`.
     """
-    model = ranker.model
+    trie = ranker.model.trie
     rows = []
     for level, choice in enumerate(choices):
         with np.errstate(divide="ignore"):  # What is impossible comes last.
@@ -123,7 +127,7 @@ def name_choices(
         best = [column for column in order.tolist() if column != choice.chosen][:num_siblings]
         for column in sorted([choice.chosen, *best], key=lambda column: ranks[column]):
             node = int(choice.nodes[column])
-            below = model.leaf_items[model.leaf_starts[node] : model.leaf_ends[node]].cpu().numpy()
+            below = trie.leaf_items[trie.leaf_starts[node] : trie.leaf_ends[node]].cpu().numpy()
             typical = below[np.argsort(-counts[below], kind="stable")[:num_titles]]
             # The codes up to this level; the last of their tokens is the code's own.
             codes = table.codes[int(below[0]), : level + 1].tolist()

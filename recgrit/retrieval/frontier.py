@@ -3,7 +3,7 @@
 The children of a node are a range of node numbers, so their vectors lie side by side. On a CPU,
 nodes at which many beams stand are one matrix product each, all others together one sampled product
 (the dot products of a sparse pattern), which reads each vector once and copies none. How many there
-are of each hangs on what was computed, which an accelerator would have to be waited for: there
+are of each depends on what was computed, which an accelerator would have to be waited for: there
 every node has as many candidates as the widest of its level, and those that are none score -inf.
 
 Shapes: B users, W beams, R rows, C children, V nodes, E entries, K candidates, D model dimensions.
@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recgrit.retrieval.model import ragged_index
+from recgrit.ranking import NEVER
 from recgrit.retrieval.node_vectors import NodeLookup, NodeTable, look_up
-from recgrit.retrieval.ranking import NEVER
 
-# With so many scores a node, a matrix product of its own beats a share in the sampled one.
+# With so many scores a node, a matrix product of its own beats a part of the sampled one.
 MIN_SCORES_OF_A_NODE = 1024
 # Numbers of node vectors that are copied at once: 1 GiB.
 MAX_COPIED = 2**28
@@ -114,7 +113,7 @@ def score_children(
 
 
 def score_in_fixed_shapes(queries: Tensor, frontier: Frontier, node_vectors: NodeTable) -> Tensor:
-    """As `score_children`, of all candidates of a frontier: no shape hangs on what was computed.
+    """As `score_children`, of all candidates of a frontier: no shape depends on what was computed.
 
     Vectors are copied, those of some nodes at a time, also of candidates there are not; once for
     all users where these share their nodes.
@@ -132,6 +131,19 @@ def score_in_fixed_shapes(queries: Tensor, frontier: Frontier, node_vectors: Nod
     ]
     by_row = torch.cat(scores).transpose(0, 1).reshape(-1, frontier.width).float()
     return by_row.masked_fill_(~frontier.present.flatten(0, 1), NEVER)
+
+
+def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, column and flat position of every entry of ragged slices ``starts[i] + 0 … counts[i]``.
+
+    Example:
+        >>> [t.tolist() for t in ragged_index(torch.tensor([5, 0]), torch.tensor([2, 1]))]
+        [[0, 0, 1], [0, 1, 0], [5, 6, 0]]
+    """
+    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    columns = torch.arange(len(rows), device=counts.device) - before[rows]
+    return rows, columns, starts[rows] + columns
 
 
 def gather_ranges(

@@ -64,8 +64,8 @@ class LeafWeights:
     Args:
         leaves: ``[R, E]``, ascending in each row.
         weights: float64 ``[R, E]``; of a leaf that stands there repeatedly, the last one's counts.
-        boost: How much more a candidate scores for its weight, beside its share.
-        unit: The weight that counts as 1 in it: ``boost * log(1 + weight / unit)``.
+        boost: Scale of the additive bonus ``boost * log(1 + weight / unit)`` of a score.
+        unit: The weight that counts as 1 in the bonus.
     """
 
     leaves: Tensor
@@ -76,9 +76,9 @@ class LeafWeights:
     def mix(self, log_probs: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
         """Scores by a model's probabilities and these weights, ``[R, C]``.
 
-        The log of their mixture, in which the model's share is what the weights of a row leave of
-        1, and ``boost * log(1 + weight / unit)``. Of a prefix it is never less than of what comes
-        below it, so that a search may go by it.
+        A score is the log of their mixture plus the `bonus`. The mixture weight of the model is
+        what the weights of a row leave of 1. A prefix never scores less than what comes below it,
+        so that a search may go by scores.
 
         Args:
             log_probs: ``[R, C]``, the model's; -inf for what is no candidate.
@@ -95,13 +95,13 @@ class LeafWeights:
         at = columns.clamp_min(0)
         # The logarithm of 0 takes a CPU ten times as long as any other.
         logs = weights.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-        sums = torch.logaddexp(mixed.gather(1, at), logs) + self.boosts(weights)
+        sums = torch.logaddexp(mixed.gather(1, at), logs) + self.bonus(weights)
         # A score only grows: the larger one is the new one, and nothing is less than none.
         sums = sums.masked_fill_((columns < 0) | (weights <= 0), float("-inf"))
         return mixed.scatter_reduce_(1, at, sums, "amax")
 
-    def boosts(self, weights: Tensor) -> Tensor:
-        """What weights add to scores beside their share, float32."""
+    def bonus(self, weights: Tensor) -> Tensor:
+        """What weights add to the log of the mixture, float32."""
         return self.boost * torch.log1p(weights / self.unit).float()
 
 

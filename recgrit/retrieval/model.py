@@ -8,14 +8,15 @@ over items, and later levels, with few children, cost almost nothing.
 A *node vector* is the embedding of the level's code (shared by all nodes with that code: it
 generalises) plus an embedding of the node itself (it memorises) plus a projection of the mean
 content of the items below it. The vector of an item in a history is the sum of its path's node
-vectors. Nodes never trained on, and a random share of the others in training, have one learned
+vectors. Nodes never trained on, and a random part of the others in training, have one learned
 fallback per level in place of their own embedding: so the fallback is trained, and new items can
-be scored. A disambiguation level has no code embedding, for its digits mean nothing.
+be scored. A disambiguation level has no code embedding, for its codes mean nothing.
 
 A child all of whose items the history already holds gets a learned score per level on top. So the
-model learns from the data whether people come back for the same item, which vectors alone, made to
-be alike for items taken together, express badly. Nor do they remember which rare items were taken
-near one another, so `recgrit.retrieval.neighbours` adds to the probabilities when recommending.
+model learns from the data whether people come back for the same item. Vectors alone express this
+badly, for training makes them alike for items that follow one another. Nor do vectors remember
+which rare items stand near one another in histories, so `recgrit.retrieval.neighbours` adds to the
+probabilities when recommending.
 
 Shapes: B users, T history items, M targets, L levels, V nodes, N items, C children, D model
 dimensions, F content features.
@@ -25,23 +26,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrit.retrieval.leaves import LeafSets, LeafWeights, NodeSets
-from recgrit.retrieval.losses import TrainingLoss
+from recgrit.ranking import Histories, TrainingLoss
+from recgrit.retrieval.frontier import ragged_index
+from recgrit.retrieval.leaves import LeafWeights, NodeSets
 from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.node_vectors import (
     AskedVectors,
     NodeTable,
     NodeVectors,
-    count_below,
+    choose_own_nodes,
     look_up,
 )
-from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.transformer import HistoryEncoder
+from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import Trie
 
 
@@ -86,12 +87,12 @@ class TrieRetriever(nn.Module):
         num_heads: Attention heads.
         history_length: Longest history, in items.
         dropout: Rate in encoder and decoder.
-        node_dropout: Share of node embeddings that the fallback replaces in a training step.
-        label_smoothing: Share of the target spread evenly over the siblings, at each level.
+        node_dropout: Fraction of node embeddings that the fallback replaces in a training step.
+        label_smoothing: Fraction of the target spread evenly over the siblings, at each level.
         seen_scores: Learn a score for children of which the history holds every item.
-        neighbour_weight: Share of the items' neighbours in the probability of an item, once they
-            are counted; 0 for none.
-        neighbour_boost: How much more an item scores for what its neighbours say.
+        neighbour_weight: Mixture weight of the counted neighbours in the probability of an item; 0
+            for none.
+        neighbour_boost: Scale of the additive bonus that the neighbours give to an item's score.
         node_vectors: Which nodes have an embedding of their own: ``all`` that training reaches,
             those ``shared`` by several items, or ``none``.
         node_buckets: Rows of the table of these embeddings, shared by nodes that are no siblings;
@@ -103,14 +104,8 @@ class TrieRetriever(nn.Module):
         ConfigError: ``node_buckets`` is less than a codebook.
     """
 
-    paths: Tensor
-    child_starts: Tensor
     train_child_starts: Tensor
     train_child_nodes: Tensor
-    leaf_starts: Tensor
-    leaf_ends: Tensor
-    leaf_items: Tensor
-    node_codes: Tensor
 
     def __init__(
         self,
@@ -139,21 +134,15 @@ class TrieRetriever(nn.Module):
         train_children = trie.restrict(train_items.numpy())
         known_items = torch.ones_like(train_items) if known_items is None else known_items
         self.trie_softmax = trie_softmax
-        self.num_levels = trie.num_levels
+        self.trie = TrieTensors(trie)
         # Scores ask for small node vectors, states of unit variance for larger ones beside them.
         self.input_scale: float = model_dim**0.5
         self.label_smoothing = label_smoothing
-        self.first_leaf = trie.first_leaf
-        # Of any node, by the level of the children.
-        self.most_children = [
-            int(np.diff(trie.child_starts[first : end + 1]).max())
-            for first, end in zip(trie.level_starts[:-2], trie.level_starts[1:-1], strict=True)
-        ]
         self.nodes = NodeVectors(
             trie,
             codebook_sizes,
             disambiguation_level=disambiguation_level,
-            own_nodes=_choose_own_nodes(trie, train_items, known_items, node_vectors),
+            own_nodes=choose_own_nodes(trie, train_items, known_items, node_vectors),
             content=content,
             known_items=known_items,
             dim=model_dim,
@@ -175,48 +164,25 @@ class TrieRetriever(nn.Module):
             else None
         )
         for name, table in {
-            "paths": trie.paths,
-            "child_starts": trie.child_starts,
             "train_child_starts": train_children.starts,
             "train_child_nodes": train_children.nodes,
-            "leaf_starts": trie.leaf_starts,
-            "leaf_ends": trie.leaf_ends,
-            "leaf_items": trie.leaf_items,
-            "node_codes": trie.node_codes,
         }.items():
             self.register_buffer(name, torch.from_numpy(table), persistent=False)
 
     @property
     def num_items(self) -> int:
         """N."""
-        return self.paths.shape[0]
-
-    @property
-    def fixed_shapes(self) -> bool:
-        """Whether ranking does without shapes that hang on what was computed.
-
-        An accelerator would have to be waited for to know them, with all that is queued there.
-        """
-        return self.paths.device.type != "cpu"
+        return self.trie.num_items
 
     def item_vectors(self, items: Tensor, node_vectors: NodeTable) -> Tensor:
         """Input vectors ``[..., D]`` of items ``[...]``: the sum over their paths."""
-        vectors = look_up(node_vectors, self.paths[items]).sum(dim=-2)
+        vectors = look_up(node_vectors, self.trie.paths[items]).sum(dim=-2)
         return self.input_scale * vectors
 
     def encode(self, histories: Tensor, node_vectors: NodeTable) -> Tensor:
         """States ``[B, T, D]`` of histories ``[B, T]``; padding holds any item, at the end."""
         states: Tensor = self.encoder(self.item_vectors(histories, node_vectors))
         return states
-
-    def find_leaves(self, items: Tensor, present: Tensor) -> LeafSets:
-        """The leaves of items ``[R, E]``, of which those ``present`` ``[R, E]`` are meant."""
-        return LeafSets.build(self.paths[items, -1] - self.first_leaf, present, self.num_items)
-
-    def nodes_above(self, leaves: Tensor, level: int) -> Tensor:
-        """The nodes of a level above leaves ``[R, E]``; above what is no leaf, that of the last."""
-        items = self.leaf_items[leaves.clamp_max(self.num_items - 1)]
-        return self.paths[items, level]
 
     def find_seen(self, items: Tensor, present: Tensor) -> list[NodeSets]:
         """Nodes all of whose items are in histories ``[R, E]``, for each level.
@@ -225,26 +191,7 @@ class TrieRetriever(nn.Module):
             items: int64 ``[R, E]``.
             present: bool ``[R, E]``, which of them are meant.
         """
-        if self.seen_scores is None:
-            return []
-        leaves = self.find_leaves(items, present)
-        rows = torch.arange(len(items), device=items.device).unsqueeze(-1)
-        found = []
-        for level in range(self.num_levels):
-            nodes = self.paths[items, level]
-            starts, ends = self.leaf_starts[nodes], self.leaf_ends[nodes]
-            # Few nodes have so few items that a history can hold them all.
-            possible = present & (ends - starts <= items.shape[1])
-            if self.fixed_shapes:
-                wholly = possible & (leaves.count(rows, starts, ends) == ends - starts)
-            else:
-                wholly = possible.clone()
-                wholly[possible] = (
-                    leaves.count(rows.expand_as(nodes)[possible], starts[possible], ends[possible])
-                    == (ends - starts)[possible]
-                )
-            found.append(NodeSets.build(nodes, wholly, len(self.leaf_ends)))
-        return found
+        return [] if self.seen_scores is None else self.trie.find_covered(items, present)
 
     def score_seen(self, nodes: Tensor, rows: Tensor, seen: NodeSets, level: int) -> Tensor:
         """What being known from the history adds to the scores of nodes at a level.
@@ -266,8 +213,8 @@ class TrieRetriever(nn.Module):
         """What the neighbours of a history's items add to the probability of each leaf."""
         if self.neighbours is None:
             return None
-        seen = self.find_leaves(histories.items, histories.present)
-        return self.neighbours.weigh(histories, self.paths[:, -1] - self.first_leaf, seen)
+        seen = self.trie.find_leaves(histories.items, histories.present)
+        return self.neighbours.weigh(histories, self.trie.item_leaves, seen)
 
     def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
         """Negative log-likelihood of the next item at every supervised position.
@@ -277,7 +224,7 @@ class TrieRetriever(nn.Module):
             targets: int64 ``[B, T]``, the item that follows each position.
             supervised: bool ``[B, T]``, which positions count.
         """
-        paths = self.paths[targets[supervised]]  # [M, L]
+        paths = self.trie.paths[targets[supervised]]  # [M, L]
         node_vectors = self._draw_vectors(histories, paths)
         states = self.encode(histories, node_vectors)[supervised]  # [M, D]
         users, positions = supervised.nonzero(as_tuple=True)
@@ -287,7 +234,7 @@ class TrieRetriever(nn.Module):
         accuracy = []
         chosen: Tensor | None = None
         parents = torch.zeros_like(paths[:, 0])
-        for level in range(self.num_levels):
+        for level in range(self.trie.num_levels):
             wanted = paths[:, level]
             # An only child has probability 1: no need to score it.
             starts = self.train_child_starts[parents]
@@ -309,8 +256,8 @@ class TrieRetriever(nn.Module):
                     seen_rows=open_,
                 )
                 if not self.trie_softmax:
-                    firsts = self.child_starts[parents[open_]]
-                    sizes = self.child_starts[parents[open_] + 1] - firsts
+                    firsts = self.trie.child_starts[parents[open_]]
+                    sizes = self.trie.child_starts[parents[open_] + 1] - firsts
                     others = self.score_other_codes(queries, firsts, sizes, level)
                     scores = torch.cat([scores, others], dim=-1)
                 total = total + self._negative_log_likelihood(scores, columns)
@@ -336,7 +283,9 @@ class TrieRetriever(nn.Module):
         parents = F.pad(paths[:, :-1], (1, 0)).unique()
         starts = self.train_child_starts[parents]
         _, _, flat = ragged_index(starts, self.train_child_starts[parents + 1] - starts)
-        asked = torch.cat([self.paths[histories].flatten(), self.train_child_nodes[flat]]).unique()
+        asked = torch.cat(
+            [self.trie.paths[histories].flatten(), self.train_child_nodes[flat]]
+        ).unique()
         return AskedVectors(asked, self.nodes.of(asked, dropped))
 
     def score_other_codes(
@@ -351,12 +300,12 @@ class TrieRetriever(nn.Module):
             level: Whose codes.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
-        columns = torch.arange(self.most_children[level], device=firsts.device)
+        columns = torch.arange(self.trie.most_children[level], device=firsts.device)
         present = columns < counts.unsqueeze(-1)
         children = (firsts.unsqueeze(-1) + columns).masked_fill_(~present, 0)
         # One column more, for what is no child.
         num_codes = others.shape[1]
-        codes = torch.where(present, self.node_codes[children], num_codes).long()
+        codes = torch.where(present, self.trie.node_codes[children], num_codes).long()
         leads_on = others.new_zeros(len(others), num_codes + 1, dtype=torch.bool)
         leads_on.scatter_(1, codes, True)
         return others.masked_fill(leads_on[:, :num_codes], float("-inf"))
@@ -405,7 +354,7 @@ class TrieRetriever(nn.Module):
         nodes = self.nodes
         dim = nodes.node_embedding.embedding_dim
         if nodes.num_buckets is None:
-            num_items = (self.leaf_ends - self.leaf_starts)[nodes.own_nodes]
+            num_items = (self.trie.leaf_ends - self.trie.leaf_starts)[nodes.own_nodes]
             of_nodes = {
                 "embeddings of nodes of several items": int((num_items > 1).sum()) * dim,
                 "embeddings of nodes of one item": int((num_items == 1).sum()) * dim,
@@ -423,31 +372,3 @@ class TrieRetriever(nn.Module):
         if nodes.content_projection is not None:
             parts["content projection"] = nodes.content_projection.weight.numel()
         return parts
-
-
-def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and flat position of every entry of ragged slices ``starts[i] + 0 … counts[i]``.
-
-    Example:
-        >>> [t.tolist() for t in ragged_index(torch.tensor([5, 0]), torch.tensor([2, 1]))]
-        [[0, 0, 1], [0, 1, 0], [5, 6, 0]]
-    """
-    rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    before = counts.cumsum(0) - counts
-    columns = torch.arange(len(rows), device=counts.device) - before[rows]
-    return rows, columns, starts[rows] + columns
-
-
-def _choose_own_nodes(
-    trie: Trie, train_items: Tensor, known_items: Tensor, which: Literal["all", "shared", "none"]
-) -> Tensor:
-    """The nodes with an embedding of their own, bool ``[V]``: training has to reach them.
-
-    Items added since training change none of it, so that the embeddings stay where they belong.
-    """
-    own = torch.zeros(trie.num_nodes, dtype=torch.bool)
-    if which != "none":
-        own[torch.from_numpy(trie.paths)[train_items].flatten()] = True
-    if which == "shared":
-        own &= count_below(trie, known_items) > 1
-    return own

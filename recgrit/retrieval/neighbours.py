@@ -1,13 +1,13 @@
-"""Items taken near those of a history: a second opinion that counts instead of generalising.
+"""Items that stand near those of a history in other histories: counted, not generalised.
 
 A transformer trained with much dropout generalises well and remembers rare pairs of items badly;
 counts are the reverse. Language models gain from the same: Khandelwal et al. (ICLR 2020) mix the
 model's distribution with one over the nearest neighbours of its state in the training data. Here
-the neighbours are those of the items taken last, which needs one small table instead of a state for
-every training target.
+the neighbours are those of a history's last items, which needs one small table instead of a state
+for every training target.
 
-Items that nobody has taken have no counts. They get neighbours by their features: those most like
-them, and what those were taken with.
+Items without interactions have no counts. They get neighbours by their features: the items most
+like them, and the counted neighbours of those.
 
 Shapes: B users, T history items, N items, J neighbours, E entries.
 """
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from recgrit.data.splits import SequenceSplit
 from recgrit.embedding.cooccurrence import count_pairs
 from recgrit.embedding.features import Vectors, find_alike
+from recgrit.ranking import Histories
 from recgrit.retrieval.leaves import LeafSets, LeafWeights, merge_runs
-from recgrit.retrieval.ranking import Histories
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -39,9 +39,9 @@ MAX_ASKED = 10
 DISCOUNT = 0.8
 # Similarities are sums over few users: squares keep the many small ones from outweighing the large.
 SHARPNESS = 2
-# Share of the neighbours from which on `ItemNeighbours.boost` counts.
+# Fraction of all neighbours' weight from which on `ItemNeighbours.boost` counts.
 BOOSTED_FROM = 1e-5
-# Items most like one that nobody has taken, which stand for it.
+# Items that stand for one without interactions: those most like it.
 NUM_ALIKE = 5
 
 
@@ -79,17 +79,17 @@ def _keep_largest(similar: csr_array, num_kept: int) -> csr_array:
 
 
 class ItemNeighbours(nn.Module):
-    """Each item's most similar items, and what they say after a history.
+    """Each item's most similar items, and what they add to scores after a history.
 
     Part of the retriever's weights, so that a trained retriever needs no sequences to recommend.
 
     Args:
         num_items: N; without neighbours until `count` or a checkpoint brings them.
-        weight: Share of the neighbours in the probability of an item.
-        boost: Power of their opinion in the score of an item: where they give it the share s of
-            all they say, it scores ``boost * log(1 + s / BOOSTED_FROM)`` more than its log
-            probability. What both the model and the counts find likely then comes first, as in a
-            product of experts (Hinton, Neural Computation 2002); a mixture asks for one of them.
+        weight: Mixture weight of the neighbours in the probability of an item.
+        boost: Scale of their additive bonus. An item with the fraction s of the neighbours' weight
+            scores ``boost * log(1 + s / BOOSTED_FROM)`` more than its log probability. What both
+            the model and the counts find likely then comes first, as in a product of experts
+            (Hinton, Neural Computation 2002); a mixture asks for one of them.
     """
 
     items: Tensor
@@ -103,64 +103,65 @@ class ItemNeighbours(nn.Module):
         self.register_buffer("similarities", torch.zeros(num_items, NUM_NEIGHBOURS))
 
     def count(self, split: SequenceSplit, features: Vectors | None = None) -> None:
-        """Take the neighbours from the training parts of these sequences.
+        """Count the neighbours in the training parts of these sequences.
 
         Args:
             split: The sequences.
-            features: float32 ``[N, F]``, for items that nobody has taken; None leaves them alone.
+            features: float32 ``[N, F]``, for items without interactions; None gives those no
+                neighbours.
         """
         similar = find_similar(
             split, num_neighbours=NUM_NEIGHBOURS, window=WINDOW, shrinkage=SHRINKAGE
         )
         self._put(similar)
         if features is not None:
-            taken = split.train_item_counts() > 0
-            self.add_untaken(features, taken, ~taken)
+            has_counts = split.train_item_counts() > 0
+            self.add_by_features(features, has_counts, ~has_counts)
 
-    def add_untaken(
+    def add_by_features(
         self,
         features: Vectors,
-        taken: npt.NDArray[np.bool_],
+        has_counts: npt.NDArray[np.bool_],
         added: npt.NDArray[np.bool_],
     ) -> None:
         """Give items without counts the neighbours that their features suggest.
 
         Such an item is as near to those most like it as an item's nearest typically is, times
-        their cosine, and as near to any other as those are in the mean, weighted by cosines. A
-        taken item gets no more than `NUM_ALIKE` of them for neighbours, however many are like it:
-        they stand beside what was counted and do not take its place.
+        their cosine, and as near to any other as those are in the mean, weighted by cosines. An
+        item with counts gets no more than `NUM_ALIKE` of them for neighbours, however many are like
+        it: they stand beside what was counted and do not take its place.
 
         Args:
             features: float32 ``[N, F]``.
-            taken: bool ``[N]``, the items whose counts stand for something.
-            added: bool ``[N]``, the items to give neighbours to; none that is taken.
+            has_counts: bool ``[N]``, the items that have interactions.
+            added: bool ``[N]``, the items to give neighbours to; none that has counts.
         """
         from scipy.sparse import csr_array, diags_array
 
-        untaken, among = np.flatnonzero(added), np.flatnonzero(taken)
+        new, known = np.flatnonzero(added), np.flatnonzero(has_counts)
         nearest = self.similarities.amax(dim=1)
-        if not len(untaken) or not nearest.any():
+        if not len(new) or not nearest.any():
             return
         typical = float(nearest[nearest > 0].mean())
-        found = find_alike(features, untaken, among, NUM_ALIKE)
+        found = find_alike(features, new, known, NUM_ALIKE)
         num_items, width = self.items.shape
         cosines = found.cosines.clip(0).astype(np.float64)
         alike = csr_array(
-            (cosines.ravel(), (np.repeat(untaken, cosines.shape[1]), found.items.ravel())),
+            (cosines.ravel(), (np.repeat(new, cosines.shape[1]), found.items.ravel())),
             shape=(num_items, num_items),
         )
-        shares = diags_array(1 / np.maximum(alike.sum(axis=1), 1e-12)) @ alike
+        normalized = diags_array(1 / np.maximum(alike.sum(axis=1), 1e-12)) @ alike
         similarities = self.similarities.numpy().astype(np.float64)
         counted = csr_array(
             (similarities.ravel(), self.items.numpy().ravel(), width * np.arange(num_items + 1)),
             shape=(num_items, num_items),
         )
-        suggested = csr_array(typical * alike + shares @ counted)
-        of_taken = _keep_largest(csr_array(suggested.T), NUM_ALIKE)
-        self._put(_keep_largest(csr_array(counted + suggested + of_taken), width))
+        suggested = csr_array(typical * alike + normalized @ counted)
+        of_known = _keep_largest(csr_array(suggested.T), NUM_ALIKE)
+        self._put(_keep_largest(csr_array(counted + suggested + of_known), width))
 
     def _put(self, similar: csr_array) -> None:
-        """Take the neighbours from rows of at most J entries."""
+        """Replace all neighbours by rows of at most J entries."""
         rows = np.repeat(np.arange(len(self.items)), np.diff(similar.indptr))
         columns = np.arange(similar.nnz) - similar.indptr[rows]
         self.items.zero_()
@@ -169,10 +170,10 @@ class ItemNeighbours(nn.Module):
         self.similarities[rows, columns] = torch.from_numpy(similar.data.astype(np.float32))
 
     def weigh(self, histories: Histories, leaf_of: Tensor, seen: LeafSets) -> LeafWeights:
-        """What the neighbours add to the probability of each leaf after each history.
+        """The neighbours' part of the probability of each leaf after each history.
 
-        Weights of one history sum to ``weight``, or to 0 where nothing is near its items. Items of
-        the history itself get none: whether people come back for them is for the model to know.
+        The parts of one history sum to ``weight``, or to 0 where nothing is near its items. Items
+        of the history itself get none: whether people come back for them is for the model to know.
 
         Args:
             histories: ``[B, T]``.
@@ -190,5 +191,5 @@ class ItemNeighbours(nn.Module):
         rows = torch.arange(len(leaves), device=device).unsqueeze(-1)
         weights = sums**SHARPNESS * (seen.count(rows, leaves, leaves + 1) == 0)
         totals = weights.sum(dim=-1, keepdim=True)
-        shares = self.weight * weights / totals.clamp_min(torch.finfo(totals.dtype).tiny)
-        return LeafWeights(leaves, shares, self.boost, self.weight * BOOSTED_FROM)
+        parts = self.weight * weights / totals.clamp_min(torch.finfo(totals.dtype).tiny)
+        return LeafWeights(leaves, parts, self.boost, self.weight * BOOSTED_FROM)

@@ -11,7 +11,7 @@ Shapes: V nodes, N items, U nodes asked for, D model dimensions, F content featu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ class NodeVectors(nn.Module):
         known_items: bool ``[N]``, the catalogue in training: a node above any of them has the mean
             content of those alone, lest its vector move when items are added.
         dim: D.
-        node_dropout: Share of embeddings that the fallback replaces in a training step.
+        node_dropout: Fraction of embeddings that the fallback replaces in a training step.
         num_buckets: Rows of the table of node embeddings, which nodes share then; None for a row
             per node.
 
@@ -251,8 +251,8 @@ def _codes_to_tell_apart(
     sizes = list(codebook_sizes)
     if disambiguation_level is not None:
         first, end = trie.level_starts[disambiguation_level + 1 : disambiguation_level + 3]
-        digits = torch.from_numpy(trie.node_codes)[first:end][own_nodes[first:end]]
-        sizes[disambiguation_level] = 1 + int(digits.max()) if len(digits) else 0
+        codes = torch.from_numpy(trie.node_codes)[first:end][own_nodes[first:end]]
+        sizes[disambiguation_level] = 1 + int(codes.max()) if len(codes) else 0
     return sizes
 
 
@@ -277,3 +277,18 @@ def _mean_content(trie: Trie, content: Tensor, known_items: Tensor) -> Tensor:
     if known_items.all():
         return means
     return torch.where((num_known > 0).unsqueeze(-1), means, mean_of(~known_items, ends - starts))
+
+
+def choose_own_nodes(
+    trie: Trie, train_items: Tensor, known_items: Tensor, which: Literal["all", "shared", "none"]
+) -> Tensor:
+    """The nodes with an embedding of their own, bool ``[V]``: training has to reach them.
+
+    Items added since training change none of it, so that the embeddings stay where they belong.
+    """
+    own = torch.zeros(trie.num_nodes, dtype=torch.bool)
+    if which != "none":
+        own[torch.from_numpy(trie.paths)[train_items].flatten()] = True
+    if which == "shared":
+        own &= count_below(trie, known_items) > 1
+    return own

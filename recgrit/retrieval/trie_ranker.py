@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from recgrit.errors import DataError
+from recgrit.ranking import Histories, Ranked, rank_scores, require_items
 from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
-from recgrit.retrieval.leaves import LeafWeights, NodeSets
 from recgrit.retrieval.model import TrieRetriever
-from recgrit.retrieval.ranking import Histories, Ranked, rank_scores
+from recgrit.retrieval.trie_walk import TrieWalk
 
 # Users decoded at once: bounds the memory of one beam step.
 BATCH_USERS = 128
@@ -19,23 +16,8 @@ BATCH_USERS = 128
 EXACT_QUERIES = 131_072
 
 
-@dataclass(frozen=True)
-class ReadHistories:
-    """All that the walk down the trie needs of some histories.
-
-    Args:
-        states: float32 ``[B, D]``, the last state of each.
-        seen: What each holds all of, by level.
-        neighbours: What the neighbours of its items add; None for nothing.
-    """
-
-    states: Tensor
-    seen: list[NodeSets]
-    neighbours: LeafWeights | None
-
-
 class TrieRanker:
-    """Ranks items by log P(item | history), and what neighbours that boost scores add to it.
+    """Ranks items by log P(item | history), plus the neighbours' bonus where there is one.
 
     Args:
         model: A trained retriever; put in eval mode.
@@ -56,8 +38,7 @@ class TrieRanker:
         allowed: Tensor | None = None,
         precision: torch.dtype = torch.float32,
     ) -> None:
-        if allowed is not None and not allowed.any():
-            raise DataError("No item of the catalogue may be recommended: all are filtered out.")
+        require_items(allowed)
         self.model = model.eval()
         self.beam_width = beam_width
         self.precision = precision
@@ -74,48 +55,43 @@ class TrieRanker:
     def batch_users(self) -> int:
         """Users ranked at once."""
         if self.beam_width is None:
-            return min(BATCH_USERS, max(1, EXACT_QUERIES // self.model.first_leaf))
+            return min(BATCH_USERS, max(1, EXACT_QUERIES // self.model.trie.first_leaf))
         return BATCH_USERS
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.paths.device
+        return self.model.trie.device
 
     @torch.inference_mode()
-    def read(self, histories: Histories) -> ReadHistories:
-        """Encode histories and look up what they change."""
+    def read(self, histories: Histories) -> TrieWalk:
+        """Encode histories, and stand at the root."""
         model = self.model
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
             states = model.encode(histories.items, self.node_vectors)
-        return ReadHistories(
-            states=histories.take_last(states).float(),
-            seen=model.find_seen(histories.items, histories.present),
-            neighbours=model.weigh_neighbours(histories),
+        return TrieWalk(
+            model,
+            self.node_vectors,
+            histories.take_last(states).float(),
+            model.find_seen(histories.items, histories.present),
         )
 
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
         """The best items after these histories."""
-        model, read = self.model, self.read(histories)
+        trie, walk = self.model.trie, self.read(histories)
+        neighbours = self.model.weigh_neighbours(histories)
         if self.beam_width is None:
-            scores = score_all_items(
-                model,
-                read.states,
-                self.node_vectors,
-                seen=read.seen,
-                neighbours=read.neighbours,
-            )
+            scores = score_all_items(trie, walk, neighbours=neighbours)
             return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)
         return beam_search(
-            model,
-            read.states,
-            self.node_vectors,
-            beam_width=self.beam_width,
+            trie,
+            walk,
+            # A beam finds no more items than its width.
+            beam_width=max(self.beam_width, top_k),
             top_k=top_k,
-            seen=read.seen,
-            neighbours=read.neighbours,
-            leaf_filter=LeafFilter.build(model, excluded=excluded, allowed=self.allowed),
+            neighbours=neighbours,
+            leaf_filter=LeafFilter.build(trie, excluded=excluded, allowed=self.allowed),
         )

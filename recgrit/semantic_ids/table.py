@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 
 from recgrit.data.damage import TABLE_DAMAGE, read_parquet
+from recgrit.data.items import ItemIndex
 from recgrit.errors import DataError
 from recgrit.semantic_ids.collisions import number_rows
 
@@ -70,8 +71,9 @@ class SemanticIdTable:
         return len(self.codebook_sizes)
 
     @cached_property
-    def _item_by_id(self) -> dict[str, int]:
-        return {item_id: item_idx for item_idx, item_id in enumerate(self.item_ids)}
+    def index(self) -> ItemIndex:
+        """Where each item stands."""
+        return ItemIndex(self.item_ids)
 
     @cached_property
     def _item_by_codes(self) -> dict[tuple[int, ...], int]:
@@ -83,17 +85,11 @@ class SemanticIdTable:
         Raises:
             DataError: No item has it.
         """
-        if item_id not in self._item_by_id:
-            raise DataError(
-                f"No item {item_id!r} among the {len(self)} items of this table. Ids are those of "
-                f"the source files, such as {self.item_ids.head(3).to_list()}."
-            )
-        return self._item_by_id[item_id]
+        return self.index[item_id]
 
     def find_items(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """Dense indices of those external ids that the table has, in their order."""
-        known = self._item_by_id
-        return np.array([known[i] for i in item_ids if i in known], dtype=np.int64)
+        return self.index.find(item_ids)
 
     def codes_of(self, item_id: str) -> tuple[int, ...]:
         """The semantic ID of an item."""

@@ -20,13 +20,16 @@ import torch
 
 from recgrit.data.items import ItemTable
 from recgrit.embedding.embeddings import Embeddings
+from recgrit.embedding.encoders import ENCODER_FILES, load_encoder
 from recgrit.embedding.features import build_new_features
-from recgrit.embedding.frozen import ENCODER_FILES, load_encoder
 from recgrit.embedding.text import build_item_texts
 from recgrit.errors import ArtifactError, DataError
-from recgrit.runs import TOKENIZER_NAME, TRANSFORM_NAME, WEIGHTS_NAME
+from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
+from recgrit.models.registry import find_model
 from recgrit.semantic_ids.addition import AddedIds, add_items
-from recgrit.serving.bundle import Ancestor, Bundle, Catalogue, write_bundle
+from recgrit.serving.bundle import MODEL_FOLDER, Ancestor, Bundle
+from recgrit.serving.catalogue import Catalogue
+from recgrit.serving.writing import write_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ def append_items(
         raise ArtifactError(
             f"{directory} holds the bundle to start from, which never changes: name another folder."
         )
+    _require_appendable(bundle)
     table, catalogue = bundle.semantic_ids, bundle.catalogue
     step = len(bundle.settings.ancestors) + 1
     leaving = table.find_items(dict.fromkeys(removed))
@@ -112,10 +116,16 @@ def append_items(
         None if vectors is None else vectors.vectors[wanted],
     )
     num_new = len(wanted)
-    cooccurrence = None
+    tables = {
+        "features": Embeddings(
+            np.concatenate([bundle.features.vectors, features]),
+            bundle.features.encoder,
+            normalized=False,
+        )
+    }
     if bundle.cooccurrence is not None:
         nothing = np.zeros((num_new, bundle.cooccurrence.shape[1]), np.float32)
-        cooccurrence = Embeddings(
+        tables["cooccurrence"] = Embeddings(
             np.concatenate([bundle.cooccurrence, nothing]), "cooccurrence", normalized=True
         )
     manifest = bundle.manifest
@@ -128,22 +138,17 @@ def append_items(
     written = write_bundle(
         directory,
         bundle.settings.model_copy(update={"ancestors": (*bundle.settings.ancestors, before)}),
-        table=added.table,
+        items=added.table,
         catalogue=Catalogue(
             trained=np.concatenate([catalogue.trained, np.zeros(num_new, bool)]),
             added_in=np.concatenate([catalogue.added_in, np.full(num_new, step, np.int32)]),
             removed_in=np.concatenate([removed_in, np.full(num_new, -1, np.int32)]),
         ),
-        features=Embeddings(
-            np.concatenate([bundle.features.vectors, features]),
-            bundle.features.encoder,
-            normalized=False,
-        ),
-        cooccurrence=cooccurrence,
+        tables=tables,
         copied={
-            name: bundle.directory
-            for name in (TOKENIZER_NAME, WEIGHTS_NAME, TRANSFORM_NAME, *ENCODER_FILES)
-            if name in manifest.files
+            name: bundle.directory / name
+            for name in manifest.files
+            if name.startswith(f"{MODEL_FOLDER}/") or name in COPIED
         },
         device=bundle.device,
     )
@@ -158,6 +163,24 @@ def append_items(
     )
 
 
+def _require_appendable(bundle: Bundle) -> None:
+    """Refuse a bundle whose model cannot rank items that it was not trained with."""
+    kind = bundle.settings.model
+    if not find_model(kind).can_append:
+        raise ArtifactError(
+            f"The bundle {bundle.directory} has the model {kind}, which cannot rank items that "
+            "came after its training: train it anew, or export a bundle of a run with "
+            "model.kind=trie."
+        )
+    if bundle.require_ids().tokenizer is None:
+        raise ArtifactError(
+            f"The bundle {bundle.directory} has published IDs: there is no tokenizer to give IDs "
+            "to other items. Unset tokenizer.semantic_ids_path in its run to fit one."
+        )
+
+
+# Files of a bundle that new items do not change.
+COPIED = (TOKENIZER_NAME, TRANSFORM_NAME, *ENCODER_FILES)
 _EMPTY = {"item_id": pl.String, "title": pl.String}
 
 
@@ -202,7 +225,7 @@ def _encode(
     bundle: Bundle, items: ItemTable, vectors: npt.NDArray[np.float32] | None
 ) -> npt.NDArray[np.float32]:
     """Text embeddings of new items, or the vectors that come with them."""
-    settings, transform = bundle.settings, bundle.feature_transform
+    settings, transform = bundle.require_ids(), bundle.feature_transform
     own = settings.encoder_space is None
     if own != (vectors is not None):
         raise DataError(

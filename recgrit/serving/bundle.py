@@ -1,22 +1,19 @@
-"""A bundle: one folder with all it takes to recommend and to give IDs to later items.
+"""A bundle: one folder with all it takes to recommend, and to give IDs to later items.
 
 Nothing in it refers to the run it came from. It is never changed: adding or removing items writes
 another bundle (`recgrit.serving.append`), which names the one before. Every file is listed with its
 checksum and compared when a bundle is opened.
 
-In it: the item-ID table and which items are trained, added or removed; weights of the tokenizer and
-the retriever, neighbours included; what made the items' features, and the features themselves; the
-trie's tables for services that walk it on their own.
+In it: the items' names and which of them are trained, added or removed; the model. For models with
+semantic IDs also the ID table, the tokenizer, what made the items' features, the features
+themselves, and the trie's tables for services that walk it on their own.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,40 +22,34 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.artifacts import Manifest, digest_file, read_manifest, write_artifact
-from recgrit.config import Config
-from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.encoders import EmbeddingConfig
-from recgrit.embedding.features import FeatureTransform
-from recgrit.embedding.frozen import ENCODER_FILES
-from recgrit.errors import ArtifactError, DataError, NewerSchemaError, RecgritError
-from recgrit.quantization.config import TokenizerConfig
-from recgrit.retrieval.config import RetrieverConfig
-from recgrit.runs import (
-    TOKENIZER_NAME,
-    TRANSFORM_NAME,
-    WEIGHTS_NAME,
-    Run,
-    read_tokenizer,
-    stage_directory,
+from recgrit.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    digest_file,
+    read_manifest,
 )
+from recgrit.config import Config
+from recgrit.data.items import ItemTable
+from recgrit.embedding.config import EmbeddingConfig
+from recgrit.embedding.embeddings import Embeddings
+from recgrit.embedding.features import FeatureTransform
+from recgrit.errors import ArtifactError, NewerSchemaError, RecgritError
+from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
+from recgrit.models.model import CatalogueInputs, Model
+from recgrit.models.registry import find_model
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.recommender import Recommender
+from recgrit.runs import read_tokenizer
 from recgrit.semantic_ids.table import SemanticIdTable
-from recgrit.semantic_ids.trie import build_trie
+from recgrit.serving.catalogue import Catalogue
 
 if TYPE_CHECKING:
-    from recgrit.data.splits import SequenceSplit
     from recgrit.quantization.autoencoder import QuantizedAutoencoder
-    from recgrit.retrieval.model import TrieRetriever
-    from recgrit.retrieval.trie_ranker import TrieRanker
-
-logger = logging.getLogger(__name__)
 
 BUNDLE = "bundle"
 TRIE_NAME = "trie.safetensors"
-CATALOGUE_NAME = "catalogue.parquet"
-BUNDLE_VERSION = 1
-# Stages whose artifacts go into a bundle.
-ORIGINS = ("prepare", "embed", "tokenize", "train")
+MODEL_FOLDER = "model"
+BUNDLE_VERSION = 2
 
 
 class Ancestor(Config):
@@ -77,6 +68,22 @@ class Ancestor(Config):
     num_removed: int
 
 
+class TokenizerSettings(Config):
+    """How items of a bundle get features and semantic IDs.
+
+    Args:
+        seed: Of the run.
+        embedding: How item texts become vectors.
+        encoder_space: Hash of what decides where those lie; None for vectors of the user's own.
+        tokenizer: Settings of the tokenizer; None where the IDs were published.
+    """
+
+    seed: int
+    embedding: EmbeddingConfig
+    encoder_space: str | None
+    tokenizer: TokenizerConfig | None
+
+
 class BundleSettings(Config):
     """What a bundle says of itself, beside its files.
 
@@ -84,11 +91,9 @@ class BundleSettings(Config):
         version: Of the layout of bundles.
         run: Fingerprint of each artifact of the run it came from.
         ancestors: The bundles before it, oldest first.
-        seed: Of the run.
-        embedding: How item texts become vectors.
-        encoder_space: Hash of what decides where those lie; None for vectors of the user's own.
-        tokenizer: Settings of the tokenizer.
-        retriever: Settings of the retriever.
+        model: Kind of the model.
+        settings: Of the model.
+        ids: How items get semantic IDs; None for a model without them.
         beam_width: Prefixes kept at each level, as the run was evaluated.
         num_known_items: The first items, which the catalogue had in training.
     """
@@ -96,50 +101,11 @@ class BundleSettings(Config):
     version: int
     run: dict[str, str]
     ancestors: tuple[Ancestor, ...]
-    seed: int
-    embedding: EmbeddingConfig
-    encoder_space: str | None
-    tokenizer: TokenizerConfig
-    retriever: RetrieverConfig
+    model: str
+    settings: dict[str, Any]
+    ids: TokenizerSettings | None
     beam_width: int
     num_known_items: int
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """What became of each item; row i is ``item_idx`` i.
-
-    Args:
-        trained: bool ``[N]``, whether training histories hold it.
-        added_in: int32 ``[N]``, number of the bundle that added it, 0 for the first.
-        removed_in: int32 ``[N]``, likewise; -1 while it is listed. A removed item keeps its row and
-            its ID, so that nothing else ever gets them.
-    """
-
-    trained: npt.NDArray[np.bool_]
-    added_in: npt.NDArray[np.int32]
-    removed_in: npt.NDArray[np.int32]
-
-    @property
-    def listed(self) -> npt.NDArray[np.bool_]:
-        """Bool ``[N]``, the items that may be recommended."""
-        return self.removed_in < 0
-
-    def save(self, directory: Path, item_ids: pl.Series) -> None:
-        """Write ``catalogue.parquet``."""
-        columns = {"trained": self.trained, "added_in": self.added_in}
-        frame = pl.DataFrame({"item_id": item_ids, **columns, "removed_in": self.removed_in})
-        frame.write_parquet(directory / CATALOGUE_NAME)
-
-    @classmethod
-    def load(cls, directory: Path) -> Catalogue:
-        """Read what `save` wrote."""
-        frame = pl.read_parquet(directory / CATALOGUE_NAME, glob=False)
-        return cls(
-            trained=frame["trained"].to_numpy(),
-            added_in=frame["added_in"].to_numpy(),
-            removed_in=frame["removed_in"].to_numpy(),
-        )
 
 
 class Bundle:
@@ -147,7 +113,7 @@ class Bundle:
 
     Args:
         directory: The folder.
-        device: Where the retriever runs; "auto" is a GPU if there is one.
+        device: Where the model runs; "auto" is a GPU if there is one.
 
     Raises:
         ArtifactError: The folder holds no bundle, or a file is not as it was written.
@@ -173,10 +139,40 @@ class Bundle:
         return self.settings.ancestors[-1].fingerprint if self.settings.ancestors else None
 
     @cached_property
-    def semantic_ids(self) -> SemanticIdTable:
-        """The item-ID table, removed items included."""
+    def items(self) -> SemanticIdTable | ItemTable:
+        """What the items are called, removed items included."""
         with self._reading():
+            if self.settings.ids is None:
+                return ItemTable.load(self.directory)
             return SemanticIdTable.load(self.directory)
+
+    @property
+    def semantic_ids(self) -> SemanticIdTable:
+        """The item-ID table, removed items included.
+
+        Raises:
+            ArtifactError: The bundle's model has no semantic IDs.
+        """
+        if not isinstance(self.items, SemanticIdTable):
+            raise self._lacks_ids()
+        return self.items
+
+    def require_ids(self) -> TokenizerSettings:
+        """How items get semantic IDs.
+
+        Raises:
+            ArtifactError: The bundle's model has no semantic IDs.
+        """
+        if self.settings.ids is None:
+            raise self._lacks_ids()
+        return self.settings.ids
+
+    def _lacks_ids(self) -> ArtifactError:
+        return ArtifactError(
+            f"The bundle {self.directory} has the model {self.settings.model}, which knows no "
+            "semantic IDs: items cannot be given any. Export a bundle of a run with "
+            "model.kind=trie."
+        )
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -207,140 +203,59 @@ class Bundle:
     @cached_property
     def tokenizer(self) -> QuantizedAutoencoder:
         """The fitted tokenizer, in eval mode."""
+        config = self.require_ids().tokenizer
+        if config is None:
+            raise self._lacks_ids()
         with self._reading():
             return read_tokenizer(
-                self.directory / TOKENIZER_NAME,
-                self.settings.tokenizer,
-                self.features.embedding_dim,
+                self.directory / TOKENIZER_NAME, config, self.features.embedding_dim
             )
 
     @cached_property
-    def retriever(self) -> TrieRetriever:
-        """The trained retriever over the whole catalogue, in eval mode."""
-        from safetensors.torch import load_file
-
-        from recgrit.retrieval.fit import assemble_retriever
-        from recgrit.retrieval.training import choose_device
-
-        model = assemble_retriever(
-            self.semantic_ids,
-            self.catalogue.trained,
-            self.features.vectors if self.settings.retriever.content else None,
-            self.settings.retriever,
-            num_known_items=self.settings.num_known_items,
+    def model(self) -> Model:
+        """The model over the whole catalogue."""
+        found = find_model(self.settings.model)
+        inputs = CatalogueInputs(
+            trained=self.catalogue.trained,
+            semantic_ids=self.semantic_ids if "tokenize" in found.needs else None,
+            features=self.features.vectors if "embed" in found.needs else None,
+            listed=self.catalogue.listed,
+            num_known=self.settings.num_known_items,
         )
+        settings = found.settings_class.model_validate(self.settings.settings)
         with self._reading():
-            state = load_file(self.directory / WEIGHTS_NAME)
-            if model.neighbours is not None:
-                for name, rows in model.neighbours.state_dict(prefix="neighbours.").items():
-                    rows[: len(state[name])] = state[name]
-                    state[name] = rows
-            model.load_state_dict(state)
-        if model.neighbours is not None:
-            # Items that came later were never taken near any other.
-            known = np.arange(len(self.semantic_ids)) < self.settings.num_known_items
-            model.neighbours.add_untaken(
-                self.features.vectors, known, ~known & self.catalogue.listed
-            )
-        return model.to(choose_device(self.device)).eval()
+            model = found.load(self.directory / MODEL_FOLDER, inputs, settings)
+        return model.to_device(self.device)
 
-    def ranker(
-        self,
-        *,
-        beam_width: int | None = None,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
-    ) -> TrieRanker:
-        """The retriever, ready to rank; removed items never come out.
+    def recommender(self, *, beam_width: int | None = None) -> Recommender:
+        """What recommends items of this bundle; removed items never come out.
+
+        Histories may hold removed items, and items added since the training.
 
         Args:
-            beam_width: Prefixes kept at each level; None for as many as the run was evaluated with.
-            allowed_items: External ids of the only items that may be listed; None for all.
-            blocked_items: External ids of items that are not listed this time.
-
-        Raises:
-            DataError: No item is left.
+            beam_width: Prefixes kept at each level, for models that search; None for as many as
+                the run was evaluated with.
         """
-        import torch
-
-        from recgrit.retrieval.listing import find_allowed
-        from recgrit.retrieval.trie_ranker import TrieRanker
-
-        allowed = find_allowed(self.semantic_ids, allowed_items, blocked_items)
-        allowed &= self.catalogue.listed
-        return TrieRanker(
-            self.retriever,
+        return Recommender(
+            self.model,
+            self.items,
             beam_width=self.settings.beam_width if beam_width is None else beam_width,
-            allowed=None if allowed.all() else torch.from_numpy(allowed),
+            listed=self.catalogue.listed,
         )
 
     def recommend_after(
-        self,
-        histories: Mapping[str, Sequence[str]],
-        *,
-        top_k: int = 10,
-        beam_width: int | None = None,
-        exclude_seen: bool = True,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
+        self, histories: Mapping[str, Sequence[str]], **options: Any
     ) -> pl.DataFrame:
-        """What is likely to follow these histories; see `Run.recommend_after`.
+        """What is likely to follow histories; see `Recommender.recommend_after`."""
+        return self._recommender.recommend_after(histories, **options)
 
-        A history may hold removed items and items added since the training.
-        """
-        from recgrit.retrieval.listing import recommend_histories
-
-        return recommend_histories(
-            self._search(top_k, beam_width, allowed_items, blocked_items),
-            self.semantic_ids,
-            histories,
-            top_k=top_k,
-            exclude_seen=exclude_seen,
-        )
-
-    def iterate_recommendations(
-        self,
-        split: SequenceSplit,
-        user_ids: pl.Series,
-        *,
-        top_k: int = 10,
-        beam_width: int | None = None,
-        exclude_seen: bool = True,
-    ) -> Iterator[pl.DataFrame]:
-        """Lists for all users of a split, some users at a time.
-
-        Args:
-            split: Histories over this bundle's items, as `recgrit.serving.histories` reads them.
-            user_ids: Row i belongs to user i of the split.
-            top_k: Items per user.
-            beam_width: As for `ranker`, at least ``top_k``.
-            exclude_seen: Keep out what a user already has.
-        """
-        from recgrit.retrieval.listing import name_lists
-        from recgrit.retrieval.recommend import recommend_shards
-
-        ranker = self._search(top_k, beam_width, None, ())
-        users = np.arange(split.num_users)
-        for found in recommend_shards(ranker, split, users, top_k=top_k, masked=exclude_seen):
-            yield name_lists(self.semantic_ids, found.to_polars(), user_ids)
-
-    def _search(
-        self,
-        top_k: int,
-        beam_width: int | None,
-        allowed_items: Collection[str] | None,
-        blocked_items: Collection[str],
-    ) -> TrieRanker:
-        if top_k < 1:
-            raise DataError(f"top_k must be at least 1, got {top_k}.")
-        width = self.settings.beam_width if beam_width is None else beam_width
-        return self.ranker(
-            beam_width=max(width, top_k), allowed_items=allowed_items, blocked_items=blocked_items
-        )
+    @cached_property
+    def _recommender(self) -> Recommender:
+        return self.recommender()
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """What cannot be read is told as such."""
+        """What cannot be read is reported as such."""
         try:
             yield
         except RecgritError:
@@ -353,116 +268,10 @@ class Bundle:
             ) from error
 
 
-def export_bundle(run: Run, directory: Path) -> Bundle:
-    """Write the first bundle of a finished run.
-
-    Raises:
-        ArtifactError: A stage is missing, its parts do not fit together, or the folder cannot be
-            written.
-    """
-    manifests = {stage: run.manifest(stage) for stage in ORIGINS}
-    transform, table = run.feature_transform, run.semantic_ids
-    embedding = run.config.embedding
-    settings = BundleSettings(
-        version=BUNDLE_VERSION,
-        run={stage: manifest.fingerprint for stage, manifest in manifests.items()},
-        ancestors=(),
-        seed=manifests["embed"].config["seed"],
-        embedding=embedding,
-        encoder_space=manifests["embed"].summary["encoder_space"],
-        tokenizer=TokenizerConfig.model_validate(manifests["tokenize"].config["tokenizer"]),
-        retriever=RetrieverConfig.model_validate(manifests["train"].config["retriever"]),
-        beam_width=run.evaluated_beam_width(),
-        num_known_items=len(table),
-    )
-    catalogue = Catalogue(
-        trained=run.data.split.train_item_counts() > 0,
-        added_in=np.zeros(len(table), np.int32),
-        removed_in=np.full(len(table), -1, np.int32),
-    )
-    embeddings = stage_directory(run.directory, "embed")
-    copied = {
-        TOKENIZER_NAME: stage_directory(run.directory, "tokenize"),
-        WEIGHTS_NAME: stage_directory(run.directory, "train"),
-        TRANSFORM_NAME: embeddings,
-        **{name: embeddings for name in ENCODER_FILES if (embeddings / name).is_file()},
-    }
-    cooccurrence = None
-    if transform.cooccurrence_mean is not None:
-        cooccurrence = Embeddings.load(embeddings, "cooccurrence")
-    return write_bundle(
-        directory,
-        settings,
-        table=table,
-        catalogue=catalogue,
-        features=run.features,
-        cooccurrence=cooccurrence,
-        copied=copied,
-        device=run.device,
-    )
-
-
-def write_bundle(
-    directory: Path,
-    settings: BundleSettings,
-    *,
-    table: SemanticIdTable,
-    catalogue: Catalogue,
-    features: Embeddings,
-    cooccurrence: Embeddings | None,
-    copied: Mapping[str, Path],
-    device: str,
-) -> Bundle:
-    """Write a bundle and open it.
-
-    Args:
-        directory: Where it will be; a bundle that is there already gives way, nothing else does.
-        settings: What it says of itself.
-        table: All items' IDs.
-        catalogue: What became of each of them.
-        features: Of all of them.
-        cooccurrence: Likewise, None where features have no such part.
-        copied: Files taken as they are, and the folders they are in.
-        device: Of the opened bundle.
-
-    Raises:
-        ArtifactError: The folder cannot be written, or holds something else than a bundle.
-    """
-    if directory.exists() and not is_bundle(directory):
-        raise ArtifactError(
-            f"{directory} is there already and is no bundle: name a folder that does not exist yet."
-        )
-    parents = dict(settings.run)
-    if settings.ancestors:
-        parents[BUNDLE] = settings.ancestors[-1].fingerprint
-    values = settings.model_dump(mode="json")
-    with write_artifact(directory, BUNDLE, values, parents, elsewhere="--out") as writer:
-        table.save(writer.path)
-        catalogue.save(writer.path, table.item_ids)
-        features.save(writer.path, "features")
-        if cooccurrence is not None:
-            cooccurrence.save(writer.path, "cooccurrence")
-        build_trie(table.codes).save(writer.path / TRIE_NAME)
-        for name, folder in copied.items():
-            shutil.copyfile(folder / name, writer.path / name)
-        writer.summary = {
-            "num_items": len(table),
-            "num_listed": int(catalogue.listed.sum()),
-            "num_trained": int(catalogue.trained.sum()),
-            "num_added": int((catalogue.added_in == len(settings.ancestors)).sum())
-            if settings.ancestors
-            else 0,
-            "num_removed": int((catalogue.removed_in == len(settings.ancestors)).sum())
-            if settings.ancestors
-            else 0,
-        }
-    return Bundle(directory, device=device)
-
-
 def is_bundle(directory: Path) -> bool:
     """Whether a folder says it is a bundle, whole or not."""
     try:
-        values: Any = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        values: Any = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
         return bool(values["stage"] == BUNDLE)
     except (OSError, ValueError, KeyError, TypeError):
         return False

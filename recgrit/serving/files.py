@@ -48,7 +48,7 @@ def read_items(path: Path) -> ItemTable:
     )
 
 
-def read_histories(path: Path, table: SemanticIdTable) -> UserHistories:
+def read_histories(path: Path, table: SemanticIdTable | ItemTable) -> UserHistories:
     """Histories from rows of ``user_id``, ``item_id`` and, where there is one, ``timestamp``.
 
     Rows are sorted by time; without one, and where times are equal, they keep the file's order.

@@ -6,7 +6,6 @@ and a bundle, so nothing is pickled; whoever loads it has recgrit installed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,10 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import recgrit
-from recgrit.data.recommendations import NO_ITEM
-from recgrit.data.splits import SequenceSplit
-from recgrit.errors import ArtifactError, DataError
-from recgrit.retrieval.recommend import recommend_items
-from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.errors import ArtifactError
+from recgrit.recommender import TOP_K, listed_items
 from recgrit.serving.bundle import BUNDLE, Bundle
 
-TOP_K = 10
 # What MLflow keeps beside the bundle and runs when the model is loaded.
 CODE_PATH = Path(__file__).with_name("pyfunc_code.py")
 
@@ -55,11 +50,11 @@ class BundleModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Open and verify the bundle."""
-        bundle = Bundle(context.artifacts[BUNDLE])
-        self.ranker = bundle.ranker()
-        self.table = bundle.semantic_ids
-        self.item_ids = np.array(self.table.item_ids.to_list(), dtype=object)
-        self.titles = np.array(self.table.titles.to_list(), dtype=object)
+        self.recommender = Bundle(context.artifacts[BUNDLE]).recommender()
+        self.recommender.ranker()  # Built now: the first request need not wait for it.
+        items = self.recommender.items
+        self.item_ids = np.array(items.item_ids.to_list(), dtype=object)
+        self.titles = np.array(items.titles.to_list(), dtype=object)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
@@ -78,48 +73,24 @@ class BundleModel(PythonModel):
             lists after a history without a known item.
         """
         values = {"top_k": TOP_K, "exclude_seen": True, **(params or {})}
-        top_k = int(values["top_k"])
-        if top_k < 1:
-            raise DataError(f"top_k must be at least 1, got {top_k}.")
-        known = [self.table.find_items(history) for history in model_input["history"]]
-        asked = np.flatnonzero([len(items) > 0 for items in known])
-        items = np.full((len(known), top_k), NO_ITEM, dtype=np.int64)
-        scores = np.full((len(known), top_k), -np.inf)
-        if len(asked):
-            split = SequenceSplit.of_histories(
-                np.concatenate([known[row] for row in asked]).astype(np.int32),
-                np.cumsum([0, *(len(known[row]) for row in asked)]),
-                len(self.table),
-            )
-            found = recommend_items(
-                self._ranker_for(top_k),
-                split,
-                "all",
-                np.arange(len(asked)),
-                top_k=top_k,
-                masked=bool(values["exclude_seen"]),
-            )
-            items[asked], scores[asked] = found.items, found.scores
-        listed = [row[row != NO_ITEM] for row in items]
+        found = self.recommender.rank_histories(
+            list(model_input["history"]),
+            top_k=int(values["top_k"]),
+            exclude_seen=bool(values["exclude_seen"]),
+        )
+        listed = dict.fromkeys(range(len(model_input)), np.empty(0, dtype=np.int32))
+        scores = dict.fromkeys(range(len(model_input)), np.empty(0, dtype=np.float32))
+        for row, items, values_of in zip(found.users, found.items, found.scores, strict=True):
+            listed[int(row)] = listed_items(items)
+            scores[int(row)] = values_of[: len(listed[int(row)])]
         return pd.DataFrame(
             {
-                "item_ids": [self.item_ids[row].tolist() for row in listed],
-                "titles": [self.titles[row].tolist() for row in listed],
-                "scores": [
-                    row[: len(found)].tolist() for row, found in zip(scores, listed, strict=True)
-                ],
+                "item_ids": [self.item_ids[items].tolist() for items in listed.values()],
+                "titles": [self.titles[items].tolist() for items in listed.values()],
+                "scores": [of_row.tolist() for of_row in scores.values()],
             },
             index=model_input.index,
         )
-
-    def _ranker_for(self, top_k: int) -> TrieRanker:
-        """A beam finds no more items than its width."""
-        width = self.ranker.beam_width
-        if width is None or top_k <= width:
-            return self.ranker
-        wider = copy.copy(self.ranker)  # Shares weights and node vectors.
-        wider.beam_width = top_k
-        return wider
 
 
 def save_pyfunc(bundle: Bundle, directory: Path) -> None:
@@ -130,7 +101,7 @@ def save_pyfunc(bundle: Bundle, directory: Path) -> None:
     """
     if directory.exists():
         raise ArtifactError(f"{directory} is there already: name a folder that does not exist yet.")
-    listed = bundle.semantic_ids.item_ids.filter(bundle.catalogue.listed)
+    listed = bundle.items.item_ids.filter(bundle.catalogue.listed)
     try:
         mlflow.pyfunc.save_model(
             directory,

@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import polars as pl
 
 from recgrit.artifacts import ArtifactWriter
 from recgrit.engines.engine import Engine
+from recgrit.errors import DataError
 from recgrit.experiment import ExperimentConfig
-from recgrit.runs import TRANSFORM_NAME, Run
+from recgrit.layout import TRANSFORM_NAME
+from recgrit.runs import Run
+from recgrit.stages.stage import Stage, as_settings
 from recgrit.tracking.tracker import Tracker
 
 
-def build_embeddings(
+def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
+    """Vectors of the user's own, or the weights of a model in a folder."""
+    from recgrit.embedding.weights import find_folder_weights
+
+    path = config.embedding.vectors_path
+    if path is None:
+        return find_folder_weights(config.embedding.model)
+    if not path.is_file():
+        raise DataError(f"No vectors at {path}. Check embedding.vectors_path.")
+    return (path,)
+
+
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    excluded = {"device", "batch_size", "vectors_path"}
+    if _find_inputs(config):
+        excluded.add("model")  # A folder, told apart by its content instead.
+    return as_settings(
+        config.seed,
+        embedding=config.embedding.model_dump(mode="json", exclude=excluded),
+        features=config.features.model_dump(mode="json"),
+    )
+
+
+def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    """Text and co-occurrence vectors, and the features made of them."""
     from recgrit.embedding.cooccurrence import build_cooccurrence_vectors
     from recgrit.embedding.embeddings import Embeddings
+    from recgrit.embedding.encoders import encode_items
     from recgrit.embedding.features import fit_features
-    from recgrit.embedding.frozen import encode_items
     from recgrit.embedding.text import build_item_texts
     from recgrit.embedding.vectors import load_vectors
 
@@ -68,3 +96,15 @@ def build_embeddings(
         "text_dim": text.embedding_dim,
         "feature_dim": combined.embedding_dim,
     }
+
+
+EMBED = Stage(
+    name="embed",
+    version=1,
+    parents=("prepare",),
+    settings=_settings,
+    inputs=_find_inputs,
+    build=_build,
+    describe=lambda summary: "{feature_dim} features per item ({features})".format(**summary),
+    is_large=True,
+)

@@ -1,97 +1,181 @@
-"""From a trained retriever to metrics on validation and test."""
+"""From fitted models to metrics on validation and test."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from recgrit.artifacts import ArtifactWriter
 from recgrit.data.recommendations import Recommendations
-from recgrit.data.splits import SequenceSplit, Split
+from recgrit.data.splits import Split
 from recgrit.engines.engine import Engine
+from recgrit.engines.shards import ShardFunction
+from recgrit.evaluation.report import (
+    ReportKey,
+    describe_search,
+    describe_ties,
+    evaluate_recommendations,
+)
 from recgrit.experiment import ExperimentConfig
-from recgrit.jobs import TARGETS, RankTargets, name_report, plan_shards, use_absolute_paths
+from recgrit.layout import baseline_stage
 from recgrit.runs import Run
+from recgrit.stages.stage import Stage, as_settings, plan_shards
 from recgrit.tracking.tracker import Tracker
 
+# Splits that have targets to rank.
+TARGETS: tuple[Split, ...] = ("valid", "test")
 
-def build_evaluation(
+
+def evaluate_stage(config: ExperimentConfig) -> Stage:
+    """The stage that measures the run's model and its baselines."""
+    return Stage(
+        name="evaluate",
+        version=1,
+        parents=("prepare", "train", *map(baseline_stage, config.baselines)),
+        settings=lambda config: as_settings(
+            config.seed,
+            evaluation=config.evaluation.model_dump(mode="json"),
+        ),
+        build=_build,
+        describe=_describe,
+    )
+
+
+def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    """Reports of the retriever and of popularity, the history kept out of lists and not."""
-    from recgrit.baselines.popularity import recommend_popular
-    from recgrit.evaluation.report import evaluate_recommendations
-
-    run = Run(config.run.dir, device=config.retriever.device)
-    settings = config.evaluation
-    split, top_k = run.data.split, max(config.evaluation.ks)
-
-    def report(name: str, found: Recommendations, split_name: Split, masked: bool) -> None:
-        evaluated = evaluate_recommendations(
+    run, settings = Run(config.run.dir, device=_device(config)), config.evaluation
+    split = run.data.split
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    for key, found in _rank_targets(config, writer, engine, run).items():
+        report = evaluate_recommendations(
             found,
             split,
-            split_name,
-            masked=masked,
-            beam_width="exact" if name.startswith("popularity") else settings.beam_width,
+            key.split,
+            masked=key.masked,
+            search=describe_search(settings.beam_width if run.model(key.model).searches else None),
+            ties=describe_ties(config.data),
             seed=config.seed,
             ks=settings.ks,
             num_bootstrap=settings.num_bootstrap,
         )
-        folder = writer.path / name_report(name, masked)
-        folder.mkdir()
-        evaluated.save(folder)
-        writer.summary[folder.name] = evaluated.metrics()
-
-    lists = _rank_targets(config, writer, engine, split)
-    for split_name in TARGETS:
-        users = split.target_users(split_name)
-        for masked in (False, True):
-            found = lists[name_report(split_name, masked)]
-            report(split_name, found, split_name, masked)
-            popular = recommend_popular(split, split_name, users, top_k, masked)
-            report(f"popularity_{split_name}", popular, split_name, masked)
-    if settings.exact_users:
+        folder = writer.path / key.folder
+        folder.mkdir(parents=True)
+        report.save(folder)
+        metrics.setdefault(key.model, {})[key.lists] = report.metrics()
+    writer.summary = {"model": config.model.kind, "metrics": metrics}
+    model = run.model()
+    if settings.exact_users and model.searches and model.scores_all:
         writer.summary["beam_agreement"] = _compare_with_exact(run, config)
 
 
+def _device(config: ExperimentConfig) -> str:
+    return str(getattr(config.settings_of(config.model.kind), "device", "auto"))
+
+
+@dataclass(frozen=True)
+class RankTargets:
+    """Lists of all models for all targets: those of validation, and behind them those of test.
+
+    What is written has items and scores ``[n, top_k]`` of each report, as
+    ``trie/test_masked.items``.
+    """
+
+    config: ExperimentConfig
+
+    def __call__(self) -> ShardFunction:
+        """Load the models, once a worker."""
+        from safetensors.numpy import save_file
+
+        from recgrit.ranking import recommend_items
+
+        config = self.config
+        run = Run(config.run.dir, device=_device(config))
+        rankers = {
+            kind: run.recommender(kind, beam_width=config.evaluation.beam_width).ranker()
+            for kind in (config.model.kind, *config.baselines)
+        }
+        split = run.data.split
+        targets = {name: split.target_users(name) for name in TARGETS}
+        num_valid, top_k = len(targets["valid"]), max(config.evaluation.ks)
+
+        def rank(rows: slice, path: Path) -> None:
+            behind = slice(max(0, rows.start - num_valid), max(0, rows.stop - num_valid))
+            users = {"valid": targets["valid"][rows], "test": targets["test"][behind]}
+            lists: dict[str, npt.NDArray[Any]] = {}
+            for key in _keys(config):
+                found = recommend_items(
+                    rankers[key.model],
+                    split,
+                    key.split,
+                    users[key.split],
+                    top_k=top_k,
+                    masked=key.masked,
+                )
+                lists |= {f"{key.folder}.items": found.items, f"{key.folder}.scores": found.scores}
+            save_file(lists, path)
+
+        return rank
+
+
+def _keys(config: ExperimentConfig) -> list[ReportKey]:
+    kinds = (config.model.kind, *config.baselines)
+    return [ReportKey(*key) for key in itertools.product(kinds, TARGETS, (False, True))]
+
+
 def _rank_targets(
-    config: ExperimentConfig, writer: ArtifactWriter, engine: Engine, split: SequenceSplit
-) -> dict[str, Recommendations]:
-    """Lists of all users with a target, by split and whether the history is kept out."""
+    config: ExperimentConfig, writer: ArtifactWriter, engine: Engine, run: Run
+) -> dict[ReportKey, Recommendations]:
+    """Lists of all users with a target, by report."""
     from safetensors.numpy import load_file
 
-    users = {name: split.target_users(name) for name in TARGETS}
+    users = {name: run.data.split.target_users(name) for name in TARGETS}
     num_lists = sum(map(len, users.values()))
     shards = plan_shards(
         config, f"evaluate-{writer.key}", num_lists, engine.config.shard_users, ".safetensors"
     )
-    engine.map_shards(RankTargets(use_absolute_paths(config)), shards)
+    engine.map_shards(RankTargets(config.with_absolute_paths()), shards)
     parts = [load_file(path) for path in shards.paths()]
     shards.remove()
     return {
-        (kind := name_report(name, masked)): Recommendations(
-            users[name],
-            np.concatenate([part[f"{kind}.items"] for part in parts]),
-            np.concatenate([part[f"{kind}.scores"] for part in parts]),
+        key: Recommendations(
+            users[key.split],
+            np.concatenate([part[f"{key.folder}.items"] for part in parts]),
+            np.concatenate([part[f"{key.folder}.scores"] for part in parts]),
         )
-        for name in TARGETS
-        for masked in (False, True)
+        for key in _keys(config)
     }
 
 
 def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
     """Share of the exact top 10 (or fewer) that the beam finds, over a sample of test users."""
-    from recgrit.retrieval.recommend import recommend_items
+    from recgrit.ranking import recommend_items
 
     split = run.data.split
     users = split.target_users("test")
     sample = np.random.default_rng(config.seed).permutation(users)[: config.evaluation.exact_users]
     top_k = min(10, config.evaluation.beam_width, split.num_items)
+    # Its width is given: the run's own is that of the evaluation that this one replaces.
+    recommender = run.recommender(beam_width=config.evaluation.beam_width)
     beam, exact = (
-        recommend_items(
-            run.ranker(beam_width=width), split, "test", sample, top_k=top_k, masked=False
-        ).items
-        for width in (config.evaluation.beam_width, None)
+        recommend_items(ranker, split, "test", sample, top_k=top_k, masked=False).items
+        for ranker in (recommender.ranker(), recommender.ranker(beam_width="exact"))
     )
     return float(
         np.mean([len(np.intersect1d(b, e)) for b, e in zip(beam, exact, strict=True)]) / top_k
+    )
+
+
+def _describe(summary: dict[str, Any]) -> str:
+    metrics = summary["metrics"][summary["model"]]
+    ks = [int(name.rpartition("_")[2]) for name in metrics["test"]]
+    k = 10 if 10 in ks else max(ks)
+    return ", ".join(
+        f"{name} Recall@{k} {found[f'recall_at_{k}']:.4f} and NDCG@{k} {found[f'ndcg_at_{k}']:.4f}"
+        for name, found in ((name, metrics[name]) for name in TARGETS)
     )

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from recgrit.artifacts import ArtifactWriter
-from recgrit.data.prepare import prepare
+from recgrit.data.prepare import find_input_files, prepare
 from recgrit.engines.engine import Engine
 from recgrit.experiment import ExperimentConfig
+from recgrit.stages.stage import Stage
 from recgrit.tracking.tracker import Tracker
 
 
-def build_data(
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Where files lie and how many users are in memory at a time changes no result."""
+    excluded = {"path", "download_dir", "mirrors", "partition_users"}
+    values = config.data.model_dump(mode="json", exclude=excluded)
+    # Which of the files describes the items; the file itself counts by its content.
+    values["table"]["items_path"] = config.data.table.items_path is not None
+    return values
+
+
+def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    """All that `prepare` returns."""
     # Gone before the artifact's files are counted.
     with TemporaryDirectory(prefix=".scratch-", dir=writer.path) as scratch:
         data = prepare(config.data, scratch_dir=Path(scratch))
@@ -34,3 +44,16 @@ def build_data(
         "funnel": data.funnel.to_dicts(),
     }
     tracker.set_tags({"data.source": config.data.source})
+
+
+PREPARE = Stage(
+    name="prepare",
+    version=1,
+    settings=_settings,
+    inputs=lambda config: find_input_files(config.data),
+    build=_build,
+    describe=lambda summary: (
+        "{num_interactions:,} interactions of {num_users:,} users with {num_items:,} items"
+    ).format(**summary),
+    is_large=True,
+)

@@ -1,29 +1,98 @@
-"""From a trained retriever to lists for all users."""
+"""From a fitted model to lists for all users."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recgrit.artifacts import ArtifactWriter
+from recgrit.data.items import read_item_list
 from recgrit.data.recommendations import write_lists
 from recgrit.engines.engine import Engine
+from recgrit.engines.shards import ShardFunction
 from recgrit.experiment import ExperimentConfig
-from recgrit.jobs import RecommendLists, plan_shards, use_absolute_paths
 from recgrit.runs import Run
+from recgrit.stages.stage import Stage, plan_shards
 from recgrit.tracking.tracker import Tracker
 
+# Settings that name a file of items.
+LISTS = ("allowed_items", "blocked_items")
 
-def build_recommendations(
+
+def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
+    """Files of items that may, or must not, be recommended."""
+    paths = tuple(path for name in LISTS if (path := getattr(config.recommendation, name)))
+    for path in paths:
+        read_item_list(path)  # Refused now rather than after training.
+    return paths
+
+
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    recommendation = config.recommendation
+    return {
+        "beam_width": config.evaluation.beam_width,
+        "recommendation": recommendation.model_dump(mode="json", exclude=set(LISTS)),
+        # Which of the two a file is; the file itself counts by its content.
+        "lists": [name for name in LISTS if getattr(recommendation, name) is not None],
+    }
+
+
+@dataclass(frozen=True)
+class RecommendLists:
+    """Named lists for all users, as `Run.recommend` returns them."""
+
+    config: ExperimentConfig
+
+    def __call__(self) -> ShardFunction:
+        """Load the model, once a worker."""
+        config, settings = self.config, self.config.recommendation
+        device = str(getattr(config.settings_of(config.model.kind), "device", "auto"))
+        run = Run(config.run.dir, device=device)
+        recommender = run.recommender(beam_width=config.evaluation.beam_width)
+        allowed, blocked = (
+            read_item_list(path) if path else None
+            for path in (settings.allowed_items, settings.blocked_items)
+        )
+        ranker = recommender.ranker(allowed_items=allowed, blocked_items=blocked or ())
+
+        def recommend(rows: slice, path: Path) -> None:
+            lists = recommender.list_users(
+                run.data.split,
+                run.data.interactions.user_ids,
+                np.arange(rows.start, rows.stop),
+                ranker=ranker,
+                top_k=settings.top_k,
+                exclude_seen=settings.exclude_seen,
+            )
+            pl.concat(lists).write_parquet(path)
+
+        return recommend
+
+
+def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    """One file of named lists."""
     size = engine.config.shard_users
     num_users = Run(config.run.dir).data.interactions.num_users
     shards = plan_shards(config, f"recommend-{writer.key}", num_users, size, ".parquet")
-    engine.map_shards(RecommendLists(use_absolute_paths(config)), shards)
+    engine.map_shards(RecommendLists(config.with_absolute_paths()), shards)
     tables = (pl.read_parquet(path, glob=False) for path in shards.paths())
     written = write_lists(tables, writer.path / "recommendations.parquet")
     shards.remove()
     writer.summary = asdict(written)
+
+
+RECOMMEND = Stage(
+    name="recommend",
+    version=1,
+    parents=("prepare", "train"),
+    settings=_settings,
+    inputs=_find_inputs,
+    build=_build,
+    describe=lambda summary: "{num_rows:,} for {num_users:,} users".format(**summary),
+    is_large=True,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,12 @@ import polars as pl
 
 from recgrit.artifacts import ArtifactWriter, digest_file
 from recgrit.engines.engine import Engine
+from recgrit.engines.shards import Report, ShardFunction
 from recgrit.experiment import ExperimentConfig
-from recgrit.jobs import (
-    EPOCHS_NAME,
-    AssignCodes,
-    FitTokenizer,
-    features_path,
-    plan_shards,
-    take_facts,
-    use_absolute_paths,
-)
-from recgrit.runs import TOKENIZER_NAME, Run, read_tokenizer
+from recgrit.layout import EPOCHS_NAME, TOKENIZER_NAME, stage_directory
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.runs import Run, read_tokenizer
+from recgrit.stages.stage import Stage, as_settings, plan_shards
 from recgrit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -32,10 +27,78 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def build_semantic_ids(
+@dataclass(frozen=True)
+class FitTokenizer:
+    """Fits the codebooks in every process; the first writes the weights and the epochs."""
+
+    config: ExperimentConfig
+    folder: Path
+
+    def __call__(self, report: Report) -> dict[str, Any]:
+        """The fit summary."""
+        import torch
+        from safetensors.torch import save_file
+
+        from recgrit import distributed
+        from recgrit.quantization.fit import fit_codebooks
+
+        # Copied on write: a mapped file that torch takes for writable, and nobody writes to.
+        vectors = np.load(_features_path(self.config), mmap_mode="c")
+        fitted = fit_codebooks(
+            torch.from_numpy(vectors), self.config.tokenizer, seed=self.config.seed
+        )
+        if distributed.is_first():
+            state = fitted.model.state_dict()
+            save_file(
+                {name: value.cpu().contiguous() for name, value in state.items()},
+                self.folder / TOKENIZER_NAME,
+            )
+            epochs = pl.DataFrame([asdict(epoch) for epoch in fitted.history])
+            epochs.write_parquet(self.folder / EPOCHS_NAME)
+        return {"best_epoch": fitted.best_epoch, "num_fitted": fitted.num_fitted}
+
+
+@dataclass(frozen=True)
+class AssignCodes:
+    """Gives items their codes: int32 ``[n, L]`` and the sum of the norms of their residuals."""
+
+    config: TokenizerConfig
+    weights: Path
+    features: Path
+
+    def __call__(self) -> ShardFunction:
+        """Load the tokenizer, once a worker."""
+        import torch
+        from safetensors.torch import save_file
+
+        from recgrit.quantization.fit import assign_codes
+
+        vectors = np.load(self.features, mmap_mode="r")
+        model = read_tokenizer(self.weights, self.config, vectors.shape[1])
+
+        def assign(rows: slice, path: Path) -> None:
+            codes, norms = assign_codes(model, torch.from_numpy(np.array(vectors[rows])))
+            sums = torch.tensor(norms, dtype=torch.float64) * (rows.stop - rows.start)
+            save_file({"codes": codes.int(), "residual_norms": sums}, path)
+
+        return assign
+
+
+def _features_path(config: ExperimentConfig) -> Path:
+    return stage_directory(config.run.dir, "embed") / "features_vectors.npy"
+
+
+def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
+    """A published table of IDs, and what says which item has which number."""
+    from recgrit.semantic_ids.published import find_published_files
+
+    path = config.tokenizer.semantic_ids_path
+    return () if path is None else find_published_files(path)
+
+
+def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    """The table, with the tokenizer that made it where it was not published."""
     if config.tokenizer.semantic_ids_path is not None:
         _take_published_ids(config.tokenizer.semantic_ids_path, config, writer)
     else:
@@ -81,9 +144,8 @@ def _fit_semantic_ids(
 
     run = Run(config.run.dir)
     features, items = run.features, run.data.items
-    there = use_absolute_paths(config)
-    engine.run_on_ranks(FitTokenizer(there, writer.path.absolute()), _tell_nobody, writer.path)
-    facts = take_facts(writer.path)
+    fit = FitTokenizer(config.with_absolute_paths(), writer.path.absolute())
+    fit_summary = engine.run_on_processes(fit, lambda epoch: None, writer.path)
     model = read_tokenizer(writer.path / TOKENIZER_NAME, config.tokenizer, features.embedding_dim)
     assigned = _assign_codes(config, writer, engine, len(items.item_ids))
     diagnostics = diagnose_codes(
@@ -119,8 +181,8 @@ def _fit_semantic_ids(
         "disambiguation_level": table.disambiguation_level,
         "unique_by": unique.method,
         "num_moved": unique.num_moved,
-        **facts,
-        "reconstruction_loss": epochs[facts["best_epoch"]]["reconstruction_loss"],
+        **fit_summary,
+        "reconstruction_loss": epochs[fit_summary["best_epoch"]]["reconstruction_loss"],
         "reconstruction_loss_kmeans": epochs[0]["reconstruction_loss"],
         "diagnostics": diagnostics.to_dict(),
         "warnings": diagnostics.warnings(),
@@ -166,11 +228,7 @@ def _assign_codes(
         ".safetensors",
     )
     engine.map_shards(
-        AssignCodes(
-            config.tokenizer,
-            weights.absolute(),
-            features_path(config.run.dir).absolute(),
-        ),
+        AssignCodes(config.tokenizer, weights.absolute(), _features_path(config).absolute()),
         shards,
     )
     parts = [load_file(path) for path in shards.paths()]
@@ -180,5 +238,18 @@ def _assign_codes(
     return AssignedCodes(codes.astype(np.int64), tuple(norms.tolist()))
 
 
-def _tell_nobody(epoch: Any) -> None:
-    """The tokenizer's epochs are read from their table."""
+TOKENIZE = Stage(
+    name="tokenize",
+    version=1,
+    parents=("prepare", "embed"),
+    settings=lambda config: as_settings(
+        config.seed,
+        tokenizer=config.tokenizer.model_dump(mode="json", exclude={"semantic_ids_path"}),
+    ),
+    inputs=_find_inputs,
+    build=_build,
+    describe=lambda summary: (
+        f"{summary['num_items']:,} IDs of {len(summary['codebook_sizes'])} levels, "
+        f"{summary['diagnostics']['collision_rate']:.1%} were shared before"
+    ),
+)

@@ -1,45 +1,120 @@
-"""From sequences and IDs to a trained retriever."""
+"""From sequences, and what else a model needs, to a fitted model; likewise for each baseline."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from recgrit.artifacts import ArtifactWriter
 from recgrit.engines.engine import Engine
+from recgrit.engines.shards import Report
 from recgrit.errors import TrackingError
 from recgrit.experiment import ExperimentConfig
-from recgrit.jobs import EPOCHS_NAME, TrainRetriever, take_facts, use_absolute_paths
-from recgrit.runs import CHECKPOINTS_NAME
+from recgrit.layout import CHECKPOINTS_NAME, EPOCHS_NAME, baseline_stage
+from recgrit.runs import Run
+from recgrit.stages.stage import Stage
 from recgrit.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from recgrit.models.model import FitSummary
+    from recgrit.training.loop import TrainingEpoch
 
 logger = logging.getLogger(__name__)
 
 
-def build_retriever(
-    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
+@dataclass(frozen=True)
+class FitModel:
+    """Fits a model in every process, from its last checkpoint on; the first writes it."""
+
+    config: ExperimentConfig
+    kind: str
+    folder: Path
+    checkpoint: Path
+
+    def __call__(self, report: Report) -> FitSummary:
+        """The fit summary."""
+        from recgrit import distributed
+        from recgrit.models.registry import find_model
+
+        run, model = Run(self.config.run.dir), find_model(self.kind)
+        fitted = model.fit(
+            run.catalogue_inputs(model.needs),
+            run.data.split,
+            self.config.settings_of(self.kind),
+            seed=self.config.seed,
+            on_epoch=report,
+            checkpoint=self.checkpoint,
+        )
+        if distributed.is_first():
+            fitted.model.save(self.folder)
+        return fitted.summary
+
+
+def train_stage(config: ExperimentConfig) -> Stage:
+    """The stage that fits the run's model; what it builds on depends on the model."""
+    return _stage("train", config.model.kind)
+
+
+def baseline_stages(config: ExperimentConfig) -> list[Stage]:
+    """A stage for each model that is measured beside the run's own."""
+    return [_stage(baseline_stage(kind), kind) for kind in config.baselines]
+
+
+def _stage(name: str, kind: str) -> Stage:
+    from recgrit.models.registry import digest_code, find_model
+
+    return Stage(
+        name=name,
+        version=1,
+        parents=("prepare", *find_model(kind).needs),
+        settings=lambda config: {
+            "seed": config.seed,
+            "model": kind,
+            "settings": config.settings_of(kind).model_dump(mode="json", exclude={"device"}),
+            "code": digest_code(kind),
+        },
+        build=partial(_build, kind=kind),
+        describe=partial(_describe, kind),
+    )
+
+
+def _build(
+    config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine, *, kind: str
 ) -> None:
-    """Weights, and what each epoch reached; an interrupted training goes on."""
-    from recgrit.retrieval.training import TrainingEpoch, read_epoch
+    # Named by what is trained on what: another training never goes on from here.
+    checkpoint = (config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors").absolute()
+    fit = FitModel(config.with_absolute_paths(), kind, writer.path.absolute(), checkpoint)
+    prefix = "train" if kind == config.model.kind else f"baselines/{kind}"
+    summary = engine.run_on_processes(fit, _epoch_logger(tracker, prefix), writer.path)
+    if summary.history:
+        epochs = pl.DataFrame([asdict(epoch) for epoch in summary.history])
+        epochs.write_parquet(writer.path / EPOCHS_NAME)
+    writer.summary = {"model": kind, **summary.to_json()}
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)
 
-    told = set()
 
+def _epoch_logger(tracker: Tracker, prefix: str) -> Callable[[TrainingEpoch], None]:
     def log_epoch(epoch: TrainingEpoch) -> None:
-        told.add(epoch.epoch)
-        metrics = {f"retriever/{name}": value for name, value in epoch.metrics().items()}
+        metrics = {f"{prefix}/{name}": value for name, value in epoch.metrics().items()}
         try:
             tracker.log_metrics(metrics, step=epoch.epoch)
         except TrackingError as error:  # Hours of training are worth more than one record.
             logger.warning("%s", error)
 
-    # Named by what is trained on what: another training never goes on from here.
-    checkpoint = (config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors").absolute()
-    job = TrainRetriever(use_absolute_paths(config), writer.path.absolute(), checkpoint)
-    engine.run_on_ranks(job, log_epoch, writer.path)
-    for row in pl.read_parquet(writer.path / EPOCHS_NAME, glob=False).to_dicts():
-        if row["epoch"] not in told:  # Trained in another process.
-            log_epoch(read_epoch(row))
-    writer.summary = take_facts(writer.path)
-    shutil.rmtree(checkpoint.parent)
+    return log_epoch
+
+
+def _describe(kind: str, summary: dict[str, Any]) -> str:
+    if "best_epoch" not in summary:
+        return f"{kind} counted"
+    return (
+        f"{kind}, best epoch {summary['best_epoch']} of {summary['num_epochs']}, valid NDCG@10 "
+        f"{summary['best']['valid_ndcg_at_10']:.4f}"
+    )

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from recgrit.artifacts import digest_json, write_atomic
-from recgrit.config import Config
+from recgrit.tracking.config import TrackingConfig
 from recgrit.tracking.tracker import NullTracker, Tracker
 
 # Set before MLflow is imported, since it reads some of them then; a user's own settings stay.
@@ -20,25 +20,6 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
-
-class TrackingConfig(Config):
-    """Where runs are recorded.
-
-    Attributes:
-        backend: ``mlflow``, or ``none`` to record nothing.
-        uri: MLflow tracking URI; None keeps a SQLite database in the folder of the runs.
-        experiment: MLflow experiment to record runs under.
-        system_metrics: Record processor, memory, disk and network too, every ten seconds.
-        register_model: Keep each evaluated run's model, as a new version of the registered model
-            that is called like the experiment.
-    """
-
-    backend: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = None
-    experiment: str = "recgrit"
-    system_metrics: bool = True
-    register_model: bool = True
 
 
 def quieten_mlflow() -> None:
@@ -51,6 +32,7 @@ def quieten_mlflow() -> None:
 def start_tracking(
     config: TrackingConfig,
     *,
+    experiment: str,
     run_name: str,
     default_directory: Path,
     state: Path | None = None,
@@ -63,6 +45,7 @@ def start_tracking(
 
     Args:
         config: Which store.
+        experiment: Of the run in it.
         run_name: Name of the run in it.
         default_directory: Where ``mlflow.db`` and ``mlartifacts`` are kept if no URI is set.
         state: A file that is there while the run has not come to its end. If an earlier run with
@@ -80,12 +63,12 @@ def start_tracking(
 
     directory = default_directory.resolve()
     uri = config.uri or f"sqlite:///{directory.as_posix()}/mlflow.db"
-    identity = digest_json([uri, config.experiment, settings])
+    identity = digest_json([uri, experiment, settings])
     tracker = MLflowTracker(
         uri=uri,
         resume=_read_state(state, identity),
         system_metrics=config.system_metrics,
-        experiment=config.experiment,
+        experiment=experiment,
         run_name=run_name,
         artifact_directory=directory / "mlartifacts",
     )

@@ -194,10 +194,10 @@ def write_amazon_2023_splits(folder: Path, rows: Sequence[Row]) -> None:
     for row in sorted(rows, key=lambda row: row[3]):
         by_user.setdefault(row[0], []).append(row)
     parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for user, taken in by_user.items():
-        for place, (_, item, rating, time) in enumerate(taken):
-            part = {len(taken) - 1: "test", len(taken) - 2: "valid"}.get(place, "train")
-            before = " ".join(earlier[1] for earlier in taken[:place])
+    for user, own in by_user.items():
+        for place, (_, item, rating, time) in enumerate(own):
+            part = {len(own) - 1: "test", len(own) - 2: "valid"}.get(place, "train")
+            before = " ".join(earlier[1] for earlier in own[:place])
             parts[part].append(f"{user},{item},{rating}.0,{1000 * time},{before}")
     for part, lines in parts.items():
         header = "user_id,parent_asin,rating,timestamp,history"

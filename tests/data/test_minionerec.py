@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recgrit.config import load_config
-from recgrit.data.minionerec import build_minionerec, keep_short_titles
-from recgrit.data.prepare import DataConfig, build_interactions, prepare
+from recgrit.data.config import DataConfig
+from recgrit.data.minionerec import keep_short_titles, minionerec
+from recgrit.data.prepare import prepare
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, DataError
 from recgrit.runs import Run
+from tests.data.small_data import build_interactions, build_sequences
 
 Row = tuple[str, str, int]
 Sample = tuple[str, list[str], str]
@@ -52,14 +54,13 @@ rows = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(rows)
 def test_samples_are_those_of_the_published_script(values: list[Row]) -> None:
-    schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
-    interactions = build_interactions(pl.DataFrame(values, schema=schema, orient="row"))
+    interactions, sequences = build_interactions(values), build_sequences(values)
     train, valid, test = published(values)
     if not (train and valid and test):
-        with pytest.raises(DataError, match="cannot be parted 8:1:1"):
-            build_minionerec(interactions)
+        with pytest.raises(DataError, match="cannot be split 8:1:1"):
+            minionerec(sequences)
         return
-    split = build_minionerec(interactions)
+    split = minionerec(sequences)
     user_ids, item_ids = interactions.user_ids.to_list(), interactions.item_ids.to_list()
     names: Callable[[Any], list[str]] = lambda found: [item_ids[i] for i in found]  # noqa: E731
     for name, expected in (("valid", valid), ("test", test)):
@@ -72,13 +73,13 @@ def test_samples_are_those_of_the_published_script(values: list[Row]) -> None:
             )
         ] == expected
     # Trained on: every sample of the first part, each once, and nothing else.
-    taught = []
+    learned = []
     for sequence in range(split.num_sequences):
         own = names(split.train_sequence(sequence))
-        taught += [
+        learned += [
             (user_ids[sequence], own[max(i - 10, 0) : i], own[i]) for i in range(1, len(own))
         ]
-    assert sorted(taught) == sorted(train)
+    assert sorted(learned) == sorted(train)
     assert split.num_users == interactions.num_users
     for user in range(split.num_users):
         assert names(split.full_sequence(user)) == [
@@ -112,13 +113,13 @@ def test_every_target_is_evaluated(
     done = command("run", new_config(data={"split": "minionerec"}), "--json")
     assert done.code == 0, done.err
     run = Run(tmp_path / "runs" / "new")
-    split, report = run.data.split, run.reports["test"]
-    assert report.per_user.height == len(split.target_users("test"))
+    split, report = run.data.split, run.report("test")
+    assert report.per_target.height == len(split.target_users("test"))
     assert report.protocol["num_users"] < report.protocol["num_targets"]
-    assert report.per_user["user_idx"].n_unique() == report.protocol["num_users"]
+    assert report.per_target["user_idx"].n_unique() == report.protocol["num_users"]
     assert done.json()["num_users"] == report.protocol["num_users"]
-    assert f"{report.per_user.height} targets of" in done.out
-    # People are recommended to, after all they took; the copies of histories are nobody.
+    assert f"{report.per_target.height} targets of" in done.out
+    # People are recommended to, after all they interacted with; the copies of histories are nobody.
     lists = pl.read_parquet(run.directory / "recommendations" / "recommendations.parquet")
     assert set(lists["user_id"]) == set(run.data.interactions.user_ids)
 
@@ -129,9 +130,9 @@ def test_cold_items_do_not_go_with_it() -> None:
 
 
 def test_titles_of_many_words_go() -> None:
-    taken = pl.DataFrame({"item_id": ["a", "b", "c", "d"]})
+    interactions = pl.DataFrame({"item_id": ["a", "b", "c", "d"]})
     items = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["one two", "one two three", None]})
-    assert keep_short_titles(taken, items, 2)["item_id"].to_list() == ["a"]
+    assert keep_short_titles(interactions, items, 2)["item_id"].to_list() == ["a"]
 
 
 def test_owners_must_fit(config: DataConfig) -> None:

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from recgrit.config import load_config
+from recgrit.data.config import DataConfig
 from recgrit.data.items import ItemTable
-from recgrit.data.prepare import DataConfig, PreparedData, find_input_files, prepare
+from recgrit.data.prepare import PreparedData, find_input_files, prepare
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, DataError
 

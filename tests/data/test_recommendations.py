@@ -31,3 +31,8 @@ def test_what_is_no_list_of_recommendations() -> None:
         build([[NO_ITEM, 2]])
     with pytest.raises(DataError, match="twice"):
         build([[2, 1, 2]])
+    for score in (np.inf, np.nan):
+        with pytest.raises(DataError, match="not finite"):
+            Recommendations(
+                np.array([0]), np.array([[1]], np.int32), np.array([[score]], np.float32)
+            )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from recgrit.config import load_config
+from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.encoders import ENCODERS, EmbeddingConfig, build_encoder
+from recgrit.embedding.encoders import ENCODERS, build_encoder
 from recgrit.embedding.lsa import FittedLSA, LSAEncoder
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
 from recgrit.errors import ConfigError, DataError, EncoderError

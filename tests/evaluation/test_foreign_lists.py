@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recgrit.data.prepare import DataConfig, PreparedData, prepare
+from recgrit.data.config import DataConfig
+from recgrit.data.prepare import PreparedData, prepare
+from recgrit.data.recommendations import NO_ITEM, Recommendations
 from recgrit.errors import DataError
-from recgrit.evaluation.foreign_lists import read_lists
+from recgrit.evaluation.foreign_lists import name_lists, read_lists
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.runs import Run
 
@@ -71,11 +74,11 @@ def test_lists_score_as_they_do_at_home(
     tiny_run: Any, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     run = Run(tiny_run.directory)
-    per_user = run.reports["test"].per_user
+    targets = run.report("test").per_target
     # One right item for those that were hit, at the rank where it was, others before it.
     ids = run.data.interactions
     rows = []
-    for user, target, rank in per_user.iter_rows():
+    for user, _, target, rank in targets.iter_rows():
         others = [item for item in range(len(ids.item_ids)) if item != target][:20]
         items = others if rank == 0 else [*others[: rank - 1], target, *others[rank - 1 : 19]]
         rows += [
@@ -87,8 +90,11 @@ def test_lists_score_as_they_do_at_home(
     done = command("score", path, "--run", run.directory, "--json", "--out", tmp_path / "kept")
     assert done.code == 0
     assert "60 lists for 60 test targets" in done.out
-    assert done.json()["metrics"] == pytest.approx(run.reports["test"].metrics())
-    assert EvaluationReport.load(tmp_path / "kept").metrics() == done.json()["metrics"]
+    assert done.json()["metrics"] == pytest.approx(run.report("test").metrics())
+    kept = EvaluationReport.load(tmp_path / "kept")
+    assert kept.metrics() == done.json()["metrics"]
+    # Nobody here knows how they were found.
+    assert kept.protocol["search"] == "lists from theirs.csv"
 
 
 def test_lists_of_a_split_with_several_targets_go_by_line(tiny_data: Path, tmp_path: Path) -> None:
@@ -100,3 +106,23 @@ def test_lists_of_a_split_with_several_targets_go_by_line(tiny_data: Path, tmp_p
     (tmp_path / "x.csv").write_text(f"row,item_id,rank\n2,{item},1\n")
     assert read(data, tmp_path / "x.csv").users.tolist() == [data.split.target_users("test")[2]]
     assert np.all(read(data, tmp_path / "x.csv").items == 0)
+
+
+@pytest.mark.parametrize("several_targets", [False, True])
+def test_named_lists_are_read_back(
+    data: PreparedData, tmp_path: Path, several_targets: bool
+) -> None:
+    split, ids = data.split, data.interactions
+    if several_targets:  # Each sequence stands for one of its owner's targets.
+        split = replace(split, owners=np.arange(split.num_sequences) // 2)
+    lists = Recommendations(
+        users=split.target_users("test")[[1, 4]],
+        items=np.array([[3, 5], [7, NO_ITEM]], dtype=np.int32),
+        scores=np.array([[-1, -2], [-1, -np.inf]], dtype=np.float32),
+    )
+    named = name_lists(lists, split, "test", ids.user_ids, ids.item_ids)
+    assert named.columns[0] == ("row" if several_targets else "user_id")
+    named.write_parquet(tmp_path / "lists.parquet")
+    found = read_lists(tmp_path / "lists.parquet", split, "test", ids.user_ids, ids.item_ids)
+    assert np.array_equal(found.users, lists.users)
+    assert np.array_equal(found.items, lists.items)

@@ -12,11 +12,8 @@ from recgrit.config import load_config
 from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ArtifactError, ConfigError, DataError
-from recgrit.evaluation.report import (
-    EvaluationConfig,
-    EvaluationReport,
-    evaluate_recommendations,
-)
+from recgrit.evaluation.config import EvaluationConfig
+from recgrit.evaluation.report import EvaluationReport, evaluate_recommendations
 
 
 @pytest.fixture
@@ -39,15 +36,22 @@ def lists(users: list[int], items: list[list[int]]) -> Recommendations:
 
 
 def evaluate(recommendations: Recommendations, split: SequenceSplit, **changes) -> EvaluationReport:  # type: ignore[no-untyped-def]
-    arguments = {"masked": True, "beam_width": "exact", "seed": 0, "ks": (1, 3)} | changes
+    arguments = {
+        "masked": True,
+        "search": "all items scored",
+        "ties": "file order",
+        "seed": 0,
+        "ks": (1, 3),
+    } | changes
     return evaluate_recommendations(recommendations, split, "test", **arguments)
 
 
 def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
     # User 3 is listed before user 0, user 1 has no list, user 2 has one but no target.
     report = evaluate(lists([3, 0, 2], [[1, 9, 2], [2, 1, 0], [5, 6, 7]]), split)
-    assert report.per_user.to_dict(as_series=False) == {
+    assert report.per_target.to_dict(as_series=False) == {
         "user_idx": [0, 1, 3],
+        "sequence": [0, 1, 3],
         "item_idx": [2, 0, 9],
         "rank": [1, 0, 2],
     }
@@ -64,13 +68,20 @@ def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
 
 
 def test_the_protocol_says_how(split: SequenceSplit) -> None:
-    report = evaluate(lists([0], [[2, 1, 0]]), split, ks=[3, 1, 3], beam_width=30, masked=False)
+    report = evaluate(
+        lists([0], [[2, 1, 0]]),
+        split,
+        ks=[3, 1, 3],
+        search="beam of 30",
+        ties="shuffled with seed 3",
+        masked=False,
+    )
     assert report.protocol == {
         "split": "test",
         "masked": False,
         "ks": (1, 3),
-        "beam_width": 30,
-        "ties": "file order",
+        "search": "beam of 30",
+        "ties": "shuffled with seed 3",
         "num_items": 10,
         "num_users": 3,
         "num_targets": 3,
@@ -80,9 +91,26 @@ def test_the_protocol_says_how(split: SequenceSplit) -> None:
 
 
 def test_a_sample_of_users(split: SequenceSplit) -> None:
-    report = evaluate(lists([0, 1], [[2, 1, 3], [1, 2, 3]]), split, users=np.array([0]))
+    report = evaluate(lists([0, 1], [[2, 1, 3], [1, 2, 3]]), split, sequences=np.array([0]))
     assert report.metrics()["recall_at_1"] == 1.0
     assert report.protocol["num_users"] == 1
+
+
+def test_a_target_says_whose_it_is_and_where_it_stands() -> None:
+    """One user with a sequence of training and two copies that end with a target each."""
+    split = SequenceSplit(
+        items=np.array([0, 1, 2, 1, 2, 1, 2, 3], dtype=np.int32),
+        offsets=np.array([0, 3, 5, 8]),
+        train_ends=np.array([1, 3, 5]),
+        valid_targets=np.array([-1, -1, -1]),
+        test_targets=np.array([-1, 4, 7]),
+        num_items=4,
+        owners=np.array([0, 0, 0]),
+    )
+    report = evaluate(lists([2, 1], [[3, 0, 1], [0, 1, 2]]), split)
+    assert report.per_target.rows() == [(0, 1, 2, 3), (0, 2, 3, 1)]
+    assert (report.users.tolist(), report.sequences.tolist()) == ([0, 0], [1, 2])
+    assert (report.protocol["num_users"], report.protocol["num_targets"]) == (1, 2)
 
 
 def test_short_lists_count_as_missed(split: SequenceSplit) -> None:
@@ -90,10 +118,10 @@ def test_short_lists_count_as_missed(split: SequenceSplit) -> None:
     assert set(report.metrics().values()) == {0.0}
 
 
-def test_per_user_values(split: SequenceSplit) -> None:
+def test_values_of_each_target(split: SequenceSplit) -> None:
     report = evaluate(lists([3, 0], [[1, 9, 2], [2, 1, 0]]), split)
     frame = report.to_polars()
-    assert frame.columns[3:] == ["recall_at_1", "recall_at_3", "ndcg_at_1", "ndcg_at_3"]
+    assert frame.columns[4:] == ["recall_at_1", "recall_at_3", "ndcg_at_1", "ndcg_at_3"]
     assert frame["ndcg_at_3"].round(4).to_list() == [1.0, 0.0, 0.6309]
     assert report.to_pandas()["rank"].tolist() == [1, 0, 2]
 
@@ -102,7 +130,7 @@ def test_saved_and_loaded(split: SequenceSplit, tmp_path: Path) -> None:
     report = evaluate(lists([3, 0], [[1, 9, 2], [2, 1, 0]]), split)
     report.save(tmp_path)
     loaded = EvaluationReport.load(tmp_path)
-    assert_frame_equal(loaded.per_user, report.per_user)
+    assert_frame_equal(loaded.per_target, report.per_target)
     assert loaded.protocol == report.protocol
     assert loaded.metrics() == report.metrics()
     assert loaded.intervals() == report.intervals()
@@ -110,7 +138,7 @@ def test_saved_and_loaded(split: SequenceSplit, tmp_path: Path) -> None:
     assert set(values["metrics"]["recall_at_3"]) == {"mean", "low", "high"}
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "per_user.parquet"])
+@pytest.mark.parametrize("name", ["evaluation.json", "per_target.parquet"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_damaged_reports_are_refused(
     split: SequenceSplit, tmp_path: Path, name: str, damage: str
@@ -134,12 +162,12 @@ def test_lists_that_do_not_fit_are_refused(split: SequenceSplit) -> None:
     with pytest.raises(DataError, match="user_idx 4, but the split has 4 users"):
         evaluate(lists([4], [[1, 2, 3]]), split)
     with pytest.raises(DataError, match=r"1 of 2 users have no test target, the first \[2\]"):
-        evaluate(lists([0], [[1, 2, 3]]), split, users=np.array([0, 2]))
+        evaluate(lists([0], [[1, 2, 3]]), split, sequences=np.array([0, 2]))
 
 
 def test_a_catalogue_smaller_than_k_is_no_obstacle(split: SequenceSplit) -> None:
     items = [[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]]
-    report = evaluate(lists([0], items), split, ks=(20,), users=np.array([0]))
+    report = evaluate(lists([0], items), split, ks=(20,), sequences=np.array([0]))
     assert report.metrics()["recall_at_20"] == 1.0
 
 
@@ -186,7 +214,7 @@ def test_config_sorts_and_validates() -> None:
 
 
 def test_evaluation_does_without_torch() -> None:
-    code = "import sys, recgrit.evaluation.table; print('torch' in sys.modules)"
+    code = "import sys, recgrit.evaluation.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -31,6 +31,7 @@ import atheris
 with atheris.instrument_imports(include=["recgrit"]):
     from recgrit.artifacts import read_manifest
     from recgrit.config import load_config
+    from recgrit.data.config import TableConfig
     from recgrit.data.items import read_item_list
     from recgrit.data.sources import load_source
     from recgrit.data.sources.table import Table
@@ -92,7 +93,7 @@ def read_source(name: str) -> Callable[[Path], object]:
 def read_table(folder: Path) -> object:
     (interactions,) = folder.glob("log.*")
     items = next(iter(folder.glob("items.*")), None)
-    table = Table(items_path=items, weight="stars")
+    table = Table(**TableConfig(items_path=items, weight="stars").model_dump())
     return table.read(table.find_files(interactions), max_malformed_share=0.9)
 
 

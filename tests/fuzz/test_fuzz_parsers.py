@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).with_name("fuzz_parsers.py")
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs the extra 'fuzz'")
 def test_no_parser_crashes(tmp_path: Path) -> None:
     done = subprocess.run(

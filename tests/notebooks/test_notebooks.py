@@ -45,7 +45,6 @@ def test_files_it_names_are_there(path: Path) -> None:
         assert (ROOT / name).is_file(), name
 
 
-@pytest.mark.slow
 @each_notebook
 def test_runs_from_top_to_bottom(
     path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch

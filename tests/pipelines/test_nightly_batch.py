@@ -15,9 +15,10 @@ import pytest
 
 from recgrit.config import load_config
 from recgrit.errors import ArtifactError
-from recgrit.retrieval.recommend import recommend_shards
+from recgrit.ranking import recommend_shards
 from recgrit.runs import Run
-from recgrit.serving.bundle import Bundle, export_bundle
+from recgrit.serving.bundle import Bundle
+from recgrit.serving.writing import export_bundle
 
 FILE = Path(__file__).parents[2] / "pipelines" / "nightly_batch.py"
 

@@ -1,4 +1,4 @@
-"""RecBole's lists become rows of the leaderboard; RecBole itself where an interpreter has it."""
+"""RecBole's lists are kept and evaluated; RecBole itself where an interpreter has it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import polars as pl
 import pytest
+
+from recgrit.artifacts import read_manifest
+from recgrit.evaluation.report import EvaluationReport
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 INTERPRETER = "RECGRIT_TEST_RECBOLE_PYTHON"
@@ -57,7 +60,7 @@ def run_baselines(
     new_config: Callable[..., Path], tmp_path: Path
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        places = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--python", python]
+        places = ["--out", tmp_path / "out", "--python", python]
         command = [sys.executable, PIPELINES / "recbole_baselines.py", new_config()]
         return subprocess.run(
             [*map(str, [*command, *places]), *arguments],
@@ -80,43 +83,51 @@ def stub(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_lists_become_rows(
+def test_lists_are_kept_and_evaluated(
     run_baselines: Callable[..., subprocess.CompletedProcess[str]],
     stub: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    done = run_baselines(stub(), "--models", "SASRec,BPR", "--budget", "5", "--seeds", "3")
+    options = ["--models", "SASRec,BPR", "--budget", "5", "--seeds", "3"]
+    done = run_baselines(stub(), *options)
     assert done.returncode == 0, done.stderr
     # The stub's claim is right for Recall of unmasked lists only, and is told where it is not.
-    assert "recall@10 of the same lists: 0.500000 by RecBole, 0." in done.stderr
-    board = pl.read_parquet(tmp_path / "out" / "board.parquet")
-    assert board["model"].to_list() == ["RecBole SASRec, 5 s", "RecBole BPR, 5 s"]
-    assert set(board["data"]) == {"movielens-100k"}
-    assert board["seed"].to_list() == [3, 3]
-    assert (
-        board.select("fit_seconds", "epochs", "parameters", "num_users").rows()
-        == [(1.5, 2.25, 7, 60)] * 2
-    )
-    assert board["recbole_ndcg_at_10"].to_list() == [0.25, 0.25]
-    unmasked, none = board["test_ranks"].to_list()
-    assert none is None
-    assert board["test_recall_at_10"].to_list()[1] is None
+    assert "recall_at_10 of the same lists: 0.500000 by the library, 0." in done.stderr
+    sasrec, bpr = (tmp_path / "out" / f"{model}-3" for model in ("SASRec", "BPR"))
+    for folder in (sasrec, bpr):
+        summary = read_manifest(folder).summary
+        assert [summary[name] for name in ("fit_seconds", "epochs", "parameters")] == [1.5, 2.25, 7]
+        assert summary["metrics_by_library"] == {"recall_at_10": 0.5, "ndcg_at_10": 0.25}
+    assert not (bpr / "test").exists(), "RecBole lists unseen items only for it"
+    unmasked = EvaluationReport.load(sasrec / "test")
+    assert len(unmasked.ranks) == 60
     # Behind two items of the history, or where it stands itself among them.
-    assert set(unmasked) <= {0, 1, 2, 3}
-    assert unmasked.count(3) >= 20
-    assert board["test_recall_at_10"][0] == sum(rank > 0 for rank in unmasked) / 60
-    for masked, recall in board.select("test_masked_ranks", "test_masked_recall_at_10").iter_rows():
+    assert set(unmasked.ranks) <= {0, 1, 2, 3}
+    assert (unmasked.ranks == 3).sum() >= 20
+    for folder in (sasrec, bpr):
+        masked = EvaluationReport.load(folder / "test_masked")
         # A target that the history holds is masked with it, whatever RecBole listed.
-        assert set(masked) == {0, 1}
-        assert recall == sum(masked) / 60
-        assert sum(masked) <= sum(rank > 0 for rank in unmasked)
-    again = run_baselines(
-        tmp_path / "gone", "--models", "SASRec,BPR", "--budget", "5", "--seeds", "3"
-    )
+        assert set(masked.ranks) == {0, 1}
+        assert masked.means["recall_at_10"] <= unmasked.means["recall_at_10"]
+        assert masked.protocol["masked"]
+    assert done.stdout.count("SASRec-3") == 2
+    assert done.stdout.count("BPR-3") == 1
+    again = run_baselines(tmp_path / "gone", *options)
     assert again.returncode == 0, again.stderr
-    report = [sys.executable, str(PIPELINES / "leaderboard_report.py"), str(tmp_path / "out")]
-    subprocess.run(report, check=True)
-    assert "| RecBole BPR, 5 s |  |" in (tmp_path / "out" / "tables.md").read_text()
+    assert again.stderr.count("-3: up to date") == 2
+    assert "No such file" in run_baselines(tmp_path / "gone", *options[:2], "--seeds", "4").stderr
+
+
+def test_kept_lists_score_as_their_report_says(
+    run_baselines: Callable[..., subprocess.CompletedProcess[str]],
+    stub: Callable[..., Path],
+    command: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    assert run_baselines(stub(), "--models", "SASRec").returncode == 0
+    kept = tmp_path / "out" / "SASRec-0" / "test"
+    scored = command("score", kept / "lists.parquet", "--run", tmp_path / "out" / "run", "--json")
+    assert scored.json()["metrics"] == pytest.approx(EvaluationReport.load(kept).means)
 
 
 def test_another_split_is_refused(
@@ -128,7 +139,7 @@ def test_another_split_is_refused(
     assert done.returncode == 1
     assert "RecBole reads another split: 1 test targets or histories differ" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out" / "board.parquet").exists()
+    assert not (tmp_path / "out" / "SASRec-0").exists()
 
 
 def test_an_interpreter_that_fails(
@@ -142,7 +153,6 @@ def test_an_interpreter_that_fails(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal"])
 def test_recbole_itself(
     run_baselines: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, split: str
@@ -154,9 +164,7 @@ def test_recbole_itself(
     done = run_baselines(Path(python), f"data.split={split}", "--models", models, "--budget", "1")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("test targets are ours") == len(models.split(","))
-    board = pl.read_parquet(tmp_path / "out" / "board.parquet")
-    first = board.row(0, named=True)
-    for name in ("recall", "ndcg"):
-        assert first[f"test_{name}_at_10"] == pytest.approx(
-            first[f"recbole_{name}_at_10"], abs=1e-6
-        )
+    folder = tmp_path / "out" / "GRU4Rec-0"
+    means = EvaluationReport.load(folder / "test").means
+    for name, value in read_manifest(folder).summary["metrics_by_library"].items():
+        assert means[name] == pytest.approx(value, abs=1e-6)

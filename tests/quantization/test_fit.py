@@ -143,7 +143,7 @@ def test_noise_cannot_be_compressed_beyond_its_information():
     assert bound < error < 3 * bound
 
 
-def test_dead_codes_are_revived_in_training(features, monkeypatch):
+def test_dead_codes_are_reset_in_training(features, monkeypatch):
     """All codes but two start far away, where nothing ever takes them."""
     start = ResidualGRITVQ.fit_init
 

@@ -11,12 +11,12 @@ HAS_FAISS = importlib.util.find_spec("faiss") is not None
 find_spec = importlib.util.find_spec
 
 
-@pytest.fixture(params=["faiss", "sklearn"])
+@pytest.fixture(params=["faiss", "torch"])
 def path(request, monkeypatch):
     """Once with faiss, once as if it were not installed."""
     if request.param == "faiss" and not HAS_FAISS:
         pytest.skip("faiss is not installed")
-    if request.param == "sklearn":
+    if request.param == "torch":
         monkeypatch.setattr(
             importlib.util,
             "find_spec",
@@ -77,3 +77,10 @@ def test_input_is_not_touched(path):
     before = vectors.clone()
     fit_kmeans(vectors, 10, seed=0, spherical=True)
     assert torch.equal(vectors, before)
+
+
+def test_vectors_on_few_points_need_no_more_centroids(path):
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]]).repeat(10, 1)
+    centroids = fit_kmeans(vectors, 5, seed=0)
+    assert centroids.isfinite().all()
+    assert error(vectors, centroids) < 1e-6

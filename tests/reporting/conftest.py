@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from recgrit.config import load_config
+from recgrit.experiment import ExperimentConfig
+from recgrit.pipeline import run_experiment
 
 
 class Browser:
@@ -90,3 +95,27 @@ def tiny_page(tiny_run: Any, run_command: Callable[..., Any], tmp_path_factory: 
     assert done.code == 0, done.err
     assert done.json()["missing"] == {}
     return page
+
+
+@pytest.fixture(scope="session")
+def make_run(tiny_run: Any, tmp_path_factory: Any) -> Callable[..., Path]:
+    """Makes a run in a folder of this name, once; settings as the finished small run's but short.
+
+    Folders are read-only by convention.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+
+    @functools.cache
+    def make(name: str, *overrides: str) -> Path:
+        settings = (
+            f"run.dir={folder / name}",
+            f"run.cache_dir={folder / 'cache'}",
+            "tracking.backend=none",
+            "retriever.epochs=1",
+            *overrides,
+        )
+        config = load_config(ExperimentConfig, tiny_run.directory / "config.yaml", settings)
+        run_experiment(config)
+        return folder / name
+
+    return make

@@ -12,35 +12,164 @@ import polars as pl
 import pytest
 
 from recgrit.data.items import ItemTable
+from recgrit.data.splits import SequenceSplit
+from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.reporting.contents import gather_contents
-from recgrit.reporting.scores import OURS, break_down
+from recgrit.reporting.scores import break_down, name_model
 from recgrit.reporting.tags import read_tags, typical_tags
 from recgrit.reporting.tree import build_tree
 from recgrit.runs import Run
 from recgrit.semantic_ids.table import SemanticIdTable
+from tests.reporting.pages import places_without_figure
 
 Command = Callable[..., Any]
 
 
-def test_groups_hold_all_users_once_and_their_mean_is_the_reported_one(tiny_run: Any) -> None:
+def test_groups_hold_all_targets_once_and_their_mean_is_the_reported_one(tiny_run: Any) -> None:
     run = Run(tiny_run.directory)
-    expected = run.reports["test"].means["recall_at_10"]
-    for breakdown in break_down(run.reports, run.data.split):
-        sizes = [group.num_users for group in breakdown.groups]
-        means = [group.scores[OURS].mean for group in breakdown.groups]
-        assert sum(sizes) == run.reports["test"].per_user.height
+    expected = run.report("test").means["recall_at_10"]
+    own = name_model("trie", "trie")
+    for breakdown in break_down(run.reports, run.data.split, "trie"):
+        sizes = [group.num_targets for group in breakdown.groups]
+        means = [group.scores[own].mean for group in breakdown.groups]
+        assert sum(sizes) == run.report("test").per_target.height
         assert np.average(means, weights=sizes) == pytest.approx(expected)
         for group in breakdown.groups:
-            score = group.scores[OURS]
+            score = group.scores[own]
             assert score.low <= score.mean <= score.high
+
+
+@pytest.mark.parametrize("split", ["leave_one_out", "temporal", "minionerec"])
+def test_a_run_on_any_split_has_a_whole_page(
+    make_run: Callable[..., Path], command: Command, tmp_path: Path, split: str
+) -> None:
+    directory = make_run(split, f"data.split={split}")
+    page = tmp_path / "page.html"
+    done = command("report", directory, "--out", page, "--json")
+    assert done.code == 0, done.err
+    assert done.json()["missing"] == {}
+    run, text = Run(directory), page.read_text(encoding="utf-8")
+    report = run.report("test")
+    for breakdown in break_down(run.reports, run.data.split, "trie"):
+        assert sum(group.num_targets for group in breakdown.groups) == report.per_target.height
+    contents = gather_contents(run)
+    assert contents.evaluation is not None
+    for user in contents.evaluation.users:
+        known = run.data.interactions.user_ids.to_list().index(user.user_id)
+        ranks = report.per_target.filter(user_idx=known)["rank"].to_list()
+        assert ranks
+        assert user.num_history > 0
+    targets, users = report.protocol["num_targets"], report.protocol["num_users"]
+    assert (f"{targets} targets of {users} users" in text) == (split == "minionerec")
+    assert places_without_figure(text) == set()
+    assert "beam of 20" in text
+    assert "item_knn" in text
+    assert "Interactions with equal timestamps: file order." in text
+
+
+def test_several_targets_of_a_user_are_grouped_by_their_own_history(
+    make_run: Callable[..., Path],
+) -> None:
+    run = Run(make_run("minionerec", "data.split=minionerec"))
+    split, report = run.data.split, run.report("test")
+    assert len(np.unique(report.users)) < len(report.users)
+    lengths = [len(split.history(sequence, "test")) for sequence in report.sequences.tolist()]
+    bins = {"1–4": (1, 4), "5–9": (5, 9), "10–19": (10, 19)}
+    expected = {
+        label: count
+        for label, (low, high) in bins.items()
+        if (count := sum(low <= length <= high for length in lengths))
+    }
+    history = break_down(run.reports, split, "trie")[0]
+    assert {group.label: group.num_targets for group in history.groups} == expected
+
+
+def test_intervals_of_a_group_draw_users_with_all_their_targets() -> None:
+    """Two users of 40 equal targets each: a group of both can only be 0, 1/2 or 1."""
+    ranks = np.repeat([1, 0], 40).astype(np.int32)
+    split = SequenceSplit(
+        items=np.zeros(160, dtype=np.int32),
+        offsets=np.arange(0, 161, 2),
+        train_ends=np.arange(0, 160, 2),
+        valid_targets=np.full(80, -1),
+        test_targets=np.arange(1, 161, 2),
+        num_items=1,
+        owners=np.repeat([0, 1], 40),
+    )
+    report = EvaluationReport(
+        per_target=pl.DataFrame(
+            {
+                "user_idx": np.repeat([0, 1], 40),
+                "sequence": np.arange(80),
+                "item_idx": np.zeros(80, dtype=np.int32),
+                "rank": ranks,
+            }
+        ),
+        protocol={"ks": (10,), "num_bootstrap": 200, "seed": 0},
+        means={},
+        bounds={},
+    )
+    history = break_down({ReportKey("trie", "test", False): report}, split, "trie")[0]
+    score = history.groups[0].scores[name_model("trie", "trie")]
+    assert (score.low, score.mean, score.high) == (0.0, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["popularity", "item_knn"])
+def test_a_model_without_semantic_ids_has_a_page_without_them(
+    make_run: Callable[..., Path], command: Command, tmp_path: Path, kind: str
+) -> None:
+    directory = make_run(kind, f"model.kind={kind}")
+    page = tmp_path / "page.html"
+    done = command("report", directory, "--out", page, "--json")
+    assert done.code == 0, done.err
+    assert done.json()["missing"] == {}
+    text = page.read_text(encoding="utf-8")
+    assert places_without_figure(text) == set()
+    for part in ("tree-section", "items-section", "codebooks", "training"):
+        assert f'id="{part}"' not in text
+        assert f'href="#{part}"' not in text
+    assert f"{kind} (this run)" in text
+    assert "all items scored" in text
+    baselines = {"popularity", "item_knn"} - {kind}
+    contents = gather_contents(Run(directory))
+    assert contents.evaluation is not None
+    assert [s.name for s in contents.evaluation.scores][:2] == [f"{kind} (this run)", *baselines]
+    assert contents.lists is not None
+    assert contents.lists.rows[0].diversity is None
+
+
+def test_a_model_trained_without_semantic_ids_shows_its_epochs(
+    make_run: Callable[..., Path], command: Command, tmp_path: Path
+) -> None:
+    sizes = ("model_dim=16", "num_layers=1", "num_heads=2", "epochs=2", "device=cpu")
+    directory = make_run("sasrec", "model.kind=sasrec", *(f"sasrec.{size}" for size in sizes))
+    page = tmp_path / "page.html"
+    done = command("report", directory, "--out", page, "--json")
+    assert done.code == 0, done.err
+    assert done.json()["missing"] == {}
+    text = page.read_text(encoding="utf-8")
+    assert places_without_figure(text) == set()
+    assert "of 2 was best on validation" in text
+    assert "Accuracy of each level" not in text
+    assert 'id="tree-section"' not in text
+
+
+def test_the_page_says_how_ties_were_ordered(
+    make_run: Callable[..., Path], command: Command, tmp_path: Path
+) -> None:
+    directory = make_run("shuffled", "data.ties=shuffle", "data.tie_seed=7")
+    assert Run(directory).report("test").protocol["ties"] == "shuffled with seed 7"
+    assert command("report", directory, "--out", tmp_path / "page.html").code == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Interactions with equal timestamps: shuffled with seed 7." in text
 
 
 def test_example_users_are_shown_as_they_were_evaluated(tiny_run: Any) -> None:
     run = Run(tiny_run.directory)
     evaluation = gather_contents(run).evaluation
     assert evaluation is not None
-    report = run.reports["test_masked"]
-    names = run.data.interactions.user_ids.gather(report.per_user["user_idx"]).to_list()
+    report = run.report("test", masked=True)
+    names = run.data.interactions.user_ids.gather(report.users.tolist()).to_list()
     rank_of = dict(zip(names, report.ranks.tolist(), strict=True))
     for user in evaluation.users:
         assert user.rank == (rank_of[user.user_id] if rank_of[user.user_id] <= 10 else 0)
@@ -88,7 +217,7 @@ def test_a_tree_accounts_for_every_item_however_few_are_drawn(
         assert tree.nodes[0].num_items == 5
         labels = {node.prefix: node.label for node in tree.nodes if node.prefix}
         assert labels["<a_0>"] == "War"
-    # The one item drawn is the one taken most.
+    # The one item drawn is the one with the most interactions.
     assert "Film 1" in labels.values()
     assert "Film 0" not in labels.values()
     assert "1 more items" in [node.label for node in tree.nodes]
@@ -105,7 +234,7 @@ def test_items_without_categories_are_described_by_words() -> None:
 def test_a_run_that_is_not_finished_has_a_page_that_names_what_is_missing(
     copied_run: Path, command: Command, until: str
 ) -> None:
-    folders = ["embeddings", "semantic_ids", "retriever", "evaluation", "recommendations"]
+    folders = ["embeddings", "semantic_ids", "model", "evaluation", "recommendations"]
     start = {"prepare": 0, "tokenize": 2, "train": 3}[until]
     for folder in folders[start:]:
         shutil.rmtree(copied_run / folder)
@@ -135,52 +264,3 @@ def test_a_page_needs_a_run_and_a_place(tiny_run: Any, command: Command, tmp_pat
     assert "No run at" in command("report", tmp_path / "nothing").told()
     assert "is a folder" in command("report", tiny_run.directory, "--out", tmp_path).told()
     assert "Cannot write" in command("report", tiny_run.directory, "--out", "/proc/x.html").told()
-
-
-def test_a_run_compared_with_itself_differs_in_nothing(
-    tiny_run: Any, copied_run: Path, command: Command, tmp_path: Path
-) -> None:
-    done = command("compare", tiny_run.directory, copied_run, "-o", tmp_path / "c.html", "--json")
-    assert done.code == 0, done.err
-    differences = done.json()["differences"]
-    assert [d["metric"] for d in differences] == [
-        f"{split}/{metric}_at_10"
-        for split in ("test", "test_masked")
-        for metric in ("recall", "ndcg")
-    ]
-    assert all(d["difference"] == d["low"] == d["high"] == 0 for d in differences)
-    assert "None: the runs were made with the same settings" in (tmp_path / "c.html").read_text()
-
-
-def test_a_worse_run_is_worse_by_the_difference_of_the_means(
-    tiny_run: Any, copied_run: Path, command: Command
-) -> None:
-    assert (
-        command("run", copied_run, "retriever.epochs=1", "retriever.learning_rate=1e-6").code == 0
-    )
-    done = command("compare", tiny_run.directory, copied_run, "--json")
-    means = [Run(d).reports["test"].means["recall_at_10"] for d in (copied_run, tiny_run.directory)]
-    first = done.json()["differences"][0]
-    assert first["difference"] == pytest.approx(means[0] - means[1])
-    assert first["high"] < 0
-    assert "Recall@10" in done.out
-    (tiny_run.directory / "compare.html").unlink()
-
-
-def test_runs_on_different_data_are_not_compared(
-    tiny_run: Any, copied_run: Path, command: Command
-) -> None:
-    assert command("run", copied_run, "data.split=temporal").code == 0
-    told = command("compare", tiny_run.directory, copied_run).told()
-    assert "measured on different data" in told
-    assert 'data.split is "leave_one_out" and "temporal"' in told
-    assert "at least two runs" in command("compare", tiny_run.directory).told()
-
-
-def test_a_run_that_is_not_evaluated_cannot_be_compared(
-    tiny_run: Any, copied_run: Path, command: Command
-) -> None:
-    shutil.rmtree(copied_run / "evaluation")
-    told = command("compare", tiny_run.directory, copied_run).told()
-    assert "is not evaluated yet" in told
-    assert "recgrit evaluate" in told

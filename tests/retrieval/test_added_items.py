@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from recgrit.ranking import Histories
 from recgrit.retrieval.decoding import score_all_items
-from recgrit.retrieval.ranking import Histories
+from recgrit.retrieval.trie_walk import TrieWalk
 
 SIZES = (6, 6, 6)
 
@@ -26,7 +27,7 @@ def scores_after(model, items):
         vectors = model.nodes()
         states = histories.take_last(model.encode(histories.items, vectors))
         seen = model.find_seen(histories.items, histories.present)
-        return score_all_items(model, states, vectors, seen=seen)[0]
+        return score_all_items(model.trie, TrieWalk(model, vectors, states, seen))[0]
 
 
 def test_ids_of_old_items_keep_their_scores(make_model, random_codes, node_vectors, content):
@@ -34,7 +35,7 @@ def test_ids_of_old_items_keep_their_scores(make_model, random_codes, node_vecto
     codes = random_codes(70, SIZES, seed=3)
     old, new = codes[:50], codes[50:]
     features = torch.randn(70, 5, generator=torch.Generator().manual_seed(1))
-    trained = torch.arange(50) < 44  # six items of the catalogue were never taken
+    trained = torch.arange(50) < 44  # six items of the catalogue are in no history
     settings = {"node_vectors": node_vectors, "sizes": SIZES}
     before = make_model(
         old, train_items=trained, content=features[:50] if content else None, **settings
@@ -50,7 +51,7 @@ def test_ids_of_old_items_keep_their_scores(make_model, random_codes, node_vecto
     after.load_state_dict(before.state_dict())
     vectors = before.nodes(), after.nodes()
     for item in range(50):
-        assert torch.equal(vectors[0][before.paths[item]], vectors[1][after.paths[item]])
+        assert torch.equal(vectors[0][before.trie.paths[item]], vectors[1][after.trie.paths[item]])
     history = [3, 17, 40]
     first, second = scores_after(before, history), scores_after(after, history)
     assert second.exp().sum() == pytest.approx(1, abs=1e-4)

@@ -9,15 +9,15 @@ from pydantic import ValidationError
 
 from recgrit.errors import ConfigError
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
+from recgrit.ranking import Histories, recommend_items
 from recgrit.retrieval.buckets import assign_buckets
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.decoding import score_all_items
 from recgrit.retrieval.explaining import walk_to_item
-from recgrit.retrieval.fit import fit_retriever
-from recgrit.retrieval.ranking import Histories
-from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.retrieval.trie_walk import TrieWalk
 from recgrit.semantic_ids.trie import build_trie
+from tests.small_models import fit_retriever
 
 NUM_ITEMS = 40
 SIZES = (4, 4, 4)
@@ -157,7 +157,7 @@ def test_what_training_does_not_reach_takes_over_no_embedding(make_model, random
     plain = make_model(codes, SIZES, train_items=train_items)
     others = torch.ones(len(model.nodes.node_rows), dtype=torch.bool)
     others[plain.nodes.own_nodes] = False
-    assert others[model.paths[:4, -1]].all()
+    assert others[model.trie.paths[:4, -1]].all()
     with torch.no_grad():
         before = model.nodes()
         model.nodes.node_embedding.weight.add_(1.0)
@@ -214,7 +214,7 @@ def test_the_loss_is_minus_log_p(make_model, random_codes):
     states = model.encode(histories, vectors)[supervised]
     users, positions = supervised.nonzero(as_tuple=True)
     seen = model.find_seen(histories[users], torch.arange(8) <= positions[:, None])
-    exact = score_all_items(model, states, vectors, seen=seen)
+    exact = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     expected = -exact.gather(1, targets[supervised].unsqueeze(1)).mean()
     found = model.loss(histories, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -257,18 +257,6 @@ def test_parameters_are_told_by_part(make_model, random_codes):
     assert parts["embeddings of node buckets"] == 7 * 16
     assert not any(name.startswith("embeddings of nodes") for name in parts)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
-
-
-@pytest.mark.parametrize(("name", "value"), [("node_buckets", 8192), ("neighbour_boost", 0.2)])
-def test_absent_settings_are_as_before_there_were_any(name, value):
-    """A run's key is made of its settings: what was trained before stays as good as new."""
-    assert name not in RetrieverConfig().model_dump(mode="json")
-    config = RetrieverConfig.model_validate({name: value})
-    dumped = config.model_dump(mode="json", exclude={"device"})
-    assert dumped[name] == value
-    assert RetrieverConfig.model_validate(dumped) == config
-    dumped.pop(name)
-    assert RetrieverConfig.model_validate(dumped) == RetrieverConfig()
 
 
 def test_a_table_for_nobody_is_refused():

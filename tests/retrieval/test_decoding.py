@@ -8,12 +8,13 @@ from torch._subclasses.fake_tensor import (
 )
 
 from recgrit.data.recommendations import NO_ITEM
+from recgrit.ranking import Histories
 from recgrit.retrieval import frontier as frontiers
-from recgrit.retrieval.decoding import LeafFilter, beam_search, expand, score_all_items
+from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
 from recgrit.retrieval.frontier import Frontier
-from recgrit.retrieval.model import TrieRetriever
-from recgrit.retrieval.ranking import Histories
 from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.retrieval.trie_tensors import TrieTensors
+from recgrit.retrieval.trie_walk import TrieWalk
 
 NUM_ITEMS = 50
 # Users that together are expanded node by node, and such that are not.
@@ -32,7 +33,7 @@ SIZES_AND_BUCKETS = [
 @pytest.fixture(params=[False, True], ids=["shapes of the data", "fixed shapes"])
 def fixed_shapes(request, monkeypatch):
     """As on a CPU, and as on an accelerator."""
-    monkeypatch.setattr(TrieRetriever, "fixed_shapes", request.param)
+    monkeypatch.setattr(TrieTensors, "fixed_shapes", request.param)
     return request.param
 
 
@@ -68,12 +69,16 @@ def draw_seen(model, num_users):
     return model.find_seen(histories.items, histories.present)
 
 
+def walk_from(model, states, vectors):
+    return TrieWalk(model, vectors, states, draw_seen(model, len(states)))
+
+
 def search(model, states, vectors, **settings):
-    return beam_search(model, states, vectors, seen=draw_seen(model, len(states)), **settings)
+    return beam_search(model.trie, walk_from(model, states, vectors), **settings)
 
 
 def score(model, states, vectors):
-    return score_all_items(model, states, vectors, seen=draw_seen(model, len(states)))
+    return score_all_items(model.trie, walk_from(model, states, vectors))
 
 
 def draw_exclusions(model, num_users, share, seed=0):
@@ -87,7 +92,7 @@ def draw_exclusions(model, num_users, share, seed=0):
         shuffle = torch.randperm(len(twice), generator=generator)
         rows.append(torch.nn.functional.pad(twice[shuffle], (0, 2 * NUM_ITEMS - len(twice))))
     excluded = Histories(torch.stack(rows), 2 * mask.sum(dim=1))
-    return mask, LeafFilter.build(model, excluded=excluded, allowed=None)
+    return mask, LeafFilter.build(model.trie, excluded=excluded, allowed=None)
 
 
 def best(scores, k):
@@ -165,7 +170,7 @@ def test_all_items_excluded_but_one(model, vectors):
     items = torch.arange(NUM_ITEMS).expand(NUM_ITEMS, -1)
     others = torch.stack([torch.cat([row[:i], row[i + 1 :]]) for i, row in enumerate(items)])
     lengths = torch.full((NUM_ITEMS,), NUM_ITEMS - 1)
-    leaf_filter = LeafFilter.build(model, excluded=Histories(others, lengths), allowed=None)
+    leaf_filter = LeafFilter.build(model.trie, excluded=Histories(others, lengths), allowed=None)
     found = search(
         model,
         states,
@@ -185,7 +190,7 @@ def test_all_items_excluded_but_one(model, vectors):
 def test_all_items_excluded(model, vectors):
     items = torch.arange(NUM_ITEMS).expand(2, -1)
     everything = Histories(items, torch.tensor([NUM_ITEMS, NUM_ITEMS]))
-    leaf_filter = LeafFilter.build(model, excluded=everything, allowed=None)
+    leaf_filter = LeafFilter.build(model.trie, excluded=everything, allowed=None)
     found = search(
         model,
         draw_states(2),
@@ -211,12 +216,9 @@ def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, sh
         mask = torch.rand(MANY, NUM_ITEMS, generator=torch.Generator().manual_seed(5)) < share
         order = (~mask).int().argsort(dim=1, stable=True)  # Those to keep out first.
         excluded = Histories(order, mask.sum(dim=1))
-    leaf_filter = LeafFilter.build(model, excluded=excluded, allowed=allowed)
-    seen = draw_seen(model, MANY)
-    found = beam_search(
-        model, states, vectors, beam_width=5, top_k=5, seen=seen, leaf_filter=leaf_filter
-    )
-    scores = score_all_items(model, states, vectors, seen=seen)
+    leaf_filter = LeafFilter.build(model.trie, excluded=excluded, allowed=allowed)
+    found = search(model, states, vectors, beam_width=5, top_k=5, leaf_filter=leaf_filter)
+    scores = score(model, states, vectors)
     for user in range(MANY):
         items = found.items[user][found.items[user] != NO_ITEM]
         left = allowed & ~mask[user]
@@ -228,23 +230,21 @@ def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, sh
 
 
 def test_no_filter_is_none(model):
-    assert LeafFilter.build(model, excluded=None, allowed=None) is None
+    assert LeafFilter.build(model.trie, excluded=None, allowed=None) is None
 
 
 @pytest.mark.parametrize("num_users", [FEW, MANY])
 def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     states = draw_states(num_users)
-    num_nodes = len(model.leaf_ends)
+    num_nodes = model.trie.num_nodes
     nodes = torch.randint(num_nodes, (num_users, 7), generator=torch.Generator().manual_seed(0))
     nodes[0] = num_nodes - 1  # A leaf has no children.
     chosen = torch.randn(num_users, 7, 16)
-    frontier = Frontier.build(model.child_starts, nodes)
+    frontier = Frontier.build(model.trie.child_starts, nodes)
     results = []
     for least in (0, 10**9):  # Always node by node, and never.
         monkeypatch.setattr(frontiers, "MIN_SCORES_OF_A_NODE", least)
-        log_probs = expand(
-            model, states, chosen, nodes, frontier, vectors, draw_seen(model, num_users), 0
-        )
+        log_probs = walk_from(model, states, vectors).expand(chosen, frontier, 0)
         _, leaf_filter = draw_exclusions(model, num_users, 0.3)
         ranked = search(
             model,
@@ -265,17 +265,17 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
 
 def test_a_frontier_finds_its_children_and_no_others(model):
     nodes = torch.randint(
-        len(model.leaf_ends), (MANY, 7), generator=torch.Generator().manual_seed(2)
+        model.trie.num_nodes, (MANY, 7), generator=torch.Generator().manual_seed(2)
     )
     nodes = nodes.sort(dim=-1).values.unique_consecutive(dim=-1)
-    frontier = Frontier.build(model.child_starts, nodes)
-    wanted = torch.arange(len(model.leaf_ends)).expand(MANY, -1)
+    frontier = Frontier.build(model.trie.child_starts, nodes)
+    wanted = torch.arange(model.trie.num_nodes).expand(MANY, -1)
     found = frontier.find(wanted)
     for user in range(MANY):
         below = [
             (beam, child)
             for beam, node in enumerate(nodes[user].tolist())
-            for child in range(model.child_starts[node], model.child_starts[node + 1])
+            for child in range(model.trie.child_starts[node], model.trie.child_starts[node + 1])
         ]
         assert {child for _, child in below} == set(wanted[user][found[user] >= 0].tolist())
         for beam, child in below:
@@ -336,7 +336,7 @@ def test_fixed_shapes_change_nothing(
     for limits in ({}, {"allowed": allowed}):
         found = []
         for fixed in (False, True):
-            monkeypatch.setattr(TrieRetriever, "fixed_shapes", fixed)
+            monkeypatch.setattr(TrieTensors, "fixed_shapes", fixed)
             ranker = TrieRanker(model, beam_width=12, **limits)
             for excluded in (None, draw_histories(MANY, seed=2)):
                 found.append(ranker.rank(draw_histories(MANY), top_k=12, excluded=excluded))

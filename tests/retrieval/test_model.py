@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from recgrit.retrieval.decoding import score_all_items
-from recgrit.retrieval.model import ragged_index
+from recgrit.retrieval.frontier import ragged_index
+from recgrit.retrieval.trie_walk import TrieWalk
 
 NUM_ITEMS = 30
 
@@ -73,7 +74,7 @@ def test_loss_is_the_mean_of_minus_log_p(
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
     seen = seen_so_far(model, histories, supervised)
-    exact = score_all_items(model, states, vectors, seen=seen)
+    exact = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     expected = -exact.gather(1, targets[supervised].unsqueeze(1)).mean()
     torch.testing.assert_close(loss.value, expected, atol=1e-5, rtol=1e-5)
 
@@ -81,8 +82,9 @@ def test_loss_is_the_mean_of_minus_log_p(
 def test_probabilities_of_all_items_sum_to_one(make_model, random_codes, histories):
     model = make_model(random_codes(NUM_ITEMS))
     vectors = model.nodes()
+    states = model.encode(histories, vectors)[:, -1]
     seen = model.find_seen(histories, all_positions(histories))
-    scores = score_all_items(model, model.encode(histories, vectors)[:, -1], vectors, seen=seen)
+    scores = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     torch.testing.assert_close(scores.logsumexp(dim=-1), torch.zeros(6), atol=1e-5, rtol=0)
     # And they are far from even, or little would be shown.
     assert scores.exp().max() > 3 / NUM_ITEMS
@@ -111,7 +113,7 @@ def test_smoothing_spreads_a_share_over_the_siblings(
     vectors = smoothed.nodes()
     states = smoothed.encode(histories, vectors)[supervised]
     seen = seen_so_far(smoothed, histories, supervised)
-    exact = score_all_items(smoothed, states, vectors, seen=seen)
+    exact = score_all_items(smoothed.trie, TrieWalk(smoothed, vectors, states, seen))
     expected = 0.8 * plain - 0.2 * exact.mean()
     found = smoothed.loss(histories, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -127,8 +129,8 @@ def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervi
     right = []
     for state, item in zip(states, targets[supervised].tolist(), strict=True):
         node, chosen, row = 0, None, []
-        for level, wanted in enumerate(model.paths[item].tolist()):
-            below = torch.arange(model.child_starts[node], model.child_starts[node + 1])
+        for level, wanted in enumerate(model.trie.paths[item].tolist()):
+            below = torch.arange(model.trie.child_starts[node], model.trie.child_starts[node + 1])
             query = model.decoder(state[None], chosen, level)[0]
             row.append(bool(below[(vectors[below] @ query).argmax()] == wanted))
             node, vector = wanted, model.input_scale * vectors[wanted][None]
@@ -158,7 +160,9 @@ def test_a_batch_of_one_target_with_an_only_child(make_model):
     loss = model.loss(history, target, torch.tensor([[True]]))
     vectors = model.nodes()
     seen = model.find_seen(history, all_positions(history))
-    exact = score_all_items(model, model.encode(history, vectors)[:, -1], vectors, seen=seen)
+    exact = score_all_items(
+        model.trie, TrieWalk(model, vectors, model.encode(history, vectors)[:, -1], seen)
+    )
     torch.testing.assert_close(loss.value, -exact[0, 0])
 
 
@@ -186,7 +190,7 @@ def test_later_items_change_no_earlier_state(make_model, random_codes, histories
 def test_an_item_is_the_sum_of_its_path(make_model, random_codes):
     model = make_model(random_codes(NUM_ITEMS))
     vectors = model.nodes()
-    expected = model.input_scale * vectors[model.paths[7]].sum(dim=0)
+    expected = model.input_scale * vectors[model.trie.paths[7]].sum(dim=0)
     torch.testing.assert_close(model.item_vectors(torch.tensor([7]), vectors)[0], expected)
 
 
@@ -203,7 +207,7 @@ def test_a_cold_item_is_no_candidate_in_training(
     for name, known in {"cold": train_items, "known": torch.ones_like(train_items)}.items():
         model = make_model(codes, (5, 4, 4), train_items=known)
         model.loss(histories, targets, supervised).value.backward()
-        leaf = model.paths[0, -1]
+        leaf = model.trie.paths[0, -1]
         code_row = model.nodes.code_rows[leaf]
         rows[name] = (
             model.nodes.node_embedding.weight.grad[model.nodes.own_nodes == leaf].abs().sum(),
@@ -217,7 +221,7 @@ def test_a_cold_items_vector_is_the_fallback(make_model, random_codes):
     train_items = torch.arange(NUM_ITEMS) != 0
     model = make_model(random_codes(NUM_ITEMS), train_items=train_items)
     before = model.nodes()
-    leaf = model.paths[0, -1]
+    leaf = model.trie.paths[0, -1]
     assert leaf not in model.nodes.own_nodes
     with torch.no_grad():
         model.nodes.fallback.weight[3] += 1
@@ -245,9 +249,11 @@ def test_a_disambiguation_level_has_no_codes_of_its_own(make_model, unseen):
     with torch.no_grad():
         model.nodes.node_embedding.weight.zero_()
     vectors = model.nodes()
-    siblings = vectors[model.paths[:, -1]].view(-1, 2, 16)
+    siblings = vectors[model.trie.paths[:, -1]].view(-1, 2, 16)
     assert torch.equal(siblings[:, 0], siblings[:, 1])
-    scores = score_all_items(model, torch.randn(3, 16), vectors, seen=unseen(model, 3))
+    scores = score_all_items(
+        model.trie, TrieWalk(model, vectors, torch.randn(3, 16), unseen(model, 3))
+    )
     scores = scores.view(3, -1, 2)
     torch.testing.assert_close(scores[..., 0], scores[..., 1])
     plain = make_model(codes)
@@ -259,11 +265,11 @@ def test_nodes_with_one_code_share_its_embedding(make_model):
     model = make_model(codes, (3, 10))
     with torch.no_grad():
         model.nodes.node_embedding.weight.zero_()
-    leaves = model.nodes()[model.paths[:, -1]].view(3, 10, 16)
+    leaves = model.nodes()[model.trie.paths[:, -1]].view(3, 10, 16)
     assert torch.equal(leaves[0], leaves[1])
     assert (leaves[0, 0] != leaves[0, 1]).any()
     # The same number on another level is another code.
-    assert (model.nodes()[model.paths[0, 0]] != leaves[0, 0]).any()
+    assert (model.nodes()[model.trie.paths[0, 0]] != leaves[0, 0]).any()
 
 
 def test_content_of_a_node_is_the_mean_of_its_items(make_model, random_codes):
@@ -271,7 +277,7 @@ def test_content_of_a_node_is_the_mean_of_its_items(make_model, random_codes):
     codes = random_codes(NUM_ITEMS)
     model = make_model(codes, content=content)
     for item in range(NUM_ITEMS):
-        for level, node in enumerate(model.paths[item].tolist()):
+        for level, node in enumerate(model.trie.paths[item].tolist()):
             below = (codes[:, : level + 1] == codes[item, : level + 1]).all(axis=1)
             mean = content[torch.from_numpy(below)].mean(dim=0)
             torch.testing.assert_close(model.nodes.node_content[node], mean, atol=1e-5, rtol=0)
@@ -292,7 +298,7 @@ def test_parameters_by_part_sum_to_the_total(
     )
     parts = model.num_parameters()
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    one_item = (model.leaf_ends - model.leaf_starts == 1).sum()
+    one_item = (model.trie.leaf_ends - model.trie.leaf_starts == 1).sum()
     assert parts["embeddings of nodes of one item"] == one_item * 16 >= NUM_ITEMS * 16
     assert min(parts.values()) > 0
 
@@ -301,7 +307,7 @@ def test_parameters_by_part_sum_to_the_total(
 def test_nodes_may_go_without_vectors_of_their_own(make_model, random_codes, which):
     model = make_model(random_codes(NUM_ITEMS, (4, 4, 4)), node_vectors=which)
     own = set(model.nodes.own_nodes.tolist())
-    num_items = model.leaf_ends - model.leaf_starts
+    num_items = model.trie.leaf_ends - model.trie.leaf_starts
     shared = set((num_items > 1).nonzero().flatten().tolist()) - {0}  # Nobody chooses the root.
     assert own == (shared if which == "shared" else set())
     assert model.num_parameters()["embeddings of nodes of one item"] == 0
@@ -326,13 +332,13 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
     seen = seen_so_far(model, histories, supervised)
-    scores = score_all_items(model, states, vectors, seen=seen)
+    scores = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     assert (scores.logsumexp(dim=-1) < -0.05).all()
     # By hand: a softmax over all codes at each level.
     expected = torch.zeros(len(states), NUM_ITEMS)
     for item in range(NUM_ITEMS):
         chosen = None
-        for level, node in enumerate(model.paths[item].tolist()):
+        for level, node in enumerate(model.trie.paths[item].tolist()):
             log_probs = model.decoder(states, chosen, level) @ model.nodes.vectors_of_codes(level).T
             expected[:, item] += log_probs.log_softmax(dim=-1)[:, codes[item, level]]
             vector = model.input_scale * vectors[node].expand_as(states)

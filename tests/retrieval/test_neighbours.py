@@ -5,13 +5,12 @@ from pydantic import ValidationError
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
+from recgrit.ranking import Histories, recommend_items
 from recgrit.retrieval.config import RetrieverConfig
-from recgrit.retrieval.fit import build_retriever, fit_retriever
-from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.neighbours import BOOSTED_FROM, DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
-from recgrit.retrieval.ranking import Histories
-from recgrit.retrieval.recommend import recommend_items
 from recgrit.retrieval.trie_ranker import TrieRanker
+from recgrit.retrieval.trie_tensors import TrieTensors
+from tests.small_models import build_retriever, fit_retriever
 
 NUM_ITEMS = 40
 WEIGHT = 0.3
@@ -60,7 +59,7 @@ def test_shares_are_those_of_plain_loops(model):
         found = model.weigh_neighbours(histories)
         by_leaf = torch.zeros(len(histories.items), NUM_ITEMS, dtype=torch.float64)
         by_leaf.scatter_add_(1, found.leaves.long(), found.weights)
-        by_item = by_leaf[:, model.paths[:, -1] - model.first_leaf]
+        by_item = by_leaf[:, model.trie.paths[:, -1] - model.trie.first_leaf]
         np.testing.assert_allclose(by_item, shares_by_hand(model, histories), atol=1e-7)
 
 
@@ -96,7 +95,7 @@ def test_the_narrowest_beam_finds_what_is_boosted(
     make_model, random_codes, fixed_shapes, monkeypatch
 ):
     """A prefix is boosted by what lies below it, however unlikely the model finds it."""
-    monkeypatch.setattr(TrieRetriever, "fixed_shapes", fixed_shapes)
+    monkeypatch.setattr(TrieTensors, "fixed_shapes", fixed_shapes)
     model = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT, neighbour_boost=0.4)
     items = torch.arange(NUM_ITEMS)
     model.neighbours.items[:, 0] = (items + 1) % NUM_ITEMS
@@ -190,8 +189,8 @@ def test_without_them_nothing_is_kept(make_table, random_codes, make_config, spl
 
 
 @pytest.fixture
-def untaken(make_model, random_codes, make_split):
-    """Items 0 to 4 are taken in a ring; 5 looks like 0, 6 like nothing that was taken."""
+def uncounted(make_model, random_codes, make_split):
+    """Items 0 to 4 follow one another in a ring; 5 looks like 0, 6 like no item that is counted."""
     ring = [[0, 1, 2, 3, 4] * 3, [2, 3, 4, 0, 1] * 3]
     features = np.eye(7, 6, dtype=np.float32)
     features[5] = features[0] + 0.1 * features[5]
@@ -208,8 +207,8 @@ def similarities_of(model):
     return found
 
 
-def test_an_untaken_item_stands_beside_the_one_it_looks_like(untaken):
-    model, split, features = untaken
+def test_an_item_without_counts_stands_beside_the_one_it_looks_like(uncounted):
+    model, split, features = uncounted
     model.neighbours.count(split)
     counted = similarities_of(model)
     model.neighbours.count(split, features)
@@ -225,8 +224,8 @@ def test_an_untaken_item_stands_beside_the_one_it_looks_like(untaken):
     assert not found[:, 6].any()
 
 
-def test_an_untaken_item_is_recommended_after_the_one_it_looks_like(untaken):
-    model, split, features = untaken
+def test_an_item_without_counts_is_recommended_after_the_one_it_looks_like(uncounted):
+    model, split, features = uncounted
     after = Histories(torch.tensor([[0]]), torch.tensor([1]))
     model.neighbours.count(split)
     before = probabilities(model, after)[0, 5]
@@ -234,15 +233,15 @@ def test_an_untaken_item_is_recommended_after_the_one_it_looks_like(untaken):
     assert probabilities(model, after)[0, 5] > before + 0.2 * WEIGHT
 
 
-def test_where_all_are_taken_features_change_nothing(model, split, random_codes, make_model):
+def test_where_all_are_counted_features_change_nothing(model, split, random_codes, make_model):
     everything = make_model(random_codes(NUM_ITEMS - 1), neighbour_weight=WEIGHT)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(NUM_ITEMS - 1, 8)).astype(np.float32)
-    taken = split.train_item_counts()[: NUM_ITEMS - 1] > 0
-    assert taken.all()
+    has_counts = split.train_item_counts()[: NUM_ITEMS - 1] > 0
+    assert has_counts.all()
     everything.neighbours.items.copy_(model.neighbours.items[: NUM_ITEMS - 1])
     everything.neighbours.similarities.copy_(model.neighbours.similarities[: NUM_ITEMS - 1])
-    everything.neighbours.add_untaken(features, taken, ~taken)
+    everything.neighbours.add_by_features(features, has_counts, ~has_counts)
     torch.testing.assert_close(
         everything.neighbours.similarities, model.neighbours.similarities[: NUM_ITEMS - 1]
     )
@@ -262,7 +261,7 @@ def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random
     added = np.arange(num_all) >= NUM_ITEMS
     listed = added & (np.arange(num_all) != NUM_ITEMS + 7)
     before = similarities_of(model)[:NUM_ITEMS, :NUM_ITEMS]
-    model.neighbours.add_untaken(features, ~added, listed)
+    model.neighbours.add_by_features(features, ~added, listed)
     found = similarities_of(model)
     new = (found[:NUM_ITEMS, NUM_ITEMS:] > 0).sum(dim=1)
     assert new.max() == NUM_ALIKE

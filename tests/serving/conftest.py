@@ -10,7 +10,8 @@ import pytest
 
 from recgrit.data.items import ItemTable
 from recgrit.runs import Run
-from recgrit.serving.bundle import Bundle, export_bundle
+from recgrit.serving.bundle import Bundle
+from recgrit.serving.writing import export_bundle
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,22 @@ from recgrit.data.items import ItemTable
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.errors import ArtifactError, DataError, EncoderError
 from recgrit.experiment import ExperimentConfig
-from recgrit.running import run_experiment
+from recgrit.models.trie import TrieModel
+from recgrit.pipeline import run_experiment
+from recgrit.retrieval.model import TrieRetriever
 from recgrit.runs import Run
 from recgrit.serving.append import append_items
-from recgrit.serving.bundle import Bundle, export_bundle
+from recgrit.serving.bundle import Bundle
 from recgrit.serving.files import read_histories
+from recgrit.serving.writing import export_bundle
 
 Like = Callable[..., ItemTable]
 ALL = [str(item) for item in range(1, 41)]
+
+
+def network_of(bundle: Bundle) -> TrieRetriever:
+    assert isinstance(bundle.model, TrieModel)
+    return bundle.model.network
 
 
 def ids_of(bundle: Bundle) -> dict[str, tuple[int, ...]]:
@@ -92,13 +100,14 @@ def test_a_removed_item_never_comes_back(
 
 def percentiles(bundle: Bundle, histories: dict[str, list[str]], items: list[str]) -> np.ndarray:
     """Where each item stands in the exact ranking after each history, 0 first and 1 last."""
-    exact = bundle.ranker(beam_width=None)
-    exact.beam_width = None  # every item is scored
-    from recgrit.retrieval.listing import recommend_histories
-
-    found = recommend_histories(
-        exact, bundle.semantic_ids, histories, top_k=len(bundle.semantic_ids), exclude_seen=False
+    recommender = bundle.recommender()
+    lists = recommender.rank_histories(
+        list(histories.values()),
+        ranker=recommender.ranker(beam_width="exact"),
+        top_k=len(bundle.semantic_ids),
+        exclude_seen=False,
     )
+    found = recommender.name_lists(lists, pl.Series(list(histories)))
     assert found.height == len(histories) * len(bundle.semantic_ids), "nobody is left out"
     ranks = found.filter(pl.col("item_id").is_in(items)).sort("user_id", "item_id")["rank"]
     return (ranks.to_numpy().reshape(len(histories), -1) - 1) / (len(bundle.semantic_ids) - 1)
@@ -158,10 +167,11 @@ def test_greedy_ids_with_content_and_codes_to_spare(
     assert {item: new[item] for item in old} == old
     assert made.recommend_after(histories, top_k=60, beam_width=60).height == 57
     # What the model says of trained nodes does not move.
+    networks = network_of(bundle), network_of(made)
     with torch.inference_mode():
-        vectors = bundle.retriever.nodes(), made.retriever.nodes()
+        vectors = [network.nodes() for network in networks]
     for item in range(40):
-        paths = bundle.retriever.paths[item], made.retriever.paths[item]
+        paths = [network.trie.paths[item] for network in networks]
         assert torch.equal(vectors[0][paths[0]], vectors[1][paths[1]])
     assert before.height == 37
 
@@ -182,12 +192,14 @@ def test_node_buckets_keep_their_nodes(
     while made.semantic_ids.codebook_sizes[level] <= 16:
         made = append_items(made, tmp_path / str(night), like(ALL, f"{night} ")).bundle
         night += 1
-    old, new = bundle.retriever, made.retriever
+    old, new = network_of(bundle), network_of(made)
     with torch.inference_mode():
         for item in range(40):
-            assert torch.equal(old.nodes.of(old.paths[item]), new.nodes.of(new.paths[item]))
+            assert torch.equal(
+                old.nodes.of(old.trie.paths[item]), new.nodes.of(new.trie.paths[item])
+            )
         # What was added takes over nobody's embedding.
-        leaves = new.paths[40:, -1]
+        leaves = new.trie.paths[40:, -1]
         expected = new.nodes.fallback.weight[-1] + new.nodes.code_embedding.weight[0]
         assert torch.equal(new.nodes.of(leaves), expected.expand(len(leaves), -1))
     histories = {"x": ["1", "5", "9"]}
@@ -232,7 +244,7 @@ def test_vectors_where_texts_are_encoded(bundle: Bundle, like: Like, tmp_path: P
 
 
 def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from recgrit.embedding import encoders, frozen
+    from recgrit.embedding import encoders
 
     class Other:
         name = "other"
@@ -240,7 +252,7 @@ def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setitem(encoders.ENCODERS, "minilm", lambda config, seed: Other())
     with pytest.raises(EncoderError, match=r"expected then, found now.*bring back the first"):
-        frozen.load_encoder(encoders.EmbeddingConfig(), 0, directory=tmp_path, space="then")
+        encoders.load_encoder(encoders.EmbeddingConfig(), 0, directory=tmp_path, space="then")
 
 
 def test_a_bundle_is_not_appended_to_in_place(bundle: Bundle, like: Like) -> None:

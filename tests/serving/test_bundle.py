@@ -13,9 +13,11 @@ from polars.testing import assert_frame_equal
 
 from recgrit.artifacts import read_manifest
 from recgrit.errors import ArtifactError, DataError, NewerSchemaError
-from recgrit.runs import LAYOUT, TRANSFORM_NAME, Run
+from recgrit.layout import FOLDERS, TRANSFORM_NAME
+from recgrit.runs import Run
 from recgrit.semantic_ids.trie import Trie, build_trie
-from recgrit.serving.bundle import ORIGINS, Bundle, export_bundle
+from recgrit.serving.bundle import Bundle
+from recgrit.serving.writing import export_bundle
 
 
 def test_it_recommends_what_the_run_does(
@@ -42,11 +44,12 @@ def test_it_needs_neither_the_run_nor_its_own_place(
 
 
 def test_nothing_in_it_is_pickled_and_anyone_can_read_it(bundle: Bundle) -> None:
-    suffixes = {path.suffix for path in bundle.directory.iterdir()}
-    assert suffixes == {".parquet", ".safetensors", ".npy", ".json"}
+    files = [path for path in bundle.directory.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".parquet", ".safetensors", ".npy", ".json"}
+    assert {path.name for path in (bundle.directory / "model").iterdir()} == {"weights.safetensors"}
     table = pl.read_parquet(bundle.directory / "semantic_ids.parquet")
     assert table["item_id"].equals(bundle.semantic_ids.item_ids)
-    assert len({path.stat().st_mode for path in bundle.directory.iterdir()}) == 1
+    assert len({path.stat().st_mode for path in files}) == 1
     trie, expected = (
         Trie.load(bundle.directory / "trie.safetensors"),
         build_trie(bundle.semantic_ids.codes),
@@ -56,12 +59,14 @@ def test_nothing_in_it_is_pickled_and_anyone_can_read_it(bundle: Bundle) -> None
 
 
 def test_it_says_where_it_comes_from(bundle: Bundle, run: Run) -> None:
-    assert bundle.settings.run == {name: run.manifest(name).fingerprint for name in ORIGINS}
+    assert bundle.settings.run == {
+        name: run.manifest(name).fingerprint for name in ("prepare", "embed", "tokenize", "train")
+    }
     assert bundle.parent is None
     assert bundle.manifest.summary["num_items"] == bundle.manifest.summary["num_listed"] == 40
 
 
-@pytest.mark.parametrize("name", ["retriever.safetensors", "semantic_ids.parquet"])
+@pytest.mark.parametrize("name", ["model/weights.safetensors", "semantic_ids.parquet"])
 def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(bundle.directory, tmp_path / "copy"))
     content = bytearray((copy / name).read_bytes())
@@ -94,7 +99,7 @@ def test_other_folders_are_no_bundles_and_stay_as_they_are(run: Run, tmp_path: P
 
 
 def test_an_older_run_says_what_it_lacks(copied_run: Path, tmp_path: Path) -> None:
-    directory = copied_run / LAYOUT["embed"][0]
+    directory = copied_run / FOLDERS["embed"]
     manifest = read_manifest(directory)
     (directory / TRANSFORM_NAME).unlink()
     files = {name: digest for name, digest in manifest.files.items() if name != TRANSFORM_NAME}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_parameters_and_histories_of_all_kinds(
 def test_it_has_a_signature_an_example_and_nothing_pickled(model_folder: Path, model: Any) -> None:
     names = {path.name for path in model_folder.rglob("*") if path.is_file()}
     assert not {name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".bin"))}
-    assert {"MLmodel", "pyfunc_code.py", "input_example.json", "retriever.safetensors"} <= names
+    assert {"MLmodel", "pyfunc_code.py", "input_example.json", "weights.safetensors"} <= names
     assert model.metadata.signature.inputs.input_names() == ["history"]
     example = model.input_example
     assert len(model.predict(example)["item_ids"][0]) == 10
@@ -110,16 +110,11 @@ def test_a_model_of_an_appended_bundle(
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "serve_latency.py"
-    spec = importlib.util.spec_from_file_location("serve_latency", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+        return importlib.import_module("serve_latency")
 
 
-@pytest.mark.slow
 def test_mlflow_serves_it_over_http(
     benchmark: ModuleType,
     model_folder: Path,
@@ -132,8 +127,6 @@ def test_mlflow_serves_it_over_http(
     with benchmark.serve(model_folder, tmp_path / "log.txt") as address, httpx.Client() as client:
         served = pd.DataFrame(benchmark.ask(client, address, asked, top_k=5))
         wrong = client.post(f"{address}/invocations", json={"dataframe_records": [{"x": 1}]})
-        times = benchmark.milliseconds(lambda i: benchmark.ask(client, address, asked[:1]), 5)
-        rate = benchmark.saturate(lambda i: benchmark.ask(client, address, asked), 4, 2)
     expected = model.predict(frame(*asked), params={"top_k": 5})
     assert served["item_ids"].tolist() == expected["item_ids"].tolist()
     assert served["titles"].tolist() == expected["titles"].tolist()
@@ -141,7 +134,5 @@ def test_mlflow_serves_it_over_http(
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert wrong.status_code == 400
     assert "history" in json.dumps(wrong.json())
-    assert 0 < times["p50_ms"] <= times["p99_ms"]
-    assert rate > 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/ping")

@@ -15,6 +15,8 @@ from recgrit.data.sources.amazon import EDITIONS, Amazon
 from recgrit.data.sources.movielens import COLONS, COMMAS, MovieLens, MovieLens100K
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData, Source
 from recgrit.data.sources.recbole import RecBole
+from recgrit.data.sources.table import Table
+from recgrit.data.sources.tags import with_tags
 from recgrit.errors import ConfigError
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "TABLE",
     "RawData",
     "Source",
+    "build_source",
     "load_source",
 ]
 
@@ -58,7 +61,7 @@ def load_source(name: str) -> Source:
         return SOURCES[name]
     family, _, category = name.partition("/")
     if family in SOURCE_FAMILIES and category:
-        # The category becomes part of file names and addresses: only those published are taken.
+        # The category becomes part of file names and addresses: only those published are used.
         categories = AMAZON_CATEGORIES[family]
         if category in categories:
             return SOURCE_FAMILIES[family](category)
@@ -73,3 +76,20 @@ def load_source(name: str) -> Source:
         f"Unknown data source {name!r}. Set data.source to one of: {', '.join(known)} "
         "(for example amazon2014/Beauty or amazon2014/Sports_and_Outdoors)."
     )
+
+
+def build_source(name: str, *, table: Table, movie_tags: int = 0) -> Source:
+    """The source of a name and of what else is set.
+
+    Args:
+        name: As for `load_source`, or ``table``.
+        table: The source that ``table`` means.
+        movie_tags: Tags of a movie at most, as one more field of the items; 0 for none.
+
+    Raises:
+        ConfigError: There is no such source, or it has no tags.
+    """
+    if name == TABLE:
+        return table
+    source = load_source(name)
+    return with_tags(source, name, movie_tags) if movie_tags else source

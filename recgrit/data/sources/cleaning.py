@@ -121,7 +121,7 @@ class RowCollector:
         self._num_read += rows.height
 
     def finish(self, max_malformed_share: float) -> CleanRows:
-        """All rows taken, in file order or that of times finer than seconds.
+        """All rows added, in file order or that of times finer than seconds.
 
         Those that went to the coder's partitions are put in order there.
 
@@ -147,7 +147,8 @@ class RowCollector:
                 (pl.col("timestamp") // self._units).cast(pl.Int64)
             )
         if self._coder.partitions is not None:
-            self._coder.partitions.end_file(self._units)
+            has_weights = "weight" in frame.columns
+            self._coder.partitions.end_file(self._units, has_weights=has_weights)
         return CleanRows(
             frame=frame,
             num_read=self._num_read,

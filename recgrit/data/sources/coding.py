@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.data.sources.partitions import RowPartitions
+from recgrit.data.first_rows import SLICE, find_first
+from recgrit.data.partitions import RowPartitions
 
-# Numbers up to here are looked up in an array of 4 bytes each; larger ones are taken as text.
+# Numbers up to here are looked up in an array of 4 bytes each; larger ones are treated as text.
 MAX_NUMBER = 2**26
-# Rows looked up at a time: they stay in the processor's cache, and after the first of them most ids
-# are known.
-SLICE = 2**18
 
 
 class IdCoder:
@@ -83,10 +81,7 @@ class IdCoder:
         unknown = np.flatnonzero(codes < 0)
         if len(unknown):
             new = numbers[unknown]
-            # Written from the last to the first, the first stays.
-            place = np.arange(len(new), dtype=np.int32)
-            self._code_of[new[::-1]] = place[::-1]
-            first = new[self._code_of[new] == place]
+            first = new[find_first(new, self._code_of)]
             self._code_of[first] = np.arange(self.num_ids, self.num_ids + len(first))
             self._values.append(first.astype(np.int64))
             self.num_ids += len(first)

@@ -28,7 +28,7 @@ UNITS_PER_SECOND: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns":
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """Files with one row per interaction and, if there are any, files with one row per item.
 
@@ -42,13 +42,13 @@ class Table:
         time_unit: What times count, where they are numbers.
     """
 
-    items_path: Path | None = None
-    user_id: str = "user_id"
-    item_id: str = "item_id"
-    timestamp: str = "timestamp"
-    weight: str | None = None
-    title: str = "title"
-    time_unit: TimeUnit = "s"
+    items_path: Path | None
+    user_id: str
+    item_id: str
+    timestamp: str
+    weight: str | None
+    title: str
+    time_unit: TimeUnit
 
     @property
     def expected(self) -> str:
@@ -78,11 +78,11 @@ class Table:
     ) -> RawData:
         """Read the interactions, and the items where there are files of them."""
         described = () if self.items_path is None else _list_files(self.items_path, "items")
-        taken = files[: len(files) - len(described)]
+        logs = files[: len(files) - len(described)]
         coder = coder or InteractionCoder()
-        parts = [self._read_interactions(path, max_malformed_share, coder) for path in taken]
+        parts = [self._read_interactions(path, max_malformed_share, coder) for path in logs]
         items = self._read_items(described, max_malformed_share)
-        return to_raw_data(join_rows(parts, taken), items, files, coder)
+        return to_raw_data(join_rows(parts, logs), items, files, coder)
 
     def _read_interactions(
         self, path: Path, max_malformed_share: float, coder: InteractionCoder

@@ -168,7 +168,7 @@
       const found = byPrefix.get(codes.slice(0, shared).join()).filter((other) => !seen.has(other));
       if (!found.length) continue;
       found.sort((a, b) => items.counts[b] - items.counts[a]);
-      box.append(make("div", `${found.length.toLocaleString("en")} ${found.length > 1 ? "share" : "shares"} the first ${shared} of ${codes.length} codes${found.length > 8 ? "; taken most:" : ""}`, "label"));
+      box.append(make("div", `${found.length.toLocaleString("en")} ${found.length > 1 ? "share" : "shares"} the first ${shared} of ${codes.length} codes${found.length > 8 ? "; most interactions first:" : ""}`, "label"));
       const list = make("ul");
       for (const other of found.slice(0, 8)) {
         const entry = make("li");

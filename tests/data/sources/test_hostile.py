@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recgrit.data.prepare import DataConfig, prepare
+from recgrit.data.config import DataConfig
+from recgrit.data.prepare import prepare
 from recgrit.data.sources import RawData, load_source
 from recgrit.errors import DataError
 

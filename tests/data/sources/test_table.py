@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
-from recgrit.data.prepare import DataConfig, prepare
+from recgrit.data.config import DataConfig, TableConfig
+from recgrit.data.prepare import prepare
 from recgrit.data.sources.table import Table
 from recgrit.errors import DataError
 
@@ -23,8 +25,12 @@ ITEMS = pl.DataFrame({"sku": ["a", "b"], "name": ["Rose &amp; soap", "Comb"], "p
 NAMES = {"user_id": "uid", "item_id": "sku", "timestamp": "at", "weight": "stars"}
 
 
+def new_table(**columns: Any) -> Table:
+    return Table(**TableConfig(**columns).model_dump())
+
+
 def read(path: Path, table: Table | None = None, **settings: float) -> pl.DataFrame:
-    table = table or Table(**NAMES)
+    table = table or new_table(**NAMES)
     return table.read(table.find_files(path), **settings).interactions
 
 
@@ -55,7 +61,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_items_bring_their_own_fields(tmp_path: Path) -> None:
     ROWS.write_parquet(tmp_path / "log.parquet")
     ITEMS.write_csv(tmp_path / "items.csv")
-    table = Table(**NAMES, title="name", items_path=tmp_path / "items.csv")
+    table = new_table(**NAMES, title="name", items_path=tmp_path / "items.csv")
     raw = table.read(table.find_files(tmp_path / "log.parquet"))
     assert raw.items.rows() == [("a", "Rose & soap", "4.5"), ("b", "Comb", None)]
     assert raw.items.columns == ["item_id", "title", "price"]
@@ -75,7 +81,7 @@ def test_items_bring_their_own_fields(tmp_path: Path) -> None:
 def test_times_become_seconds_and_keep_their_order(tmp_path: Path, times: list, unit: str) -> None:
     rows = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["late", "early"], "timestamp": times})
     rows.write_parquet(tmp_path / "log.parquet")
-    found = read(tmp_path, Table(time_unit=unit))
+    found = read(tmp_path, new_table(time_unit=unit))
     assert found["timestamp"].to_list() == [1_500_000_000] * 2
     assert found["item_id"].to_list() == ["early", "late"]
 
@@ -86,7 +92,7 @@ def test_rows_with_gaps_are_counted(tmp_path: Path) -> None:
         uid=pl.Series([None, 7], dtype=pl.Int64), at=pl.Series([1, None], dtype=pl.Int64)
     )
     pl.concat([many, gaps]).write_parquet(tmp_path / "log.parquet")
-    table = Table(user_id="uid", item_id="sku", timestamp="at")
+    table = new_table(user_id="uid", item_id="sku", timestamp="at")
     raw = table.read(table.find_files(tmp_path))
     assert raw.counts["rows_malformed"] == 2
     assert raw.counts["rows_without_id"] == 1

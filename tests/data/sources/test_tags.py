@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from recgrit.config import load_config
+from recgrit.data.config import DataConfig
 from recgrit.data.items import ItemTable
-from recgrit.data.prepare import DataConfig, prepare
+from recgrit.data.prepare import prepare
 from recgrit.data.sources import load_source
 from recgrit.data.sources.tags import with_tags
 from recgrit.embedding.text import build_item_texts

@@ -1,1 +1,0 @@
-"""Models to beat: the same data types in, the same `Recommendations` out."""

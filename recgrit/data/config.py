@@ -1,0 +1,131 @@
+"""Settings of the data."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from recgrit.config import Config
+from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, load_source
+from recgrit.data.sources.table import TimeUnit
+
+
+class TableConfig(Config):
+    """How a user's own files name their columns (``source: table``).
+
+    Args:
+        items_path: Files that describe the items, one row per item: a file, a folder or a pattern.
+            None where only the ids of items are known.
+        user_id: Name of the user's column.
+        item_id: Name of the item's column, in both kinds of files.
+        timestamp: Name of the time's column: numbers, or dates with times.
+        weight: Name of the rating's column; None for none.
+        title: Name of the title's column among the items.
+        time_unit: What times count since 1970 where they are numbers: seconds, or parts of them.
+    """
+
+    items_path: Path | None = None
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str = "timestamp"
+    weight: str | None = None
+    title: str = "title"
+    time_unit: TimeUnit = "s"
+
+
+class DataConfig(Config):
+    """Which data, where they are, and what is left out of them.
+
+    ``path``, ``table.items_path`` and ``download_dir`` are paths. A stage's key holds no path: the
+    content of the files counts.
+
+    Args:
+        source: Name of the format, as ``recgrit datasets`` lists them.
+        path: A folder, an archive or one of the files. None fetches a published data set into
+            ``download_dir``.
+        table: Columns of the source ``table``.
+        movie_tags: So many of the tags that most users gave a movie become part of its text; 0 for
+            none. MovieLens has them from 10M on.
+        download_dir: Where fetched files go.
+        mirrors: Addresses of folders with the same files, tried in turn where the official ones do
+            not answer.
+        min_user_interactions: Users with fewer interactions are dropped, and items likewise, until
+            neither is left (k-core). 5 is what most published results on these data use.
+        min_item_interactions: As for users.
+        since: Day in UTC from whose start on interactions are kept; None for no bound.
+        until: Day in UTC before whose start interactions are kept; None for no bound.
+        repeats: What becomes of a user's interactions with one item at different times: all are
+            kept, or the first, or the last.
+        ties: How a user's interactions at one time are ordered: as in the file, or drawn with
+            ``tie_seed``, which measures what the file's order is worth.
+        tie_seed: Seed of that draw.
+        min_title_length: Items whose title has fewer characters are left out; 0 keeps all.
+        max_title_words: Items without a title, or with more words in it, are left out; None for no
+            bound.
+        min_weight: Interactions with a lower rating are left out; None keeps all.
+        max_malformed_share: Share of a file's lines that may be malformed and are left out; above
+            it the file is taken for damaged or of another format.
+        split: Protocol of training, validation and test; see ``docs/data.md``.
+        valid_share: Share of all interactions, before the test period, in which a temporal split
+            looks for validation targets.
+        test_share: Share of all interactions, the latest, in which it looks for test targets.
+        cold_item_share: Share of items held out of all training parts, to measure what becomes of
+            items that nobody has interacted with yet.
+        cold_item_seed: Seed that draws these items.
+        partition_users: Users whose interactions are held in memory at a time, all others being on
+            disk; None holds all in memory, which is faster. It changes no result.
+    """
+
+    source: str = "movielens-100k"
+    path: Path | None = None
+    table: TableConfig = TableConfig()
+    movie_tags: int = Field(default=0, ge=0)
+    download_dir: Path = Path("downloads")
+    mirrors: tuple[str, ...] = ()
+    min_user_interactions: int = Field(default=5, ge=1)
+    min_item_interactions: int = Field(default=5, ge=1)
+    since: date | None = None
+    until: date | None = None
+    repeats: Literal["keep", "first", "last"] = "keep"
+    ties: Literal["file", "shuffle"] = "file"
+    tie_seed: int = Field(default=0, ge=0)
+    min_title_length: int = Field(default=0, ge=0)
+    max_title_words: int | None = Field(default=None, ge=1)
+    min_weight: float | None = Field(default=None, allow_inf_nan=False)
+    max_malformed_share: float = Field(default=DEFAULT_MAX_MALFORMED_SHARE, ge=0, le=1)
+    split: Literal["leave_one_out", "temporal", "minionerec"] = "leave_one_out"
+    valid_share: float = Field(default=0.1, gt=0, lt=0.5)
+    test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    cold_item_share: float = Field(default=0.0, ge=0, lt=1)
+    cold_item_seed: int = Field(default=0, ge=0)
+    partition_users: int | None = Field(default=None, ge=1)
+
+    @field_validator("source")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name != TABLE:
+            load_source(name)
+        return name
+
+    @model_validator(mode="after")
+    def _check_cold_items(self) -> DataConfig:
+        if self.cold_item_share > 0 and self.split == "minionerec":
+            raise ValueError(
+                "cold_item_share goes with split=leave_one_out or temporal: the histories of "
+                "minionerec are published as they are"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_partitions(self) -> DataConfig:
+        for name, value in (("split", "minionerec"), ("ties", "shuffle")):
+            if self.partition_users is not None and getattr(self, name) == value:
+                raise ValueError(
+                    f"partition_users does not go with {name}={value}, which needs all "
+                    "interactions in memory: set data.partition_users=null, or choose another "
+                    f"data.{name}"
+                )
+        return self

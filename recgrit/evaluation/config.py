@@ -1,0 +1,35 @@
+"""Settings of the evaluation."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from recgrit.config import Config
+
+DEFAULT_KS = (5, 10, 20)
+DEFAULT_NUM_BOOTSTRAP = 1000
+
+
+class EvaluationConfig(Config):
+    """How recommendations are made for evaluation, and what is measured.
+
+    Args:
+        ks: List lengths to evaluate at.
+        num_bootstrap: Resamples of the users for 95% intervals.
+        beam_width: Prefixes kept at each level of the trie.
+        baselines: Kinds of the models that are fitted and measured beside the run's own.
+        exact_users: Users whose beam is compared with exact scores of all items; 0 for none.
+    """
+
+    ks: tuple[int, ...] = DEFAULT_KS
+    num_bootstrap: int = Field(DEFAULT_NUM_BOOTSTRAP, ge=1)
+    beam_width: int = Field(50, ge=1)
+    baselines: tuple[str, ...] = ("popularity", "item_knn")
+    exact_users: int = Field(200, ge=0)
+
+    @field_validator("ks")
+    @classmethod
+    def _check_ks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if not ks or min(ks) < 1:
+            raise ValueError("list lengths must be positive, for example [5, 10, 20]")
+        return tuple(sorted(set(ks)))

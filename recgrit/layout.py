@@ -1,0 +1,38 @@
+"""What lies where in a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TOKENIZER_NAME = "tokenizer.safetensors"
+TRANSFORM_NAME = "feature_transform.safetensors"
+EPOCHS_NAME = "epochs.parquet"
+# Holds what an interrupted training needs to go on.
+CHECKPOINTS_NAME = ".training"
+# Holds what is done of a stage that is done in shards.
+SHARDS_NAME = ".shards"
+# There while a tracked run has not come to its end.
+TRACKING_NAME = ".tracking.json"
+
+# The folder of each stage, in the order the stages run.
+FOLDERS: dict[str, str] = {
+    "prepare": "data",
+    "embed": "embeddings",
+    "tokenize": "semantic_ids",
+    "train": "model",
+    "evaluate": "evaluation",
+    "recommend": "recommendations",
+}
+_BASELINE = "baseline-"
+
+
+def baseline_stage(kind: str) -> str:
+    """Name of the stage that fits a baseline."""
+    return f"{_BASELINE}{kind}"
+
+
+def stage_directory(run_directory: Path, stage: str) -> Path:
+    """Where a stage of this run has its artifact."""
+    if stage.startswith(_BASELINE):
+        return run_directory / "baselines" / stage.removeprefix(_BASELINE)
+    return run_directory / FOLDERS[stage]

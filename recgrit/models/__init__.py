@@ -1,0 +1,1 @@
+"""Models: each is built, trained, saved and loaded by one contract, and gives a `Ranker`."""

@@ -1,0 +1,102 @@
+"""Item-kNN: items that users interacted with near those of the history, the recent ones first.
+
+The score of an item is the sum of its similarities (`recgrit.retrieval.neighbours.find_similar`)
+with the last items of the history, discounted by their age.
+
+Shapes: B users, T history items, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from recgrit.models.config import ItemKNNConfig
+from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
+from recgrit.ranking import Histories, ScoreRanker
+from recgrit.retrieval.neighbours import find_similar
+
+if TYPE_CHECKING:
+    from recgrit.data.splits import SequenceSplit
+
+SIMILARITIES_NAME = "similarities.npz"
+
+
+class ItemKNN(Model):
+    """Ranks by similarity of items, computed from training parts only.
+
+    Args:
+        similarities: Sparse float64 ``[N, N]``, row i holds the items most similar to item i.
+        discount: Weight of an item of the history relative to the one after it.
+        history_length: Items of a history that are read.
+    """
+
+    settings_class = ItemKNNConfig
+
+    def __init__(
+        self, similarities: sparse.csr_array, *, discount: float, history_length: int
+    ) -> None:
+        self.similarities = similarities
+        self.discount = discount
+        self.history_length = history_length
+
+    @classmethod
+    def fit(
+        cls,
+        items: CatalogueInputs,
+        split: SequenceSplit,
+        settings: ItemKNNConfig,
+        *,
+        seed: int,
+        on_epoch: Callable[[Any], None] | None = None,
+        checkpoint: Path | None = None,
+    ) -> Fitted[Self]:
+        """Count pairs in the training parts."""
+        similarities = find_similar(
+            split,
+            num_neighbours=settings.num_neighbours,
+            window=settings.window,
+            shrinkage=settings.shrinkage,
+        )
+        model = cls(
+            similarities, discount=settings.discount, history_length=settings.history_length
+        )
+        return Fitted(model, FitSummary({"similarities": similarities.nnz}))
+
+    def save(self, directory: Path) -> None:
+        """Write ``similarities.npz``."""
+        sparse.save_npz(directory / SIMILARITIES_NAME, self.similarities)
+
+    @classmethod
+    def load(cls, directory: Path, items: CatalogueInputs, settings: ItemKNNConfig) -> Self:
+        """Read what `save` wrote."""
+        similarities = sparse.csr_array(sparse.load_npz(directory / SIMILARITIES_NAME))
+        return cls(similarities, discount=settings.discount, history_length=settings.history_length)
+
+    def score(self, histories: Histories) -> Tensor:
+        """Scores float32 ``[B, N]``."""
+        items, lengths = histories.items.numpy(), histories.lengths.numpy()
+        rows = np.repeat(np.arange(len(items)), lengths)
+        positions = np.concatenate([np.arange(length) for length in lengths])
+        weights = self.discount ** (lengths[rows] - 1 - positions)
+        seen = sparse.csr_array(
+            (weights, (rows, items[rows, positions])), (len(items), self.similarities.shape[0])
+        )
+        return torch.from_numpy((seen @ self.similarities).toarray().astype(np.float32))
+
+    def ranker(
+        self, *, beam_width: int | None = None, allowed: Tensor | None = None
+    ) -> ScoreRanker:
+        """See `Model.ranker`; every item is scored."""
+        return ScoreRanker(
+            self.score,
+            num_items=self.similarities.shape[0],
+            history_length=self.history_length,
+            allowed=allowed,
+        )

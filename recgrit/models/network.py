@@ -1,0 +1,157 @@
+"""Models that are torch modules: trained by the one loop, kept as safetensors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from recgrit import distributed
+from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
+from recgrit.ranking import Ranker
+from recgrit.retrieval.neighbours import ItemNeighbours
+from recgrit.training.loop import TrainingEpoch, choose_device, train_model
+
+if TYPE_CHECKING:
+    from recgrit.data.splits import SequenceSplit
+
+WEIGHTS_NAME = "weights.safetensors"
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+class NetworkModel(Model, Generic[NetworkT]):
+    """A model whose weights are those of a torch module.
+
+    Args:
+        network: The module, a `SequenceModel`.
+        items: The catalogue it ranks.
+        settings: Its settings.
+        precision: Of the forward pass.
+    """
+
+    def __init__(
+        self,
+        network: NetworkT,
+        items: CatalogueInputs,
+        settings: Any,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.network = network
+        self.items = items
+        self.settings = settings
+        self.precision = precision
+
+    # The setting that names the beam width of validation; None for a model that scores all items.
+    valid_beam_width: ClassVar[str | None] = None
+
+    @classmethod
+    @abstractmethod
+    def build(cls, items: CatalogueInputs, settings: Any) -> NetworkT:
+        """An untrained network."""
+
+    @classmethod
+    def count(cls, network: NetworkT, items: CatalogueInputs, split: SequenceSplit) -> None:
+        """Put what is counted and not trained into the network's buffers."""
+
+    @classmethod
+    def count_parameters(cls, network: NetworkT) -> dict[str, int]:
+        """Trained parameters of each part."""
+        return {
+            name: sum(p.numel() for p in part.parameters())
+            for name, part in network.named_children()
+        }
+
+    @classmethod
+    def fit(
+        cls,
+        items: CatalogueInputs,
+        split: SequenceSplit,
+        settings: Any,
+        *,
+        seed: int,
+        on_epoch: Callable[[TrainingEpoch], None] | None = None,
+        checkpoint: Path | None = None,
+    ) -> Fitted[Self]:
+        """Train until validation NDCG@10 no longer rises; see `train_model`."""
+        beam_width = getattr(settings, cls.valid_beam_width) if cls.valid_beam_width else None
+
+        def build() -> NetworkT:
+            network = cls.build(items, settings)
+            cls.count(network, items, split)
+            return network
+
+        trained = train_model(
+            build,
+            lambda network, precision: cls(network, items, settings, precision).valid_ranker(
+                beam_width
+            ),
+            split,
+            settings,
+            history_length=settings.history_length,
+            seed=seed,
+            on_epoch=on_epoch,
+            checkpoint=checkpoint,
+        )
+        summary = FitSummary(
+            num_parameters=cls.count_parameters(trained.model),
+            history=trained.history,
+            best_epoch=trained.best_epoch,
+            precision=str(trained.precision).removeprefix("torch."),
+        )
+        return Fitted(cls(trained.model, items, settings, trained.precision), summary)
+
+    def save(self, directory: Path) -> None:
+        """Write ``weights.safetensors``."""
+        from safetensors.torch import save_file
+
+        state = {n: value.cpu().contiguous() for n, value in self.network.state_dict().items()}
+        save_file(state, directory / WEIGHTS_NAME)
+
+    @classmethod
+    def load(cls, directory: Path, items: CatalogueInputs, settings: Any) -> Self:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        network = cls.build(items, settings)
+        cls.put_state(network, load_file(directory / WEIGHTS_NAME), items)
+        return cls(network.eval(), items, settings)
+
+    @classmethod
+    def put_state(
+        cls, network: NetworkT, state: dict[str, torch.Tensor], items: CatalogueInputs
+    ) -> None:
+        """Put saved weights into a network."""
+        network.load_state_dict(state)
+
+    def to_device(self, device: str) -> Self:
+        """Move the network."""
+        self.network.to(choose_device(device))
+        return self
+
+    def valid_ranker(self, beam_width: int | None) -> Ranker:
+        """What chooses the epoch while training."""
+        return self.ranker(beam_width=beam_width)
+
+    @abstractmethod
+    def ranker(self, *, beam_width: int | None = None, allowed: Tensor | None = None) -> Ranker:
+        """See `Model.ranker`."""
+
+
+def count_neighbours(
+    neighbours: ItemNeighbours | None,
+    split: SequenceSplit,
+    features: npt.NDArray[np.float32] | None = None,
+) -> None:
+    """Count in the first process, and have its counts in all of them."""
+    if neighbours is None:
+        return
+    if distributed.is_first():
+        neighbours.count(split, features)
+    distributed.take_from_first_(neighbours.buffers())

@@ -1,0 +1,110 @@
+"""Popularity: the items with the most interactions in training, the same for everyone.
+
+The floor that any model must beat. Memory is linear in the lists and in the histories: no table of
+users times items is built.
+
+Shapes: B users, T history items, K listed items, N items, C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recgrit.config import Config
+from recgrit.data.recommendations import NO_ITEM
+from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
+from recgrit.ranking import CPU, NEVER, Histories, Ranked, require_items
+
+if TYPE_CHECKING:
+    from recgrit.data.splits import SequenceSplit
+
+COUNTS_NAME = "counts.npy"
+
+
+class Popularity(Model):
+    """Ranks by how often items stand in training histories, ties by item_idx.
+
+    Args:
+        counts: int64 ``[N]``.
+    """
+
+    settings_class = Config
+
+    def __init__(self, counts: npt.NDArray[np.int64]) -> None:
+        self.counts = counts
+
+    @classmethod
+    def fit(
+        cls,
+        items: CatalogueInputs,
+        split: SequenceSplit,
+        settings: Config,
+        *,
+        seed: int,
+        on_epoch: Callable[[Any], None] | None = None,
+        checkpoint: Path | None = None,
+    ) -> Fitted[Self]:
+        """Count the items of the training parts."""
+        return Fitted(cls(split.train_item_counts()), FitSummary({"counts": split.num_items}))
+
+    def save(self, directory: Path) -> None:
+        """Write ``counts.npy``."""
+        np.save(directory / COUNTS_NAME, self.counts)
+
+    @classmethod
+    def load(cls, directory: Path, items: CatalogueInputs, settings: Config) -> Self:
+        """Read what `save` wrote."""
+        return cls(np.load(directory / COUNTS_NAME))
+
+    def ranker(
+        self, *, beam_width: int | None = None, allowed: Tensor | None = None
+    ) -> PopularityRanker:
+        """See `Model.ranker`."""
+        return PopularityRanker(self.counts, allowed=allowed)
+
+
+class PopularityRanker:
+    """The most popular items, less those that are filtered out.
+
+    Args:
+        counts: int64 ``[N]``.
+        allowed: bool ``[N]``, items that may be listed; None for all.
+
+    Raises:
+        DataError: No item is allowed.
+    """
+
+    history_length = 1
+    batch_users = 4096
+    device = CPU
+
+    def __init__(self, counts: npt.NDArray[np.int64], *, allowed: Tensor | None = None) -> None:
+        require_items(allowed)
+        order = torch.from_numpy(np.argsort(-counts, kind="stable"))
+        self.order = order if allowed is None else order[allowed[order]]
+        # Where an item stands in the order; behind its end for those that are not in it.
+        self.places = torch.full((len(counts),), len(self.order))
+        self.places[self.order] = torch.arange(len(self.order))
+        self.counts = torch.from_numpy(counts)
+
+    def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
+        """The best items after these histories."""
+        # So many are enough, even if all that is excluded is popular.
+        num_excluded = 0 if excluded is None else excluded.items.shape[1]
+        candidates = self.order[: top_k + num_excluded]
+        dropped = torch.zeros(len(histories.items), len(candidates) + 1, dtype=torch.bool)
+        if excluded is not None:
+            places = self.places[excluded.items].masked_fill(~excluded.present, len(self.order))
+            dropped.scatter_(1, places.clamp_max(len(candidates)), True)
+        kept_first = dropped[:, :-1].to(torch.uint8).argsort(dim=1, stable=True)[:, :top_k]
+        items = candidates[kept_first]
+        gone = dropped.gather(1, kept_first)
+        scores = self.counts[items].float()
+        return Ranked(items.masked_fill(gone, NO_ITEM), scores.masked_fill(gone, NEVER))

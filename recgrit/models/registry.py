@@ -1,0 +1,61 @@
+"""The models by name; a model of your own goes by its dotted path."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+from recgrit.artifacts import digest_file
+from recgrit.errors import ConfigError
+from recgrit.models.model import Model
+
+MODELS: dict[str, str] = {
+    "trie": "recgrit.models.trie.TrieModel",
+    "sasrec": "recgrit.models.sasrec.SASRecModel",
+    "tiger": "recgrit.models.tiger.TigerModel",
+    "decoder": "recgrit.models.decoder.DecoderModel",
+    "item_knn": "recgrit.models.item_knn.ItemKNN",
+    "popularity": "recgrit.models.popularity.Popularity",
+}
+
+
+def find_model(kind: str) -> type[Model]:
+    """The class of a model.
+
+    Args:
+        kind: A name of `MODELS`, or ``package.module.Class``.
+
+    Raises:
+        ConfigError: No model has this name, or the path names no `Model`.
+    """
+    if kind not in MODELS and "." not in kind:
+        close = difflib.get_close_matches(kind, MODELS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"No model {kind!r}.{hint} Known: {', '.join(MODELS)}; a model of your own is named as "
+            "package.module.Class."
+        )
+    module, _, name = MODELS.get(kind, kind).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"Cannot import the model {kind}: {error}. Its module has to be on the import path: "
+            "install its package, or set PYTHONPATH to the folder that holds it."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise ConfigError(f"{kind} is no model: expected a subclass of recgrit.models.model.Model.")
+    return found
+
+
+def digest_code(kind: str) -> str | None:
+    """SHA-256 of the file of a model from outside, which has no version here; None for our own.
+
+    Other modules that it imports do not count.
+    """
+    if kind in MODELS:
+        return None
+    file = sys.modules[find_model(kind).__module__].__file__
+    return None if file is None else digest_file(Path(file))

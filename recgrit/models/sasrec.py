@@ -1,0 +1,161 @@
+"""SASRec with full-softmax cross-entropy: one vector per item, the same trunk as the retriever.
+
+Self-attentive sequential recommendation (Kang and McAuley, arXiv 1808.09781), trained as it has to
+be to be strong: every position of a history is a target, and the loss is the cross-entropy over all
+training items instead of one sampled negative. It shares history encoder, batches and training loop
+with the retriever, so that a comparison varies what is compared: items as codes or as rows.
+
+Shapes: B users, T history items, M targets, N items, D model dimensions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recgrit.models.config import SASRecConfig
+from recgrit.models.model import CatalogueInputs
+from recgrit.models.network import NetworkModel, count_neighbours
+from recgrit.ranking import NEVER, Histories, ScoreRanker, TrainingLoss
+from recgrit.retrieval.leaves import LeafSets
+from recgrit.retrieval.neighbours import ItemNeighbours
+from recgrit.retrieval.transformer import HistoryEncoder
+
+if TYPE_CHECKING:
+    from recgrit.data.splits import SequenceSplit
+
+
+class SASRec(nn.Module):
+    """History encoder and one vector per item, for input and output alike.
+
+    Args:
+        num_items: N.
+        train_items: bool ``[N]``, the items that stand in training histories: the candidates.
+        model_dim: D.
+        num_layers: Layers of the history encoder.
+        num_heads: Attention heads.
+        history_length: Longest history, in items.
+        dropout: Rate in the encoder.
+        neighbour_weight: Mixture weight of the neighbours' counts in an item's probability; 0 for
+            none.
+        neighbour_boost: Power of the same counts in the item's score.
+    """
+
+    train_items: Tensor
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        train_items: Tensor,
+        model_dim: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        history_length: int = 50,
+        dropout: float = 0.5,
+        neighbour_weight: float = 0.0,
+        neighbour_boost: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.input_scale: float = model_dim**0.5
+        self.items = nn.Embedding(num_items, model_dim)
+        nn.init.normal_(self.items.weight, std=0.02)
+        self.encoder = HistoryEncoder(
+            model_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            history_length=history_length,
+            dropout=dropout,
+        )
+        self.register_buffer("train_items", train_items, persistent=False)
+        self.neighbours = None
+        if neighbour_weight:
+            self.neighbours = ItemNeighbours(
+                num_items, weight=neighbour_weight, boost=neighbour_boost
+            )
+
+    def encode(self, histories: Tensor) -> Tensor:
+        """States ``[B, T, D]`` of histories ``[B, T]``."""
+        states: Tensor = self.encoder(self.input_scale * self.items(histories))
+        return states
+
+    def score(self, states: Tensor) -> Tensor:
+        """Scores of all items, ``[..., N]``."""
+        return states @ self.items.weight.T
+
+    def rank_scores(
+        self,
+        histories: Histories,
+        *,
+        neighbours: ItemNeighbours | None,
+        precision: torch.dtype,
+    ) -> Tensor:
+        """Scores ``[B, N]`` by which items are ranked; bfloat16 runs the encoder under autocast."""
+        device = self.train_items.device
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            states = self.encode(histories.items)
+        scores = self.score(histories.take_last(states).float())
+        if neighbours is None:
+            return scores
+        items = torch.arange(scores.shape[1], device=device)
+        seen = LeafSets.build(histories.items, histories.present, len(items))
+        found = neighbours.weigh(histories, items, seen)
+        return found.mix(scores.log_softmax(dim=-1), found.leaves, found.weights)
+
+    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
+        """Cross-entropy of the next item at every supervised position."""
+        scores = self.score(self.encode(histories)[supervised]).float()
+        scores = scores.masked_fill(~self.train_items, NEVER)
+        wanted = targets[supervised]
+        accuracy = (scores.detach().argmax(dim=-1) == wanted).float().mean()
+        return TrainingLoss(F.cross_entropy(scores, wanted), accuracy.unsqueeze(0))
+
+
+class SASRecModel(NetworkModel[SASRec]):
+    """SASRec as a plug."""
+
+    settings_class = SASRecConfig
+
+    @classmethod
+    def build(cls, items: CatalogueInputs, settings: SASRecConfig) -> SASRec:
+        """An untrained SASRec for the items of a catalogue."""
+        return SASRec(
+            items.num_items,
+            train_items=torch.from_numpy(items.trained),
+            model_dim=settings.model_dim,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            history_length=settings.history_length,
+            dropout=settings.dropout,
+            neighbour_weight=settings.neighbour_weight,
+            neighbour_boost=settings.neighbour_boost,
+        )
+
+    @classmethod
+    def count(cls, network: SASRec, items: CatalogueInputs, split: SequenceSplit) -> None:
+        """Count the neighbours, where they have a weight."""
+        count_neighbours(network.neighbours, split)
+
+    def ranker(
+        self, *, beam_width: int | None = None, allowed: Tensor | None = None
+    ) -> ScoreRanker:
+        """See `Model.ranker`; every item is scored."""
+        return self._ranker(self.network.neighbours, allowed)
+
+    def valid_ranker(self, beam_width: int | None) -> ScoreRanker:
+        """SASRec alone chooses the epoch: neighbours stand beside the trained model."""
+        return self._ranker(None, None)
+
+    def _ranker(self, neighbours: ItemNeighbours | None, allowed: Tensor | None) -> ScoreRanker:
+        network = self.network.eval()
+        return ScoreRanker(
+            partial(network.rank_scores, neighbours=neighbours, precision=self.precision),
+            num_items=self.items.num_items,
+            history_length=self.settings.history_length,
+            device=network.train_items.device,
+            allowed=allowed,
+        )

@@ -1,0 +1,321 @@
+"""Running an experiment: which stages have to run, in what order.
+
+A stage whose key is already on disk is skipped and says so; a changed setting redoes the stage it
+belongs to and what is built from it, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recgrit.artifacts import is_current, read_manifest, write_artifact
+from recgrit.engines.engine import start_engine
+from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.evaluation.report import EvaluationReport, ReportKey
+from recgrit.experiment import CONFIG_NAME, ExperimentConfig
+from recgrit.layout import CHECKPOINTS_NAME, FOLDERS, SHARDS_NAME, TRACKING_NAME, stage_directory
+from recgrit.runs import Run
+from recgrit.stages import plan_stages
+from recgrit.stages.stage import Stage
+from recgrit.tracking.outcome import record_artifacts, record_data, record_metrics, register_model
+from recgrit.tracking.start import start_tracking
+from recgrit.tracking.tracker import NullTracker, Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """What `run_experiment` leaves.
+
+    Args:
+        directory: The run folder.
+        model: Kind of the run's own model.
+        reports: Evaluation reports; empty if the run stopped before evaluation.
+        seconds: Time spent in each stage now; 0 for one that was up to date.
+        up_to_date: Stages that were not redone.
+        artifacts: Folder of each stage.
+        tracking: Where the run was recorded.
+        is_leader: False in those processes of torchrun that only helped: they report nothing.
+    """
+
+    directory: Path
+    model: str = ""
+    reports: dict[ReportKey, EvaluationReport] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    up_to_date: list[str] = field(default_factory=list)
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    tracking: str = ""
+    is_leader: bool = True
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics by report: ``test_masked`` of the run's own model, ``popularity/test`` else."""
+        return {
+            key.lists if key.model == self.model else key.folder: report.metrics()
+            for key, report in self.reports.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Metrics by split, of the baselines too, times, memory and places, as JSON-able values."""
+        values: dict[str, Any] = {"model": self.model, "baselines": {}, "num_users": None}
+        for key, report in self.reports.items():
+            if key.model == self.model:
+                values[key.lists] = report.metrics()
+                if key.split == "test":
+                    values["num_users"] = report.protocol["num_users"]
+            else:
+                values["baselines"].setdefault(key.model, {})[key.lists] = report.metrics()
+        return {
+            **values,
+            "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 2)},
+            "up_to_date": self.up_to_date,
+            "peak_rss_mb": peak_memory_mb(),
+            "artifacts": {name: str(path) for name, path in self.artifacts.items()},
+            "tracking": self.tracking,
+        }
+
+
+def run_experiment(
+    config: ExperimentConfig, *, until: str = "recommend", force: bool = False
+) -> RunResult:
+    """Run all stages up to ``until`` that are not up to date.
+
+    Args:
+        config: Settings of all stages.
+        until: The last stage to run.
+        force: Redo stages that are up to date.
+
+    Raises:
+        RecgritError: Some input, setting or artifact cannot be used; nothing half-written is left.
+    """
+    result = RunResult(config.run.dir, config.model.kind)
+    with start_engine(config.engine) as engine:
+        result.is_leader = engine.is_leader
+        if not engine.is_leader:
+            engine.follow()
+            return result
+        stages = plan_stages(config, until)
+        _check(config, stages, force=force)
+        if force:
+            _forget_unfinished(config.run.dir)
+        is_idle = not force and all(stage.is_current(config) for stage in stages)
+        with _track(config, is_idle=is_idle) as tracker:
+            for number, stage in enumerate(stages, start=1):
+                heading = f"[{number}/{len(stages)}] {stage.name}"
+                result.artifacts[stage.name] = stage.directory(config)
+                if is_idle or (not force and stage.is_current(config)):
+                    logger.info("%s: up to date", heading)
+                    result.up_to_date.append(stage.name)
+                    result.seconds[stage.name] = 0.0
+                    continue
+                logger.debug("%s ...", heading)
+                with tracker.stage(stage.name) as stage_tracker:
+                    stage_tracker.log_params(stage.settings(config))
+                    with write_artifact(stage.directory(config), stage.origin(config)) as writer:
+                        stage.build(config, writer, stage_tracker, engine)
+                    done = writer.manifest
+                    assert done is not None
+                    stage_tracker.set_tags({"fingerprint": done.fingerprint, "key": done.key})
+                seconds = result.seconds[stage.name] = round(done.seconds, 2)
+                logger.info("%s: %s (%.1f s)", heading, stage.describe(done.summary), seconds)
+                tracker.log_metrics({f"seconds/{stage.name}": seconds})
+                # An interrupted first run can go on from its folder too.
+                if not (config.run.dir / CONFIG_NAME).is_file():
+                    config.save()
+            config.save()
+            if not is_idle:
+                result.tracking = tracker.location
+                _record(config, stages, result, tracker)
+    if "evaluate" in result.artifacts:
+        result.reports = Run(config.run.dir).reports
+    return result
+
+
+def require_own_checkpoint(config: ExperimentConfig) -> None:
+    """Refuse to go on with a model that was trained on other artifacts than the run has.
+
+    `run_experiment` would train again, which is not what someone expects who asks for an
+    evaluation after putting another ID table in place.
+
+    Raises:
+        ArtifactError: Names both fingerprints and the command that rebuilds.
+    """
+    if stage_directory(config.run.dir, "train").is_dir():
+        Run(config.run.dir).manifest("train")
+
+
+def peak_memory_mb() -> float:
+    """Most memory this process has held at once, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return round(peak * unit / 2**20, 1)
+
+
+@contextmanager
+def _track(config: ExperimentConfig, *, is_idle: bool) -> Iterator[Tracker]:
+    """A tracked run, unless there is nothing to do."""
+    if is_idle:
+        yield NullTracker()
+        return
+    settings = config.model_dump(mode="json")
+    with start_tracking(
+        config.tracking,
+        experiment=config.experiment_name,
+        run_name=config.run.dir.name,
+        default_directory=config.run.dir.parent,
+        state=config.run.dir / TRACKING_NAME,
+        settings=settings,
+    ) as tracker:
+        tracker.log_params(settings)
+        yield tracker
+
+
+def _record(
+    config: ExperimentConfig, stages: Sequence[Stage], result: RunResult, tracker: Tracker
+) -> None:
+    """Final metrics, the tables and the model, so that a tracked run stands on its own."""
+    run = Run(config.run.dir)
+    record_data(tracker, run.manifest("prepare"))
+    record_artifacts(
+        tracker,
+        {stage.name: run.manifest(stage.name) for stage in stages},
+        result.artifacts,
+        {stage.name for stage in stages if stage.is_large},
+    )
+    if "evaluate" not in result.artifacts:
+        return
+    result.reports = run.reports
+    record_metrics(tracker, result.metrics())
+    if config.tracking.register_model and config.tracking.backend != "none":
+        from recgrit.serving.pyfunc import save_pyfunc
+        from recgrit.serving.writing import export_bundle
+
+        def write(path: Path) -> None:
+            save_pyfunc(export_bundle(run, path.with_name("bundle")), path)
+
+        register_model(tracker, config.experiment_name, write)
+
+
+def _forget_unfinished(directory: Path) -> None:
+    """Begin from the start: not from where a stage or a tracked run was interrupted."""
+    (directory / TRACKING_NAME).unlink(missing_ok=True)
+    for name in (CHECKPOINTS_NAME, SHARDS_NAME):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) -> None:
+    """Refuse what can be refused before anything is written or a tracked run is opened."""
+    _check_place(config.run.dir)
+    replaced = _find_replaced(config)
+    if replaced and not force:
+        raise replaced
+    for stage in stages:
+        try:
+            stage.inputs(config)
+        except DataError as error:
+            if stage.name != "prepare" or not stage.directory(config).is_dir():
+                raise
+            raise DataError(
+                f"{error} If the files of this run lie elsewhere now, name the place with "
+                "data.path=PATH: with the same content everything stays up to date."
+            ) from None
+    # Where the files lie does not matter, unless another place has other files.
+    replaced = replaced or _find_replaced_files(config, stages[0])
+    if replaced and not force:
+        raise replaced
+    if replaced:
+        _delete_replaced(config, stages)
+    if config.engine.kind == "local":  # Ray's workers have other devices.
+        kinds = {stage.name for stage in stages} & {"train"}
+        for kind in (config.model.kind, *config.baselines) if kinds else ():
+            _check_device(kind, getattr(config.settings_of(kind), "device", "cpu"))
+
+
+def _check_place(directory: Path) -> None:
+    """Refuse a run folder that cannot be made, or that a newer recgrit wrote."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        reason = f"{existing} is a file"
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = f"no permission to write to {existing}"
+    else:
+        reason = ""
+    if reason:
+        raise ArtifactError(
+            f"Cannot write the run to {directory}: {reason}. Choose another folder with "
+            "run.dir=PATH."
+        )
+    for stage in FOLDERS:
+        is_current(stage_directory(directory, stage), key="")  # Refuses a newer schema.
+
+
+def _find_replaced(config: ExperimentConfig) -> ArtifactError | None:
+    """Why a run of another data source or model would be replaced; None if none would."""
+    if not (config.run.dir / CONFIG_NAME).is_file():
+        return None
+    before = ExperimentConfig.load(config.run.dir)
+    for name, old, new in (
+        ("data.source", before.data.source, config.data.source),
+        ("model.kind", before.model.kind, config.model.kind),
+    ):
+        if old != new:
+            return _refuse_replacing(config.run.dir, name, old, new)
+    return None
+
+
+def _find_replaced_files(config: ExperimentConfig, prepare: Stage) -> ArtifactError | None:
+    """Why a run on other files of another place would be replaced; None if none would."""
+    if not (config.run.dir / CONFIG_NAME).is_file():
+        return None
+    old, new = _place(ExperimentConfig.load(config.run.dir)), _place(config)
+    try:
+        before = read_manifest(prepare.directory(config)).inputs
+    except ArtifactError:
+        return None
+    if old == new or list(before.values()) == list(prepare.origin(config).inputs.values()):
+        return None
+    return _refuse_replacing(config.run.dir, "data.path", old, new)
+
+
+def _refuse_replacing(directory: Path, name: str, old: str, new: str) -> ArtifactError:
+    return ArtifactError(
+        f"{directory} holds a run with {name}={old}, and {name}={new} is asked for. Choose another "
+        "folder with run.dir=PATH, or replace the run with --force."
+    )
+
+
+def _delete_replaced(config: ExperimentConfig, stages: Sequence[Stage]) -> None:
+    """Delete what only the former run made."""
+    folders = [config.run.dir / name for name in FOLDERS.values()]
+    kept = {stage.directory(config) for stage in stages}
+    for folder in {*folders, *config.run.dir.glob("baselines/*")} - kept:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(config: ExperimentConfig) -> str:
+    return str(config.data.path.absolute()) if config.data.path is not None else "(fetched)"
+
+
+def _check_device(kind: str, name: str) -> None:
+    if name in ("auto", "cpu"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    # Builds without CUDA raise AssertionError, unknown names RuntimeError.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"The device {name} of the model {kind} cannot be used here: {reason} Set its device "
+            "to auto."
+        ) from None

@@ -1,0 +1,290 @@
+"""What every model here can do: rank items after histories, a batch of them at a time.
+
+Recommending, validation and evaluation ask no more of a model than a `Ranker`, so that baselines
+are read by the same code as the retriever.
+
+Shapes: B users, T history items, K listed items, N items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recgrit.data.recommendations import NO_ITEM, Recommendations
+from recgrit.data.splits import SequenceSplit, Split
+from recgrit.errors import DataError
+from recgrit.progress import track
+
+NEVER = float("-inf")
+CPU = torch.device("cpu")
+# Users whose scores of all items are held at once, and scores held at once.
+MAX_SCORED_USERS = 256
+MAX_SCORES = 2**26
+# Items of histories that are held at once, padding included.
+MAX_PADDED = 2**21
+# Users whose lists are held at once when a whole user base is served.
+SHARD_USERS = 65_536
+
+History = Split | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Some users' items, oldest first.
+
+    Args:
+        items: int64 ``[B, T]``, padded at the end with any item.
+        lengths: int64 ``[B]``.
+    """
+
+    items: Tensor
+    lengths: Tensor
+
+    @property
+    def present(self) -> Tensor:
+        """Bool ``[B, T]``, false where there is padding."""
+        positions = torch.arange(self.items.shape[1], device=self.items.device)
+        return positions < self.lengths.unsqueeze(-1)
+
+    def to(self, device: torch.device) -> Histories:
+        """The same on another device."""
+        return Histories(self.items.to(device), self.lengths.to(device))
+
+    def take_last(self, states: Tensor) -> Tensor:
+        """Of states ``[B, T, D]``, the one at the end of each history, ``[B, D]``."""
+        rows = torch.arange(len(self.lengths), device=self.lengths.device)
+        return states[rows, self.lengths - 1]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The best items of some users.
+
+    Args:
+        items: int64 ``[B, K]``, best first; `NO_ITEM` where fewer than K are allowed.
+        scores: float32 ``[B, K]``; -inf where there is no item.
+    """
+
+    items: Tensor
+    scores: Tensor
+
+
+class Ranker(Protocol):
+    """A trained model, ready to rank."""
+
+    @property
+    def history_length(self) -> int:
+        """Items of a history that are read, the last ones."""
+
+    @property
+    def batch_users(self) -> int:
+        """Users ranked at once: bounds memory."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where histories are wanted."""
+
+    def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
+        """The best items after these histories.
+
+        Args:
+            histories: What is read.
+            top_k: K.
+            excluded: Items to keep out, one row per user; None for none.
+        """
+
+
+def rank_scores(
+    scores: Tensor, *, top_k: int, excluded: Histories | None, allowed: Tensor | None = None
+) -> Ranked:
+    """The best items by scores of all items.
+
+    Args:
+        scores: ``[B, N]``.
+        top_k: K; lists are shorter where there are fewer items.
+        excluded: Items to keep out.
+        allowed: bool ``[N]``, items that may be listed; None for all.
+    """
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, NEVER)
+    if excluded is not None:
+        # One extra column takes the padding, which stands for no item.
+        index = excluded.items.masked_fill(~excluded.present, scores.shape[1])
+        extra = torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
+        scores = extra.scatter(1, index, NEVER)[:, :-1]
+    best = scores.topk(min(top_k, scores.shape[1]), dim=-1)
+    return Ranked(best.indices.masked_fill(best.values == NEVER, NO_ITEM), best.values)
+
+
+class ScoreRanker:
+    """Ranks items by a function that scores all of them.
+
+    Args:
+        score: Scores float32 ``[B, N]`` after some histories.
+        num_items: N.
+        history_length: Items of a history that are read, the last ones.
+        device: Where ``score`` wants its histories.
+        allowed: bool ``[N]``, items that may be listed; None for all.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Histories], Tensor],
+        *,
+        num_items: int,
+        history_length: int,
+        device: torch.device = CPU,
+        allowed: Tensor | None = None,
+    ) -> None:
+        require_items(allowed)
+        self.score = score
+        self.history_length = history_length
+        # Bounds the table of scores.
+        self.batch_users = max(1, min(MAX_SCORED_USERS, MAX_SCORES // num_items))
+        self.device = device
+        self.allowed = None if allowed is None else allowed.to(device)
+
+    @torch.inference_mode()
+    def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
+        """The best items after these histories."""
+        scores = self.score(histories)
+        return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)
+
+
+def require_items(allowed: Tensor | None) -> None:
+    """Refuse a filter that leaves no item.
+
+    Raises:
+        DataError: No item is allowed.
+    """
+    if allowed is not None and not allowed.any():
+        raise DataError("No item of the catalogue may be recommended: all are filtered out.")
+
+
+def last_items(
+    split_items: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    history_length: int,
+) -> Histories:
+    """The last items of slices, at most ``history_length`` of each."""
+    lengths = np.minimum(ends - starts, history_length)
+    positions = np.arange(max(1, int(lengths.max(initial=1))))
+    inside = positions < lengths[:, None]
+    index = np.where(inside, (ends - lengths)[:, None] + positions, 0)
+    items = np.where(inside, split_items[index], 0).astype(np.int64)
+    return Histories(torch.from_numpy(items), torch.from_numpy(lengths))
+
+
+@torch.inference_mode()
+def recommend_items(
+    ranker: Ranker,
+    split: SequenceSplit,
+    history: History,
+    users: npt.NDArray[np.int64],
+    *,
+    top_k: int,
+    masked: bool,
+) -> Recommendations:
+    """The best items of these users.
+
+    Args:
+        ranker: A trained model.
+        split: Whose sequences to read.
+        history: "valid" and "test" read what comes before that target, "all" everything.
+        users: user_idx of each list.
+        top_k: Longest list.
+        masked: Keep out the items of the whole history, also of what is too old to be read.
+
+    Raises:
+        DataError: A user has no history to start from.
+    """
+    ends = split.offsets[1:] if history == "all" else split.target_positions(history)
+    starts, ends = np.asarray(split.offsets[:-1][users]), np.asarray(ends[users])
+    if np.any(ends <= starts):
+        raise DataError(f"{np.sum(ends <= starts)} users have no history to recommend from.")
+    items = np.full((len(users), top_k), NO_ITEM, dtype=np.int32)
+    scores = np.full((len(users), top_k), -np.inf, dtype=np.float32)
+    lengths = ends - starts
+    # Users with histories of like length together: little padding.
+    order = np.argsort(lengths, kind="stable")
+    longest = lengths if masked else np.minimum(lengths, ranker.history_length)
+    batches = _plan_batches(order, longest[order], ranker.batch_users)
+    for rows in track(batches, f"recommend {history}", len(batches)):
+        read = last_items(split.items, starts[rows], ends[rows], ranker.history_length)
+        excluded = None
+        if masked:
+            whole = int(lengths[rows].max())
+            excluded = last_items(split.items, starts[rows], ends[rows], whole).to(ranker.device)
+        ranked = ranker.rank(read.to(ranker.device), top_k=top_k, excluded=excluded)
+        found = ranked.items.shape[1]
+        items[rows, :found] = ranked.items.cpu().numpy()
+        scores[rows, :found] = ranked.scores.cpu().numpy()
+    return Recommendations(users=users, items=items, scores=scores)
+
+
+def _plan_batches(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], batch_users: int
+) -> list[npt.NDArray[np.int64]]:
+    """Users in batches, few where their histories are very long.
+
+    Args:
+        order: Users by rising length.
+        lengths: Of what is read of each, rising.
+        batch_users: Most users of a batch.
+    """
+    batches, start = [], 0
+    while start < len(order):
+        rising = lengths[start : start + batch_users]
+        padded = rising * np.arange(1, len(rising) + 1)
+        size = max(1, int(np.searchsorted(padded, MAX_PADDED, side="right")))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def recommend_shards(
+    ranker: Ranker,
+    split: SequenceSplit,
+    users: npt.NDArray[np.int64],
+    *,
+    top_k: int,
+    masked: bool,
+    shard_users: int = SHARD_USERS,
+) -> Iterator[Recommendations]:
+    """`recommend_items` after all that these users interacted with, some users at a time.
+
+    Memory does not grow with their number.
+    """
+    for start in range(0, len(users), shard_users):
+        yield recommend_items(
+            ranker, split, "all", users[start : start + shard_users], top_k=top_k, masked=masked
+        )
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """Loss of one batch.
+
+    Args:
+        value: Scalar, mean of -log P(target) over the supervised positions.
+        level_accuracy: ``[L]``, share of positions whose right child scored best, given the right
+            prefix; one level for a model that chooses among all items at once.
+    """
+
+    value: Tensor
+    level_accuracy: Tensor
+
+
+class SequenceModel(Protocol):
+    """What the loop asks of a model, beside being a module."""
+
+    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
+        """Loss of the items that follow each supervised position of histories ``[B, T]``."""

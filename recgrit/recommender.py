@@ -1,0 +1,311 @@
+"""A recommender: a model, the items it ranks, and filters; named lists come out.
+
+Runs, bundles and the MLflow model all hand out this one class.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from recgrit.data.items import ItemTable
+from recgrit.data.recommendations import NO_ITEM, Recommendations
+from recgrit.data.splits import SequenceSplit
+from recgrit.errors import ConfigError, DataError
+from recgrit.models.model import Model
+from recgrit.ranking import Ranker, last_items, recommend_items, recommend_shards
+from recgrit.semantic_ids.table import SemanticIdTable
+
+if TYPE_CHECKING:
+    from recgrit.ranking import History
+
+logger = logging.getLogger(__name__)
+
+TOP_K = 10
+
+
+class Recommender:
+    """Recommends items to users of a split, or after histories of external ids.
+
+    Args:
+        model: A fitted model.
+        items: What the items are called: an ID table where the model has semantic IDs.
+        beam_width: Prefixes kept at each level, for models that search.
+        listed: bool ``[N]``, items that may be recommended at all; None for all.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        items: SemanticIdTable | ItemTable,
+        *,
+        beam_width: int,
+        listed: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.model = model
+        self.items = items
+        self.beam_width = beam_width
+        self.listed = listed
+
+    def ranker(
+        self,
+        *,
+        beam_width: int | Literal["exact"] | None = None,
+        allowed_items: Collection[str] | None = None,
+        blocked_items: Collection[str] = (),
+    ) -> Ranker:
+        """The model, ready to rank.
+
+        Args:
+            beam_width: Prefixes kept at each level; "exact" scores every item; None for the
+                recommender's own.
+            allowed_items: External ids of the only items that may be listed; None for all.
+            blocked_items: External ids of items that are never listed.
+
+        Raises:
+            DataError: No item is left.
+        """
+        if beam_width is None and allowed_items is None and not blocked_items:
+            return self._unfiltered
+        return self._build(beam_width, self._find_allowed(allowed_items, blocked_items))
+
+    @cached_property
+    def _unfiltered(self) -> Ranker:
+        return self._build(None, self.listed)
+
+    def _build(
+        self,
+        beam_width: int | Literal["exact"] | None,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> Ranker:
+        width = self.beam_width if beam_width is None else beam_width
+        return self.model.ranker(
+            beam_width=None if width == "exact" else width,
+            allowed=None if allowed is None or allowed.all() else torch.from_numpy(allowed),
+        )
+
+    def list_users(
+        self,
+        split: SequenceSplit,
+        user_ids: pl.Series,
+        users: npt.NDArray[np.int64] | None = None,
+        *,
+        ranker: Ranker | None = None,
+        top_k: int = TOP_K,
+        exclude_seen: bool = True,
+    ) -> Iterator[pl.DataFrame]:
+        """Named lists after all that these users interacted with, some users at a time.
+
+        Memory does not grow with the number of users.
+
+        Args:
+            split: Histories over the recommender's items.
+            user_ids: External id of each user_idx.
+            users: user_idx of each list; None for all users.
+            ranker: From `ranker`; None for one without filters.
+            top_k: Items per user.
+            exclude_seen: Keep out what a user already has.
+
+        Returns:
+            Tables with the columns user_id, rank, item_id, title, semantic_id where the model has
+            semantic IDs, and score.
+
+        Raises:
+            DataError: ``top_k`` is below 1.
+        """
+        _check_top_k(top_k)
+        users = np.arange(split.num_users) if users is None else users
+        ranker = ranker or self.ranker()
+        for found in recommend_shards(ranker, split, users, top_k=top_k, masked=exclude_seen):
+            yield self.name_lists(found, user_ids)
+
+    def recommend_after(
+        self,
+        histories: Mapping[str, Sequence[str]],
+        *,
+        top_k: int = TOP_K,
+        beam_width: int | None = None,
+        exclude_seen: bool = True,
+        allowed_items: Collection[str] | None = None,
+        blocked_items: Collection[str] = (),
+    ) -> pl.DataFrame:
+        """What is likely to follow histories that need not be in the data.
+
+        Items that the catalogue does not hold are passed over, and their number is logged; so are
+        names whose histories hold no known item, which get no list. Of a long history the last
+        items are read.
+
+        Args:
+            histories: External item ids, oldest first, by a name for each list.
+            top_k: Items per list.
+            beam_width: Prefixes kept at each level; None for the recommender's own.
+            exclude_seen: Keep out what the history holds.
+            allowed_items: External ids of the only items that may be listed; None for all.
+            blocked_items: External ids of items that are never listed.
+
+        Returns:
+            Columns as `list_users`, with the name of each history as user_id.
+
+        Raises:
+            DataError: ``top_k`` is below 1, or no item is left.
+        """
+        ranker = self.ranker(
+            beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
+        )
+        found = self.rank_histories(
+            list(histories.values()), ranker=ranker, top_k=top_k, exclude_seen=exclude_seen
+        )
+        num_empty = len(histories) - found.num_users
+        if num_empty:
+            logger.warning("%d histories hold no known item", num_empty)
+        return self.name_lists(found, pl.Series(list(histories), dtype=pl.String))
+
+    def rank_histories(
+        self,
+        histories: Sequence[Sequence[str]],
+        *,
+        ranker: Ranker | None = None,
+        top_k: int = TOP_K,
+        exclude_seen: bool = True,
+    ) -> Recommendations:
+        """Lists after histories of external ids, as indices; ``users`` are places in the sequence.
+
+        Histories without a known item have no list.
+
+        Raises:
+            DataError: ``top_k`` is below 1.
+        """
+        _check_top_k(top_k)
+        known = [self.items.find_items(history) for history in histories]
+        num_unknown = sum(map(len, histories)) - sum(map(len, known))
+        if num_unknown:
+            logger.warning("%d items of the histories are not in the catalogue", num_unknown)
+        rows = np.array([row for row, items in enumerate(known) if len(items)], dtype=np.int64)
+        split = SequenceSplit.of_histories(
+            np.concatenate([np.empty(0), *(known[row] for row in rows)]).astype(np.int32),
+            np.cumsum([0, *(len(known[row]) for row in rows)]),
+            len(self.items),
+        )
+        found = recommend_items(
+            ranker or self.ranker(),
+            split,
+            "all",
+            np.arange(len(rows)),
+            top_k=top_k,
+            masked=exclude_seen,
+        )
+        return Recommendations(rows, found.items, found.scores)
+
+    def explain(
+        self,
+        split: SequenceSplit,
+        user: int,
+        item_id: str,
+        *,
+        history: History = "all",
+        num_siblings: int = 3,
+        num_titles: int = 3,
+    ) -> pl.DataFrame:
+        """How an item's score after a user's history comes about, level by level of its ID.
+
+        Args:
+            split: Histories over the recommender's items.
+            user: user_idx.
+            item_id: External item id, listed or not; filters play no part.
+            history: "valid" and "test" read what comes before that target, "all" everything.
+            num_siblings: Other codes shown at each level, those that score most.
+            num_titles: Titles that stand for a code: the items below it with most interactions.
+
+        Returns:
+            Rows of a level by rank. ``level``; ``code``; ``chosen``, whether it is the item's own;
+            ``rank`` by score among the ``num_codes`` that could follow; ``probability`` given the
+            codes before, so that those of the chosen rows multiply to P of the item;
+            ``neighbour_share``, how much of P of the prefix so far comes from the neighbours'
+            counts; ``boost``, what these add to the log of P in the prefix's score: the item's
+            score is log P and the last chosen row's boost; ``num_items`` below it; ``titles``.
+
+        Raises:
+            ConfigError: The model has no tree of IDs to explain by.
+            DataError: The item is unknown.
+        """
+        from recgrit.retrieval.explaining import name_choices, walk_to_item
+        from recgrit.retrieval.trie_ranker import TrieRanker
+
+        ranker = self.ranker()
+        if not isinstance(ranker, TrieRanker) or not isinstance(self.items, SemanticIdTable):
+            raise ConfigError(
+                "Only the trie model explains its lists, code by code; this run has another model."
+            )
+        item = self.items.item_idx(item_id)
+        ends = split.offsets[1:] if history == "all" else split.target_positions(history)
+        starts, ends = split.offsets[:-1][[user]], ends[[user]]
+        read = last_items(split.items, starts, ends, ranker.history_length)
+        return name_choices(
+            ranker,
+            self.items,
+            walk_to_item(ranker, read.to(ranker.device), item),
+            split.train_item_counts(),
+            num_siblings=num_siblings,
+            num_titles=num_titles,
+        )
+
+    def name_lists(self, found: Recommendations, user_ids: pl.Series) -> pl.DataFrame:
+        """External ids, titles and semantic IDs in place of indices.
+
+        Args:
+            found: Lists.
+            user_ids: Row i belongs to ``user_idx`` i.
+        """
+        rows, columns = found.to_polars(), ["item_id", "title"]
+        if isinstance(self.items, SemanticIdTable):
+            columns.append("semantic_id")
+        items = self.items.to_polars().select(columns)
+        return pl.concat(
+            [
+                user_ids.alias("user_id").to_frame().select(pl.all().gather(rows["user_idx"])),
+                rows.select("rank"),
+                items.select(pl.all().gather(rows["item_idx"])),
+                rows.select("score"),
+            ],
+            how="horizontal",
+        )
+
+    def _find_allowed(
+        self, allowed_items: Collection[str] | None, blocked_items: Collection[str]
+    ) -> npt.NDArray[np.bool_]:
+        """Which items may be listed, bool ``[N]``."""
+        allowed = np.full(len(self.items), allowed_items is None)
+        if allowed_items is not None:
+            allowed[self._find_items(allowed_items, "allowed")] = True
+        allowed[self._find_items(blocked_items, "blocked")] = False
+        return allowed if self.listed is None else allowed & self.listed
+
+    def _find_items(self, item_ids: Collection[str], what: str) -> npt.NDArray[np.int64]:
+        """Where these items stand in the catalogue; unknown ones are logged and passed over."""
+        found = self.items.find_items(item_ids)
+        if len(found) < len(item_ids):
+            logger.warning(
+                "%d of %d %s items are not in the catalogue",
+                len(item_ids) - len(found),
+                len(item_ids),
+                what,
+            )
+        return found
+
+
+def listed_items(row: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The items of one list, without the filling at its end."""
+    kept: npt.NDArray[np.int32] = row[row != NO_ITEM]
+    return kept
+
+
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise DataError(f"top_k must be at least 1, got {top_k}.")

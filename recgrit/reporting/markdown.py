@@ -1,0 +1,98 @@
+"""A comparison as Markdown tables, fit for a README."""
+
+from __future__ import annotations
+
+import math
+
+from recgrit.reporting.comparison import Comparison
+from recgrit.reporting.scores import Score, metric_title, short_number
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """Means with half their intervals for each row, then differences from the first row.
+
+    Args:
+        comparison: Rows on the same split.
+
+    Returns:
+        Two tables, each with a line that says what it holds.
+    """
+    targets, users = comparison.num_targets, comparison.num_users
+    who = f"{users:,} users" if targets == users else f"{targets:,} targets of {users:,} users"
+    return "\n".join(
+        [
+            *_means(comparison),
+            "",
+            f"Test, {who}: means over seeds, ± half the 95% interval over users and seeds. "
+            "Masked: seen items are filtered out.",
+            "",
+            *_differences(comparison),
+            "",
+            "Differences are paired by user and seed; a difference as large as the detectable one "
+            "is found four times in five.",
+            "",
+        ]
+    )
+
+
+def _means(comparison: Comparison) -> list[str]:
+    columns = [(metric, masked) for masked in (False, True) for metric in comparison.headline]
+    titles = [metric_title(metric) + (" masked" if masked else "") for metric, masked in columns]
+    lines = [
+        "| " + " | ".join(["model", *titles, "search", "seeds"]) + " |",
+        "|" + "---|" * (len(titles) + 3),
+    ]
+    for compared in comparison.rows:
+        scores = {found.masked: found.scores for found in compared.scores}
+        cells = [show_score(scores[masked][metric]) for metric, masked in columns]
+        search, seeds = compared.scores[0].search, str(len(compared.row.runs))
+        lines.append("| " + " | ".join([_text(compared.name), *cells, search, seeds]) + " |")
+    return lines
+
+
+def _differences(comparison: Comparison) -> list[str]:
+    lines = [
+        f"| against {_text(comparison.base.name)} | metric | difference | relative | 95% interval "
+        "| detectable | seeds |",
+        "|" + "---|" * 7,
+    ]
+    for found in comparison.differences:
+        value = found.value
+        cells = [
+            _text(found.row),
+            metric_title(found.metric) + (" masked" if found.masked else ""),
+            f"{value.mean:+.4f}",
+            show_relative(value.mean, value.baseline),
+            f"{value.low:+.4f} to {value.high:+.4f}",
+            f"{value.detectable:.4f}",
+            str(value.num_seeds),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def show_score(score: Score) -> str:
+    """A mean and half its interval.
+
+    Example:
+        >>> show_score(Score(0.0765, 0.07, 0.083))
+        '.0765 ±.0065'
+    """
+    if math.isnan(score.low):
+        return short_number(score.mean)
+    return f"{short_number(score.mean)} ±{short_number((score.high - score.low) / 2)}"
+
+
+def show_relative(difference: float, baseline: float) -> str:
+    """A difference as a share of what it is from; a dash where that is nothing.
+
+    Example:
+        >>> show_relative(0.01, 0.1), show_relative(0.01, 0.0)
+        ('+10.0%', '–')
+    """
+    return f"{difference / baseline:+.1%}" if baseline else "–"
+
+
+def _text(name: str) -> str:
+    """A name that cannot end a cell."""
+    return name.replace("|", "\\|")

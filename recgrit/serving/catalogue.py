@@ -1,0 +1,49 @@
+"""Which items of a bundle are trained, were added, or were removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+CATALOGUE_NAME = "catalogue.parquet"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What became of each item; row i is ``item_idx`` i.
+
+    Args:
+        trained: bool ``[N]``, whether training histories hold it.
+        added_in: int32 ``[N]``, number of the bundle that added it, 0 for the first.
+        removed_in: int32 ``[N]``, likewise; -1 while it is listed. A removed item keeps its row and
+            its ID, so that nothing else ever gets them.
+    """
+
+    trained: npt.NDArray[np.bool_]
+    added_in: npt.NDArray[np.int32]
+    removed_in: npt.NDArray[np.int32]
+
+    @property
+    def listed(self) -> npt.NDArray[np.bool_]:
+        """Bool ``[N]``, the items that may be recommended."""
+        return self.removed_in < 0
+
+    def save(self, directory: Path, item_ids: pl.Series) -> None:
+        """Write ``catalogue.parquet``."""
+        columns = {"trained": self.trained, "added_in": self.added_in}
+        frame = pl.DataFrame({"item_id": item_ids, **columns, "removed_in": self.removed_in})
+        frame.write_parquet(directory / CATALOGUE_NAME)
+
+    @classmethod
+    def load(cls, directory: Path) -> Catalogue:
+        """Read what `save` wrote."""
+        frame = pl.read_parquet(directory / CATALOGUE_NAME, glob=False)
+        return cls(
+            trained=frame["trained"].to_numpy(),
+            added_in=frame["added_in"].to_numpy(),
+            removed_in=frame["removed_in"].to_numpy(),
+        )

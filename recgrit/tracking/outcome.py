@@ -1,0 +1,77 @@
+"""What a tracked run records when its stages are done: metrics, data, artifacts, and its model."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from recgrit.artifacts import MANIFEST_NAME, Manifest
+from recgrit.errors import TrackingError
+from recgrit.tracking.tracker import DataOrigin, Tracker
+
+logger = logging.getLogger(__name__)
+
+COUNTS = ("num_users", "num_items", "num_interactions")
+
+
+def record_data(tracker: Tracker, prepared: Manifest) -> None:
+    """Record which data a run starts from.
+
+    Args:
+        tracker: Of the run.
+        prepared: Of the prepared data.
+    """
+    source = str(prepared.summary["source"])
+    tracker.log_data(
+        DataOrigin(
+            name=source.replace("/", "-"),
+            digest=prepared.fingerprint,
+            sources=list(prepared.inputs),
+            profile={name: prepared.summary[name] for name in COUNTS},
+        )
+    )
+    tracker.set_tags({"data.source": source})
+
+
+def record_metrics(tracker: Tracker, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Record metrics by report, such as ``test_masked`` or ``popularity/test``."""
+    for name, values in metrics.items():
+        tracker.log_metrics({f"{name}/{metric}": value for metric, value in values.items()})
+
+
+def record_artifacts(
+    tracker: Tracker,
+    manifests: Mapping[str, Manifest],
+    folders: Mapping[str, Path],
+    large: set[str],
+) -> None:
+    """Keep stages' files with the run, and what identifies them.
+
+    Args:
+        tracker: Of the run.
+        manifests: By stage.
+        folders: By stage.
+        large: Stages of which the manifest alone is kept.
+    """
+    tracker.set_tags({f"fingerprint.{name}": m.fingerprint for name, m in manifests.items()})
+    for name, folder in folders.items():
+        tracker.log_artifact(folder / MANIFEST_NAME if name in large else folder)
+
+
+def register_model(tracker: Tracker, name: str, write: Callable[[Path], None]) -> None:
+    """Keep a model with the run, as a new version of the registered model of this name.
+
+    Args:
+        tracker: Of the run.
+        name: Of the registered model.
+        write: Writes the model into a folder that does not exist yet.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        write(path)
+        try:
+            tracker.register_model(path, name)
+        except TrackingError as error:  # The run is whole without, as on a server of runs alone.
+            logger.warning("%s Or set tracking.register_model=false.", error)

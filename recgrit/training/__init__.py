@@ -1,0 +1,1 @@
+"""One loop for all trained models: batches, optimizer, schedule, averaging, checkpoints."""

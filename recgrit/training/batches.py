@@ -1,0 +1,145 @@
+"""Training batches: every interaction but a user's first is a target exactly once.
+
+Long histories become overlapping windows; the loss skips the overlap, whose positions serve as
+context only. Windows of like length share a batch and a batch has about as many targets as asked,
+so that little of the work is spent on padding. Each of several processes plans the same batches
+and reads its own windows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recgrit import distributed
+from recgrit.data.splits import SequenceSplit
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Slices of ``SequenceSplit.items`` to train on.
+
+    Args:
+        starts: int64 ``[W]``, first history item of each window.
+        lengths: int64 ``[W]``, history items; the targets are one further on.
+        first_targets: int64 ``[W]``, first supervised position within the window.
+    """
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    first_targets: npt.NDArray[np.int64]
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised positions in all windows."""
+        return int((self.lengths - self.first_targets).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories ``[B, T]``, the items that follow, and which positions are supervised."""
+
+    histories: Tensor
+    targets: Tensor
+    supervised: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        """Supervised positions."""
+        return int(self.supervised.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(self.histories.to(device), self.targets.to(device), self.supervised.to(device))
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """What one step of the optimizer learns from.
+
+    Args:
+        parts: This process's windows, in parts; none where there are fewer windows than processes.
+        num_targets: Supervised positions of all processes.
+    """
+
+    parts: list[Batch]
+    num_targets: int
+
+
+def build_windows(split: SequenceSplit, history_length: int) -> Windows:
+    """Cut all training parts into windows of at most ``history_length`` history items.
+
+    Windows of one user advance by half their length: each target has at least half a window of
+    context, where the user has it.
+    """
+    stride = max(1, history_length // 2)
+    pairs = np.maximum(split.train_ends - split.offsets[:-1] - 1, 0)
+    # One window, and one more for each stride begun behind its end.
+    num_more = -(-np.maximum(pairs - history_length, 0) // stride)
+    num_windows = np.where(pairs > 0, 1 + num_more, 0)
+    user = np.repeat(np.arange(len(pairs)), num_windows)
+    place = np.arange(len(user)) - np.repeat(np.cumsum(num_windows) - num_windows, num_windows)
+    begins = place * stride
+    return Windows(
+        starts=split.offsets[:-1][user] + begins,
+        lengths=np.minimum(history_length, pairs[user] - begins),
+        first_targets=np.where(place > 0, history_length - stride, 0),
+    )
+
+
+def iterate_steps(
+    split: SequenceSplit,
+    windows: Windows,
+    *,
+    batch_targets: int,
+    num_parts: int = 1,
+    generator: np.random.Generator,
+) -> Iterator[TrainingStep]:
+    """One epoch of batches in random order, each of about ``batch_targets`` targets.
+
+    Each comes in up to ``num_parts`` parts of like size, of which only one need be held at once.
+    """
+    targets = windows.lengths - windows.first_targets
+    for chosen in plan_batches(windows, batch_targets=batch_targets, generator=generator):
+        # They are sorted by length: taking turns, all processes have as much to do.
+        mine = chosen[distributed.process_index() :: distributed.world_size()]
+        parts = np.array_split(mine, min(num_parts, len(mine))) if len(mine) else []
+        batches = [collate(split, windows, part) for part in parts]
+        yield TrainingStep(batches, num_targets=int(targets[chosen].sum()))
+
+
+def plan_batches(
+    windows: Windows, *, batch_targets: int, generator: np.random.Generator
+) -> list[npt.NDArray[np.int64]]:
+    """Window numbers of each batch.
+
+    Windows are sorted by length with random ties, cut where the targets are enough, and the
+    batches shuffled.
+    """
+    order = np.lexsort([generator.random(len(windows.lengths)), windows.lengths])
+    targets = (windows.lengths - windows.first_targets)[order]
+    batch_of = (np.cumsum(targets) - 1) // batch_targets
+    cuts = np.flatnonzero(np.diff(batch_of)) + 1
+    batches = np.split(order, cuts)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def collate(split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64]) -> Batch:
+    """The batch of these windows, padded at the end with item 0."""
+    lengths = windows.lengths[chosen]
+    positions = np.arange(lengths.max())
+    inside = positions < lengths[:, None]
+    index = np.where(inside, windows.starts[chosen][:, None] + positions, 0)
+    histories = np.where(inside, split.items[index], 0)
+    targets = np.where(inside, split.items[np.where(inside, index + 1, 0)], 0)
+    supervised = inside & (positions >= windows.first_targets[chosen][:, None])
+    return Batch(
+        torch.from_numpy(histories.astype(np.int64)),
+        torch.from_numpy(targets.astype(np.int64)),
+        torch.from_numpy(supervised),
+    )

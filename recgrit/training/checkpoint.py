@@ -1,0 +1,122 @@
+"""All that training needs to go on: weights, averages, optimizer, schedule and random states.
+
+One safetensors file, replaced as a whole: a reader sees one epoch's end or the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recgrit.errors import TrainingError
+from recgrit.training.averaging import MovingAverage, put_weights, weights_of
+
+
+@dataclass
+class TrainingState:
+    """What changes while training.
+
+    Args:
+        model: What is trained.
+        averaged: The moving average of it.
+        optimizer: Adam's moments are its state.
+        schedule: Of the learning rate.
+        generator: Draws the order of batches; dropout draws from torch's own.
+        best: Weights of the best epoch so far.
+    """
+
+    model: nn.Module
+    averaged: MovingAverage[Any]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    generator: np.random.Generator
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def step(self, *, max_grad_norm: float) -> None:
+        """Follow the gradients, scaled down to a norm of at most ``max_grad_norm``."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.averaged.update(self.model)
+
+
+def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, Any]]) -> None:
+    """Write a state and what was reached so far, in place of what is there."""
+    moments = state.optimizer.state_dict()["state"]
+    tensors = {
+        **{f"model.{name}": value for name, value in weights_of(state.model).items()},
+        **{f"averaged.{name}": value for name, value in weights_of(state.averaged.model).items()},
+        **{f"best.{name}": value for name, value in state.best.items()},
+        **{
+            f"optimizer.{index}.{name}": value
+            for index, values in moments.items()
+            for name, value in values.items()
+        },
+        "random.cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    metadata = {
+        "averaged_steps": json.dumps(state.averaged.num_steps),
+        "schedule": json.dumps(state.schedule.state_dict()),
+        "generator": json.dumps(state.generator.bit_generator.state),
+        "history": json.dumps(history),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        held = {name: value.detach().cpu() for name, value in tensors.items()}
+        save_file(held, temporary, metadata=metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path, state: TrainingState) -> list[dict[str, Any]]:
+    """Put a state back as it was when saved; returns what was reached until then.
+
+    Raises:
+        TrainingError: The file is damaged, or belongs to another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            parts: dict[str, dict[str, Tensor]] = {}
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                part, name = key.split(".", 1)
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+        history: list[dict[str, Any]] = json.loads(metadata["history"])
+        put_weights(state.model, parts["model"])
+        put_weights(state.averaged.model, parts["averaged"])
+        state.averaged.num_steps = json.loads(metadata["averaged_steps"])
+        state.best = parts["best"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        state.schedule.load_state_dict(json.loads(metadata["schedule"]))
+        for group, rate in zip(
+            state.optimizer.param_groups, state.schedule.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        state.generator.bit_generator.state = json.loads(metadata["generator"])
+        torch.set_rng_state(parts["random"]["cpu"])
+        if "cuda" in parts["random"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(parts["random"]["cuda"])
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise TrainingError(
+            f"The checkpoint {path} is damaged or belongs to another training ({error}). Delete it "
+            "to train from the start."
+        ) from error
+    return history

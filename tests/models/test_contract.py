@@ -1,0 +1,61 @@
+"""The contract of every model there is."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from recgrit.models.registry import MODELS
+from tests.models.contract import TINY_TRAINING, TINY_TRANSFORMER, ModelContract
+
+
+class TestTrie(ModelContract):
+    kind = "trie"
+    settings = TINY_TRANSFORMER | {"node_dropout": 0.1, "valid_beam_width": 20}
+
+
+class TestSASRec(ModelContract):
+    kind = "sasrec"
+    settings = TINY_TRANSFORMER
+
+
+class TestSASRecWithNeighbours(ModelContract):
+    kind = "sasrec"
+    settings = TINY_TRANSFORMER | {"neighbour_weight": 0.3, "neighbour_boost": 0.2}
+
+
+@pytest.mark.skipif(find_spec("recgrit.models.tiger") is None, reason="no module models.tiger")
+class TestTiger(ModelContract):
+    kind = "tiger"
+    settings = TINY_TRAINING | {
+        "epochs": 8,
+        "model_dim": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "head_dim": 8,
+        "hidden_dim": 32,
+        "history_length": 6,
+        "dropout": 0.0,
+    }
+
+
+@pytest.mark.skipif(find_spec("recgrit.models.decoder") is None, reason="no module models.decoder")
+class TestDecoder(ModelContract):
+    kind = "decoder"
+    settings = TINY_TRANSFORMER | {"epochs": 8, "history_length": 6, "dropout": 0.0}
+
+
+class TestItemKNN(ModelContract):
+    kind = "item_knn"
+
+
+class TestPopularity(ModelContract):
+    """It learns which items occur at all."""
+
+    kind = "popularity"
+    least_recall = 0.3
+
+
+def test_every_built_in_model_keeps_to_it() -> None:
+    assert {found.kind for found in ModelContract.__subclasses__()} >= set(MODELS)

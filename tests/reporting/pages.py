@@ -1,0 +1,14 @@
+"""What a written page holds, read without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+
+def places_without_figure(page: str) -> set[str]:
+    """Ids of the places for figures that the page has nothing to draw in; the tree is no figure."""
+    places = re.findall(r'<div class="plot" id="(\w+)"', page)
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    return set(places) - set(json.loads(data[1])["figures"]) - {"tree"}

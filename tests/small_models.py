@@ -1,0 +1,212 @@
+"""Small catalogues, models with uneven probabilities, and sequences that can or cannot be learned.
+
+Every size is given here, so that no test hangs on a default.
+"""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from recgrit.data.splits import SequenceSplit
+from recgrit.models.model import CatalogueInputs
+from recgrit.models.trie import TrieModel
+from recgrit.retrieval.config import RetrieverConfig
+from recgrit.retrieval.model import TrieRetriever
+from recgrit.semantic_ids.table import SemanticIdTable
+from recgrit.semantic_ids.trie import build_trie
+from recgrit.training.loop import Trained
+
+
+def build_inputs(split, table=None, features=None):
+    """A catalogue of which nothing was removed and to which nothing was added."""
+    return CatalogueInputs(
+        trained=split.train_item_counts() > 0,
+        semantic_ids=table,
+        features=features,
+        listed=np.ones(split.num_items, dtype=bool),
+        num_known=split.num_items,
+    )
+
+
+def build_retriever(table, split, features, config):
+    """An untrained retriever."""
+    return TrieModel.build(build_inputs(split, table, features), config)
+
+
+def fit_retriever(table, split, features, config, **options):
+    """The retriever of a fitted trie model, with what its training did."""
+    found = TrieModel.fit(build_inputs(split, table, features), split, config, **options)
+    summary = found.summary
+    return Trained(found.model.network, summary.history, summary.best_epoch, found.model.precision)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_whatever_ran_before():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_split():
+    """Leave-one-out split; the last two items of each sequence are targets if it has three."""
+
+    def make(sequences, num_items=None, targets=True):
+        lengths = np.array([len(sequence) for sequence in sequences])
+        offsets = np.cumsum([0, *lengths])
+        ends = offsets[1:]
+        has_targets = (lengths >= 3) & targets
+        items = np.concatenate([*sequences, []]).astype(np.int32)
+        return SequenceSplit(
+            items=items,
+            offsets=offsets,
+            train_ends=np.where(has_targets, ends - 2, ends),
+            valid_targets=np.where(has_targets, ends - 2, -1),
+            test_targets=np.where(has_targets, ends - 1, -1),
+            num_items=num_items or int(items.max()) + 1,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_codes():
+    """Unique IDs drawn at random, int32 [num_items, L]; branching shrinks down the levels."""
+
+    def draw(num_items, sizes=(4, 4, 4), seed=0):
+        rng = np.random.default_rng(seed)
+        flat = rng.choice(int(np.prod(sizes)), num_items, replace=False)
+        return np.stack(np.unravel_index(flat, sizes), axis=1).astype(np.int32)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_table():
+    def make(codes, sizes=None, disambiguation_level=None):
+        names = [f"item {i}" for i in range(len(codes))]
+        return SemanticIdTable(
+            codes=codes,
+            codebook_sizes=tuple(sizes or (codes.max(axis=0) + 1).tolist()),
+            disambiguation_level=disambiguation_level,
+            item_ids=pl.Series(names),
+            titles=pl.Series(names),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """A retriever in eval mode whose weights are large enough to prefer some items by far."""
+
+    def make(codes, sizes=None, *, train_items=None, seed=0, **changes):
+        torch.manual_seed(seed)
+        codes = np.array(codes, dtype=np.int32)
+        values = {
+            "disambiguation_level": None,
+            "content": None,
+            "model_dim": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "history_length": 8,
+            "dropout": 0.0,
+            "node_dropout": 0.0,
+            "label_smoothing": 0.0,
+        }
+        model = TrieRetriever(
+            build_trie(codes),
+            tuple(sizes or (codes.max(axis=0) + 1).tolist()),
+            train_items=(
+                torch.ones(len(codes), dtype=torch.bool) if train_items is None else train_items
+            ),
+            **(values | changes),
+        )
+        with torch.no_grad():
+            for name, parameter in model.nodes.named_parameters():
+                if name.endswith("weight"):
+                    parameter.normal_(std=0.2)
+            if model.seen_scores is not None:
+                model.seen_scores.normal_(std=0.5)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    """Settings of a training that takes seconds."""
+
+    def make(**changes):
+        values = {
+            "model_dim": 16,
+            "num_layers": 1,
+            "num_heads": 2,
+            "history_length": 10,
+            "dropout": 0.1,
+            "node_dropout": 0.1,
+            "content": False,
+            "epochs": 3,
+            "patience": 3,
+            "batch_targets": 128,
+            "learning_rate": 0.01,
+            "weight_decay": 0.01,
+            "warmup_steps": 5,
+            "average_decay": 0.0,
+            "label_smoothing": 0.0,
+            "neighbour_weight": 0.0,
+            "valid_beam_width": 20,
+            "valid_users": None,
+            "device": "cpu",
+            "precision": "float32",
+        }
+        return RetrieverConfig(**(values | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cyclic():
+    """Sequences in which each item fixes the next one: item + 7 modulo the catalogue."""
+
+    def draw(num_users=150, num_items=40, length=12, seed=0):
+        starts = np.random.default_rng(seed).integers(0, num_items, (num_users, 1))
+        return (starts + 7 * np.arange(length)) % num_items
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def log_probability():
+    """log P(item | state, history) by walking down the trie in plain loops."""
+
+    def compute(model, state, item, *, history=(), training=False):
+        trie = model.trie
+        starts = model.train_child_starts if training else trie.child_starts
+        nodes = model.train_child_nodes if training else torch.arange(trie.num_nodes)
+        vectors = model.nodes()
+        total, node, chosen = 0.0, 0, None
+        for level, wanted in enumerate(trie.paths[item].tolist()):
+            children = nodes[starts[node] : starts[node + 1]].tolist()
+            query = model.decoder(state[None], None if chosen is None else chosen[None], level)[0]
+            scores = torch.stack([query @ vectors[child] for child in children])
+            for column, child in enumerate(children):
+                below = trie.leaf_items[trie.leaf_starts[child] : trie.leaf_ends[child]]
+                if model.seen_scores is not None and set(below.tolist()) <= set(history):
+                    scores[column] += model.input_scale * model.seen_scores[level]
+            total = total + scores.log_softmax(dim=0)[children.index(wanted)]
+            node = wanted
+            chosen = model.input_scale * vectors[node] + (0 if chosen is None else chosen)
+        return total
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def unseen():
+    """What histories hold that hold nothing."""
+
+    def build(model, num_users):
+        nothing = torch.zeros(num_users, 1, dtype=torch.long)
+        return model.find_seen(nothing, nothing.bool())
+
+    return build

@@ -1,0 +1,225 @@
+"""Files count by what is in them, never by where they lie: for every setting that is a path."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recgrit.config import Config, load_config
+from recgrit.embedding.encoders import ENCODERS
+from recgrit.experiment import ExperimentConfig
+from recgrit.pipeline import run_experiment
+from recgrit.stages import plan_stages
+
+Command = Callable[..., Any]
+
+# What is read, by setting: its file or folder, and the stage whose result depends on it.
+INPUTS = {
+    "data.path": ("log", "prepare"),
+    "data.table.items_path": ("films.csv", "prepare"),
+    "embedding.vectors_path": ("vectors.parquet", "embed"),
+    "tokenizer.semantic_ids_path": ("ids.json", "tokenize"),
+    "recommendation.allowed_items": ("allowed.txt", "recommend"),
+    "recommendation.blocked_items": ("blocked.txt", "recommend"),
+}
+# Where things are kept or fetched from: no result depends on it.
+PLACES = {
+    "run.cache_dir": "cache",
+    "data.download_dir": "downloads",
+    "data.mirrors": "[http://127.0.0.1:9/files]",
+    "tracking.uri": "sqlite:///elsewhere.db",
+}
+# These have tests of their own.
+OTHERS = {"run.dir", "embedding.model"}
+# Settings that name a place, but as text.
+TEXTS = {"embedding.model", "data.mirrors", "tracking.uri"}
+
+
+def find_paths(config: type[Config], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings that are paths, in sections of sections too."""
+
+    def parts(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        for part in get_args(annotation):
+            yield from parts(part)
+
+    for name, field in config.model_fields.items():
+        for part in parts(field.annotation):
+            if part is Path:
+                yield f"{prefix}{name}"
+            elif isinstance(part, type) and issubclass(part, Config):
+                yield from find_paths(part, f"{prefix}{name}.")
+
+
+def test_every_path_among_the_settings_has_a_case() -> None:
+    assert set(find_paths(ExperimentConfig)) | TEXTS == {*INPUTS, *PLACES, *OTHERS}
+
+
+@pytest.fixture(scope="module")
+def made(
+    write_config: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with inputs of all kinds, and with the run that was made of them."""
+    folder = tmp_path_factory.mktemp("made")
+    draw = np.random.default_rng(0)
+    items = [f"i{number:02d}" for number in range(40)]
+    (folder / "log").mkdir()
+    starts = draw.integers(0, 40, 60)
+    rows = [
+        {"user_id": f"u{user}", "item_id": items[(start + 4 * step) % 40], "timestamp": step}
+        for user, start in enumerate(starts.tolist())
+        for step in range(12)
+    ]
+    pl.DataFrame(rows).write_parquet(folder / "log" / "clicks.parquet")
+    films = pl.DataFrame({"item_id": items, "title": [f"Film {item}" for item in items]})
+    films.write_csv(folder / "films.csv")
+    vectors = draw.normal(size=(40, 12)).astype(np.float32)
+    pl.DataFrame({"item_id": items, "vector": vectors}).write_parquet(folder / "vectors.parquet")
+    ids = {item: [f"<a_{i % 8}>", f"<b_{i // 8}>"] for i, item in enumerate(items)}
+    (folder / "ids.json").write_text(json.dumps(ids))
+    (folder / "allowed.txt").write_text("\n".join(items[:30]))
+    (folder / "blocked.txt").write_text(items[0])
+    config = write_config(
+        folder / "all.yaml",
+        folder / "log",
+        folder / "runs" / "all",
+        data={"source": "table", "table": {"items_path": str(folder / "films.csv")}},
+        embedding={"encoder": "vectors", "vectors_path": str(folder / "vectors.parquet")},
+        tokenizer={"semantic_ids_path": str(folder / "ids.json")},
+        retriever={"epochs": 1},
+        evaluation={"baselines": ["popularity"], "exact_users": 0},
+        recommendation={
+            "allowed_items": str(folder / "allowed.txt"),
+            "blocked_items": str(folder / "blocked.txt"),
+        },
+    )
+    run_experiment(load_config(ExperimentConfig, config))
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it all, to change at will; the working folder too."""
+    copy = Path(shutil.copytree(made, tmp_path / "place"))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def load(place: Path, *overrides: str) -> ExperimentConfig:
+    """The run in a folder, all of whose settings still name the first folder."""
+    run = f"run.dir={place / 'runs' / 'all'}"
+    return load_config(ExperimentConfig, place / "runs" / "all" / "config.yaml", [run, *overrides])
+
+
+def redone(config: ExperimentConfig) -> list[str]:
+    """The stages that would be run again, from the first one on."""
+    return [
+        stage.name for stage in plan_stages(config, "recommend") if not stage.is_current(config)
+    ]
+
+
+def test_a_run_in_another_folder_is_up_to_date(place: Path) -> None:
+    for directory in (place / "runs" / "all", Path("runs/all"), Path("runs/../runs/all")):
+        assert redone(load(place, f"run.dir={directory}")) == []
+    (place / "runs" / "all").rename(place / "renamed")
+    assert redone(load_config(ExperimentConfig, "renamed/config.yaml", ["run.dir=renamed"])) == []
+
+
+@pytest.mark.parametrize("setting", INPUTS)
+def test_the_same_content_elsewhere_is_the_same(place: Path, setting: str) -> None:
+    name, _ = INPUTS[setting]
+    assert redone(load(place, f"{setting}={place / name}")) == []
+    assert redone(load(place, f"{setting}={name}")) == [], "relative"
+    assert redone(load(place, f"{setting}=./runs/../{name}")) == []
+    moved = (place / name).rename(place / f"renamed{Path(name).suffix}")
+    assert redone(load(place, f"{setting}={moved}")) == [], "under another name"
+    config = load(place, f"{setting}={moved.name}")
+    result = run_experiment(config)
+    assert result.up_to_date == list(result.artifacts)
+
+
+@pytest.mark.parametrize("setting", INPUTS)
+def test_changed_content_is_read_again(place: Path, setting: str) -> None:
+    name, stage = INPUTS[setting]
+    path = place / name
+    if name == "log":
+        path = path / "clicks.parquet"
+    if path.suffix == ".parquet":
+        pl.read_parquet(path).reverse().write_parquet(path)
+    else:
+        path.write_text(path.read_text().replace("i07", "i39", 1).replace("i00", "i08"))
+    assert redone(load(place, f"{setting}={place / name}")) == [stage]
+
+
+def test_which_of_two_lists_a_file_is_counts(place: Path) -> None:
+    swapped = ("allowed_items=blocked.txt", "blocked_items=allowed.txt")
+    assert redone(load(place, *(f"recommendation.{one}" for one in swapped))) == ["recommend"]
+    assert redone(load(place, "recommendation.blocked_items=null")) == ["recommend"]
+
+
+@pytest.mark.parametrize("setting", PLACES)
+def test_where_things_are_kept_changes_nothing(place: Path, setting: str) -> None:
+    assert redone(load(place, f"{setting}={PLACES[setting]}")) == []
+
+
+def test_fetched_files_are_those_that_were_brought(
+    new_config: Callable[..., Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    config = load_config(ExperimentConfig, new_config())
+    run_experiment(config, until="prepare")
+    shutil.copytree(tiny_data, tmp_path / "downloads" / "ml-100k")
+    fetched = ["data.path=null", f"data.download_dir={tmp_path / 'downloads'}"]
+    again = run_experiment(load_config(ExperimentConfig, new_config(), fetched), until="prepare")
+    assert again.up_to_date == ["prepare"]
+
+
+def test_an_encoder_in_a_folder_is_its_weights(
+    new_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lengths:
+        name, fingerprint = "lengths", "one"
+
+        def encode(self, texts: list[str]) -> Any:
+            lengths = np.array([[len(text), 1.0] for text in texts], np.float32)
+            return lengths / np.linalg.norm(lengths, axis=1, keepdims=True)
+
+    monkeypatch.setitem(ENCODERS, "minilm", lambda config, seed: Lengths())
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("weights")
+    path = new_config(embedding={"encoder": "minilm"})
+
+    def up_to_date(model: Path | str) -> list[str]:
+        config = load_config(ExperimentConfig, path, [f"embedding.model={model}"])
+        return run_experiment(config, until="embed").up_to_date
+
+    assert up_to_date(folder) == []
+    assert up_to_date("encoder") == ["prepare", "embed"]
+    folder.rename(tmp_path / "renamed")
+    assert up_to_date(tmp_path / "renamed") == ["prepare", "embed"]
+    (tmp_path / "renamed" / "model.safetensors").write_text("other weights")
+    assert up_to_date("renamed") == ["prepare"]
+
+
+def test_a_run_goes_on_from_its_folder_wherever_one_stands(
+    made: Path, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings with relative paths, among them that of the items, are the same from elsewhere."""
+    (place / "my.yaml").write_text((place / "all.yaml").read_text().replace(f"{made}/", ""))
+    assert str(made) not in (place / "my.yaml").read_text()
+    done = command("run", "my.yaml", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["up_to_date"] == list(done.json()["artifacts"])
+    monkeypatch.chdir("/")
+    done = command("evaluate", place / "runs" / "all", "--json")
+    assert done.code == 0, done.err
+    assert done.json()["up_to_date"] == list(done.json()["artifacts"])

@@ -1,0 +1,28 @@
+"""No module of recgrit imports, through others, a module that imports it."""
+
+from __future__ import annotations
+
+from graphlib import CycleError
+
+import pytest
+
+from tests.import_graph import find_floors, join_parts, read_imports
+
+
+@pytest.mark.parametrize("type_checking", [False, True])
+def test_no_modules_import_one_another_in_a_circle(type_checking: bool) -> None:
+    imports = read_imports(type_checking=type_checking)
+    assert len(imports) > 100
+    find_floors(imports)
+
+
+def test_packages_stand_in_floors_with_the_command_on_top() -> None:
+    floors = find_floors(join_parts(read_imports(type_checking=False)))
+    assert "recgrit.errors" in floors[0]
+    assert floors[-1] == ["recgrit.__main__"]
+
+
+def test_a_circle_is_named() -> None:
+    with pytest.raises(CycleError) as caught:
+        find_floors({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    assert set(caught.value.args[1]) == {"a", "b", "c"}
