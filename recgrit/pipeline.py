@@ -104,9 +104,11 @@ def run_experiment(
             engine.follow()
             return result
         stages = plan_stages(config, until)
-        _check(config, stages, force=force)
+        replaces = _check(config, stages, force=force)
         if force:
             _forget_unfinished(config.run.dir)
+        if replaces:
+            _delete_replaced(config, stages)
         is_idle = not force and all(stage.is_current(config) for stage in stages)
         with _track(config, is_idle=is_idle) as tracker:
             for number, stage in enumerate(stages, start=1):
@@ -212,8 +214,12 @@ def _forget_unfinished(directory: Path) -> None:
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) -> None:
-    """Refuse what can be refused before anything is written or a tracked run is opened."""
+def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) -> bool:
+    """Refuse what can be refused before anything is written or a tracked run is opened.
+
+    Returns:
+        Whether the run takes the place of one on other data or of another model.
+    """
     _check_place(config.run.dir)
     replaced = _find_replaced(config)
     if replaced and not force:
@@ -232,12 +238,11 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
     replaced = replaced or _find_replaced_files(config, stages[0])
     if replaced and not force:
         raise replaced
-    if replaced:
-        _delete_replaced(config, stages)
     if config.engine.kind == "local":  # Ray's workers have other devices.
-        kinds = {stage.name for stage in stages} & {"train"}
-        for kind in (config.model.kind, *config.baselines) if kinds else ():
+        is_trained = any(stage.name == "train" for stage in stages)
+        for kind in (config.model.kind, *config.baselines) if is_trained else ():
             _check_device(kind, getattr(config.settings_of(kind), "device", "cpu"))
+    return replaced is not None
 
 
 def _check_place(directory: Path) -> None:
@@ -294,7 +299,8 @@ def _refuse_replacing(directory: Path, name: str, old: str, new: str) -> Artifac
 
 
 def _delete_replaced(config: ExperimentConfig, stages: Sequence[Stage]) -> None:
-    """Delete what only the former run made."""
+    """Delete the settings of the former run, and what it alone made."""
+    (config.run.dir / CONFIG_NAME).unlink(missing_ok=True)
     folders = [config.run.dir / name for name in FOLDERS.values()]
     kept = {stage.directory(config) for stage in stages}
     for folder in {*folders, *config.run.dir.glob("baselines/*")} - kept:

@@ -375,6 +375,15 @@ def test_files_that_have_moved_are_asked_for(
     assert done.json()["up_to_date"] == ["prepare"]
 
 
+def test_a_refused_replacement_deletes_nothing(
+    copied_run: Path, command: Callable[..., Any]
+) -> None:
+    before = sorted(copied_run.rglob("*"))
+    told = command("run", copied_run, "model=sasrec", "sasrec.device=tpu", "--force").told()
+    assert "device" in told
+    assert sorted(copied_run.rglob("*")) == before
+
+
 def test_runs_of_different_data_go_to_different_folders() -> None:
     def directory(*overrides: str) -> Path:
         return load_config(ExperimentConfig, overrides=overrides).run.dir

@@ -94,7 +94,7 @@ def _help(function: Callable[[Report], Any]) -> None:
 
 
 def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> list[ShardOutcome]:
-    """Every so-manieth shard, up to one that says that no other can be done either."""
+    """This process's share of the shards, up to one after which no other can be done either."""
     worker = ShardWorker(build, shards)
     share = pending[dist.get_rank() :: dist.get_world_size()]
     outcomes: list[ShardOutcome] = []

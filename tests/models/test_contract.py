@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-import pytest
-
 from recgrit.models.registry import MODELS
 from tests.models.contract import TINY_TRAINING, TINY_TRANSFORMER, ModelContract
 
@@ -25,7 +21,6 @@ class TestSASRecWithNeighbours(ModelContract):
     settings = TINY_TRANSFORMER | {"neighbour_weight": 0.3, "neighbour_boost": 0.2}
 
 
-@pytest.mark.skipif(find_spec("recgrit.models.tiger") is None, reason="no module models.tiger")
 class TestTiger(ModelContract):
     kind = "tiger"
     settings = TINY_TRAINING | {
@@ -40,7 +35,6 @@ class TestTiger(ModelContract):
     }
 
 
-@pytest.mark.skipif(find_spec("recgrit.models.decoder") is None, reason="no module models.decoder")
 class TestDecoder(ModelContract):
     kind = "decoder"
     settings = TINY_TRANSFORMER | {"epochs": 8, "history_length": 6, "dropout": 0.0}

@@ -1,7 +1,7 @@
 """Trains under torchrun; in the first life of the job the second process is killed in epoch 2.
 
 Called as ``torchrun elastic_training.py FOLDER KILL_AT``: the folder holds the data and takes the
-result; the second process kills itself at its so-manieth loss.
+result; the second process kills itself at a loss whose number is given.
 """
 
 import datetime
