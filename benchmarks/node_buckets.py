@@ -31,12 +31,16 @@ from recgrit.training.loop import MAX_GRAD_NORM
 USERS, SEARCH_USERS, BEAM_WIDTH, TOP_K, BATCH_TARGETS = 20_000, 128, 50, 10, 1024
 
 
-def measure(num_items: int, node_buckets: int | None, steps: int) -> dict[str, float]:
+def measure(num_items: int, node_buckets: int, steps: int) -> dict[str, float]:
     """Some steps of training, then some searches."""
     table, split = draw_table(num_items), draw_split(USERS, num_items)
     before = reset_peak()
     torch.manual_seed(0)
-    config = RetrieverConfig(neighbour_weight=0.0, node_buckets=node_buckets)
+    config = RetrieverConfig(
+        neighbour_weight=0.0,
+        size="constant" if node_buckets else "catalogue",
+        node_buckets=node_buckets,
+    )
     model = TrieModel.build(describe_catalogue(num_items, table), config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     windows = build_windows(split, config.history_length)
@@ -79,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: dict[str, float] = {}
     context = multiprocessing.get_context("spawn")
-    for name, node_buckets in (("all", None), ("buckets", arguments.buckets)):
+    for name, node_buckets in (("all", 0), ("buckets", arguments.buckets)):
         with context.Pool(1) as pool:
             values = pool.apply(measure, (arguments.items, node_buckets, arguments.steps))
         found |= {f"{key}_{name}": value for key, value in values.items()}

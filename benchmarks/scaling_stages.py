@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,7 +197,12 @@ def count_neighbours(size: int, folder: Path) -> Work:
     return lambda: ItemNeighbours(size, weight=0.3).count(split)
 
 
-def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
+def _size(node_buckets: int) -> dict[str, Any]:
+    """Settings of a retriever with so many shared rows, or a row per node."""
+    return {"size": "constant", "node_buckets": node_buckets} if node_buckets else {}
+
+
+def train(size: int, folder: Path, *, node_buckets: int) -> Work:
     """Steps of training, the moving average of the weights included, its neighbours not."""
     from recgrit.models.trie import TrieModel
     from recgrit.training.batches import build_windows, iterate_steps
@@ -205,7 +211,7 @@ def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     torch.manual_seed(0)
     table = draw_table(size, codebook_size(size))
     split = draw_split(20_000, size, mean_length=MEAN_LENGTH)
-    config = RetrieverConfig(neighbour_weight=0.0, node_buckets=node_buckets)
+    config = RetrieverConfig(neighbour_weight=0.0, **_size(node_buckets))
     model = TrieModel.build(describe_catalogue(size, table), config).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -229,7 +235,7 @@ def train(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     return lambda: sum(step() for _ in range(STEPS)) / MILLION
 
 
-def recommend(size: int, folder: Path, *, node_buckets: int | None) -> Work:
+def recommend(size: int, folder: Path, *, node_buckets: int) -> Work:
     """Lists of ten by a beam of fifty, written as Parquet."""
     from recgrit.models.trie import TrieModel
     from recgrit.ranking import recommend_items
@@ -238,7 +244,7 @@ def recommend(size: int, folder: Path, *, node_buckets: int | None) -> Work:
     table = draw_table(size, codebook_size(size))
     split = draw_split(2 * USERS, size, mean_length=MEAN_LENGTH)
     items = describe_catalogue(size, table, split.train_item_counts() > 0)
-    model = TrieModel.build(items, RetrieverConfig(node_buckets=node_buckets))
+    model = TrieModel.build(items, RetrieverConfig(**_size(node_buckets)))
     ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
 
     def work(users: np.ndarray) -> float:
@@ -263,8 +269,8 @@ STAGES = {
     "unique": Stage(make_unique),
     "trie": Stage(build_trie),
     "neighbours": Stage(count_neighbours),
-    "train": Stage(partial(train, node_buckets=None), "a million targets"),
+    "train": Stage(partial(train, node_buckets=0), "a million targets"),
     "train_buckets": Stage(partial(train, node_buckets=65_536), "a million targets"),
-    "recommend": Stage(partial(recommend, node_buckets=None), "a million users"),
+    "recommend": Stage(partial(recommend, node_buckets=0), "a million users"),
     "recommend_buckets": Stage(partial(recommend, node_buckets=65_536), "a million users"),
 }

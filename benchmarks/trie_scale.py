@@ -54,7 +54,7 @@ def measure(num_items: int, repeats: int, with_step: bool) -> dict[str, float]:
         return found
     torch.manual_seed(0)
     model = TrieRetriever(
-        trie,
+        table.codes,
         table.codebook_sizes,
         disambiguation_level=table.disambiguation_level,
         train_items=torch.ones(num_items, dtype=torch.bool),

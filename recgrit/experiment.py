@@ -20,6 +20,7 @@ from recgrit.evaluation.config import EvaluationConfig
 from recgrit.models.config import (
     DecoderConfig,
     ItemKNNConfig,
+    ItemVectorConfig,
     ModelConfig,
     SASRecConfig,
     TigerConfig,
@@ -82,6 +83,7 @@ class ExperimentConfig(Config):
     embedding: EmbeddingConfig = EmbeddingConfig()
     features: FeatureConfig = FeatureConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    item_vectors: ItemVectorConfig = ItemVectorConfig()
     model: ModelConfig = ModelConfig()
     retriever: RetrieverConfig = RetrieverConfig()
     sasrec: SASRecConfig = SASRecConfig()
@@ -187,7 +189,7 @@ class ExperimentConfig(Config):
     @model_validator(mode="after")
     def _check_buckets(self) -> ExperimentConfig:
         buckets, largest = self.retriever.node_buckets, max(self.tokenizer.codebook_sizes)
-        if buckets is not None and self.tokenizer.semantic_ids_path is None and buckets < largest:
+        if buckets and self.tokenizer.semantic_ids_path is None and buckets < largest:
             raise ValueError(
                 f"retriever.node_buckets is {buckets}, but a codebook has {largest} codes, so that "
                 f"children of one node would share an embedding: set it to at least {largest}"

@@ -7,6 +7,9 @@ from pathlib import Path
 TOKENIZER_NAME = "tokenizer.safetensors"
 TRANSFORM_NAME = "feature_transform.safetensors"
 EPOCHS_NAME = "epochs.parquet"
+# Of a tokenizer that learned item vectors: what it quantizes, and the epochs of its IDs.
+LATENTS_NAME = "latents.npy"
+ID_EPOCHS_NAME = "id_epochs.parquet"
 # Holds what an interrupted training needs to go on.
 CHECKPOINTS_NAME = ".training"
 # Holds what is done of a stage that is done in shards.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -281,6 +281,14 @@ class TrainingLoss:
 
     value: Tensor
     level_accuracy: Tensor
+
+
+@runtime_checkable
+class KeepsInStep(Protocol):
+    """A sequence model whose forward passes have to be as many on every process."""
+
+    def stand_idle(self) -> None:
+        """What a forward pass of no targets leaves behind."""
 
 
 class SequenceModel(Protocol):

@@ -31,21 +31,26 @@ from recgrit.semantic_ids.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from recgrit.models.model import CatalogueInputs, Model
-    from recgrit.quantization.autoencoder import QuantizedAutoencoder
+    from recgrit.quantization.autoencoder import Tokenizer
     from recgrit.ranking import Ranker
     from recgrit.recommender import Recommender
 
 logger = logging.getLogger(__name__)
 
 
-def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> QuantizedAutoencoder:
+def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tokenizer:
     """A fitted tokenizer from its weights, in eval mode."""
     from safetensors.torch import load_file
 
-    from recgrit.quantization.fit import build_tokenizer
+    from recgrit.quantization.fit import build_learned_tokenizer, build_tokenizer
 
-    model = build_tokenizer(feature_dim, config)
-    model.load_state_dict(load_file(path))
+    state = load_file(path)
+    model: Tokenizer
+    if config.objective == "reconstruction":
+        model = build_tokenizer(feature_dim, config)
+    else:
+        model = build_learned_tokenizer(feature_dim, len(state["center"]), config)
+    model.load_state_dict(state)
     return model.eval()
 
 
@@ -165,7 +170,7 @@ class Run:
             return SemanticIdTable.load(directory)
 
     @cached_property
-    def tokenizer(self) -> QuantizedAutoencoder:
+    def tokenizer(self) -> Tokenizer:
         """The fitted tokenizer, in eval mode: codes for features of the same kind.
 
         Raises:

@@ -14,7 +14,6 @@ from recgrit.models.trie import TrieModel
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.semantic_ids.table import SemanticIdTable
-from recgrit.semantic_ids.trie import build_trie
 from recgrit.training.loop import Trained
 
 
@@ -104,7 +103,6 @@ def make_model():
         codes = np.array(codes, dtype=np.int32)
         values = {
             "disambiguation_level": None,
-            "content": None,
             "model_dim": 16,
             "num_layers": 2,
             "num_heads": 2,
@@ -114,7 +112,7 @@ def make_model():
             "label_smoothing": 0.0,
         }
         model = TrieRetriever(
-            build_trie(codes),
+            codes,
             tuple(sizes or (codes.max(axis=0) + 1).tolist()),
             train_items=(
                 torch.ones(len(codes), dtype=torch.bool) if train_items is None else train_items
@@ -125,6 +123,8 @@ def make_model():
             for name, parameter in model.nodes.named_parameters():
                 if name.endswith("weight"):
                     parameter.normal_(std=0.2)
+            for table in (model.nodes.code_embedding, model.nodes.fallback):
+                table.weight[0] = 0.0  # What stands for nothing.
             if model.seen_scores is not None:
                 model.seen_scores.normal_(std=0.5)
         return model.eval()
@@ -144,7 +144,6 @@ def make_config():
             "history_length": 10,
             "dropout": 0.1,
             "node_dropout": 0.1,
-            "content": False,
             "epochs": 3,
             "patience": 3,
             "batch_targets": 128,

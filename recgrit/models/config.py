@@ -47,6 +47,22 @@ class SASRecConfig(TransformerConfig):
     neighbour_boost: float = Field(0.0, ge=0, le=1)
 
 
+class ItemVectorConfig(TransformerConfig):
+    """How item vectors are learned from sequences, where semantic IDs are fitted to them.
+
+    Args:
+        quantized_epochs: With ``tokenizer.objective=next_item``, passes in which codebooks and
+            vectors learn together.
+        quantized_learning_rate: Of these passes; each moves items to other codes.
+    """
+
+    epochs: int = Field(10, ge=1)
+    patience: int = Field(2, ge=1)
+    valid_users: int | None = Field(5000, ge=1)
+    quantized_epochs: int = Field(5, ge=1)
+    quantized_learning_rate: float = Field(3e-4, gt=0)
+
+
 class TokenModelConfig(TrainingConfig):
     """Settings that models over tokens of semantic IDs have in common.
 

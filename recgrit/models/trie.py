@@ -13,7 +13,6 @@ from recgrit.models.network import NetworkModel, count_neighbours
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_ranker import TrieRanker
-from recgrit.semantic_ids.trie import build_trie
 
 if TYPE_CHECKING:
     from recgrit.data.splits import SequenceSplit
@@ -35,17 +34,13 @@ class TrieModel(NetworkModel[TrieRetriever]):
         Raises:
             ConfigError: ``settings.node_buckets`` is less than a codebook.
         """
-        table, features = items.require_ids(), items.features
+        table = items.require_ids()
         return TrieRetriever(
-            build_trie(table.codes),
+            table.codes,
             table.codebook_sizes,
             disambiguation_level=table.disambiguation_level,
+            tree_levels=settings.tree_levels,
             train_items=torch.from_numpy(items.trained),
-            content=(
-                torch.from_numpy(np.array(features, dtype=np.float32))
-                if settings.content and features is not None
-                else None
-            ),
             known_items=(
                 torch.arange(len(table)) < items.num_known if items.num_known < len(table) else None
             ),
@@ -59,7 +54,7 @@ class TrieModel(NetworkModel[TrieRetriever]):
             neighbour_weight=settings.neighbour_weight,
             neighbour_boost=settings.neighbour_boost,
             seen_scores=settings.seen_scores,
-            node_vectors=settings.node_vectors,
+            size=settings.size,
             node_buckets=settings.node_buckets,
             trie_softmax=settings.trie_softmax,
         )

@@ -11,6 +11,7 @@ import itertools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.quantization.quantizer import Quantized, Quantizer
@@ -41,6 +42,7 @@ class QuantizedAutoencoder(nn.Module):
             with them.
         hidden_dims: Layer widths of the encoder, mirrored in the decoder; None for no MLPs.
         code_dim: Size of the latent; needed with ``hidden_dims``.
+        residual: Add each MLP, which starts at 0, to its input; the latent has F dimensions then.
     """
 
     mean: Tensor
@@ -53,6 +55,7 @@ class QuantizedAutoencoder(nn.Module):
         *,
         hidden_dims: tuple[int, ...] | None = None,
         code_dim: int = 32,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.quantizer = quantizer
@@ -65,22 +68,17 @@ class QuantizedAutoencoder(nn.Module):
             widths = [feature_dim, *hidden_dims, code_dim]
             self.encoder = _build_mlp(widths)
             self.decoder = _build_mlp(widths[::-1])
+            if residual:
+                self.encoder, self.decoder = _Residual(self.encoder), _Residual(self.decoder)
 
     def fit_normalization_(self, features: Tensor) -> None:
         """Take the mean of the features, and one scale that gives them unit mean square norm."""
-        self.mean.copy_(features.mean(dim=0))
-        norm = (features - self.mean).square().sum(dim=-1).mean().sqrt()
-        self.scale.copy_(norm.clamp_min(1e-12))
+        fit_scale_(self.mean, self.scale, features)
 
     def encode_latent(self, features: Tensor) -> Tensor:
         """Latents ``[B, D]`` of features ``[B, F]``."""
         latent: Tensor = self.encoder((features.float() - self.mean) / self.scale)
         return latent
-
-    @torch.no_grad()
-    def last_level(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What the quantizer's last level is given for ``[B, F]``, and its codes ``[K, D]``."""
-        return self.quantizer.last_level(self.encode_latent(features))
 
     def forward(self, features: Tensor) -> Tokenized:
         """Quantize and reconstruct ``[B, F]``."""
@@ -94,6 +92,97 @@ class QuantizedAutoencoder(nn.Module):
             reconstruction_loss=error.sum() / max(1, len(error)),
             quantized=quantized,
         )
+
+
+class FeatureEncoder(nn.Module):
+    """A linear map plus a small MLP, from features ``[..., F]`` to vectors ``[..., D]``.
+
+    Args:
+        feature_dim: F.
+        dim: D.
+        hidden_dim: Width of the MLP, which starts small beside the linear map.
+        std: Of each dimension of the linear map's output at the start.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, feature_dim: int, dim: int, *, hidden_dim: int = 256, std: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("scale", torch.ones(()))
+        self.linear = nn.Linear(feature_dim, dim, bias=False)
+        self.hidden = nn.Linear(feature_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, dim)
+        nn.init.normal_(self.linear.weight, std=std)
+        nn.init.normal_(self.hidden.weight)
+        nn.init.normal_(self.output.weight, std=std / hidden_dim**0.5)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def fit_scale_(self, features: Tensor) -> None:
+        """Take the mean of the features, and one scale that gives them unit mean square norm."""
+        fit_scale_(self.mean, self.scale, features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Vectors of features."""
+        scaled = (features.float() - self.mean) / self.scale
+        vectors: Tensor = self.linear(scaled) + self.output(F.gelu(self.hidden(scaled)))
+        return vectors
+
+
+class LearnedTokenizer(nn.Module):
+    """A tokenizer of item vectors that were learned from sequences.
+
+    Items that stand in training histories have latents of their own, which lie in a file; those
+    that come later have what the encoder makes of their features.
+
+    Args:
+        feature_dim: F.
+        quantizer: Of latents of D dimensions.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, feature_dim: int, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.encoder = FeatureEncoder(feature_dim, quantizer.dim)
+        self.register_buffer("center", torch.zeros(quantizer.dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    def encode_latent(self, features: Tensor) -> Tensor:
+        """Latents ``[B, D]`` of features ``[B, F]``."""
+        latent: Tensor = (self.encoder(features) - self.center) / self.scale
+        return latent
+
+
+# What gives features their codes: both have a ``quantizer`` and ``encode_latent``.
+Tokenizer = QuantizedAutoencoder | LearnedTokenizer
+
+
+def fit_scale_(mean: Tensor, scale: Tensor, features: Tensor) -> None:
+    """Set a mean ``[F]``, and the scale that gives features ``[N, F]`` unit mean square norm."""
+    mean.copy_(features.mean(dim=0))
+    norm = (features - mean).square().sum(dim=-1).mean().sqrt()
+    scale.copy_(norm.clamp_min(1e-12))
+
+
+class _Residual(nn.Module):
+    """An MLP added to its input, of which nothing is added at the start."""
+
+    def __init__(self, mlp: nn.Module) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, F]`` -> ``[B, F]``."""
+        added: Tensor = x + self.weight * self.mlp(x)
+        return added
 
 
 def _build_mlp(widths: list[int]) -> nn.Sequential:

@@ -88,8 +88,8 @@ class OptimizedProductQuantizer(nn.Module):
         self.register_buffer("centroids", torch.zeros(num_levels, codebook_size, self.sub_dim))
 
     @torch.no_grad()
-    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
-        """Fit rotation and centroids to ``[N, D]``."""
+    def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
+        """Fit rotation and centroids to ``[N, D]``; its subspaces are not balanced."""
         try:
             import faiss
         except ImportError:
@@ -211,7 +211,7 @@ class IdentityQuantizer(nn.Module):
             codebook_sizes=self.codebook_sizes,
         )
 
-    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
+    def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
         """Nothing to fit."""
         check_vectors(vectors, self.dim)
 

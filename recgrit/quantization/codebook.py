@@ -122,7 +122,7 @@ class Codebook(nn.Module):
         return F.normalize(residual, dim=-1) if self.normalization == "two_sided" else residual
 
     @torch.no_grad()
-    def fit_init_(self, residual: Tensor, *, seed: int) -> None:
+    def fit_init_(self, residual: Tensor, *, seed: int, balanced: bool = False) -> None:
         """K-means on the residuals ``[N, D]`` of all items: their directions, if two-sided.
 
         The gain then is the least-squares one, and is learned from there like the codes.
@@ -132,6 +132,7 @@ class Codebook(nn.Module):
             self.codebook_size,
             seed=seed,
             spherical=self.normalization != "none",
+            balanced=balanced,
         )
         self.embedding.copy_(centroids)
         self.transform.reset_()

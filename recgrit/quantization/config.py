@@ -15,6 +15,9 @@ class TokenizerConfig(Config):
     """Settings of the tokenizer.
 
     Args:
+        objective: What the IDs are fitted to: the ``reconstruction`` of features, or the
+            reconstruction of ``item_vectors`` that predict the ``next_item``; with ``next_item``
+            codebooks and vectors then learn this prediction together, through the quantizer.
         quantizer: ``grit``, or a baseline of `recgrit.quantization.baselines` to compare with; what
             makes a baseline what it is goes before the settings below.
         num_levels: Codebooks in the stack.
@@ -27,10 +30,12 @@ class TokenizerConfig(Config):
         codebook_learning: ``joint`` by gradients, ``frozen``, or ``ema`` (with transform_rank 0).
         normalization: ``two_sided`` compares directions, ``codes`` is as published, or ``none``.
         normalized_from: First level, from 0, that is normalized; ``num_levels`` for none.
-        autoencoder: ``none`` quantizes the features themselves, ``mlp`` a latent of ``code_dim``.
+        autoencoder: ``none`` quantizes the features themselves, ``mlp`` a latent of ``code_dim``,
+            ``residual`` the features plus what an MLP, which starts at 0, makes of them.
         hidden_dims: Layer widths of the MLP encoder.
         code_dim: Size of the MLP's latent.
-        init: ``kmeans`` on all items, or ``random`` codes.
+        init: ``kmeans`` on all items, ``balanced_kmeans`` whose clusters are about equally large,
+            or ``random`` codes.
         epochs: Passes over the items; 0 keeps the start.
         batch_size: Items per step.
         learning_rate: Of Adam, falling to 0 along a cosine.
@@ -40,16 +45,19 @@ class TokenizerConfig(Config):
         reset_interval: Steps between resets of dead codes; null for none.
         cache_interval: Steps between refreshes of the codebooks that items are assigned by.
         sample_items: Items to fit to, drawn at random where there are more; all are assigned.
+        control: A negative control, which has to recommend worse: ``permuted`` gives every item the
+            ID of another, ``random`` draws codes; ``none`` is the tokenizer as it is.
         semantic_ids_path: A published ``NAME.index.json`` whose IDs the items get in place of
             fitted ones; what is set above then matters no more.
         unique_ids: ``greedy`` moves colliding items to free codes, ``sinkhorn`` spreads them evenly
             over the last level first, ``disambiguation`` adds a level.
     """
 
+    objective: Literal["reconstruction", "item_vectors", "next_item"] = "reconstruction"
     quantizer: Literal[
         "grit", "straight_through", "ema", "simvq", "rotation", "diveq", "rq_kmeans", "opq"
     ] = "grit"
-    num_levels: int = Field(3, ge=1, le=16)
+    num_levels: int = Field(3, ge=1, le=24)
     codebook_size: int | tuple[int, ...] = 256
     radius: Literal[
         "euclidean", "power", "huber", "pseudo_huber", "clipped", "straight_through"
@@ -61,10 +69,10 @@ class TokenizerConfig(Config):
     codebook_learning: Literal["joint", "frozen", "ema"] = "joint"
     normalization: Literal["two_sided", "none", "codes"] = "two_sided"
     normalized_from: int = Field(1, ge=0)
-    autoencoder: Literal["none", "mlp"] = "none"
+    autoencoder: Literal["none", "mlp", "residual"] = "none"
     hidden_dims: tuple[int, ...] = (256, 128)
     code_dim: int = Field(32, ge=1)
-    init: Literal["kmeans", "random"] = "kmeans"
+    init: Literal["kmeans", "balanced_kmeans", "random"] = "kmeans"
     epochs: int = Field(40, ge=0)
     batch_size: int = Field(1024, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -74,6 +82,7 @@ class TokenizerConfig(Config):
     reset_interval: int | None = Field(50, ge=1)
     cache_interval: int = Field(1, ge=1)
     sample_items: int = Field(262_144, ge=1)
+    control: Literal["none", "permuted", "random"] = "none"
     semantic_ids_path: Path | None = None
     unique_ids: Literal["greedy", "sinkhorn", "disambiguation"] = "disambiguation"
 
@@ -92,6 +101,15 @@ class TokenizerConfig(Config):
                 f"unique_ids={self.unique_ids} moves items by the distance to codes, which "
                 "published IDs (semantic_ids_path) come without: set "
                 "tokenizer.unique_ids=disambiguation"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> TokenizerConfig:
+        if self.objective != "reconstruction" and self.autoencoder != "none":
+            raise ValueError(
+                f"objective={self.objective} learns an encoder of its own: set "
+                "tokenizer.autoencoder=none, or tokenizer.objective=reconstruction"
             )
         return self
 

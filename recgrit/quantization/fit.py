@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,11 @@ from torch import Tensor
 from recgrit import distributed
 from recgrit.errors import ConfigError
 from recgrit.progress import progress_bar
-from recgrit.quantization.autoencoder import QuantizedAutoencoder
+from recgrit.quantization.autoencoder import LearnedTokenizer, QuantizedAutoencoder
 from recgrit.quantization.baselines import build_quantizer
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.diagnostics import IdDiagnostics, diagnose_codes
+from recgrit.quantization.quantizer import Quantizer
 from recgrit.quantization.residual import ResidualGRITVQ
 
 logger = logging.getLogger(__name__)
@@ -83,21 +85,32 @@ class FittedTokenizer(FittedCodebooks):
     diagnostics: IdDiagnostics
 
 
-def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoencoder:
-    """An untrained tokenizer for features of this size."""
-    with_mlp = config.autoencoder == "mlp"
-    quantizer = build_quantizer(
+def build_learned_tokenizer(
+    feature_dim: int, vector_dim: int, config: TokenizerConfig
+) -> LearnedTokenizer:
+    """An untrained tokenizer of learned item vectors of this size."""
+    return LearnedTokenizer(feature_dim, _build_quantizer(vector_dim, config))
+
+
+def _build_quantizer(dim: int, config: TokenizerConfig) -> Quantizer:
+    return build_quantizer(
         config.quantizer,
-        config.code_dim if with_mlp else feature_dim,
+        dim,
         config.num_levels,
         config.codebook_sizes,
         **config.model_dump(include=_QUANTIZER_SETTINGS),
     )
+
+
+def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoencoder:
+    """An untrained tokenizer of features of this size."""
+    code_dim = config.code_dim if config.autoencoder == "mlp" else feature_dim
     return QuantizedAutoencoder(
         feature_dim,
-        quantizer,
-        hidden_dims=config.hidden_dims if with_mlp else None,
-        code_dim=config.code_dim,
+        _build_quantizer(code_dim, config),
+        hidden_dims=None if config.autoencoder == "none" else config.hidden_dims,
+        code_dim=code_dim,
+        residual=config.autoencoder == "residual",
     )
 
 
@@ -121,7 +134,7 @@ _QUANTIZER_SETTINGS = {
 def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedTokenizer:
     """`fit_codebooks`, and assign every item its codes."""
     fitted = fit_codebooks(features, config, seed=seed)
-    codes, norms = assign_codes(fitted.model, features)
+    codes, norms = assign_codes(fitted.model.quantizer, features, fitted.model.encode_latent)
     diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
     if distributed.is_first():
         for warning in diagnostics.warnings():
@@ -147,8 +160,10 @@ def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     sample = _draw_sample(features, config.sample_items, seed)
     if distributed.is_first():
         model.fit_normalization_(sample)
-        if config.init == "kmeans":
-            model.quantizer.fit_init(_encode_all(model, sample), seed=seed)
+        if config.init != "random":
+            model.quantizer.fit_init(
+                _encode_all(model, sample), seed=seed, balanced=config.init == "balanced_kmeans"
+            )
     distributed.take_from_first_(model.state_dict().values())
     distributed.seed_apart(seed, epoch=0)
     history, best_epoch = _train(model, sample, config, generator)
@@ -203,15 +218,22 @@ def _train(
 
 
 @torch.no_grad()
-def assign_codes(model: QuantizedAutoencoder, features: Tensor) -> tuple[Tensor, tuple[float, ...]]:
+def assign_codes(
+    quantizer: Quantizer, features: Tensor, encode: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, tuple[float, ...]]:
     """Codes ``[N, L]`` and the mean residual norm per level, a chunk of items at a time.
 
     Besides the codes, memory does not grow with N: ``features`` may lie in a file.
+
+    Args:
+        quantizer: In eval mode.
+        features: Of the items, ``[N, F]``.
+        encode: From features to what is quantized.
     """
     codes = []
-    norms = torch.zeros(len(model.quantizer.codebook_sizes), dtype=torch.float64)
+    norms = torch.zeros(len(quantizer.codebook_sizes), dtype=torch.float64)
     for rows in features.split(ENCODE_CHUNK):
-        result = model.quantizer(model.encode_latent(rows))
+        result = quantizer(encode(rows))
         codes.append(result.codes)
         norms += torch.tensor([r.norm(dim=-1).sum().item() for r in result.residuals])
     return torch.cat(codes), tuple((norms / len(features)).tolist())

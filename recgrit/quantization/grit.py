@@ -72,9 +72,9 @@ class GRITVQ(nn.Module):
         """Vectors ``[..., D]`` that codes ``[...]`` stand for; 0 for a code of -1."""
         return self.stack.decode(codes.unsqueeze(-1))
 
-    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
+    def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
         """K-means++ on ``[N, D]``; see `ResidualGRITVQ.fit_init`."""
-        self.stack.fit_init(vectors, seed=seed)
+        self.stack.fit_init(vectors, seed=seed, balanced=balanced)
 
     def freeze(self) -> None:
         """Learn no more."""

@@ -11,12 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_ITERATIONS = 25
+# Changes of the prices that keep clusters equally large, and means after every so many of them.
+NUM_PRICES, PRICES_PER_MEAN = 100, 5
 # Vectors assigned at once: distances of all of them to all centroids need not fit into memory.
 ASSIGN_ROWS = 8192
 
 
 def fit_kmeans(
-    vectors: Tensor, num_centroids: int, *, seed: int, spherical: bool = False
+    vectors: Tensor,
+    num_centroids: int,
+    *,
+    seed: int,
+    spherical: bool = False,
+    balanced: bool = False,
 ) -> Tensor:
     """Centroids ``[K, D]`` of all vectors ``[N, D]``, seeded with k-means++.
 
@@ -25,13 +32,46 @@ def fit_kmeans(
         num_centroids: K.
         seed: Makes the result repeatable.
         spherical: Cluster directions: centroids have unit length.
+        balanced: Keep the clusters about equally large.
     """
     data = vectors.detach().float().cpu().contiguous()
     if importlib.util.find_spec("faiss") is not None:
         centroids = _fit_faiss(data.numpy(), num_centroids, seed, spherical)
     else:
         centroids = _fit_torch(data, num_centroids, seed, spherical)
+    if balanced:
+        centroids = _balance(data, centroids, spherical)
     return centroids.to(vectors.device)
+
+
+def _balance(data: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
+    """Centroids of clusters that a price per cluster keeps about equally large.
+
+    A cluster's price is added to the squared distance from it, and rises while it has more vectors
+    than its part. Vectors that are assigned later pay no price: their clusters are as balanced as
+    the centroids alone make them.
+    """
+    wanted = len(data) / len(centroids)
+    prices = data.new_zeros(len(centroids))
+    step = 0.3 * (data - centroids[_assign(data, centroids)]).square().sum(dim=-1).mean()
+    for number in range(1, NUM_PRICES + 1):
+        nearest = _assign(data, centroids, prices)
+        counts = torch.bincount(nearest, minlength=len(centroids))
+        prices += step / number**0.5 * (counts / wanted - 1).clamp(-1, 1)
+        if number % PRICES_PER_MEAN == 0:
+            sums = torch.zeros_like(centroids).index_add_(0, nearest, data)
+            means = sums / counts.clamp_min(1)[:, None]
+            centroids = torch.where(counts[:, None] > 0, means, centroids)
+            centroids = F.normalize(centroids, dim=-1) if spherical else centroids
+    return centroids
+
+
+def _assign(data: Tensor, centroids: Tensor, prices: Tensor | float = 0.0) -> Tensor:
+    """The centroid of least squared distance plus price, int64 ``[N]``."""
+    offset = -0.5 * (centroids.square().sum(dim=-1) + prices)
+    return torch.cat(
+        [torch.addmm(offset, rows, centroids.T).argmax(dim=-1) for rows in data.split(ASSIGN_ROWS)]
+    )
 
 
 def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool) -> Tensor:
@@ -61,13 +101,7 @@ def _fit_torch(data: Tensor, num_centroids: int, seed: int, spherical: bool) -> 
     for _ in range(NUM_ITERATIONS):
         if spherical:
             centroids = F.normalize(centroids, dim=-1)
-        offset = -0.5 * centroids.square().sum(dim=-1)
-        nearest = torch.cat(
-            [
-                torch.addmm(offset, rows, centroids.T).argmax(dim=-1)
-                for rows in data.split(ASSIGN_ROWS)
-            ]
-        )
+        nearest = _assign(data, centroids)
         counts = torch.bincount(nearest, minlength=num_centroids)
         errors = (data - centroids[nearest]).square().sum(dim=-1)
         sums = torch.zeros_like(centroids).index_add_(0, nearest, data)

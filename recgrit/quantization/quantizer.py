@@ -78,8 +78,8 @@ class Quantizer(Protocol):
         """Vectors that codes stand for, float32 ``[..., D]``; -1 stands for no vector, 0."""
         ...
 
-    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
-        """Start from all vectors ``[N, D]``."""
+    def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
+        """Start from all vectors ``[N, D]``, if asked with clusters about equally large."""
         ...
 
     def after_step(

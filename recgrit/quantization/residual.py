@@ -252,8 +252,13 @@ class ResidualGRITVQ(nn.Module):
         return vectors.reshape(*codes.shape[:-1], self.dim)
 
     @torch.no_grad()
-    def fit_init(self, vectors: Tensor, *, seed: int = 0) -> None:
+    def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
         """Place every level's codes by k-means on what the levels before left of ``[N, D]``.
+
+        Args:
+            vectors: ``[N, D]``.
+            seed: Of k-means.
+            balanced: Keep the clusters about equally large.
 
         Raises:
             QuantizerError: Wrong dimension, values that are not finite, or too few vectors.
@@ -270,7 +275,7 @@ class ResidualGRITVQ(nn.Module):
         self.center.copy_(mean if mean.square().sum() > LARGE_MEAN**2 * spread else 0.0 * mean)
         residual = flat - self.center
         for level in self._codebooks():
-            level.fit_init_(residual, seed=seed)
+            level.fit_init_(residual, seed=seed, balanced=balanced)
             codes = level.effective()
             residual = residual - F.embedding(level.assign(residual, codes), codes)
         self.mean_gap.copy_(residual.norm(dim=-1).mean())

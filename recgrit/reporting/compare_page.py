@@ -72,7 +72,31 @@ def build_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
                 numbers = epochs["epoch"].to_list()
                 add_line(figure, numbers, epochs[column].to_list(), name, colors[name])
         figures[column] = figure
+    if any(compared.num_parameters for compared in comparison.rows):
+        figures["size"] = draw_sizes(comparison, colors)
     return {name: as_json(figure) for name, figure in figures.items()}
+
+
+def draw_sizes(comparison: Comparison, colors: dict[str, str]) -> go.Figure:
+    """NDCG on test, seen items filtered out, over the trained parameters of each row."""
+    metric = next(name for name in comparison.headline if name.startswith("ndcg"))
+    figure = build_figure("trained parameters", f"{metric_title(metric)} masked")
+    for compared in comparison.rows:
+        if compared.num_parameters is None:
+            continue
+        score = next(found.scores[metric] for found in compared.scores if found.masked)
+        figure.add_scatter(
+            x=[compared.num_parameters],
+            y=[score.mean],
+            mode="markers",
+            name=compared.name,
+            marker={"size": 11, "color": colors[compared.name]},
+            error_y=error_bars([score]),
+            hovertemplate="%{x:,} parameters, %{y:.4f}",
+        )
+    figure.update_xaxes(type="log", dtick="D2", showgrid=True)
+    figure.update_yaxes(rangemode="normal")
+    return figure
 
 
 def draw_differences(differences: Sequence[Difference], colors: dict[str, str]) -> go.Figure:

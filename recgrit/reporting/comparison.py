@@ -65,6 +65,13 @@ class ComparedRow:
         """The row's name."""
         return self.row.name
 
+    @property
+    def num_parameters(self) -> int | None:
+        """Trained parameters; None for a model that is not trained in epochs."""
+        if self.training is None:
+            return None
+        return int(sum(self.training.summary["num_parameters"].values()))
+
 
 @dataclass(frozen=True)
 class Difference:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from recgrit.errors import ArtifactError
-from recgrit.layout import EPOCHS_NAME, stage_directory
+from recgrit.layout import EPOCHS_NAME, ID_EPOCHS_NAME, stage_directory
 from recgrit.reporting.catalogue import Collisions, ItemRows, find_collisions, list_items
 from recgrit.reporting.examples import ExampleUser, show_users
 from recgrit.reporting.likeness import Likeness, measure_likeness
@@ -34,6 +34,7 @@ class IdContents:
     Args:
         summary: Of the stage's manifest: diagnostics by level and more.
         epochs: The tokenizer's training.
+        learning: What became of IDs that learned the next item, by epoch; None for others.
         usage: Items of each code by level, most used first.
         tree: The tree of IDs.
         likeness: How alike items are by shared codes.
@@ -43,6 +44,7 @@ class IdContents:
 
     summary: dict[str, Any]
     epochs: pl.DataFrame
+    learning: pl.DataFrame | None
     usage: tuple[tuple[int, ...], ...]
     tree: IdTree
     likeness: tuple[Likeness, ...]
@@ -177,12 +179,19 @@ def _read_ids(run: Run) -> IdContents:
     return IdContents(
         summary=run.manifest("tokenize").summary,
         epochs=read_epochs(run, "tokenize"),
+        learning=_read_learning(run),
         usage=tuple(usage),
         tree=build_tree(table, tags, counts),
         likeness=measure_likeness(table, run.features.vectors, tags, seed=run.config.seed),
         items=list_items(table, counts),
         collisions=find_collisions(table),
     )
+
+
+def _read_learning(run: Run) -> pl.DataFrame | None:
+    if run.manifest("tokenize").config["tokenizer"]["objective"] != "next_item":
+        return None
+    return read_epochs(run, "tokenize", ID_EPOCHS_NAME)
 
 
 def read_training(run: Run) -> TrainingContents | None:
@@ -202,13 +211,13 @@ def _read_evaluation(run: Run) -> EvaluationContents:
     )
 
 
-def read_epochs(run: Run, stage: str) -> pl.DataFrame:
+def read_epochs(run: Run, stage: str, name: str = EPOCHS_NAME) -> pl.DataFrame:
     """What each epoch of a stage reached.
 
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    path = stage_directory(run.directory, stage) / EPOCHS_NAME
+    path = stage_directory(run.directory, stage) / name
     try:
         return pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:

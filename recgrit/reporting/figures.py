@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+import polars as pl
 
 from recgrit.reporting.catalogue import Collisions
 from recgrit.reporting.contents import IdContents, RunContents, TrainingContents
@@ -184,7 +185,30 @@ def _draw_ids(ids: IdContents) -> dict[str, go.Figure]:
     )
     if ids.collisions is not None:
         found["collisions"] = draw_collisions(ids.collisions)
+    if ids.learning is not None:
+        found["learning"] = draw_learning(ids.learning)
     return found
+
+
+def draw_learning(epochs: pl.DataFrame) -> go.Figure:
+    """How many items change their IDs while these learn the next item."""
+    figure = build_figure("epoch", "share of items")
+    for name, label in {
+        "moved": "another ID than an epoch before",
+        "moved_since_start": "another ID than at the start",
+        "first_code_moved": "another first code than at the start",
+        "collision_rate": "ID shared with another item",
+    }.items():
+        figure.add_scatter(
+            x=epochs["epoch"].to_list(),
+            y=epochs[name].to_list(),
+            mode="lines+markers",
+            name=label,
+            line={"width": 2.5},
+            hovertemplate="%{y:.1%}",
+        )
+    figure.update_yaxes(tickformat=".0%", rangemode="tozero")
+    return figure
 
 
 def draw_usage(usage: Sequence[Sequence[int]]) -> go.Figure:

@@ -39,14 +39,19 @@ def _means(comparison: Comparison) -> list[str]:
     columns = [(metric, masked) for masked in (False, True) for metric in comparison.headline]
     titles = [metric_title(metric) + (" masked" if masked else "") for metric, masked in columns]
     lines = [
-        "| " + " | ".join(["model", *titles, "search", "seeds"]) + " |",
-        "|" + "---|" * (len(titles) + 3),
+        "| " + " | ".join(["model", *titles, "parameters", "search", "seeds"]) + " |",
+        "|" + "---|" * (len(titles) + 4),
     ]
     for compared in comparison.rows:
         scores = {found.masked: found.scores for found in compared.scores}
         cells = [show_score(scores[masked][metric]) for metric, masked in columns]
-        search, seeds = compared.scores[0].search, str(len(compared.row.runs))
-        lines.append("| " + " | ".join([_text(compared.name), *cells, search, seeds]) + " |")
+        size = compared.num_parameters
+        cells += [
+            "–" if size is None else f"{size:,}",
+            compared.scores[0].search,
+            str(len(compared.row.runs)),
+        ]
+        lines.append("| " + " | ".join([_text(compared.name), *cells]) + " |")
     return lines
 
 

@@ -14,39 +14,40 @@ class RetrieverConfig(TransformerConfig):
 
     Args:
         node_dropout: Fraction of nodes that use the fallback vector in a training step.
-        content: Project item features into the node vectors.
+        tree_levels: Codes of an ID that are chosen one after another; what is left of it tells
+            apart, at once, the items that share them. None for all codes.
         label_smoothing: Fraction of each target spread over its siblings.
         neighbour_weight: Mixture weight, in an item's probability, of how often it stands near the
             last items of the history in other histories; 0 for none.
         neighbour_boost: Scale of an additive bonus in the item's score, by the same counts: what
             both the model and the counts find likely comes first. Needs a ``neighbour_weight``.
         seen_scores: Learn a score for items that the history holds already.
-        node_vectors: Which nodes have a vector of their own beside their code's: ``all``, those
-            ``shared`` by several items (no vector per item then), or ``none``.
-        node_buckets: Rows of the table of these vectors, at least as many as the largest codebook
-            has codes; nodes share them by a hash, children of one node never. None for a row per
-            node, which at 100 million items no longer fits.
+        size: What the trained parameters grow with. ``catalogue`` gives every node of the trie a
+            vector of its own, ``prefixes`` those above several items; ``constant`` gives none and
+            leaves it to the codes, so that a new item lacks nothing that others have.
+        node_buckets: With ``constant``, rows of a table that nodes share by a hash, children of one
+            node never: at least as many as the largest codebook has codes; 0 for no table.
         trie_softmax: Normalise over the children of a node; false over all codes of the level.
         valid_beam_width: Beam width of validation while training.
     """
 
     node_dropout: float = Field(0.05, ge=0, lt=1)
-    content: bool = False
+    tree_levels: int | None = Field(None, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neighbour_weight: float = Field(0.3, ge=0, lt=1)
     neighbour_boost: float = Field(0.0, ge=0, le=1)
     seen_scores: bool = True
-    node_vectors: Literal["all", "shared", "none"] = "all"
-    node_buckets: int | None = Field(None, ge=1)
+    size: Literal["catalogue", "prefixes", "constant"] = "catalogue"
+    node_buckets: int = Field(0, ge=0)
     trie_softmax: bool = True
     valid_beam_width: int = Field(30, ge=10)
 
     @model_validator(mode="after")
     def _check_buckets(self) -> RetrieverConfig:
-        if self.node_buckets is not None and self.node_vectors == "none":
+        if self.node_buckets and self.size != "constant":
             raise ValueError(
-                f"node_buckets {self.node_buckets} is a table for node vectors, of which "
-                "node_vectors=none leaves none: set node_buckets to null, or node_vectors to all"
+                f"node_buckets {self.node_buckets} is a table for a retriever of constant size: "
+                f"set size to constant (now {self.size}), or node_buckets to 0"
             )
         return self
 

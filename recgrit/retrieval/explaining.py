@@ -129,12 +129,13 @@ def name_choices(
             node = int(choice.nodes[column])
             below = trie.leaf_items[trie.leaf_starts[node] : trie.leaf_ends[node]].cpu().numpy()
             typical = below[np.argsort(-counts[below], kind="stable")[:num_titles]]
-            # The codes up to this level; the last of their tokens is the code's own.
-            codes = table.codes[int(below[0]), : level + 1].tolist()
+            # The last choice is of all codes that are left.
+            end = table.id_length if level + 1 == trie.num_levels else level + 1
+            tokens = semantic_id_tokens(table.codes[int(below[0]), :end].tolist())
             rows.append(
                 {
                     "level": level,
-                    "code": semantic_id_tokens(codes)[-1],
+                    "code": "".join(tokens[level:]),
                     "chosen": column == choice.chosen,
                     "rank": int(ranks[column]),
                     "num_codes": len(order),

@@ -6,11 +6,18 @@ that no probability goes to IDs that do not exist, the product over levels is a 
 over items, and later levels, with few children, cost almost nothing.
 
 A *node vector* is the embedding of the level's code (shared by all nodes with that code: it
-generalises) plus an embedding of the node itself (it memorises) plus a projection of the mean
-content of the items below it. The vector of an item in a history is the sum of its path's node
-vectors. Nodes never trained on, and a random part of the others in training, have one learned
-fallback per level in place of their own embedding: so the fallback is trained, and new items can
-be scored. A disambiguation level has no code embedding, for its codes mean nothing.
+generalises) plus an embedding of the node itself (it memorises). The first node on a path that
+leads to one item alone also has the embeddings of all codes that are left of that item's ID, as an
+edge of a compressed trie has: nothing is left to choose below it, so what the ID says of the item
+counts here. The vector of an item in a history is the sum of its path's node vectors. Below a node
+of one item nothing is chosen, so that the embeddings there tell histories what no choice needs.
+Nodes never trained on, and a random part of the others in training, have one learned fallback per
+level in place of their own embedding: so the fallback is trained, and new items can be scored. A
+disambiguation level has no code embedding, for its codes mean nothing.
+
+Long IDs need no long walk: behind the first ``tree_levels`` codes the trie may end in one choice
+among the items that share them, each with the embeddings of all its further codes. Those describe
+an item more and more finely, and their number does not grow with the catalogue.
 
 A child all of whose items the history already holds gets a learned score per level on top. So the
 model learns from the data whether people come back for the same item. Vectors alone express this
@@ -18,14 +25,14 @@ badly, for training makes them alike for items that follow one another. Nor do v
 which rare items stand near one another in histories, so `recgrit.retrieval.neighbours` adds to the
 probabilities when recommending.
 
-Shapes: B users, T history items, M targets, L levels, V nodes, N items, C children, D model
-dimensions, F content features.
+Shapes: B users, T history items, M targets, L levels of the trie, V nodes, N items, C children, D
+model dimensions.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,12 +45,14 @@ from recgrit.retrieval.node_vectors import (
     AskedVectors,
     NodeTable,
     NodeVectors,
+    Size,
     choose_own_nodes,
+    find_lone_items,
     look_up,
 )
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.retrieval.trie_tensors import TrieTensors
-from recgrit.semantic_ids.trie import Trie
+from recgrit.semantic_ids.trie import build_trie, cut_ids
 
 
 class CodeDecoder(nn.Module):
@@ -74,12 +83,13 @@ class TrieRetriever(nn.Module):
     """History encoder, node vectors and code decoder over one ID table.
 
     Args:
-        trie: The trie of the whole catalogue.
-        codebook_sizes: Of each level.
+        codes: int32 ``[N, -1]``, the IDs of the whole catalogue.
+        codebook_sizes: Of each of their levels.
         disambiguation_level: The level that only tells items apart, if there is one.
+        tree_levels: Codes chosen one after another, before one choice among the items that share
+            them; None for all.
         train_items: bool ``[N]``, the items that stand in training histories: only they are
             candidates in training, lest a cold item become a permanent negative.
-        content: float32 ``[N, F]`` item features, or None.
         known_items: bool ``[N]``, the items the catalogue had in training; None for all. Those
             added since leave the vectors of all nodes that were there as they are.
         model_dim: D.
@@ -93,10 +103,10 @@ class TrieRetriever(nn.Module):
         neighbour_weight: Mixture weight of the counted neighbours in the probability of an item; 0
             for none.
         neighbour_boost: Scale of the additive bonus that the neighbours give to an item's score.
-        node_vectors: Which nodes have an embedding of their own: ``all`` that training reaches,
-            those ``shared`` by several items, or ``none``.
-        node_buckets: Rows of the table of these embeddings, shared by nodes that are no siblings;
-            None for a row per node.
+        size: Which nodes have an embedding of their own: all that training chooses (``catalogue``),
+            those of them above several items (``prefixes``), or none (``constant``).
+        node_buckets: With ``constant``, rows of a table of embeddings that are shared by nodes that
+            are no siblings; 0 for none.
         trie_softmax: Normalise over the children of a node; else over all codes of the level, as
             published retrievers do, those that lead nowhere included.
 
@@ -109,12 +119,12 @@ class TrieRetriever(nn.Module):
 
     def __init__(
         self,
-        trie: Trie,
+        codes: npt.NDArray[np.int32],
         codebook_sizes: tuple[int, ...],
         *,
         disambiguation_level: int | None = None,
+        tree_levels: int | None = None,
         train_items: Tensor,
-        content: Tensor | None = None,
         known_items: Tensor | None = None,
         model_dim: int = 128,
         num_layers: int = 2,
@@ -126,11 +136,13 @@ class TrieRetriever(nn.Module):
         seen_scores: bool = True,
         neighbour_weight: float = 0.0,
         neighbour_boost: float = 0.0,
-        node_vectors: Literal["all", "shared", "none"] = "all",
-        node_buckets: int | None = None,
+        size: Size = "catalogue",
+        node_buckets: int = 0,
         trie_softmax: bool = True,
     ) -> None:
         super().__init__()
+        tree_codes = cut_ids(codes, tree_levels)
+        trie = build_trie(tree_codes)
         train_children = trie.restrict(train_items.numpy())
         known_items = torch.ones_like(train_items) if known_items is None else known_items
         self.trie_softmax = trie_softmax
@@ -140,14 +152,17 @@ class TrieRetriever(nn.Module):
         self.label_smoothing = label_smoothing
         self.nodes = NodeVectors(
             trie,
+            codes,
             codebook_sizes,
             disambiguation_level=disambiguation_level,
-            own_nodes=choose_own_nodes(trie, train_items, known_items, node_vectors),
-            content=content,
-            known_items=known_items,
+            num_tree_levels=trie.num_levels if tree_codes is codes else trie.num_levels - 1,
+            own_nodes=choose_own_nodes(
+                trie, train_items, known_items, "catalogue" if node_buckets else size
+            ),
+            lone_items=find_lone_items(trie, known_items),
             dim=model_dim,
             node_dropout=node_dropout,
-            num_buckets=node_buckets,
+            num_buckets=node_buckets if size == "constant" else None,
         )
         self.encoder = HistoryEncoder(
             model_dim,
@@ -276,7 +291,7 @@ class TrieRetriever(nn.Module):
             paths: int32 ``[M, L]``, of the targets.
         """
         dropped = self.nodes.draw_dropped()
-        if self.nodes.num_buckets is None:
+        if self.nodes.fit_at_once:
             vectors: Tensor = self.nodes(dropped)
             return vectors
         # All that the loss asks for: the histories' nodes, and the children on the targets' ways.
@@ -293,6 +308,8 @@ class TrieRetriever(nn.Module):
     ) -> Tensor:
         """Scores of all codes of the level, ``[M, K]``; -inf for those that lead to a child.
 
+        ``[M, 0]`` at a level whose nodes are items.
+
         Args:
             queries: ``[M, D]``.
             firsts: ``[M]``, the first child of each query's node.
@@ -300,6 +317,8 @@ class TrieRetriever(nn.Module):
             level: Whose codes.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
+        if not others.shape[1]:
+            return others
         columns = torch.arange(self.trie.most_children[level], device=firsts.device)
         present = columns < counts.unsqueeze(-1)
         children = (firsts.unsqueeze(-1) + columns).masked_fill_(~present, 0)
@@ -353,14 +372,13 @@ class TrieRetriever(nn.Module):
         """Trainable parameters by part."""
         nodes = self.nodes
         dim = nodes.node_embedding.embedding_dim
+        of_nodes = {"embeddings of node buckets": nodes.node_embedding.weight.numel()}
         if nodes.num_buckets is None:
             num_items = (self.trie.leaf_ends - self.trie.leaf_starts)[nodes.own_nodes]
             of_nodes = {
                 "embeddings of nodes of several items": int((num_items > 1).sum()) * dim,
                 "embeddings of nodes of one item": int((num_items == 1).sum()) * dim,
             }
-        else:
-            of_nodes = {"embeddings of node buckets": nodes.num_buckets * dim}
         parts = {
             "code embeddings": nodes.code_embedding.weight.numel(),
             **of_nodes,
@@ -369,6 +387,4 @@ class TrieRetriever(nn.Module):
             "code decoder": sum(p.numel() for p in self.decoder.parameters()),
             "seen scores": 0 if self.seen_scores is None else self.seen_scores.numel(),
         }
-        if nodes.content_projection is not None:
-            parts["content projection"] = nodes.content_projection.weight.numel()
         return parts

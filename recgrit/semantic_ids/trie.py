@@ -159,8 +159,36 @@ def build_trie(codes: npt.NDArray[np.int32]) -> Trie:
     )
 
 
+def cut_ids(codes: npt.NDArray[np.int32], num_levels: int | None) -> npt.NDArray[np.int32]:
+    """IDs of which all that follows the first levels is one choice among items.
+
+    Items are numbered in the order of their rows: those added to a catalogue change no number.
+
+    Args:
+        codes: ``[N, L]``, unique.
+        num_levels: T, the codes kept; None for all.
+
+    Returns:
+        ``[N, T + 1]``; ``codes`` themselves where they have no more than T levels.
+
+    Example:
+        >>> cut_ids(np.array([[1, 5, 2], [0, 3, 3], [1, 4, 0]], dtype=np.int32), 1).tolist()
+        [[1, 0], [0, 0], [1, 1]]
+    """
+    if num_levels is None or codes.shape[1] <= num_levels:
+        return codes
+    kept = codes[:, :num_levels]
+    order = _sort_ids(kept)
+    is_new = np.ones(len(codes), dtype=bool)
+    is_new[1:] = (kept[order[1:]] != kept[order[:-1]]).any(axis=1)
+    places = np.arange(len(codes), dtype=np.int32)
+    numbers = np.empty_like(places)
+    numbers[order] = places - np.maximum.accumulate(np.where(is_new, places, 0))
+    return np.column_stack([kept, numbers])
+
+
 def _sort_ids(codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Rows in the order of their IDs."""
+    """Rows in the order of their IDs; those of equal IDs as they were."""
     widths = [int(largest).bit_length() for largest in codes.max(axis=0)]
     if sum(widths) > PACKED_BITS:
         return np.lexsort(codes.T[::-1])
@@ -168,4 +196,4 @@ def _sort_ids(codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     for level, width in enumerate(widths):
         packed <<= width
         packed |= codes[:, level]
-    return np.argsort(packed)
+    return np.argsort(packed, kind="stable")

@@ -203,7 +203,7 @@ def _tokenize(
     with torch.inference_mode():
         latent = tokenizer.encode_latent(rows)
         codes = tokenizer.quantizer.encode(latent)
-        residuals, last_codes = tokenizer.last_level(rows)
+        residuals, last_codes = tokenizer.quantizer.last_level(latent)
 
         def errors_of(row: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
             gaps = tokenizer.quantizer.decode(torch.from_numpy(ids)) - latent[row]

@@ -44,7 +44,7 @@ from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.serving.catalogue import Catalogue
 
 if TYPE_CHECKING:
-    from recgrit.quantization.autoencoder import QuantizedAutoencoder
+    from recgrit.quantization.autoencoder import Tokenizer
 
 BUNDLE = "bundle"
 TRIE_NAME = "trie.safetensors"
@@ -201,7 +201,7 @@ class Bundle:
             return FeatureTransform.load(self.directory / TRANSFORM_NAME)
 
     @cached_property
-    def tokenizer(self) -> QuantizedAutoencoder:
+    def tokenizer(self) -> Tokenizer:
         """The fitted tokenizer, in eval mode."""
         config = self.require_ids().tokenizer
         if config is None:

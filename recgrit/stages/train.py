@@ -72,7 +72,7 @@ def _stage(name: str, kind: str) -> Stage:
 
     return Stage(
         name=name,
-        version=1,
+        version=2,
         parents=("prepare", *find_model(kind).needs),
         settings=lambda config: {
             "seed": config.seed,

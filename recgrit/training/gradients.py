@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recgrit import distributed
-from recgrit.ranking import SequenceModel, TrainingLoss
+from recgrit.ranking import KeepsInStep, SequenceModel, TrainingLoss
 from recgrit.training.batches import Batch
 
 
@@ -80,6 +80,8 @@ class _LossAsForward(nn.Module):
     def forward(self, part: Batch | None) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of a part; a loss of nothing for None."""
         if part is None:
+            if isinstance(self.model, KeepsInStep):
+                self.model.stand_idle()
             nothing = 0 * next(self.model.parameters()).sum()
             return nothing, nothing.detach()
         model = cast(SequenceModel, self.model)

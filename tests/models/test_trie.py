@@ -151,9 +151,9 @@ def test_validation_may_read_a_sample_of_users(table, split, make_config):
     assert (found.history[0].valid_recall_at_10 * 20) % 1 == pytest.approx(0)
 
 
-@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("tree_levels", [None, 2])
 def test_new_items_are_neither_first_nor_last(
-    make_table, random_codes, make_split, cyclic, make_config, content
+    make_table, random_codes, make_split, cyclic, make_config, tree_levels
 ):
     """Eight items that training never saw, among 40 that it did."""
     num_items = NUM_ITEMS + 8
@@ -162,7 +162,7 @@ def test_new_items_are_neither_first_nor_last(
     features = rng.normal(size=(num_items, 6)).astype(np.float32)
     features[NUM_ITEMS:] = features[:8] + 0.1 * features[NUM_ITEMS:]
     table = make_table(random_codes(num_items), (4, 4, 4))
-    config = make_config(epochs=4, node_dropout=0.3, content=content)
+    config = make_config(epochs=4, node_dropout=0.3, tree_levels=tree_levels)
     model = fit_retriever(table, split, features, config, seed=0).model
     vectors = model.nodes()
     histories = np.stack([split.history(user, "test")[-10:] for user in range(split.num_users)])
@@ -186,14 +186,12 @@ def test_a_retriever_is_built_from_its_config(table, split, make_config):
         table,
         split,
         features,
-        make_config(model_dim=24, num_layers=3, num_heads=2, history_length=6, content=True),
+        make_config(model_dim=24, num_layers=3, num_heads=2, history_length=6, tree_levels=1),
     )
     assert model.encoder.positions.shape == (6, 24)
     assert len(model.encoder.layers) == 3
-    assert model.nodes.content_projection.weight.shape == (24, 7)
-    without = build_retriever(table, split, features, make_config(content=False))
-    assert without.nodes.content_projection is None
-    assert build_retriever(table, split, None, make_config(content=True)).num_items == NUM_ITEMS
+    assert model.trie.num_levels == 2
+    assert build_retriever(table, split, None, make_config()).num_items == NUM_ITEMS
 
 
 def test_only_items_of_training_parts_are_candidates(table, make_split, make_config):

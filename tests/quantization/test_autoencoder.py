@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from recgrit.quantization.autoencoder import QuantizedAutoencoder
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.quantization.fit import fit_tokenizer
 from recgrit.quantization.residual import ResidualGRITVQ
 
 
@@ -82,3 +84,15 @@ def test_a_saved_model_quantizes_the_same(features):
     other = QuantizedAutoencoder(10, ResidualGRITVQ(10, 2, 8))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(features).reconstruction, model(features).reconstruction)
+
+
+def test_a_residual_autoencoder_starts_as_none(features):
+    """And learns an encoding of its own from there."""
+    settings = {"num_levels": 2, "codebook_size": 16, "epochs": 0, "quantizer": "straight_through"}
+    plain = fit_tokenizer(features, TokenizerConfig(**settings), seed=0)
+    config = TokenizerConfig(**settings, autoencoder="residual", hidden_dims=(12,))
+    residual = fit_tokenizer(features, config, seed=0)
+    assert torch.equal(plain.codes, residual.codes)
+    trained = fit_tokenizer(features, config.model_copy(update={"epochs": 20}), seed=0)
+    assert trained.model.encoder.weight != 0
+    assert trained.history[-1].reconstruction_loss < residual.history[0].reconstruction_loss

@@ -78,7 +78,9 @@ def test_reported_error_is_that_of_the_codes(features, fitted):
         chosen = distances.argmin(axis=1)
         assert chosen.tolist() == fitted.codes[:, level].tolist()
         if level == 2:
-            last_residuals, last_codes = fitted.model.last_level(features)
+            last_residuals, last_codes = fitted.model.quantizer.last_level(
+                fitted.model.encode_latent(features)
+            )
             np.testing.assert_allclose(last_residuals.numpy(), left, atol=1e-5)
             np.testing.assert_allclose(last_codes.numpy(), codes, atol=0)
         left -= codes[chosen]
@@ -147,7 +149,7 @@ def test_dead_codes_are_reset_in_training(features, monkeypatch):
     """All codes but two start far away, where nothing ever takes them."""
     start = ResidualGRITVQ.fit_init
 
-    def collapsed(self, latent, *, seed=0):
+    def collapsed(self, latent, *, seed=0, **_):
         start(self, latent, seed=seed)
         with torch.no_grad():
             for codebook in self.levels:
@@ -181,7 +183,7 @@ def test_the_autoencoder_trains(features):
     assert errors[0] > 0.9
     assert errors[-1] < 0.5
     assert found.codes.shape == (1024, 3)
-    assert found.model.last_level(features)[0].shape == (1024, 8)
+    assert found.model.encode_latent(features).shape == (1024, 8)
     assert min(level.codebook_usage for level in found.diagnostics.levels) > 0.7
 
 
@@ -202,7 +204,7 @@ def test_commitment_keeps_latents_near_their_codes(features):
 def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
     """From a start so poor and at such a learning rate W would leave [0.5, 2] at once."""
 
-    def far_away(self, latent, *, seed=0):
+    def far_away(self, latent, *, seed=0, **_):
         for codebook in self.levels:
             codebook.embedding.data.mul_(20)
 
@@ -241,7 +243,7 @@ def test_directions_spread_later_levels_that_lengths_collapse(anisotropic, caplo
 
 def test_codes_of_all_items_do_not_hang_on_the_chunks(features, fitted, monkeypatch):
     monkeypatch.setattr(fit, "ENCODE_CHUNK", 100)
-    codes, norms = assign_codes(fitted.model, features)
+    codes, norms = assign_codes(fitted.model.quantizer, features, fitted.model.encode_latent)
     assert torch.equal(codes, fitted.codes)
     expected = [level.residual_norm for level in fitted.diagnostics.levels]
     assert norms == pytest.approx(expected, rel=1e-4)

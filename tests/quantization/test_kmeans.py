@@ -84,3 +84,19 @@ def test_vectors_on_few_points_need_no_more_centroids(path):
     centroids = fit_kmeans(vectors, 5, seed=0)
     assert centroids.isfinite().all()
     assert error(vectors, centroids) < 1e-6
+
+
+def test_balanced_clusters_are_about_equally_large(path):
+    """Where most vectors are close together: by the nearest centroid, which is what codes go by."""
+    generator = torch.Generator().manual_seed(0)
+    spreads = torch.where(torch.arange(1000) < 900, 0.3, 3.0)
+    vectors = spreads[:, None] * torch.randn(1000, 8, generator=generator)
+
+    def spread(balanced):
+        centroids = fit_kmeans(vectors, 16, seed=0, balanced=balanced)
+        assert centroids.isfinite().all()
+        counts = torch.bincount(torch.cdist(vectors, centroids).argmin(dim=1), minlength=16)
+        shares = counts / counts.sum()
+        return float((-shares * shares.clamp_min(1e-9).log()).sum().exp())
+
+    assert spread(balanced=True) > spread(balanced=False) + 1

@@ -139,16 +139,18 @@ def test_markdown_is_all_there_is_on_standard_output(
     assert not (grid[0] / "compare.html").exists()
     lines = done.out.splitlines()
     assert lines[0] == (
-        "| model | Recall@10 | NDCG@10 | Recall@10 masked | NDCG@10 masked | search | seeds |"
+        "| model | Recall@10 | NDCG@10 | Recall@10 masked | NDCG@10 masked | parameters | search "
+        "| seeds |"
     )
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     means, differences = rows[1:5], rows[6:]
     assert [row[0] for row in means] == ["base", "slow", "knn", "popularity"]
-    assert [row[-2:] for row in means] == [
-        ["beam of 20", "2"],
-        ["beam of 20", "2"],
-        ["all items scored", "1"],
-        ["all items scored", "2"],
+    size = sum(Run(grid[0]).manifest("train").summary["num_parameters"].values())
+    assert [row[-3:] for row in means] == [
+        [f"{size:,}", "beam of 20", "2"],
+        [f"{size:,}", "beam of 20", "2"],
+        ["–", "all items scored", "1"],
+        ["–", "all items scored", "2"],
     ]
     scores = compare_runs([Run(directory) for directory in grid]).base.scores[0].scores
     recall = scores["recall_at_10"]

@@ -11,13 +11,13 @@ from recgrit.retrieval.trie_walk import TrieWalk
 SIZES = (6, 6, 6)
 
 
-@pytest.fixture(params=["all", "shared", "none"])
-def node_vectors(request):
+@pytest.fixture(params=["catalogue", "prefixes", "constant"])
+def size(request):
     return request.param
 
 
-@pytest.fixture(params=[False, True], ids=["no content", "content"])
-def content(request):
+@pytest.fixture(params=[None, 1, 2])
+def tree_levels(request):
     return request.param
 
 
@@ -30,21 +30,17 @@ def scores_after(model, items):
         return score_all_items(model.trie, TrieWalk(model, vectors, states, seen))[0]
 
 
-def test_ids_of_old_items_keep_their_scores(make_model, random_codes, node_vectors, content):
+def test_ids_of_old_items_keep_their_scores(make_model, random_codes, size, tree_levels):
     """Their vectors to the bit; their probabilities up to what a new sibling takes of them all."""
     codes = random_codes(70, SIZES, seed=3)
     old, new = codes[:50], codes[50:]
-    features = torch.randn(70, 5, generator=torch.Generator().manual_seed(1))
     trained = torch.arange(50) < 44  # six items of the catalogue are in no history
-    settings = {"node_vectors": node_vectors, "sizes": SIZES}
-    before = make_model(
-        old, train_items=trained, content=features[:50] if content else None, **settings
-    )
+    settings = {"size": size, "sizes": SIZES, "tree_levels": tree_levels}
+    before = make_model(old, train_items=trained, **settings)
     after = make_model(
         np.concatenate([old, new]),
         train_items=torch.cat([trained, torch.zeros(20, dtype=torch.bool)]),
         known_items=torch.arange(70) < 50,
-        content=features if content else None,
         seed=9,
         **settings,
     )
@@ -56,20 +52,21 @@ def test_ids_of_old_items_keep_their_scores(make_model, random_codes, node_vecto
     first, second = scores_after(before, history), scores_after(after, history)
     assert second.exp().sum() == pytest.approx(1, abs=1e-4)
     # Children of one parent keep their ratios: log P differs by what the parents' siblings took.
+    depth = tree_levels or 2
     shifts = {}
     for item in range(50):
-        parent = tuple(old[item][:2])
+        parent = tuple(old[item][:depth])
         shifts.setdefault(parent, []).append(float(second[item] - first[item]))
-    heads = {tuple(row[:2]) for row in new.tolist()}
+    heads = {tuple(row[:depth]) for row in new.tolist()}
     assert any(parent in heads for parent in shifts)
     for parent, values in shifts.items():
         assert np.ptp(values) < 1e-4, parent
         assert max(values) < 1e-5, "a new sibling can only take probability"
-    taken = {tuple(row[:depth]) for row in new.tolist() for depth in (0, 1, 2)}
-    for depth in (1, 2):
+    taken = {tuple(row[:length]) for row in new.tolist() for length in range(depth + 1)}
+    for length in range(1, depth + 1):
         # Below a node where nothing was added, the conditional probabilities are the same.
-        for prefix in {tuple(row[:depth]) for row in old.tolist()} - taken:
-            inside = np.flatnonzero((old[:, :depth] == prefix).all(axis=1))
+        for prefix in {tuple(row[:length]) for row in old.tolist()} - taken:
+            inside = np.flatnonzero((old[:, :length] == prefix).all(axis=1))
             conditional = [
                 scores[inside] - scores[inside].logsumexp(0) for scores in (first, second)
             ]

@@ -100,7 +100,7 @@ def test_rows_are_shared_evenly():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("buckets", [4, 13, 1000])
-@pytest.mark.parametrize("kind", ["plain", "content", "disambiguation"])
+@pytest.mark.parametrize("kind", ["plain", "rest", "disambiguation"])
 def test_vectors_of_some_nodes_are_those_of_all(
     make_model, random_codes, monkeypatch, buckets, kind, dropout
 ):
@@ -112,9 +112,10 @@ def test_vectors_of_some_nodes_are_those_of_all(
         random_codes(NUM_ITEMS, SIZES),
         SIZES,
         train_items=train_items,
+        size="constant",
         node_buckets=buckets,
         node_dropout=dropout,
-        content=torch.randn(NUM_ITEMS, 5) if kind == "content" else None,
+        tree_levels=2 if kind == "rest" else None,
         disambiguation_level=2 if kind == "disambiguation" else None,
     ).train()
 
@@ -137,7 +138,9 @@ def test_vectors_of_some_nodes_are_those_of_all(
 
 
 def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
-    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, node_buckets=8, node_dropout=0.5)
+    model = make_model(
+        random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=8, node_dropout=0.5
+    )
     rows, plain = model.nodes.node_rows, model.nodes()
     with torch.no_grad():
         model.nodes.node_embedding.weight[5] += 1
@@ -153,7 +156,7 @@ def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
 def test_what_training_does_not_reach_takes_over_no_embedding(make_model, random_codes):
     train_items = torch.arange(NUM_ITEMS) > 3
     codes = random_codes(NUM_ITEMS, SIZES)
-    model = make_model(codes, SIZES, train_items=train_items, node_buckets=4)
+    model = make_model(codes, SIZES, train_items=train_items, size="constant", node_buckets=4)
     plain = make_model(codes, SIZES, train_items=train_items)
     others = torch.ones(len(model.nodes.node_rows), dtype=torch.bool)
     others[plain.nodes.own_nodes] = False
@@ -173,7 +176,7 @@ def test_with_a_row_for_every_node_the_model_is_the_one_without_buckets(make_mod
         if len(set(assign_buckets(trie, size)[1:].tolist())) == trie.num_nodes - 1
     )
     plain = make_model(codes, SIZES)
-    hashed = make_model(codes, SIZES, node_buckets=spacious)
+    hashed = make_model(codes, SIZES, size="constant", node_buckets=spacious)
     weights = plain.state_dict()
     rows = torch.zeros(spacious, 16)
     rows[hashed.nodes.node_rows[plain.nodes.own_nodes]] = weights["nodes.node_embedding.weight"]
@@ -188,7 +191,7 @@ def test_with_a_row_for_every_node_the_model_is_the_one_without_buckets(make_mod
 
 @pytest.mark.parametrize("buckets", [4, 17])
 def test_probabilities_sum_to_one_and_the_beam_finds_the_best(make_model, random_codes, buckets):
-    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, node_buckets=buckets)
+    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=buckets)
     exact, beam = rank(model, NUM_ITEMS, None), rank(model, NUM_ITEMS, NUM_ITEMS)
     torch.testing.assert_close(exact.scores.logsumexp(dim=-1), torch.zeros(6), atol=1e-5, rtol=0)
     assert exact.scores.exp().max() > 3 / NUM_ITEMS
@@ -197,7 +200,7 @@ def test_probabilities_sum_to_one_and_the_beam_finds_the_best(make_model, random
 
 
 def test_an_explanation_multiplies_to_the_probability(make_model, random_codes):
-    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, node_buckets=6)
+    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=6)
     ranker = TrieRanker(model, beam_width=None)
     histories = Histories(draw_batch()[0][:1], torch.tensor([8]))
     ranked = ranker.rank(histories, top_k=NUM_ITEMS, excluded=None)
@@ -208,7 +211,7 @@ def test_an_explanation_multiplies_to_the_probability(make_model, random_codes):
 
 
 def test_the_loss_is_minus_log_p(make_model, random_codes):
-    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, node_buckets=6)
+    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=6)
     histories, targets, supervised = draw_batch()
     vectors = model.nodes.table()
     states = model.encode(histories, vectors)[supervised]
@@ -220,11 +223,11 @@ def test_the_loss_is_minus_log_p(make_model, random_codes):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("buckets", [None, 16])
+@pytest.mark.parametrize("buckets", [0, 16])
 def test_a_small_table_learns(make_table, random_codes, make_split, cyclic, make_config, buckets):
     split = make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS)
     table = make_table(random_codes(NUM_ITEMS, SIZES), SIZES)
-    config = make_config(epochs=6, node_buckets=buckets)
+    config = make_config(epochs=6, size="constant", node_buckets=buckets)
     model = fit_retriever(table, split, None, config, seed=0).model
     users = split.target_users("test")
     found = recommend_items(
@@ -241,18 +244,25 @@ def test_a_table_smaller_than_a_codebook_is_refused(make_model, random_codes):
         ConfigError,
         match=r"retriever.node_buckets is 8, but the codebook of level 2 has 9 codes.*at least 9",
     ):
-        make_model(codes, (4, 9, 4), node_buckets=8)
-    make_model(codes, (4, 9, 4), node_buckets=9)
+        make_model(codes, (4, 9, 4), size="constant", node_buckets=8)
+    make_model(codes, (4, 9, 4), size="constant", node_buckets=9)
     # Numbers that only tell items apart count, too, where training reaches them.
     numbered = [[0, i] for i in range(12)]
     with pytest.raises(ConfigError, match="level 2 has 12 codes"):
-        make_model(numbered, (4, 12), disambiguation_level=1, node_buckets=11)
+        make_model(numbered, (4, 12), disambiguation_level=1, size="constant", node_buckets=11)
     trained = torch.arange(12) < 11
-    make_model(numbered, (4, 12), disambiguation_level=1, node_buckets=11, train_items=trained)
+    make_model(
+        numbered,
+        (4, 12),
+        disambiguation_level=1,
+        size="constant",
+        node_buckets=11,
+        train_items=trained,
+    )
 
 
 def test_parameters_are_told_by_part(make_model, random_codes):
-    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, node_buckets=7)
+    model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=7)
     parts = model.num_parameters()
     assert parts["embeddings of node buckets"] == 7 * 16
     assert not any(name.startswith("embeddings of nodes") for name in parts)
@@ -260,5 +270,5 @@ def test_parameters_are_told_by_part(make_model, random_codes):
 
 
 def test_a_table_for_nobody_is_refused():
-    with pytest.raises(ValidationError, match="node_vectors=none leaves none"):
-        RetrieverConfig(node_vectors="none", node_buckets=8192)
+    with pytest.raises(ValidationError, match="set size to constant"):
+        RetrieverConfig(size="prefixes", node_buckets=8192)

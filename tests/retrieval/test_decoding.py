@@ -21,12 +21,13 @@ NUM_ITEMS = 50
 FEW, MANY = 3, 40
 
 
-SIZES_AND_BUCKETS = [
-    ((60,), None),
-    ((4, 4, 4), None),
-    ((3, 3, 2, 2, 6), None),
-    ((60,), 61),
-    ((4, 4, 4), 5),
+SIZES_AND_SETTINGS = [
+    ((60,), {}),
+    ((4, 4, 4), {}),
+    ((3, 3, 2, 2, 6), {}),
+    ((3, 3, 2, 2, 6), {"tree_levels": 2, "size": "constant"}),
+    ((60,), {"size": "constant", "node_buckets": 61}),
+    ((4, 4, 4), {"size": "constant", "node_buckets": 5}),
 ]
 
 
@@ -40,10 +41,10 @@ def fixed_shapes(request, monkeypatch):
 in_both_shapes = pytest.mark.usefixtures("fixed_shapes")
 
 
-@pytest.fixture(scope="module", params=SIZES_AND_BUCKETS, ids=str)
+@pytest.fixture(scope="module", params=SIZES_AND_SETTINGS, ids=str)
 def model(request, make_model, random_codes):
-    sizes, node_buckets = request.param
-    return make_model(random_codes(NUM_ITEMS, sizes), node_buckets=node_buckets)
+    sizes, settings = request.param
+    return make_model(random_codes(NUM_ITEMS, sizes), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -347,8 +348,8 @@ def test_fixed_shapes_change_nothing(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"node_buckets": 11}, {"trie_softmax": False}, {"content": torch.ones(NUM_ITEMS, 3)}],
-    ids=["plain", "buckets", "all codes", "content"],
+    [{}, {"size": "constant", "node_buckets": 11}, {"trie_softmax": False}, {"tree_levels": 1}],
+    ids=["plain", "buckets", "all codes", "one tree level"],
 )
 @pytest.mark.parametrize("allowed", [None, torch.arange(NUM_ITEMS) % 3 > 0], ids=["all", "some"])
 def test_with_fixed_shapes_ranking_waits_for_no_number(

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -219,7 +220,10 @@ def test_a_cold_item_is_no_candidate_in_training(
 
 def test_a_cold_items_vector_is_the_fallback(make_model, random_codes):
     train_items = torch.arange(NUM_ITEMS) != 0
-    model = make_model(random_codes(NUM_ITEMS), train_items=train_items)
+    codes = random_codes(NUM_ITEMS)
+    codes[0, :2] = codes[1, :2]  # A choice between an old and a new item.
+    codes[0, 2] = 1 + codes[:, 2].max()
+    model = make_model(codes, train_items=train_items)
     before = model.nodes()
     leaf = model.trie.paths[0, -1]
     assert leaf not in model.nodes.own_nodes
@@ -272,30 +276,34 @@ def test_nodes_with_one_code_share_its_embedding(make_model):
     assert (model.nodes()[model.trie.paths[0, 0]] != leaves[0, 0]).any()
 
 
-def test_content_of_a_node_is_the_mean_of_its_items(make_model, random_codes):
-    content = torch.randn(NUM_ITEMS, 5)
-    codes = random_codes(NUM_ITEMS)
-    model = make_model(codes, content=content)
-    for item in range(NUM_ITEMS):
-        for level, node in enumerate(model.trie.paths[item].tolist()):
-            below = (codes[:, : level + 1] == codes[item, : level + 1]).all(axis=1)
-            mean = content[torch.from_numpy(below)].mean(dim=0)
-            torch.testing.assert_close(model.nodes.node_content[node], mean, atol=1e-5, rtol=0)
-    before = model.nodes()
-    with torch.no_grad():
-        model.nodes.content_projection.weight.zero_()
-    assert (model.nodes() - before).abs().max() > 0.1
+def test_a_node_of_one_item_has_the_codes_that_are_left_of_its_id(make_model, random_codes):
+    """By hand, of the first such node on a path; so an item's vector has each code once."""
+    codes = random_codes(NUM_ITEMS, (4, 4, 4, 4, 4))
+    model = make_model(codes, tree_levels=2, size="constant")
+    nodes, weight = model.nodes, model.nodes.code_embedding.weight
+    vectors, num_lone = nodes(), 0
+    inputs = model.item_vectors(torch.arange(NUM_ITEMS), vectors) / model.input_scale
+    for item, path in enumerate(model.trie.paths.tolist()):
+        embeddings = [weight[nodes.code_starts[k] + codes[item, k]] for k in range(5)]
+        was_lone = False
+        for depth, node in enumerate(path, start=1):
+            expected = nodes.fallback.weight[depth].clone()
+            same = (codes[:, : min(depth, 2)] == codes[item, : min(depth, 2)]).all(axis=1)
+            is_lone = depth == 3 or same.sum() == 1
+            if not was_lone:
+                expected += embeddings[depth - 1] if depth <= 2 else 0
+                expected += sum(embeddings[min(depth, 2) :]) if is_lone else 0
+                num_lone += depth < 3 and is_lone
+            torch.testing.assert_close(vectors[node], expected)
+            was_lone = was_lone or is_lone
+        total = sum(embeddings) + nodes.fallback.weight[1:].sum(dim=0)
+        torch.testing.assert_close(inputs[item], total)
+    assert 0 < num_lone < NUM_ITEMS
 
 
-@pytest.mark.parametrize("with_content", [False, True])
 @pytest.mark.parametrize("disambiguation_level", [None, 2])
-def test_parameters_by_part_sum_to_the_total(
-    make_model, random_codes, with_content, disambiguation_level
-):
-    content = torch.randn(NUM_ITEMS, 5) if with_content else None
-    model = make_model(
-        random_codes(NUM_ITEMS), content=content, disambiguation_level=disambiguation_level
-    )
+def test_parameters_by_part_sum_to_the_total(make_model, random_codes, disambiguation_level):
+    model = make_model(random_codes(NUM_ITEMS), disambiguation_level=disambiguation_level)
     parts = model.num_parameters()
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
     one_item = (model.trie.leaf_ends - model.trie.leaf_starts == 1).sum()
@@ -303,19 +311,22 @@ def test_parameters_by_part_sum_to_the_total(
     assert min(parts.values()) > 0
 
 
-@pytest.mark.parametrize("which", ["shared", "none"])
+@pytest.mark.parametrize("which", ["prefixes", "constant"])
 def test_nodes_may_go_without_vectors_of_their_own(make_model, random_codes, which):
-    model = make_model(random_codes(NUM_ITEMS, (4, 4, 4)), node_vectors=which)
+    model = make_model(random_codes(NUM_ITEMS, (4, 4, 4)), size=which)
     own = set(model.nodes.own_nodes.tolist())
     num_items = model.trie.leaf_ends - model.trie.leaf_starts
     shared = set((num_items > 1).nonzero().flatten().tolist()) - {0}  # Nobody chooses the root.
-    assert own == (shared if which == "shared" else set())
-    assert model.num_parameters()["embeddings of nodes of one item"] == 0
-    # Of two nodes of one level and code, neither with a vector of its own, the vectors are equal.
+    assert own == (shared if which == "prefixes" else set())
+    assert model.num_parameters().get("embeddings of nodes of one item", 0) == 0
+    # Of two nodes of one level, code and rest of an ID, neither with a vector of its own, the
+    # vectors are equal.
     vectors = model.nodes()
     kinds = {}
     for node in set(range(1, len(vectors))) - own:
-        kind = (int(model.nodes.node_levels[node]), int(model.nodes.code_rows[node]))
+        rest = model.nodes.rest_rows[model.nodes.lone_nodes == node].flatten().tolist()
+        rows = (int(model.nodes.code_rows[node]), *(row for row in rest if row))
+        kind = (int(model.nodes.node_levels[node]), rows)
         kinds.setdefault(kind, []).append(vectors[node])
     assert max(map(len, kinds.values())) > 1
     for group in kinds.values():
@@ -326,9 +337,10 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
     make_model, random_codes, histories, targets, supervised
 ):
     """The score of a code is that of a node without a vector of its own."""
-    codes = random_codes(NUM_ITEMS, (4, 4, 4))
-    settings = {"trie_softmax": False, "node_vectors": "none", "seen_scores": False}
-    model = make_model(codes, **settings)
+    # Two items below every node, so that none has more of an ID than its code.
+    codes = np.array([[i // 10, i // 2 % 5, i % 2] for i in range(NUM_ITEMS)])
+    settings = {"trie_softmax": False, "size": "constant", "seen_scores": False}
+    model = make_model(codes, (4, 6, 3), **settings)
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
     seen = seen_so_far(model, histories, supervised)
@@ -347,7 +359,7 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
     loss = model.loss(histories, targets, supervised).value
     wanted = expected.gather(1, targets[supervised].unsqueeze(1)).mean()
     torch.testing.assert_close(loss, -wanted, atol=1e-4, rtol=1e-4)
-    with_vectors = make_model(codes, trie_softmax=False)
+    with_vectors = make_model(random_codes(NUM_ITEMS), trie_softmax=False, tree_levels=1)
     with_vectors.loss(histories, targets, supervised).value.backward()
 
 

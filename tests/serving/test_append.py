@@ -144,7 +144,7 @@ def test_untaken_items_get_the_features_a_run_gives_them(
     assert made.features.vectors[:40].tobytes() == bundle.features.vectors.tobytes()
 
 
-def test_greedy_ids_with_content_and_codes_to_spare(
+def test_greedy_ids_in_a_retriever_of_constant_size_with_codes_to_spare(
     new_config: Callable[..., Path], like: Like, tmp_path: Path
 ) -> None:
     config = load_config(
@@ -153,7 +153,7 @@ def test_greedy_ids_with_content_and_codes_to_spare(
         [
             "tokenizer.unique_ids=greedy",
             "tokenizer.num_levels=3",
-            "retriever.content=true",
+            "retriever.size=constant",
             "retriever.epochs=1",
         ],
     )
@@ -181,7 +181,9 @@ def test_node_buckets_keep_their_nodes(
 ) -> None:
     """Also where added items need more numbers for one ID than the table has rows."""
     config = load_config(
-        ExperimentConfig, new_config(), ["retriever.node_buckets=16", "retriever.epochs=1"]
+        ExperimentConfig,
+        new_config(),
+        ["retriever.size=constant", "retriever.node_buckets=16", "retriever.epochs=1"],
     )
     run_experiment(config, until="train")
     bundle = export_bundle(Run(config.run.dir), tmp_path / "0")

@@ -28,11 +28,11 @@ SAME = {
     "one part": EXACT,
     "two parts": EXACT | {"accumulation": 2},
     "averaged weights": EXACT | {"average_decay": 0.9, "valid_users": 33},
-    "no vectors of nodes": EXACT | {"node_vectors": "none"},
+    "no vectors of nodes": EXACT | {"size": "constant"},
     # A window a batch: the second process has none of any.
     "fewer windows than processes": EXACT | {"batch_targets": 1, "epochs": 1},
     # Its decoder is used in some steps, in some processes.
-    "a level with one choice": EXACT | {"batch_targets": 16, "epochs": 1},
+    "a level with one choice": EXACT | {"batch_targets": 16, "epochs": 1, "tree_levels": None},
 }
 RESUMED = {"epochs": 3, "dropout": 0.3, "node_dropout": 0.3}
 

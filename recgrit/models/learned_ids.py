@@ -1,0 +1,260 @@
+"""IDs that are learned from sequences: first the item vectors, then vectors and codebooks together.
+
+The network is that of `recgrit.models.next_item`, trained by the one loop and put away afterwards:
+what is left is a tokenizer, and what it quantizes of the catalogue.
+
+Shapes: N items, D dimensions, F features.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from recgrit import distributed
+from recgrit.models.config import ItemVectorConfig
+from recgrit.models.model import FitSummary
+from recgrit.models.next_item import NextItemNetwork
+from recgrit.quantization.autoencoder import LearnedTokenizer
+from recgrit.quantization.config import TokenizerConfig
+from recgrit.quantization.diagnostics import diagnose_codes
+from recgrit.quantization.fit import RESET_UNTIL, FittedCodebooks, fit_codebooks
+from recgrit.quantization.residual import ResidualGRITVQ
+from recgrit.ranking import Ranker, ScoreRanker
+from recgrit.training.loop import train_model
+from recgrit.training.validation import choose_valid_users, validate
+
+if TYPE_CHECKING:
+    from recgrit.data.splits import SequenceSplit
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class IdEpoch:
+    """What became of the IDs in one epoch of learning them.
+
+    Args:
+        epoch: From 0, the start.
+        moved: Share of items whose ID is another than an epoch before.
+        moved_since_start: Share of items whose ID is another than at the start.
+        first_code_moved: Share of items whose first code is another than at the start.
+        collision_rate: Share of items whose ID another item has too.
+        perplexities: Of the codes of each level.
+        gap: Mean squared distance of latents from their codes, relative to their mean square norm.
+    """
+
+    epoch: int
+    moved: float
+    moved_since_start: float
+    first_code_moved: float
+    collision_rate: float
+    perplexities: tuple[float, ...]
+    gap: float
+
+
+@dataclass(frozen=True)
+class LearnedIds:
+    """A tokenizer that was learned from sequences.
+
+    Args:
+        tokenizer: In eval mode.
+        latents: float32 ``[N, D]``, what it quantizes of the catalogue.
+        fit: The fit of the codebooks to the item vectors, which the IDs start from.
+        vectors: What learning the item vectors reached.
+        id_epochs: Of learning vectors and codebooks together; of the start alone without.
+        best_epoch: The entry of ``id_epochs`` that is kept.
+    """
+
+    tokenizer: LearnedTokenizer
+    latents: Tensor
+    fit: FittedCodebooks
+    vectors: FitSummary
+    id_epochs: list[IdEpoch]
+    best_epoch: int
+
+
+def learn_ids(
+    features: Tensor,
+    split: SequenceSplit,
+    config: TokenizerConfig,
+    settings: ItemVectorConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> LearnedIds:
+    """IDs that are fitted to item vectors from sequences, or learned together with them.
+
+    Args:
+        features: float32 ``[N, F]``.
+        split: Training parts to learn from, validation targets to choose epochs by.
+        config: Codebooks, and the objective: ``item_vectors`` or ``next_item``.
+        settings: Of the network and its training.
+        seed: Fixes all that is drawn.
+        checkpoint: Where an interrupted training of the vectors is kept; None for nowhere.
+
+    Each of several processes is given the same and returns the same.
+    """
+    train_items = torch.from_numpy(split.train_item_counts() > 0)
+
+    def build() -> NextItemNetwork:
+        return NextItemNetwork(
+            features,
+            train_items=train_items,
+            model_dim=settings.model_dim,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            history_length=settings.history_length,
+            dropout=settings.dropout,
+        )
+
+    if distributed.is_first():
+        logger.info("learning item vectors that predict the next item")
+    vectors = train_model(
+        build,
+        lambda network, _: _build_ranker(network),
+        split,
+        settings,
+        history_length=settings.history_length,
+        seed=seed,
+        checkpoint=checkpoint,
+    )
+    network = vectors.model
+    fit = fit_codebooks(network.all_vectors(), config, seed=seed)
+    network.start_quantizing(fit.model.quantizer, center=fit.model.mean, scale=fit.model.scale)
+    watch = _Watch(network)
+    best_epoch = 0
+    if config.objective == "next_item":
+        if distributed.is_first():
+            logger.info("learning codebooks and item vectors together")
+        network, best_epoch = _learn_together(network, watch, split, settings, seed=seed)
+    return LearnedIds(
+        tokenizer=_to_tokenizer(network, features.shape[1]),
+        latents=network.latents(network.all_vectors()),
+        fit=fit,
+        vectors=FitSummary(
+            num_parameters={
+                name: sum(p.numel() for p in part.parameters())
+                for name, part in vectors.model.named_children()
+            },
+            history=vectors.history,
+            best_epoch=vectors.best_epoch,
+        ),
+        id_epochs=watch.epochs,
+        best_epoch=best_epoch,
+    )
+
+
+def _learn_together(
+    start: NextItemNetwork,
+    watch: _Watch,
+    split: SequenceSplit,
+    settings: ItemVectorConfig,
+    *,
+    seed: int,
+) -> tuple[NextItemNetwork, int]:
+    """Go on from trained item vectors and codebooks fitted to them, both learning now.
+
+    Returns:
+        The network at its best epoch, and that epoch; 0 where none is better than the start.
+    """
+    epochs = settings.quantized_epochs
+    if isinstance(start.quantizer, ResidualGRITVQ):  # The fit ended with resets switched off.
+        start.quantizer.reset_interval = start.quantizer.settings["reset_interval"]
+    users = choose_valid_users(split, settings.valid_users, seed)
+    _, ndcg_at_start = validate(_build_ranker(start), split, users)
+    state_at_start = {name: value.clone() for name, value in start.state_dict().items()}
+
+    def build_ranker(network: NextItemNetwork, _: torch.dtype) -> Ranker:
+        watch.look_at(network)
+        # A code that is placed late cannot settle any more.
+        if len(watch.epochs) > RESET_UNTIL * epochs and isinstance(start.quantizer, ResidualGRITVQ):
+            start.quantizer.reset_interval = None
+        return _build_ranker(network)
+
+    learned = train_model(
+        lambda: start,
+        build_ranker,
+        split,
+        settings.model_copy(
+            update={
+                "epochs": epochs,
+                "learning_rate": settings.quantized_learning_rate,
+                # Codebooks are kept up after every forward: there has to be one a step.
+                "accumulation": 1,
+            }
+        ),
+        history_length=settings.history_length,
+        seed=seed,
+    )
+    if learned.history[learned.best_epoch - 1].valid_ndcg_at_10 > ndcg_at_start:
+        return learned.model, learned.best_epoch
+    learned.model.load_state_dict(state_at_start)
+    return learned.model, 0
+
+
+class _Watch:
+    """Looks at the IDs after every epoch."""
+
+    def __init__(self, network: NextItemNetwork) -> None:
+        self.epochs: list[IdEpoch] = []
+        self._start = self._last = self._codes_of(network)[0]
+        self.look_at(network)
+
+    @torch.no_grad()
+    def look_at(self, network: NextItemNetwork) -> None:
+        """Add an epoch."""
+        codes, gap = self._codes_of(network)
+        assert network.quantizer is not None
+        found = diagnose_codes(codes.cpu().numpy(), network.quantizer.codebook_sizes)
+        self.epochs.append(
+            IdEpoch(
+                epoch=len(self.epochs),
+                moved=_share_moved(self._last, codes),
+                moved_since_start=_share_moved(self._start, codes),
+                first_code_moved=_share_moved(self._start[:, :1], codes[:, :1]),
+                collision_rate=found.collision_rate,
+                perplexities=tuple(level.perplexity for level in found.levels),
+                gap=gap,
+            )
+        )
+        self._last = codes
+
+    @staticmethod
+    @torch.no_grad()
+    def _codes_of(network: NextItemNetwork) -> tuple[Tensor, float]:
+        assert network.quantizer is not None
+        latents = network.latents(network.all_vectors())
+        codes = network.quantizer.encode(latents)
+        gap = (latents - network.quantizer.decode(codes)).square().sum()
+        return codes, float(gap / latents.square().sum())
+
+
+def _share_moved(before: Tensor, after: Tensor) -> float:
+    return (before != after).any(dim=1).float().mean().item()
+
+
+def _build_ranker(network: NextItemNetwork) -> ScoreRanker:
+    return ScoreRanker(
+        partial(network.eval().rank_scores, vectors=network.ranked_vectors()),
+        num_items=len(network.features),
+        history_length=network.encoder.history_length,
+        device=network.features.device,
+        allowed=network.train_items,
+    )
+
+
+@torch.no_grad()
+def _to_tokenizer(network: NextItemNetwork, feature_dim: int) -> LearnedTokenizer:
+    assert network.quantizer is not None
+    tokenizer = LearnedTokenizer(feature_dim, network.quantizer)
+    tokenizer.encoder.load_state_dict(network.encode_items.state_dict())
+    tokenizer.center.copy_(network.center)
+    tokenizer.scale.copy_(network.scale)
+    return tokenizer.eval()
