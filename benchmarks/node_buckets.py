@@ -37,7 +37,7 @@ def measure(num_items: int, node_buckets: int, steps: int) -> dict[str, float]:
     before = reset_peak()
     torch.manual_seed(0)
     config = RetrieverConfig(
-        neighbour_weight=0.0,
+        neighbours=(),
         size="constant" if node_buckets else "catalogue",
         node_buckets=node_buckets,
     )

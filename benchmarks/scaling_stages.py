@@ -194,7 +194,7 @@ def count_neighbours(size: int, folder: Path) -> Work:
     from recgrit.retrieval.neighbours import ItemNeighbours
 
     split = draw_split(size, size, mean_length=MEAN_LENGTH)
-    return lambda: ItemNeighbours(size, weight=0.3).count(split)
+    return lambda: ItemNeighbours(size).count(split)
 
 
 def _size(node_buckets: int) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def train(size: int, folder: Path, *, node_buckets: int) -> Work:
     torch.manual_seed(0)
     table = draw_table(size, codebook_size(size))
     split = draw_split(20_000, size, mean_length=MEAN_LENGTH)
-    config = RetrieverConfig(neighbour_weight=0.0, **_size(node_buckets))
+    config = RetrieverConfig(neighbours=(), **_size(node_buckets))
     model = TrieModel.build(describe_catalogue(size, table), config).train()
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

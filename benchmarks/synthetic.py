@@ -70,6 +70,7 @@ def describe_catalogue(
         trained=everything if trained is None else trained,
         semantic_ids=table,
         features=None,
+        words=None,
         listed=everything,
         num_known=num_items,
     )

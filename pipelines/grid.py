@@ -81,14 +81,14 @@ def plan_cells(
         ConfigError: A row is unknown, or its settings cannot be used.
     """
     # A registered model for each cell would be one too many.
-    shared = ["tracking.register_model=false", *grid.overrides, *overrides]
+    cache = f"run.cache_dir={json.dumps(str(out / '.cache'))}"
+    shared = ["tracking.register_model=false", cache, *grid.overrides, *overrides]
     cells = []
     for name, own in grid.choose(rows).items():
         for seed in grid.seeds:
             place = {
                 "seed": seed,
                 "run.dir": str(out / name / f"seed-{seed}"),
-                "run.cache_dir": str(out / ".cache"),
                 "tracking.experiment": f"{out.absolute().name}-{name}",
             }
             last = [f"{key}={json.dumps(value)}" for key, value in place.items()]
@@ -111,7 +111,8 @@ def run_cells(cells: Sequence[ExperimentConfig]) -> dict[Path, str]:
         except Exception as error:  # Also a want of memory: the other rows may have enough.
             failures[directory] = str(error) or type(error).__name__
             # A RecgritError says all that its reader needs.
-            logger.error("%s failed", heading, exc_info=not isinstance(error, RecgritError))
+            unknown = not isinstance(error, RecgritError)
+            logger.error("%s failed: %s", heading, failures[directory], exc_info=unknown)
             continue
         is_done = len(result.up_to_date) == len(result.artifacts)
         seconds = time.monotonic() - started

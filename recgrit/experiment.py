@@ -24,6 +24,7 @@ from recgrit.models.config import (
     ModelConfig,
     SASRecConfig,
     TigerConfig,
+    TransitionsConfig,
 )
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.retrieval.config import RetrieverConfig
@@ -36,6 +37,7 @@ SECTIONS = {
     "sasrec": "sasrec",
     "tiger": "tiger",
     "decoder": "decoder",
+    "transitions": "transitions",
     "item_knn": "item_knn",
 }
 
@@ -46,7 +48,8 @@ class RunConfig(Config):
     Args:
         dir: The run folder; if it is not set, ``runs/`` and the data source, and the model if that
             is not ``trie``.
-        cache_dir: Where embeddings are kept across runs; None for a folder beside the run.
+        cache_dir: Where embeddings and learned item vectors are kept across runs; None for a folder
+            beside the run.
     """
 
     dir: Path = Path("runs/experiment")
@@ -54,7 +57,7 @@ class RunConfig(Config):
 
     @property
     def cache(self) -> Path:
-        """The folder of cached embeddings."""
+        """The folder of what is kept across runs."""
         return self.cache_dir if self.cache_dir is not None else self.dir.parent / ".cache"
 
 
@@ -89,6 +92,7 @@ class ExperimentConfig(Config):
     sasrec: SASRecConfig = SASRecConfig()
     tiger: TigerConfig = TigerConfig()
     decoder: DecoderConfig = DecoderConfig()
+    transitions: TransitionsConfig = TransitionsConfig()
     item_knn: ItemKNNConfig = ItemKNNConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     recommendation: RecommendationConfig = RecommendationConfig()

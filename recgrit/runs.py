@@ -30,6 +30,8 @@ from recgrit.quantization.config import TokenizerConfig
 from recgrit.semantic_ids.table import SemanticIdTable
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from recgrit.models.model import CatalogueInputs, Model
     from recgrit.quantization.autoencoder import Tokenizer
     from recgrit.ranking import Ranker
@@ -138,6 +140,15 @@ class Run:
             return Embeddings.load(directory, "features")
 
     @cached_property
+    def words(self) -> csr_array | None:
+        """The words of the items' texts; None where the items came as vectors."""
+        from recgrit.embedding.words import load_words
+
+        self.manifest("embed")
+        with self._reading("embed") as directory:
+            return load_words(directory)
+
+    @cached_property
     def feature_transform(self) -> FeatureTransform:
         """How the features were made, to be repeated on items that come later.
 
@@ -207,6 +218,7 @@ class Run:
             trained=self.data.split.train_item_counts() > 0,
             semantic_ids=self.semantic_ids if "tokenize" in needs else None,
             features=self.features.vectors if "embed" in needs else None,
+            words=self.words if "embed" in needs else None,
             listed=np.ones(num_items, dtype=bool),
             num_known=num_items,
         )

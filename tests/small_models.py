@@ -23,6 +23,7 @@ def build_inputs(split, table=None, features=None):
         trained=split.train_item_counts() > 0,
         semantic_ids=table,
         features=features,
+        words=None,
         listed=np.ones(split.num_items, dtype=bool),
         num_known=split.num_items,
     )
@@ -152,7 +153,7 @@ def make_config():
             "warmup_steps": 5,
             "average_decay": 0.0,
             "label_smoothing": 0.0,
-            "neighbour_weight": 0.0,
+            "neighbours": (),
             "valid_beam_width": 20,
             "valid_users": None,
             "device": "cpu",

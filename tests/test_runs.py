@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,29 @@ from recgrit.evaluation.report import ReportKey
 from recgrit.layout import FOLDERS
 from recgrit.models.trie import TrieModel
 from recgrit.ranking import recommend_shards
+from recgrit.retrieval.neighbours import ItemNeighbours, Strengths
 from recgrit.runs import Run
 from recgrit.semantic_ids.table import parse_semantic_id
 
 if TYPE_CHECKING:
     FinishedRun = Any
 
+MIXED = Strengths(mixture=0.3, near=0.0, next=0.0, alike=0.0)
+
 
 @pytest.fixture(scope="module")
 def run(tiny_run: FinishedRun) -> Run:
-    return Run(tiny_run.directory)
+    """Neighbours are mixed into probabilities and add no bonus: scores are log P."""
+    run = Run(tiny_run.directory)
+    neighbours_of(run).strengths = MIXED
+    return run
+
+
+def neighbours_of(run: Run) -> ItemNeighbours:
+    model = run.model()
+    assert isinstance(model, TrieModel)
+    assert model.network.neighbours is not None
+    return model.network.neighbours
 
 
 def test_recommendations_have_titles_and_falling_scores(run: Run) -> None:
@@ -124,23 +138,20 @@ def test_an_explanation_multiplies_to_the_exact_probability(
 
 
 def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, float]) -> None:
-    model = run.model()
-    assert isinstance(model, TrieModel)
-    neighbours = model.network.neighbours
-    assert neighbours is not None
+    neighbours = neighbours_of(run)
     users = np.flatnonzero(run.data.interactions.user_ids == "5")
-    weight, neighbours.weight = neighbours.weight, 0.0
+    neighbours.strengths = replace(MIXED, mixture=0.0)
     try:
         ranker = run.ranker(beam_width="exact")
         found = next(recommend_shards(ranker, run.data.split, users, top_k=40, masked=False))
     finally:
-        neighbours.weight = weight
+        neighbours.strengths = MIXED
     ids = run.semantic_ids.item_ids.gather(found.items[0])
     alone = dict(zip(ids, np.exp(found.scores[0].astype(float)), strict=True))
     shares = []
     for item_id, probability in exact.items():
         last = run.explain("5", item_id, num_siblings=0).row(-1, named=True)
-        left = (1 - weight) * alone[item_id] / probability
+        left = (1 - MIXED.mixture) * alone[item_id] / probability
         assert last["neighbour_share"] == pytest.approx(1 - left, abs=1e-3)
         shares.append(last["neighbour_share"])
     assert min(shares) == 0, "items of the history, or far from it"
@@ -150,12 +161,8 @@ def test_an_explanation_says_what_the_neighbours_add(run: Run, exact: dict[str, 
 def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = run.model()
-    assert isinstance(model, TrieModel)
-    neighbours = model.network.neighbours
-    assert neighbours is not None
-    assert neighbours.boost == 0
-    monkeypatch.setattr(neighbours, "boost", 0.4)
+    strengths = Strengths(mixture=0.3, near=0.4, next=0.2, alike=4.0)
+    monkeypatch.setattr(neighbours_of(run), "strengths", strengths)
     boosts = []
     listed = run.recommend(["5"], top_k=5, exclude_seen=False)
     for item_id, score in listed.select("item_id", "score").iter_rows():
@@ -163,16 +170,14 @@ def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(
         boosts.append(chosen["boost"][-1])
         log_p = np.log(chosen["probability"].product())
         assert score == pytest.approx(log_p + boosts[-1], abs=1e-3)
-        # The boost of a prefix is that of all below it: it shrinks on the way.
+        # The boost of a prefix is the largest below it: it shrinks on the way.
         assert chosen["boost"].is_sorted(descending=True)
     assert max(boosts) > 0
 
 
 def test_explained_ranks_are_by_score(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where neighbours boost: items of one parent have the order that they have in a list."""
-    model = run.model()
-    assert isinstance(model, TrieModel)
-    monkeypatch.setattr(model.network.neighbours, "boost", 1.0)
+    monkeypatch.setattr(neighbours_of(run), "strengths", replace(MIXED, near=1.0))
     swapped = 0
     for user in ("3", "5", "7"):
         listed = run.recommend([user], top_k=40, beam_width=64, exclude_seen=False)
@@ -332,12 +337,13 @@ def test_models_measured_beside_it_recommend_too(run: Run) -> None:
         run.recommender("sasrec")
 
 
-def test_a_moved_run_works(run: Run, tiny_run: FinishedRun, tmp_path: Path) -> None:
+def test_a_moved_run_works(tiny_run: FinishedRun, tmp_path: Path) -> None:
     moved = Run(shutil.copytree(tiny_run.directory, tmp_path / "else where" / "moved"))
     assert moved.config.run.dir == moved.directory
     # Nothing of it refers back to where it was made.
-    assert moved.recommend(["8"]).drop("score").equals(run.recommend(["8"]).drop("score"))
-    assert moved.report("valid").metrics() == run.report("valid").metrics()
+    stayed = Run(tiny_run.directory)
+    assert moved.recommend(["8"]).drop("score").equals(stayed.recommend(["8"]).drop("score"))
+    assert moved.report("valid").metrics() == stayed.report("valid").metrics()
 
 
 def test_a_folder_named_like_a_date(

@@ -111,6 +111,18 @@ class DataConfig(Config):
         return name
 
     @model_validator(mode="after")
+    def _check_times(self) -> DataConfig:
+        asks = [name for name in ("since", "until") if getattr(self, name) is not None]
+        if self.split == "temporal":
+            asks.append("split=temporal")
+        if self.source == "sequences" and asks:
+            raise ValueError(
+                f"source=sequences has no times, which data.{asks[0]} goes by: leave it out, or "
+                "bring the interactions with their times (source=table)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_cold_items(self) -> DataConfig:
         if self.cold_item_share > 0 and self.split == "minionerec":
             raise ValueError(

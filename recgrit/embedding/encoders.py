@@ -18,12 +18,13 @@ import numpy.typing as npt
 from recgrit.embedding.cache import encode_cached
 from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Encoder
-from recgrit.embedding.lsa import DIRECTIONS_NAME, TERMS_NAME, FittedLSA, LSAEncoder
+from recgrit.embedding.lsa import DIRECTIONS_NAME, FittedLSA, LSAEncoder
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.embedding.words import TERMS_NAME
 from recgrit.engines.engine import Engine
 from recgrit.errors import ConfigError, EncoderError
 
-# Files of a fitted encoder.
+# Files of what was fitted to texts.
 ENCODER_FILES = (TERMS_NAME, DIRECTIONS_NAME)
 
 

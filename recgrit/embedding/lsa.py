@@ -16,26 +16,16 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from recgrit.artifacts import digest_json
 from recgrit.embedding.embeddings import normalize_rows
-from recgrit.errors import DataError
-
-if TYPE_CHECKING:
-    from sklearn.feature_extraction.text import TfidfVectorizer
+from recgrit.embedding.words import MAX_TERMS, WORD_PATTERN, Terms
 
 log = logging.getLogger(__name__)
 
-# The most frequent terms; the many that occur once tie no two items together.
-MAX_TERMS = 100_000
-# Single letters count: titles such as "M" or "Z" have nothing else.
-WORD_PATTERN = r"(?u)\b\w+\b"
-TERMS_NAME = "lsa_terms.parquet"
 DIRECTIONS_NAME = "lsa_directions.safetensors"
 
 
@@ -74,10 +64,8 @@ class LSAEncoder:
         """
         from sklearn.utils.extmath import randomized_svd
 
-        if not any(any(character.isalnum() for character in text) for text in texts):
-            raise DataError(f"None of the {len(texts)} item texts has a word to encode.")
-        vectorizer = _build_vectorizer(max_features=MAX_TERMS)
-        counts = vectorizer.fit_transform(texts)
+        terms = Terms.fit(texts)
+        counts = terms.encode(texts)
         dim = min(self.dim, *counts.shape)
         if dim < self.dim:
             log.warning(
@@ -87,11 +75,7 @@ class LSAEncoder:
                 *counts.shape,
             )
         _, _, directions = randomized_svd(counts, dim, random_state=self.seed)
-        return FittedLSA(
-            terms=pl.Series("term", vectorizer.get_feature_names_out().tolist(), pl.String),
-            inverse_frequencies=np.asarray(vectorizer.idf_, dtype=np.float32),
-            directions=np.ascontiguousarray(directions, dtype=np.float32),
-        )
+        return FittedLSA(terms, np.ascontiguousarray(directions, dtype=np.float32))
 
 
 @dataclass(frozen=True)
@@ -99,13 +83,11 @@ class FittedLSA:
     """What `LSAEncoder.fit` found; encodes any texts into one space.
 
     Args:
-        terms: The words and word pairs, in the order of the columns.
-        inverse_frequencies: float32 ``[terms]``, weight of each.
+        terms: The words and word pairs.
         directions: float32 ``[embedding_dim, terms]``.
     """
 
-    terms: pl.Series
-    inverse_frequencies: npt.NDArray[np.float32]
+    terms: Terms
     directions: npt.NDArray[np.float32]
 
     name = LSAEncoder.name
@@ -113,48 +95,24 @@ class FittedLSA:
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the vectors."""
-        numbers = self.inverse_frequencies.tobytes() + self.directions.tobytes()
-        return digest_json([self.terms.to_list(), hashlib.sha256(numbers).hexdigest()])
+        numbers = self.terms.inverse_frequencies.tobytes() + self.directions.tobytes()
+        return digest_json([self.terms.terms.to_list(), hashlib.sha256(numbers).hexdigest()])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """float32 [len(texts), embedding_dim], rows of length 1; zeros for unknown words."""
-        vectorizer = _build_vectorizer(vocabulary={t: i for i, t in enumerate(self.terms)})
-        vectorizer.idf_ = self.inverse_frequencies
         # Projecting, rather than taking the left vectors, gives equal texts bit-equal rows.
-        return normalize_rows(vectorizer.transform(texts) @ self.directions.T)
+        return normalize_rows(self.terms.encode(texts) @ self.directions.T)
 
     def save(self, directory: Path) -> None:
         """Write the terms as Parquet and the directions as safetensors."""
         from safetensors.numpy import save_file
 
-        self.terms.to_frame().write_parquet(directory / TERMS_NAME)
-        save_file(
-            {
-                "directions": self.directions,
-                "inverse_frequencies": self.inverse_frequencies,
-            },
-            directory / DIRECTIONS_NAME,
-        )
+        self.terms.save(directory)
+        save_file({"directions": self.directions}, directory / DIRECTIONS_NAME)
 
     @classmethod
     def load(cls, directory: Path) -> FittedLSA:
         """Read what `save` wrote."""
         from safetensors.numpy import load_file
 
-        arrays = load_file(directory / DIRECTIONS_NAME)
-        return cls(pl.read_parquet(directory / TERMS_NAME, glob=False)["term"], **arrays)
-
-
-def _build_vectorizer(
-    *, max_features: int | None = None, vocabulary: dict[str, int] | None = None
-) -> TfidfVectorizer:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    return TfidfVectorizer(
-        ngram_range=(1, 2),
-        sublinear_tf=True,
-        max_features=max_features,
-        vocabulary=vocabulary,
-        token_pattern=WORD_PATTERN,
-        dtype=np.float32,
-    )
+        return cls(Terms.load(directory), load_file(directory / DIRECTIONS_NAME)["directions"])

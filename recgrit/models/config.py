@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from recgrit.config import Config
+from recgrit.retrieval.config import NeighbourKind
 from recgrit.training.config import TrainingConfig, TransformerConfig
 
 
@@ -17,9 +18,9 @@ class ModelConfig(Config):
     """Which model is trained. ``model=sasrec`` for short.
 
     Args:
-        kind: ``trie`` (settings in ``retriever``), ``sasrec``, ``tiger``, ``decoder``, ``item_knn``
-            (settings in sections of these names), ``popularity``, or the dotted path of a model of
-            your own.
+        kind: ``trie`` (settings in ``retriever``), ``sasrec``, ``tiger``, ``decoder``,
+            ``transitions``, ``item_knn`` (settings in sections of these names), ``popularity``, or
+            the dotted path of a model of your own.
         settings: Settings of a model of your own, as its ``settings_class`` has them.
     """
 
@@ -36,15 +37,12 @@ class SASRecConfig(TransformerConfig):
     """Settings of SASRec and its training.
 
     Args:
-        neighbour_weight: Mixture weight of the neighbours' counts in an item's probability, as in
-            ``retriever``; 0 for none.
-        neighbour_boost: Power of the same counts in the item's score.
+        neighbours: Kinds of neighbours that count beside the model, as in ``retriever``.
     """
 
     epochs: int = Field(30, ge=1)
     valid_users: int | None = Field(5000, ge=1)
-    neighbour_weight: float = Field(0.0, ge=0, lt=1)
-    neighbour_boost: float = Field(0.0, ge=0, le=1)
+    neighbours: tuple[NeighbourKind, ...] = ()
 
 
 class ItemVectorConfig(TransformerConfig):
@@ -103,6 +101,18 @@ class DecoderConfig(TokenModelConfig, TransformerConfig):
     """Settings of the decoder-only model and its training."""
 
     dropout: float = Field(0.3, ge=0, lt=1)
+
+
+class TransitionsConfig(Config):
+    """Settings of neighbours alone.
+
+    Args:
+        neighbours: Kinds of them, as in ``retriever``.
+        history_length: Items of a history that are read.
+    """
+
+    neighbours: tuple[NeighbourKind, ...] = Field(("near", "next", "alike"), min_length=1)
+    history_length: int = Field(50, ge=1)
 
 
 class ItemKNNConfig(Config):

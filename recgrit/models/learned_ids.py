@@ -8,16 +8,20 @@ Shapes: N items, D dimensions, F features.
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from recgrit import distributed
+from recgrit.artifacts import replacing
 from recgrit.models.config import ItemVectorConfig
 from recgrit.models.model import FitSummary
 from recgrit.models.next_item import NextItemNetwork
@@ -27,10 +31,19 @@ from recgrit.quantization.diagnostics import diagnose_codes
 from recgrit.quantization.fit import RESET_UNTIL, FittedCodebooks, fit_codebooks
 from recgrit.quantization.residual import ResidualGRITVQ
 from recgrit.ranking import Ranker, ScoreRanker
-from recgrit.training.loop import train_model
+from recgrit.training.averaging import put_weights, weights_of
+from recgrit.training.loop import (
+    TrainingEpoch,
+    best_epoch_of,
+    choose_device,
+    read_epoch,
+    train_model,
+)
 from recgrit.training.validation import choose_valid_users, validate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from recgrit.data.splits import SequenceSplit
 
 logger = logging.getLogger(__name__)
@@ -88,6 +101,7 @@ def learn_ids(
     *,
     seed: int,
     checkpoint: Path | None = None,
+    kept: Path | None = None,
 ) -> LearnedIds:
     """IDs that are fitted to item vectors from sequences, or learned together with them.
 
@@ -98,6 +112,8 @@ def learn_ids(
         settings: Of the network and its training.
         seed: Fixes all that is drawn.
         checkpoint: Where an interrupted training of the vectors is kept; None for nowhere.
+        kept: Where trained vectors are kept for other codebooks of the same features, split,
+            settings and seed; None for nowhere.
 
     Each of several processes is given the same and returns the same.
     """
@@ -114,18 +130,23 @@ def learn_ids(
             dropout=settings.dropout,
         )
 
-    if distributed.is_first():
-        logger.info("learning item vectors that predict the next item")
-    vectors = train_model(
-        build,
-        lambda network, _: _build_ranker(network),
-        split,
-        settings,
-        history_length=settings.history_length,
-        seed=seed,
-        checkpoint=checkpoint,
-    )
-    network = vectors.model
+    found = _read_vectors(kept, build, settings)
+    if found is None:
+        if distributed.is_first():
+            logger.info("learning item vectors that predict the next item")
+        trained = train_model(
+            build,
+            lambda network, _: _build_ranker(network),
+            split,
+            settings,
+            history_length=settings.history_length,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+        found = trained.model, trained.history
+        if distributed.is_first():
+            _keep_vectors(kept, *found)
+    network, history = found
     fit = fit_codebooks(network.all_vectors(), config, seed=seed)
     network.start_quantizing(fit.model.quantizer, center=fit.model.mean, scale=fit.model.scale)
     watch = _Watch(network)
@@ -139,16 +160,58 @@ def learn_ids(
         latents=network.latents(network.all_vectors()),
         fit=fit,
         vectors=FitSummary(
-            num_parameters={
-                name: sum(p.numel() for p in part.parameters())
-                for name, part in vectors.model.named_children()
-            },
-            history=vectors.history,
-            best_epoch=vectors.best_epoch,
+            num_parameters=_count_parameters(network),
+            history=history,
+            best_epoch=best_epoch_of(history),
         ),
         id_epochs=watch.epochs,
         best_epoch=best_epoch,
     )
+
+
+def _count_parameters(network: NextItemNetwork) -> dict[str, int]:
+    """Of each part but the quantizer, which its epochs describe."""
+    parts = ("encode_items", "offsets", "encoder", "seen_score")
+    return {
+        part: sum(p.numel() for name, p in network.named_parameters() if name.startswith(part))
+        for part in parts
+    }
+
+
+def _keep_vectors(
+    path: Path | None, network: NextItemNetwork, history: list[TrainingEpoch]
+) -> None:
+    """Write a trained network; where that fails it is logged, and trained again next time."""
+    if path is None:
+        return
+    epochs = json.dumps([asdict(epoch) for epoch in history])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            weights = {name: value.cpu() for name, value in weights_of(network).items()}
+            save_file(weights, temporary, metadata={"epochs": epochs})
+    except (OSError, SafetensorError) as error:
+        logger.warning("Cannot keep the item vectors in %s: %s", path, error)
+
+
+def _read_vectors(
+    path: Path | None, build: Callable[[], NextItemNetwork], settings: ItemVectorConfig
+) -> tuple[NextItemNetwork, list[TrainingEpoch]] | None:
+    """What `_keep_vectors` wrote; None where there is none, or where it is damaged."""
+    if path is None or not distributed.of_first(path.is_file()):
+        return None
+    network = build()
+    try:
+        with safe_open(path, framework="pt") as file:
+            history = [read_epoch(values) for values in json.loads(file.metadata()["epochs"])]
+            names = file.keys()
+            put_weights(network, {name: file.get_tensor(name) for name in names})
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%s): the item vectors are learned again", path, error)
+        return None
+    if distributed.is_first():
+        logger.info("taking the item vectors of %s", path)
+    return network.to(choose_device(settings.device)).eval(), history
 
 
 def _learn_together(

@@ -17,9 +17,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from recgrit.config import Config
+from recgrit.embedding.likeness import Likeness
 from recgrit.ranking import Ranker
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from recgrit.data.splits import SequenceSplit
     from recgrit.semantic_ids.table import SemanticIdTable
     from recgrit.training.loop import TrainingEpoch
@@ -33,6 +36,8 @@ class CatalogueInputs:
         trained: bool ``[N]``, the items of training histories.
         semantic_ids: For models that need the stage ``tokenize``; else None.
         features: float32 ``[N, F]``, for models that need the stage ``embed``; else None.
+        words: Those of the items' texts, sparse float32 ``[N, W]`` with rows of length 1; likewise,
+            and None where the items came as vectors.
         listed: bool ``[N]``, the items that may be recommended; others left the catalogue.
         num_known: The first items, which the catalogue had in training; later ones were appended.
     """
@@ -40,6 +45,7 @@ class CatalogueInputs:
     trained: npt.NDArray[np.bool_]
     semantic_ids: SemanticIdTable | None
     features: npt.NDArray[np.float32] | None
+    words: csr_array | None
     listed: npt.NDArray[np.bool_]
     num_known: int
 
@@ -47,6 +53,11 @@ class CatalogueInputs:
     def num_items(self) -> int:
         """N."""
         return len(self.trained)
+
+    @property
+    def likeness(self) -> Likeness | None:
+        """What tells which items are alike; None for models that do not need the features."""
+        return None if self.features is None else Likeness(self.features, self.words)
 
     def require_ids(self) -> SemanticIdTable:
         """The ID table of a model that needs the stage ``tokenize``."""
@@ -63,16 +74,20 @@ class FitSummary:
         history: One entry per epoch; empty for a model that is not trained in epochs.
         best_epoch: The epoch kept, from 1; 0 for a model that is not trained in epochs.
         precision: Of the training.
+        strengths: How much neighbours of each kind count beside the model, as fitted.
     """
 
     num_parameters: dict[str, int] = field(default_factory=dict)
     history: list[TrainingEpoch] = field(default_factory=list)
     best_epoch: int = 0
     precision: str = "float32"
+    strengths: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """What goes into the manifest."""
         values: dict[str, Any] = {"num_parameters": self.num_parameters}
+        if self.strengths:
+            values["neighbour_strengths"] = self.strengths
         if self.history:
             values |= {
                 "best_epoch": self.best_epoch,

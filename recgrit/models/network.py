@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from recgrit import distributed
+from recgrit.embedding.likeness import Likeness
 from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
 from recgrit.ranking import Ranker
 from recgrit.retrieval.neighbours import ItemNeighbours
+from recgrit.retrieval.strengths import fit_strengths
 from recgrit.training.loop import TrainingEpoch, choose_device, train_model
 
 if TYPE_CHECKING:
@@ -99,13 +100,19 @@ class NetworkModel(Model, Generic[NetworkT]):
             on_epoch=on_epoch,
             checkpoint=checkpoint,
         )
+        model = cls(trained.model, items, settings, trained.precision)
+        neighbours = getattr(trained.model, "neighbours", None)
+        if neighbours is not None:
+            ranker = model.ranker(beam_width=beam_width)
+            fit_strengths(neighbours, ranker, split, seed=seed)
         summary = FitSummary(
             num_parameters=cls.count_parameters(trained.model),
             history=trained.history,
             best_epoch=trained.best_epoch,
             precision=str(trained.precision).removeprefix("torch."),
+            strengths={} if neighbours is None else asdict(neighbours.strengths),
         )
-        return Fitted(cls(trained.model, items, settings, trained.precision), summary)
+        return Fitted(model, summary)
 
     def save(self, directory: Path) -> None:
         """Write ``weights.safetensors``."""
@@ -147,11 +154,11 @@ class NetworkModel(Model, Generic[NetworkT]):
 def count_neighbours(
     neighbours: ItemNeighbours | None,
     split: SequenceSplit,
-    features: npt.NDArray[np.float32] | None = None,
+    likeness: Likeness | None,
 ) -> None:
     """Count in the first process, and have its counts in all of them."""
     if neighbours is None:
         return
     if distributed.is_first():
-        neighbours.count(split, features)
+        neighbours.count(split, likeness)
     distributed.take_from_first_(neighbours.buffers())

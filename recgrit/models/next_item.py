@@ -4,7 +4,8 @@ A semantic ID that was fitted to reconstruct an item's features never hears of a
 the vectors that are quantized are learned from sequences: a transformer reads the vectors of a
 history, and the next item's vector has to have the largest product with its state. The vector of an
 item is an *encoding* of its features, which new items have too, plus an *offset* of its own that
-training histories have to justify.
+training histories have to justify. Items that a history holds already get a learned score, for
+vectors say badly whether people come back for the same item.
 
 With a quantizer the network sees nothing of an item but the sum of its codes, as input and as
 output. Codebooks and item vectors then learn together, by the radius surrogate's gradient, and
@@ -77,6 +78,7 @@ class NextItemNetwork(nn.Module):
             history_length=history_length,
             dropout=dropout,
         )
+        self.seen_score = nn.Parameter(torch.zeros(()))
         self.quantizer: Quantizer | None = None
         self.register_buffer("features", features, persistent=False)
         self.register_buffer("train_items", train_items, persistent=False)
@@ -137,10 +139,28 @@ class NextItemNetwork(nn.Module):
         vectors, quantization = self.quantize(self.vectors(items))
         rows = histories if items is None else torch.searchsorted(items, histories)
         states = self.encoder(self.input_scale * F.embedding(rows, vectors))[supervised]
-        scores = (states @ vectors.T).float() + log_weights
+        users, positions = supervised.nonzero(as_tuple=True)
+        upto = torch.arange(histories.shape[1], device=histories.device)
+        scores = self._score_seen(
+            (states @ vectors.T).float() + log_weights,
+            rows[users],
+            upto <= positions.unsqueeze(-1),
+        )
         columns = wanted if items is None else torch.searchsorted(items, wanted)
         accuracy = (scores.detach().argmax(dim=-1) == columns).float().mean()
         return TrainingLoss(F.cross_entropy(scores, columns) + quantization, accuracy.unsqueeze(0))
+
+    def _score_seen(self, scores: Tensor, columns: Tensor, present: Tensor) -> Tensor:
+        """Scores ``[R, C]`` with what being in the history adds to them.
+
+        Args:
+            scores: Of any items.
+            columns: ``[R, T]``, those of the histories' items.
+            present: bool ``[R, T]``, which of them are meant; the first always is.
+        """
+        columns = columns.where(present, columns[:, :1])
+        added = scores.gather(1, columns) + self.input_scale * self.seen_score
+        return scores.scatter(1, columns, added)
 
     def stand_idle(self) -> None:
         """Quantize nothing, as this process's part of a step that others learn from."""
@@ -178,4 +198,5 @@ class NextItemNetwork(nn.Module):
     def rank_scores(self, histories: Histories, *, vectors: Tensor) -> Tensor:
         """Scores ``[B, N]`` of all items by their vectors ``[N, D]``."""
         states = self.encoder(self.input_scale * F.embedding(histories.items, vectors))
-        return histories.take_last(states).float() @ vectors.T
+        scores = histories.take_last(states).float() @ vectors.T
+        return self._score_seen(scores, histories.items, histories.present)

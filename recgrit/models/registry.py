@@ -16,6 +16,7 @@ MODELS: dict[str, str] = {
     "sasrec": "recgrit.models.sasrec.SASRecModel",
     "tiger": "recgrit.models.tiger.TigerModel",
     "decoder": "recgrit.models.decoder.DecoderModel",
+    "transitions": "recgrit.models.transitions.Transitions",
     "item_knn": "recgrit.models.item_knn.ItemKNN",
     "popularity": "recgrit.models.popularity.Popularity",
 }

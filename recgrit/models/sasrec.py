@@ -10,6 +10,7 @@ Shapes: B users, T history items, M targets, N items, D model dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from recgrit.models.config import SASRecConfig
 from recgrit.models.model import CatalogueInputs
 from recgrit.models.network import NetworkModel, count_neighbours
 from recgrit.ranking import NEVER, Histories, ScoreRanker, TrainingLoss
+from recgrit.retrieval.config import NeighbourKind
 from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.transformer import HistoryEncoder
@@ -40,9 +42,7 @@ class SASRec(nn.Module):
         num_heads: Attention heads.
         history_length: Longest history, in items.
         dropout: Rate in the encoder.
-        neighbour_weight: Mixture weight of the neighbours' counts in an item's probability; 0 for
-            none.
-        neighbour_boost: Power of the same counts in the item's score.
+        neighbours: Kinds of neighbours of the history's items that count beside the model.
     """
 
     train_items: Tensor
@@ -57,8 +57,7 @@ class SASRec(nn.Module):
         num_heads: int = 4,
         history_length: int = 50,
         dropout: float = 0.5,
-        neighbour_weight: float = 0.0,
-        neighbour_boost: float = 0.0,
+        neighbours: Sequence[NeighbourKind] = (),
     ) -> None:
         super().__init__()
         self.input_scale: float = model_dim**0.5
@@ -72,11 +71,7 @@ class SASRec(nn.Module):
             dropout=dropout,
         )
         self.register_buffer("train_items", train_items, persistent=False)
-        self.neighbours = None
-        if neighbour_weight:
-            self.neighbours = ItemNeighbours(
-                num_items, weight=neighbour_weight, boost=neighbour_boost
-            )
+        self.neighbours = ItemNeighbours(num_items, neighbours) if neighbours else None
 
     def encode(self, histories: Tensor) -> Tensor:
         """States ``[B, T, D]`` of histories ``[B, T]``."""
@@ -104,7 +99,7 @@ class SASRec(nn.Module):
         items = torch.arange(scores.shape[1], device=device)
         seen = LeafSets.build(histories.items, histories.present, len(items))
         found = neighbours.weigh(histories, items, seen)
-        return found.mix(scores.log_softmax(dim=-1), found.leaves, found.weights)
+        return found.mix(scores.log_softmax(dim=-1), found.leaves, found.weights, found.bonuses)
 
     def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
         """Cross-entropy of the next item at every supervised position."""
@@ -119,6 +114,7 @@ class SASRecModel(NetworkModel[SASRec]):
     """SASRec as a plug."""
 
     settings_class = SASRecConfig
+    needs = ("embed",)
 
     @classmethod
     def build(cls, items: CatalogueInputs, settings: SASRecConfig) -> SASRec:
@@ -131,14 +127,13 @@ class SASRecModel(NetworkModel[SASRec]):
             num_heads=settings.num_heads,
             history_length=settings.history_length,
             dropout=settings.dropout,
-            neighbour_weight=settings.neighbour_weight,
-            neighbour_boost=settings.neighbour_boost,
+            neighbours=settings.neighbours,
         )
 
     @classmethod
     def count(cls, network: SASRec, items: CatalogueInputs, split: SequenceSplit) -> None:
         """Count the neighbours, where they have a weight."""
-        count_neighbours(network.neighbours, split)
+        count_neighbours(network.neighbours, split, items.likeness)
 
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None
@@ -147,7 +142,7 @@ class SASRecModel(NetworkModel[SASRec]):
         return self._ranker(self.network.neighbours, allowed)
 
     def valid_ranker(self, beam_width: int | None) -> ScoreRanker:
-        """SASRec alone chooses the epoch: neighbours stand beside the trained model."""
+        """SASRec alone chooses the epoch, as in `recgrit.models.trie`."""
         return self._ranker(None, None)
 
     def _ranker(self, neighbours: ItemNeighbours | None, allowed: Tensor | None) -> ScoreRanker:

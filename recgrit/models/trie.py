@@ -51,8 +51,7 @@ class TrieModel(NetworkModel[TrieRetriever]):
             dropout=settings.dropout,
             node_dropout=settings.node_dropout,
             label_smoothing=settings.label_smoothing,
-            neighbour_weight=settings.neighbour_weight,
-            neighbour_boost=settings.neighbour_boost,
+            neighbours=settings.neighbours,
             seen_scores=settings.seen_scores,
             size=settings.size,
             node_buckets=settings.node_buckets,
@@ -62,7 +61,7 @@ class TrieModel(NetworkModel[TrieRetriever]):
     @classmethod
     def count(cls, network: TrieRetriever, items: CatalogueInputs, split: SequenceSplit) -> None:
         """Count the neighbours."""
-        count_neighbours(network.neighbours, split, items.features)
+        count_neighbours(network.neighbours, split, items.likeness)
 
     @classmethod
     def count_parameters(cls, network: TrieRetriever) -> dict[str, int]:
@@ -73,17 +72,18 @@ class TrieModel(NetworkModel[TrieRetriever]):
     def put_state(
         cls, network: TrieRetriever, state: dict[str, torch.Tensor], items: CatalogueInputs
     ) -> None:
-        """Put saved weights into a retriever; later items get neighbours by their features."""
+        """Put saved weights into a retriever; later items get neighbours by likeness."""
         neighbours = network.neighbours
         if neighbours is not None:
             for name, rows in neighbours.state_dict(prefix="neighbours.").items():
-                rows[: len(state[name])] = state[name]
-                state[name] = rows
+                if rows.dim() > 1:
+                    rows[: len(state[name])] = state[name]
+                    state[name] = rows
         network.load_state_dict(state)
         joined = np.arange(items.num_items) >= items.num_known
         if neighbours is not None and joined.any():
-            assert items.features is not None
-            neighbours.add_by_features(items.features, ~joined, joined & items.listed)
+            assert items.likeness is not None
+            neighbours.add_items(items.likeness, ~joined, joined & items.listed)
 
     def ranker(self, *, beam_width: int | None = None, allowed: Tensor | None = None) -> TrieRanker:
         """See `Model.ranker`."""
@@ -92,4 +92,13 @@ class TrieModel(NetworkModel[TrieRetriever]):
             beam_width=beam_width,
             allowed=allowed,
             precision=self.precision,
+        )
+
+    def valid_ranker(self, beam_width: int | None) -> TrieRanker:
+        """The transformer alone chooses the epoch.
+
+        At first neighbours know more than it does. Beside them, its progress would not show.
+        """
+        return TrieRanker(
+            self.network, beam_width=beam_width, precision=self.precision, neighbours=False
         )

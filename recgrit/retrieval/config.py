@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from recgrit.training.config import TransformerConfig
 
+NeighbourKind = Literal["near", "next", "alike"]
+
 
 class RetrieverConfig(TransformerConfig):
     """Settings of the retriever and its training.
@@ -17,10 +19,9 @@ class RetrieverConfig(TransformerConfig):
         tree_levels: Codes of an ID that are chosen one after another; what is left of it tells
             apart, at once, the items that share them. None for all codes.
         label_smoothing: Fraction of each target spread over its siblings.
-        neighbour_weight: Mixture weight, in an item's probability, of how often it stands near the
-            last items of the history in other histories; 0 for none.
-        neighbour_boost: Scale of an additive bonus in the item's score, by the same counts: what
-            both the model and the counts find likely comes first. Needs a ``neighbour_weight``.
+        neighbours: Kinds of neighbours of the history's last items that count beside the model:
+            what stands ``near`` them in other histories, what comes ``next`` there, and what is
+            ``alike`` by its text. How much each counts is fitted on validation targets.
         seen_scores: Learn a score for items that the history holds already.
         size: What the trained parameters grow with. ``catalogue`` gives every node of the trie a
             vector of its own, ``prefixes`` those above several items; ``constant`` gives none and
@@ -34,8 +35,7 @@ class RetrieverConfig(TransformerConfig):
     node_dropout: float = Field(0.05, ge=0, lt=1)
     tree_levels: int | None = Field(None, ge=1)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    neighbour_weight: float = Field(0.3, ge=0, lt=1)
-    neighbour_boost: float = Field(0.0, ge=0, le=1)
+    neighbours: tuple[NeighbourKind, ...] = ("near", "next", "alike")
     seen_scores: bool = True
     size: Literal["catalogue", "prefixes", "constant"] = "catalogue"
     node_buckets: int = Field(0, ge=0)
@@ -48,15 +48,5 @@ class RetrieverConfig(TransformerConfig):
             raise ValueError(
                 f"node_buckets {self.node_buckets} is a table for a retriever of constant size: "
                 f"set size to constant (now {self.size}), or node_buckets to 0"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_boost(self) -> RetrieverConfig:
-        if self.neighbour_boost and not self.neighbour_weight:
-            raise ValueError(
-                f"neighbour_boost {self.neighbour_boost} boosts what neighbours say, of whom "
-                "neighbour_weight 0 leaves none: set neighbour_boost to 0 as well, or "
-                "neighbour_weight to 0.1"
             )
         return self

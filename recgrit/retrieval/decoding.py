@@ -3,9 +3,9 @@
 Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no item
 comes out twice. A score is log P(item | history) as the model has it. Counted neighbours change it
 to the log of a mixture, plus an additive bonus. A prefix has the mixture of its two probabilities
-and the bonus of all that the neighbours give below it: no item below a prefix scores more than the
-prefix. A filter removes items and never renormalises what is left: prefixes without an allowed leaf
-are dropped on the way down.
+and the largest bonus below it: no item below a prefix scores more than the prefix. A filter removes
+items and never renormalises what is left: prefixes without an allowed leaf are dropped on the way
+down.
 
 What neighbours and filters change is looked up from the few nodes above their items, not from the
 many candidates. Where shapes are fixed, the search never waits for what was computed: no number is
@@ -133,8 +133,8 @@ def beam_search(
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
         candidates = log_probs_of_prefixes
         if neighbours is not None:
-            columns, weights = weigh_candidates(trie, frontier, neighbours, level)
-            candidates = neighbours.mix(candidates, columns, weights)
+            given = weigh_candidates(trie, frontier, neighbours, level)
+            candidates = neighbours.mix(candidates, *given)
         if leaf_filter is not None:
             candidates = _drop_filtered(trie, candidates, frontier, leaf_filter, level)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
@@ -177,7 +177,8 @@ def score_all_items(
         parents = filled.nonzero()[:, 0]
         chosen = walk.extend(None if chosen is None else chosen[:, parents], nodes, level)
     if neighbours is not None:
-        scores = neighbours.mix(scores, neighbours.leaves.long(), neighbours.weights)
+        given = neighbours.leaves.long(), neighbours.weights, neighbours.bonuses
+        scores = neighbours.mix(scores, *given)
     by_item = torch.empty_like(scores)
     by_item[:, trie.leaf_items] = scores
     return by_item
@@ -185,15 +186,17 @@ def score_all_items(
 
 def weigh_candidates(
     trie: TrieTensors, frontier: Frontier, leaf_weights: LeafWeights, level: int
-) -> tuple[Tensor, Tensor]:
-    """Weights of candidates: the sum over the leaves below each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What candidates are given: all the weights below each, and the largest bonus.
 
     Returns:
-        ``columns`` int64 ``[B, E]``, the candidate above each leaf, -1 for none; and the weights
-        ``[B, E]``, all that a candidate has at one of its entries.
+        ``columns`` int64 ``[B, E]``, the candidate above each leaf, -1 for none; and weights and
+        bonuses ``[B, E]``, all that a candidate has at one of its entries.
     """
     above = trie.nodes_above(leaf_weights.leaves, level)
-    return frontier.find(above), merge_runs(above, leaf_weights.weights)
+    weights = merge_runs(above, leaf_weights.weights)
+    bonuses = merge_runs(above, leaf_weights.bonuses, by="amax")
+    return frontier.find(above), weights, bonuses
 
 
 def _drop_filtered(

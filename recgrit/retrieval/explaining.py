@@ -67,11 +67,11 @@ def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choi
         log_mixture = log_probs
         added = bonus = torch.zeros_like(log_probs)
         if neighbours is not None:
-            columns, weights = weigh_candidates(trie, frontier, neighbours, level)
-            of_candidates = weights.masked_fill(columns < 0, 0.0)
-            added = added.double().scatter_add(1, columns.clamp_min(0), of_candidates)
-            bonus = neighbours.bonus(added)
-            log_mixture = neighbours.mix(log_probs, columns, weights) - bonus
+            columns, weights, bonuses = weigh_candidates(trie, frontier, neighbours, level)
+            at, is_none = columns.clamp_min(0), columns < 0
+            added = added.double().scatter_add(1, at, weights.masked_fill(is_none, 0.0))
+            bonus = bonus.scatter_add(1, at, bonuses.masked_fill(is_none, 0.0))
+            log_mixture = neighbours.mix(log_probs, columns, weights, bonuses) - bonus
         column = following - int(frontier.firsts)
         choices.append(
             Choice(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -59,54 +60,55 @@ class LeafSets:
 
 @dataclass(frozen=True)
 class LeafWeights:
-    """Weights of some leaves per row; all others weigh nothing.
+    """What some leaves per row are given beside a model; all others are given nothing.
 
     Args:
-        leaves: ``[R, E]``, ascending in each row.
-        weights: float64 ``[R, E]``; of a leaf that stands there repeatedly, the last one's counts.
-        boost: Scale of the additive bonus ``boost * log(1 + weight / unit)`` of a score.
-        unit: The weight that counts as 1 in the bonus.
+        leaves: ``[R, E]``, ascending in each row; of equal ones the first has all that is given.
+        weights: float64 ``[R, E]``, parts of the probability.
+        bonuses: float32 ``[R, E]``, added to scores, at least 0.
     """
 
     leaves: Tensor
     weights: Tensor
-    boost: float = 0.0
-    unit: float = 1.0
+    bonuses: Tensor
 
-    def mix(self, log_probs: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
-        """Scores by a model's probabilities and these weights, ``[R, C]``.
+    def mix(self, log_probs: Tensor, columns: Tensor, weights: Tensor, bonuses: Tensor) -> Tensor:
+        """Scores by a model's probabilities and what is given, ``[R, C]``.
 
-        A score is the log of their mixture plus the `bonus`. The mixture weight of the model is
-        what the weights of a row leave of 1. A prefix never scores less than what comes below it,
-        so that a search may go by scores.
+        A score is the log of the mixture of both probabilities, plus the bonus. The mixture weight
+        of the model is what the weights of a row leave of 1. A prefix never scores less than what
+        comes below it, so that a search may go by scores.
 
         Args:
             log_probs: ``[R, C]``, the model's; -inf for what is no candidate.
             columns: int64 ``[R, E]``, the candidate that each entry belongs to; -1 for none.
             weights: ``[R, E]``, what it gets; no candidate gets more than one.
+            bonuses: ``[R, E]``, likewise.
 
         Example:
-            >>> row = LeafWeights(torch.tensor([[0, 2]]), torch.tensor([[0.1, 0.4]]))
+            >>> weights = torch.tensor([[0.1, 0.4]])
+            >>> row = LeafWeights(torch.tensor([[0, 2]]), weights, torch.zeros(1, 2))
             >>> log_probs = torch.tensor([[0.4, 0.4, 0.2]]).log()
-            >>> row.mix(log_probs, row.leaves, row.weights).exp()
+            >>> row.mix(log_probs, row.leaves, row.weights, row.bonuses).exp()
             tensor([[0.3000, 0.2000, 0.5000]])
         """
         mixed = log_probs + (1 - self.weights.sum(dim=-1, keepdim=True)).log().float()
         at = columns.clamp_min(0)
         # The logarithm of 0 takes a CPU ten times as long as any other.
         logs = weights.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-        sums = torch.logaddexp(mixed.gather(1, at), logs) + self.bonus(weights)
+        sums = torch.logaddexp(mixed.gather(1, at), logs) + bonuses
         # A score only grows: the larger one is the new one, and nothing is less than none.
-        sums = sums.masked_fill_((columns < 0) | (weights <= 0), float("-inf"))
+        sums = sums.masked_fill_(columns < 0, float("-inf"))
         return mixed.scatter_reduce_(1, at, sums, "amax")
 
-    def bonus(self, weights: Tensor) -> Tensor:
-        """What weights add to the log of the mixture, float32."""
-        return self.boost * torch.log1p(weights / self.unit).float()
 
+def merge_runs(keys: Tensor, values: Tensor, *, by: Literal["sum", "amax"] = "sum") -> Tensor:
+    """Values ``[R, E]`` of keys that ascend in each row: of equal keys, the last has it all.
 
-def merge_runs(keys: Tensor, weights: Tensor) -> Tensor:
-    """Weights ``[R, E]`` of keys that ascend in each row: of equal ones, the last has the sum.
+    Args:
+        keys: ``[R, E]``.
+        values: At least 0.
+        by: The sum of a run's values, or the largest.
 
     Example:
         >>> merge_runs(torch.tensor([[1, 3, 3]]), torch.tensor([[4.0, 1.0, 2.0]]))
@@ -115,8 +117,8 @@ def merge_runs(keys: Tensor, weights: Tensor) -> Tensor:
     is_last = F.pad(keys[:, 1:] != keys[:, :-1], (0, 1), value=True)
     # Runs are summed apart: differences of one running sum would lose what is small beside others.
     run = F.pad(is_last[:, :-1].cumsum(dim=-1), (1, 0))
-    sums = torch.zeros_like(weights).scatter_add_(1, run, weights)
-    return torch.where(is_last, sums.gather(1, run), 0.0)
+    merged = torch.zeros_like(values).scatter_reduce_(1, run, values, by)
+    return torch.where(is_last, merged.gather(1, run), 0.0)
 
 
 @dataclass(frozen=True)

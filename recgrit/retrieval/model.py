@@ -22,14 +22,16 @@ an item more and more finely, and their number does not grow with the catalogue.
 A child all of whose items the history already holds gets a learned score per level on top. So the
 model learns from the data whether people come back for the same item. Vectors alone express this
 badly, for training makes them alike for items that follow one another. Nor do vectors remember
-which rare items stand near one another in histories, so `recgrit.retrieval.neighbours` adds to the
-probabilities when recommending.
+which rare items stand near one another in histories, or share a brand, so
+`recgrit.retrieval.neighbours` adds to the scores when recommending.
 
 Shapes: B users, T history items, M targets, L levels of the trie, V nodes, N items, C children, D
 model dimensions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.ranking import Histories, TrainingLoss
+from recgrit.retrieval.config import NeighbourKind
 from recgrit.retrieval.frontier import ragged_index
 from recgrit.retrieval.leaves import LeafWeights, NodeSets
 from recgrit.retrieval.neighbours import ItemNeighbours
@@ -100,9 +103,7 @@ class TrieRetriever(nn.Module):
         node_dropout: Fraction of node embeddings that the fallback replaces in a training step.
         label_smoothing: Fraction of the target spread evenly over the siblings, at each level.
         seen_scores: Learn a score for children of which the history holds every item.
-        neighbour_weight: Mixture weight of the counted neighbours in the probability of an item; 0
-            for none.
-        neighbour_boost: Scale of the additive bonus that the neighbours give to an item's score.
+        neighbours: Kinds of neighbours of the history's items that count beside the model.
         size: Which nodes have an embedding of their own: all that training chooses (``catalogue``),
             those of them above several items (``prefixes``), or none (``constant``).
         node_buckets: With ``constant``, rows of a table of embeddings that are shared by nodes that
@@ -134,8 +135,7 @@ class TrieRetriever(nn.Module):
         node_dropout: float = 0.05,
         label_smoothing: float = 0.0,
         seen_scores: bool = True,
-        neighbour_weight: float = 0.0,
-        neighbour_boost: float = 0.0,
+        neighbours: Sequence[NeighbourKind] = (),
         size: Size = "catalogue",
         node_buckets: int = 0,
         trie_softmax: bool = True,
@@ -173,11 +173,7 @@ class TrieRetriever(nn.Module):
         )
         self.decoder = CodeDecoder(model_dim, num_levels=trie.num_levels, dropout=dropout)
         self.seen_scores = nn.Parameter(torch.zeros(trie.num_levels)) if seen_scores else None
-        self.neighbours = (
-            ItemNeighbours(len(trie.paths), weight=neighbour_weight, boost=neighbour_boost)
-            if neighbour_weight
-            else None
-        )
+        self.neighbours = ItemNeighbours(len(trie.paths), neighbours) if neighbours else None
         for name, table in {
             "train_child_starts": train_children.starts,
             "train_child_nodes": train_children.nodes,
@@ -229,7 +225,9 @@ class TrieRetriever(nn.Module):
         if self.neighbours is None:
             return None
         seen = self.trie.find_leaves(histories.items, histories.present)
-        return self.neighbours.weigh(histories, self.trie.item_leaves, seen)
+        return self.neighbours.weigh(
+            histories, self.trie.item_leaves, seen, fixed_shapes=self.trie.fixed_shapes
+        )
 
     def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
         """Negative log-likelihood of the next item at every supervised position.

@@ -1,37 +1,50 @@
-"""Items that stand near those of a history in other histories: counted, not generalised.
+"""Items that go with those of a history: counted, not generalised.
 
 A transformer trained with much dropout generalises well and remembers rare pairs of items badly;
 counts are the reverse. Language models gain from the same: Khandelwal et al. (ICLR 2020) mix the
 model's distribution with one over the nearest neighbours of its state in the training data. Here
-the neighbours are those of a history's last items, which needs one small table instead of a state
-for every training target.
+the neighbours are those of a history's last items, which needs a few small tables instead of a
+state for every training target. An item has neighbours of three kinds:
 
-Items without interactions have no counts. They get neighbours by their features: the items most
-like them, and the counted neighbours of those.
+- ``near``: what stands near it in training histories, in any order;
+- ``next``: what comes right after it there;
+- ``alike``: what shares rare words with it, such as a brand, which vectors of texts blur. An
+  untrained graph of transitions and texts does as well as many trained models (GraphRec, arXiv
+  2605.07125).
+
+How much each kind counts is fitted on validation targets (`recgrit.retrieval.strengths`). Items
+without interactions have no counts: they get those of the items they are alike.
 
 Shapes: B users, T history items, N items, J neighbours, E entries.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.embedding.cooccurrence import count_pairs
-from recgrit.embedding.features import Vectors, find_alike
+from recgrit.embedding.likeness import Likeness
+from recgrit.embedding.words import keep_largest
 from recgrit.ranking import Histories
-from recgrit.retrieval.leaves import LeafSets, LeafWeights, merge_runs
+from recgrit.retrieval.config import NeighbourKind
+from recgrit.retrieval.leaves import LeafSets, LeafWeights
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+KINDS: tuple[NeighbourKind, ...] = get_args(NeighbourKind)
+# Neighbours of each kind that an item keeps.
+NUM_NEIGHBOURS: dict[NeighbourKind, int] = {"near": 50, "next": 20, "alike": 100}
 # Chosen on validation of Beauty and MovieLens-100K alike.
-NUM_NEIGHBOURS = 50
 WINDOW = 20
 SHRINKAGE = 10.0
 # Items of a history that are asked for their neighbours, each this much less than the one after it.
@@ -39,10 +52,37 @@ MAX_ASKED = 10
 DISCOUNT = 0.8
 # Similarities are sums over few users: squares keep the many small ones from outweighing the large.
 SHARPNESS = 2
-# Fraction of all neighbours' weight from which on `ItemNeighbours.boost` counts.
-BOOSTED_FROM = 1e-5
-# Items that stand for one without interactions: those most like it.
-NUM_ALIKE = 5
+# Fraction of all weight of a kind from which on its bonus counts.
+COUNTED_FROM: dict[NeighbourKind, float] = {"near": 1e-5, "next": 1e-4}
+# Items that stand for one without interactions, those most like it; and items without interactions
+# that an item with counts has for neighbours at most.
+NUM_MOST_ALIKE = 20
+NUM_STAND_INS = 5
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """How much neighbours count beside a model.
+
+    Args:
+        mixture: Weight of the near ones' part in the probability of an item.
+        near: Scale of a bonus in the score: an item with the fraction s of their weight scores
+            ``near * log(1 + s / COUNTED_FROM["near"])`` more than its log probability. What both
+            the model and the counts find likely then comes first, as in a product of experts
+            (Hinton, Neural Computation 2002); a mixture asks for one of them.
+        next: Likewise, of the share of those that come next.
+        alike: Scale of a bonus by the mean cosine with the history's items.
+    """
+
+    mixture: float = 0.1
+    near: float = 0.2
+    next: float = 0.05
+    alike: float = 8.0
+
+    def only(self, kinds: Sequence[NeighbourKind]) -> Strengths:
+        """Without what other kinds add."""
+        none: dict[str, float] = {kind: 0.0 for kind in KINDS if kind not in kinds}
+        return replace(self, **none if "near" in kinds else none | {"mixture": 0.0})
 
 
 def find_similar(
@@ -65,131 +105,267 @@ def find_similar(
         entries = slice(together.indptr[item], together.indptr[item + 1])
         others = together.indices[entries]
         together.data[entries] /= np.sqrt(counts[item] * counts[others]) + shrinkage
-    return _keep_largest(together, num_neighbours)
+    return keep_largest(together, num_neighbours)
 
 
-def _keep_largest(similar: csr_array, num_kept: int) -> csr_array:
-    """Drop all but so many entries of each row; changes what it is given."""
-    for start, end in zip(similar.indptr[:-1], similar.indptr[1:], strict=True):
-        values = similar.data[start:end]
-        if len(values) > num_kept:
-            values[np.argpartition(values, -num_kept)[:-num_kept]] = 0
-    similar.eliminate_zeros()
-    return similar
+def find_next(split: SequenceSplit) -> csr_array:
+    """How often each item (column) comes right after another (row), shares float64 ``[N, N]``."""
+    from scipy.sparse import coo_array, csr_array, diags_array
+
+    mask = split.train_mask()
+    items = np.asarray(split.items)[mask]
+    users = np.repeat(np.arange(split.num_sequences), np.diff(split.offsets))[mask]
+    counts = (users[1:] == users[:-1]) & (items[1:] != items[:-1])
+    before, after = items[:-1][counts], items[1:][counts]
+    shape = (split.num_items, split.num_items)
+    together = csr_array(coo_array((np.ones(len(before)), (before, after)), shape=shape))
+    return csr_array(diags_array(1 / np.maximum(together.sum(axis=1), 1)) @ together)
 
 
 class ItemNeighbours(nn.Module):
-    """Each item's most similar items, and what they add to scores after a history.
+    """Each item's neighbours, and what they add to scores after a history.
 
     Part of the retriever's weights, so that a trained retriever needs no sequences to recommend.
 
     Args:
         num_items: N; without neighbours until `count` or a checkpoint brings them.
-        weight: Mixture weight of the neighbours in the probability of an item.
-        boost: Scale of their additive bonus. An item with the fraction s of the neighbours' weight
-            scores ``boost * log(1 + s / BOOSTED_FROM)`` more than its log probability. What both
-            the model and the counts find likely then comes first, as in a product of experts
-            (Hinton, Neural Computation 2002); a mixture asks for one of them.
+        kinds: Of neighbours.
+        strengths: How much they count, until a fit or a checkpoint says.
     """
 
-    items: Tensor
-    similarities: Tensor
+    fitted: Tensor
 
-    def __init__(self, num_items: int, *, weight: float, boost: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        kinds: Sequence[NeighbourKind] = KINDS,
+        *,
+        strengths: Strengths | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = weight
-        self.boost = boost
-        self.register_buffer("items", torch.zeros(num_items, NUM_NEIGHBOURS, dtype=torch.int32))
-        self.register_buffer("similarities", torch.zeros(num_items, NUM_NEIGHBOURS))
+        self.num_items = num_items
+        self.kinds = tuple(kind for kind in KINDS if kind in kinds)
+        for kind in self.kinds:
+            shape = (num_items, NUM_NEIGHBOURS[kind])
+            self.register_buffer(f"{kind}_items", torch.zeros(shape, dtype=torch.int32))
+            self.register_buffer(f"{kind}_values", torch.zeros(shape))
+        start = (strengths or Strengths()).only(self.kinds)
+        self.register_buffer("fitted", torch.tensor(astuple(start), dtype=torch.float64))
 
-    def count(self, split: SequenceSplit, features: Vectors | None = None) -> None:
+    @property
+    def strengths(self) -> Strengths:
+        """How much the neighbours count."""
+        return Strengths(*self.fitted.tolist())
+
+    @strengths.setter
+    def strengths(self, strengths: Strengths) -> None:
+        self.fitted.copy_(torch.tensor(astuple(strengths), dtype=torch.float64))
+
+    def count(self, split: SequenceSplit, likeness: Likeness | None = None) -> None:
         """Count the neighbours in the training parts of these sequences.
 
         Args:
             split: The sequences.
-            features: float32 ``[N, F]``, for items without interactions; None gives those no
-                neighbours.
+            likeness: Of the items; None gives those without interactions no neighbours.
         """
-        similar = find_similar(
-            split, num_neighbours=NUM_NEIGHBOURS, window=WINDOW, shrinkage=SHRINKAGE
-        )
-        self._put(similar)
-        if features is not None:
-            has_counts = split.train_item_counts() > 0
-            self.add_by_features(features, has_counts, ~has_counts)
+        everything = np.arange(self.num_items)
+        has_counts = split.train_item_counts() > 0
+        for kind in self.kinds:
+            num_kept = NUM_NEIGHBOURS[kind]
+            if kind == "near":
+                found = find_similar(
+                    split, num_neighbours=num_kept, window=WINDOW, shrinkage=SHRINKAGE
+                )
+            elif kind == "next":
+                found = keep_largest(find_next(split), num_kept)
+            elif likeness is not None:
+                found = likeness.find(everything, everything, num_kept)
+            else:
+                continue
+            self._put(kind, found)
+        if likeness is not None:
+            self._stand_in(likeness, has_counts, ~has_counts)
 
-    def add_by_features(
-        self,
-        features: Vectors,
-        has_counts: npt.NDArray[np.bool_],
-        added: npt.NDArray[np.bool_],
+    def add_items(
+        self, likeness: Likeness, known: npt.NDArray[np.bool_], added: npt.NDArray[np.bool_]
     ) -> None:
-        """Give items without counts the neighbours that their features suggest.
-
-        Such an item is as near to those most like it as an item's nearest typically is, times
-        their cosine, and as near to any other as those are in the mean, weighted by cosines. An
-        item with counts gets no more than `NUM_ALIKE` of them for neighbours, however many are like
-        it: they stand beside what was counted and do not take its place.
+        """Give neighbours to items that joined after the counting.
 
         Args:
-            features: float32 ``[N, F]``.
-            has_counts: bool ``[N]``, the items that have interactions.
-            added: bool ``[N]``, the items to give neighbours to; none that has counts.
+            likeness: Of all items.
+            known: bool ``[N]``, the items that were there.
+            added: bool ``[N]``, the items to give neighbours to; none that was there.
         """
         from scipy.sparse import csr_array, diags_array
 
-        new, known = np.flatnonzero(added), np.flatnonzero(has_counts)
-        nearest = self.similarities.amax(dim=1)
-        if not len(new) or not nearest.any():
+        self._stand_in(likeness, known, added)
+        if "alike" in self.kinds and added.any():
+            new, num_kept = np.flatnonzero(added), NUM_NEIGHBOURS["alike"]
+            of_new = self._spread(likeness.find(new, np.flatnonzero(known | added), num_kept), new)
+            of_known = diags_array(known.astype(np.float64)) @ of_new.T
+            together = csr_array(self._table("alike") + of_new + of_known)
+            self._put("alike", keep_largest(together, num_kept))
+
+    def _stand_in(
+        self, likeness: Likeness, known: npt.NDArray[np.bool_], added: npt.NDArray[np.bool_]
+    ) -> None:
+        """Give items without counts what the items most like them suggest.
+
+        Such an item is as near to those most like it as an item's nearest typically is, times
+        their cosine, and as near to any other as those are in the mean, weighted by cosines. It
+        comes next where those come next. An item with counts gets no more than `NUM_STAND_INS` of
+        them for neighbours, however many are like it: they stand beside what was counted and do not
+        take its place.
+        """
+        from scipy.sparse import csr_array, diags_array
+
+        new, others = np.flatnonzero(added), np.flatnonzero(known)
+        if not len(new) or not len(others):
             return
-        typical = float(nearest[nearest > 0].mean())
-        found = find_alike(features, new, known, NUM_ALIKE)
-        num_items, width = self.items.shape
-        cosines = found.cosines.clip(0).astype(np.float64)
-        alike = csr_array(
-            (cosines.ravel(), (np.repeat(new, cosines.shape[1]), found.items.ravel())),
-            shape=(num_items, num_items),
-        )
+        alike = self._spread(likeness.find(new, others, NUM_MOST_ALIKE), new)
         normalized = diags_array(1 / np.maximum(alike.sum(axis=1), 1e-12)) @ alike
-        similarities = self.similarities.numpy().astype(np.float64)
-        counted = csr_array(
-            (similarities.ravel(), self.items.numpy().ravel(), width * np.arange(num_items + 1)),
-            shape=(num_items, num_items),
-        )
-        suggested = csr_array(typical * alike + normalized @ counted)
-        of_known = _keep_largest(csr_array(suggested.T), NUM_ALIKE)
-        self._put(_keep_largest(csr_array(counted + suggested + of_known), width))
+        for kind in self.kinds:
+            if kind == "alike":
+                continue
+            counted = self._table(kind)
+            rows = csr_array(normalized @ counted)
+            columns = csr_array(counted @ normalized.T)
+            if kind == "near":
+                nearest = counted.max(axis=1).toarray().ravel()
+                typical = float(nearest[nearest > 0].mean()) if nearest.any() else 0.0
+                rows = csr_array(typical * alike + rows)
+                columns = csr_array(rows.T)
+            of_known = keep_largest(columns, NUM_STAND_INS)
+            self._put(
+                kind, keep_largest(csr_array(counted + rows + of_known), NUM_NEIGHBOURS[kind])
+            )
 
-    def _put(self, similar: csr_array) -> None:
-        """Replace all neighbours by rows of at most J entries."""
-        rows = np.repeat(np.arange(len(self.items)), np.diff(similar.indptr))
-        columns = np.arange(similar.nnz) - similar.indptr[rows]
-        self.items.zero_()
-        self.similarities.zero_()
-        self.items[rows, columns] = torch.from_numpy(similar.indices.astype(np.int32))
-        self.similarities[rows, columns] = torch.from_numpy(similar.data.astype(np.float32))
+    def _spread(self, rows: csr_array, items: npt.NDArray[np.int64]) -> csr_array:
+        """Rows ``[n, N]`` of some items in a table of all, float64 ``[N, N]``."""
+        from scipy.sparse import csr_array
 
-    def weigh(self, histories: Histories, leaf_of: Tensor, seen: LeafSets) -> LeafWeights:
-        """The neighbours' part of the probability of each leaf after each history.
+        entries = rows.tocoo()
+        places = (items[entries.coords[0]], entries.coords[1])
+        shape = (self.num_items, self.num_items)
+        return csr_array((entries.data.astype(np.float64), places), shape=shape)
 
-        The parts of one history sum to ``weight``, or to 0 where nothing is near its items. Items
-        of the history itself get none: whether people come back for them is for the model to know.
+    def _table(self, kind: NeighbourKind) -> csr_array:
+        """The neighbours of a kind, float64 ``[N, N]``."""
+        from scipy.sparse import csr_array
+
+        items: Tensor = getattr(self, f"{kind}_items")
+        values: Tensor = getattr(self, f"{kind}_values")
+        starts = items.shape[1] * np.arange(self.num_items + 1)
+        entries = (values.numpy().ravel().astype(np.float64), items.numpy().ravel(), starts)
+        table = csr_array(entries, shape=(self.num_items, self.num_items))
+        table.sum_duplicates()
+        table.eliminate_zeros()
+        return table
+
+    def _put(self, kind: NeighbourKind, table: csr_array) -> None:
+        """Replace all neighbours of a kind by rows of at most as many entries as are kept."""
+        items: Tensor = getattr(self, f"{kind}_items")
+        values: Tensor = getattr(self, f"{kind}_values")
+        rows = np.repeat(np.arange(self.num_items), np.diff(table.indptr))
+        columns = np.arange(table.nnz) - table.indptr[rows]
+        items.zero_()
+        values.zero_()
+        items[rows, columns] = torch.from_numpy(table.indices.astype(np.int32))
+        values[rows, columns] = torch.from_numpy(table.data.astype(np.float32))
+
+    def weigh(
+        self,
+        histories: Histories,
+        leaf_of: Tensor,
+        seen: LeafSets,
+        *,
+        fixed_shapes: bool = False,
+    ) -> LeafWeights:
+        """What the neighbours give to each leaf after each history.
+
+        The parts of the probability of one history sum to the mixture weight, or to 0 where nothing
+        is near its items. Items of the history itself get nothing: whether people come back for
+        them is for the model to know.
 
         Args:
             histories: ``[B, T]``.
             leaf_of: ``[N]``, the leaf of each item.
             seen: The leaves of each history.
+            fixed_shapes: As many entries whatever was found, so that no number is read back.
+        """
+        leaves, shares = self._share(histories, leaf_of, seen, fixed_shapes=fixed_shapes)
+        mixture, *scales = self.fitted.unbind()  # Never read back from a GPU.
+        bonuses = torch.zeros_like(leaves, dtype=torch.float64)
+        for kind, scale in zip(KINDS, scales, strict=True):
+            if kind in shares:
+                bonuses += scale * bonus_of(kind, shares[kind])
+        weights = mixture * shares.get("near", torch.zeros_like(bonuses))
+        return LeafWeights(leaves, weights, bonuses.float())
+
+    def _share(
+        self, histories: Histories, leaf_of: Tensor, seen: LeafSets, *, fixed_shapes: bool = False
+    ) -> tuple[Tensor, dict[NeighbourKind, Tensor]]:
+        """How near, next and alike leaves are to histories, arguments as for `weigh`.
+
+        Returns:
+            Leaves int64 ``[B, E]``, ascending in each row; and by kind float64 ``[B, E]``, all that
+            a leaf has at the first of its entries: what is near sums to 1, what comes next to 1 at
+            most, and what is alike has a mean cosine.
         """
         device = leaf_of.device
         steps = torch.arange(MAX_ASKED, device=device)
         positions = histories.lengths.unsqueeze(-1) - 1 - steps  # The last item first.
         asked = histories.items.gather(1, positions.clamp_min(0))
-        trust = torch.where(positions >= 0, DISCOUNT**steps, 0.0).unsqueeze(-1)
-        leaves, order = leaf_of[self.items[asked]].flatten(1).sort(dim=-1)
-        similarities = (self.similarities[asked] * trust).double().flatten(1)
-        sums = merge_runs(leaves, similarities.gather(1, order))
+        trust = torch.where(positions >= 0, DISCOUNT**steps, 0.0).double()
+        found = {
+            kind: (
+                leaf_of[getattr(self, f"{kind}_items")[asked]].flatten(1),
+                (getattr(self, f"{kind}_values")[asked] * trust.unsqueeze(-1)).flatten(1),
+            )
+            for kind in self.kinds
+        }
+        ordered, order = torch.cat([places for places, _ in found.values()], dim=1).sort(dim=-1)
+        # The leaves of a row are numbered as they ascend: each gets one entry, the last all others.
+        is_next = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+        numbers = is_next.cumsum(dim=-1)
+        size = ordered.shape[1] if fixed_shapes else int(numbers[:, -1].max()) + 1
+        leaves = ordered[:, -1:].repeat(1, size).scatter_(1, numbers, ordered)
+        places = torch.empty_like(order).scatter_(1, order, numbers)
         rows = torch.arange(len(leaves), device=device).unsqueeze(-1)
-        weights = sums**SHARPNESS * (seen.count(rows, leaves, leaves + 1) == 0)
-        totals = weights.sum(dim=-1, keepdim=True)
-        parts = self.weight * weights / totals.clamp_min(torch.finfo(totals.dtype).tiny)
-        return LeafWeights(leaves, parts, self.boost, self.weight * BOOSTED_FROM)
+        is_new = seen.count(rows, leaves, leaves + 1) == 0
+        shares: dict[NeighbourKind, Tensor] = {}
+        widths = [values.shape[1] for _, values in found.values()]
+        for (kind, (_, values)), entries in zip(
+            found.items(), places.split(widths, dim=1), strict=True
+        ):
+            sums = torch.zeros_like(leaves, dtype=values.dtype).scatter_add_(1, entries, values)
+            sums = sums * is_new
+            if kind == "near":
+                sharp = sums**SHARPNESS
+                totals = sharp.sum(dim=-1, keepdim=True)
+                shares[kind] = sharp / totals.clamp_min(torch.finfo(totals.dtype).tiny)
+            else:
+                shares[kind] = sums / trust.sum(dim=-1, keepdim=True)
+        return leaves, shares
+
+    def share_of_items(
+        self, histories: Histories, items: Tensor
+    ) -> tuple[dict[NeighbourKind, Tensor], Tensor]:
+        """How near, next and alike some items ``[B, K]`` are to histories; `NO_ITEM` is nothing.
+
+        Returns:
+            By kind float64 ``[B, K]``; and bool ``[B, 1]``, whether anything is near a history.
+        """
+        everything = torch.arange(self.num_items, device=items.device)
+        seen = LeafSets.build(histories.items, histories.present, self.num_items)
+        leaves, shares = self._share(histories, everything, seen)
+        places = torch.searchsorted(leaves, items).clamp_max(leaves.shape[1] - 1)
+        is_there = leaves.gather(1, places) == items
+        found = {kind: share.gather(1, places) * is_there for kind, share in shares.items()}
+        return found, shares.get("near", is_there).any(dim=-1, keepdim=True)
+
+
+def bonus_of(kind: NeighbourKind, share: Tensor) -> Tensor:
+    """What a share adds to a score, times the kind's strength."""
+    unit = COUNTED_FROM.get(kind)
+    return share if unit is None else torch.log1p(share / unit)

@@ -25,6 +25,7 @@ class TrieRanker:
             scores every item.
         allowed: bool ``[N]``, items that may be listed; None for all.
         precision: bfloat16 runs the history encoder under autocast; scores stay float32.
+        neighbours: Let the neighbours count.
 
     Raises:
         DataError: No item is allowed.
@@ -37,11 +38,13 @@ class TrieRanker:
         beam_width: int | None,
         allowed: Tensor | None = None,
         precision: torch.dtype = torch.float32,
+        neighbours: bool = True,
     ) -> None:
         require_items(allowed)
         self.model = model.eval()
         self.beam_width = beam_width
         self.precision = precision
+        self.neighbours = neighbours
         self.allowed = None if allowed is None else allowed.to(self.device)
         with torch.inference_mode():
             self.node_vectors = model.nodes.table()
@@ -82,7 +85,7 @@ class TrieRanker:
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
         """The best items after these histories."""
         trie, walk = self.model.trie, self.read(histories)
-        neighbours = self.model.weigh_neighbours(histories)
+        neighbours = self.model.weigh_neighbours(histories) if self.neighbours else None
         if self.beam_width is None:
             scores = score_all_items(trie, walk, neighbours=neighbours)
             return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODER_FILES, load_encoder
 from recgrit.embedding.features import build_new_features
 from recgrit.embedding.text import build_item_texts
+from recgrit.embedding.words import Terms
 from recgrit.errors import ArtifactError, DataError
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
 from recgrit.models.registry import find_model
@@ -30,6 +32,9 @@ from recgrit.semantic_ids.addition import AddedIds, add_items
 from recgrit.serving.bundle import MODEL_FOLDER, Ancestor, Bundle
 from recgrit.serving.catalogue import Catalogue
 from recgrit.serving.writing import write_bundle
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +115,8 @@ def append_items(
     there = np.array([item_id in known for item_id in offered.item_ids], dtype=bool)
     refused = np.array([item_id in gone for item_id in offered.item_ids], dtype=bool)
     wanted = np.flatnonzero(~there & ~refused)
-    features, added = _tokenize(
-        bundle,
-        ItemTable(offered.frame[wanted]),
-        None if vectors is None else vectors.vectors[wanted],
-    )
+    new = ItemTable(offered.frame[wanted])
+    features, added = _tokenize(bundle, new, None if vectors is None else vectors.vectors[wanted])
     num_new = len(wanted)
     tables = {
         "features": Embeddings(
@@ -145,6 +147,7 @@ def append_items(
             removed_in=np.concatenate([removed_in, np.full(num_new, -1, np.int32)]),
         ),
         tables=tables,
+        words=_add_words(bundle, new),
         copied={
             name: bundle.directory / name
             for name in manifest.files
@@ -177,6 +180,17 @@ def _require_appendable(bundle: Bundle) -> None:
             f"The bundle {bundle.directory} has published IDs: there is no tokenizer to give IDs "
             "to other items. Unset tokenizer.semantic_ids_path in its run to fit one."
         )
+
+
+def _add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
+    """The words of all items' texts, in the terms of the first ones."""
+    from scipy.sparse import csr_array, vstack
+
+    words = bundle.words
+    if words is None or not len(items):
+        return words
+    texts = build_item_texts(items, bundle.require_ids().embedding.template)
+    return csr_array(vstack([words, Terms.load(bundle.directory).encode(texts)], format="csr"))
 
 
 # Files of a bundle that new items do not change.

@@ -33,6 +33,7 @@ from recgrit.data.items import ItemTable
 from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.features import FeatureTransform
+from recgrit.embedding.words import load_words
 from recgrit.errors import ArtifactError, NewerSchemaError, RecgritError
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
 from recgrit.models.model import CatalogueInputs, Model
@@ -44,12 +45,14 @@ from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.serving.catalogue import Catalogue
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from recgrit.quantization.autoencoder import Tokenizer
 
 BUNDLE = "bundle"
 TRIE_NAME = "trie.safetensors"
 MODEL_FOLDER = "model"
-BUNDLE_VERSION = 2
+BUNDLE_VERSION = 3
 
 
 class Ancestor(Config):
@@ -187,6 +190,12 @@ class Bundle:
             return Embeddings.load(self.directory, "features")
 
     @cached_property
+    def words(self) -> csr_array | None:
+        """The words of all items' texts; None where the items came as vectors."""
+        with self._reading():
+            return load_words(self.directory)
+
+    @cached_property
     def cooccurrence(self) -> npt.NDArray[np.float32] | None:
         """Co-occurrence vectors of all items, zeros where there are none."""
         if self.feature_transform.cooccurrence_mean is None:
@@ -219,6 +228,7 @@ class Bundle:
             trained=self.catalogue.trained,
             semantic_ids=self.semantic_ids if "tokenize" in found.needs else None,
             features=self.features.vectors if "embed" in found.needs else None,
+            words=self.words if "embed" in found.needs else None,
             listed=self.catalogue.listed,
             num_known=self.settings.num_known_items,
         )

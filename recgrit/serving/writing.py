@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from recgrit.artifacts import Origin, write_artifact
 from recgrit.data.items import ItemTable
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODER_FILES
+from recgrit.embedding.words import save_words
 from recgrit.errors import ArtifactError
 from recgrit.layout import EPOCHS_NAME, TOKENIZER_NAME, TRANSFORM_NAME, stage_directory
 from recgrit.quantization.config import TokenizerConfig
@@ -30,6 +32,9 @@ from recgrit.serving.bundle import (
 )
 from recgrit.serving.catalogue import Catalogue
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 
 def export_bundle(run: Run, directory: Path) -> Bundle:
     """Write the first bundle of a finished run.
@@ -41,7 +46,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
     trained = run.manifest("train")
     kind = str(trained.config["model"])
     manifests = {"train": trained, **{name: run.manifest(name) for name in trained.parents}}
-    data, tables = run.data, []
+    data, tables, words = run.data, [], None
     folder = stage_directory(run.directory, "train")
     copied = {
         f"{MODEL_FOLDER}/{name}": folder / name for name in trained.files if name != EPOCHS_NAME
@@ -51,8 +56,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
     items: SemanticIdTable | ItemTable = ItemTable(names)
     if "tokenize" in manifests:
         items = run.semantic_ids
-        tokenizer = manifests["tokenize"]
-        embed = run.manifest("embed")
+        tokenizer, embed = manifests["tokenize"], run.manifest("embed")
         manifests["embed"] = embed
         published = "published" in tokenizer.summary
         ids = TokenizerSettings(
@@ -64,9 +68,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
             ),
         )
         embeddings = stage_directory(run.directory, "embed")
-        transform = run.feature_transform
-        tables.append(("features", run.features))
-        if transform.cooccurrence_mean is not None:
+        if run.feature_transform.cooccurrence_mean is not None:
             tables.append(("cooccurrence", Embeddings.load(embeddings, "cooccurrence")))
         copied |= {
             name: embeddings / name
@@ -75,6 +77,9 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
         }
         if not published:
             copied[TOKENIZER_NAME] = stage_directory(run.directory, "tokenize") / TOKENIZER_NAME
+    if "embed" in manifests:
+        tables.append(("features", run.features))
+        words = run.words
     num_items = len(items)
     settings = BundleSettings(
         version=BUNDLE_VERSION,
@@ -97,6 +102,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
         items=items,
         catalogue=catalogue,
         tables=dict(tables),
+        words=words,
         copied=copied,
         device=run.device,
     )
@@ -109,6 +115,7 @@ def write_bundle(
     items: SemanticIdTable | ItemTable,
     catalogue: Catalogue,
     tables: Mapping[str, Embeddings],
+    words: csr_array | None,
     copied: Mapping[str, Path],
     device: str,
 ) -> Bundle:
@@ -120,6 +127,7 @@ def write_bundle(
         items: What all items are called, with their IDs if they have any.
         catalogue: What became of each of them.
         tables: Vectors of all of them, such as ``features``, by name.
+        words: Those of their texts; None where there are none.
         copied: Files taken as they are, by their names in the bundle.
         device: Of the opened bundle.
 
@@ -139,6 +147,8 @@ def write_bundle(
         catalogue.save(writer.path, items.item_ids)
         for name, vectors in tables.items():
             vectors.save(writer.path, name)
+        if words is not None:
+            save_words(words, writer.path)
         if isinstance(items, SemanticIdTable):
             build_trie(items.codes).save(writer.path / TRIE_NAME)
         (writer.path / MODEL_FOLDER).mkdir()

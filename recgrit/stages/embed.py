@@ -49,6 +49,7 @@ def _build(
     from recgrit.embedding.features import fit_features
     from recgrit.embedding.text import build_item_texts
     from recgrit.embedding.vectors import load_vectors
+    from recgrit.embedding.words import Terms, has_words, save_words
 
     data = Run(config.run.dir).data
     space = None
@@ -69,6 +70,10 @@ def _build(
         pl.DataFrame({"item_id": data.items.item_ids, "text": texts}).write_parquet(
             writer.path / "texts.parquet"
         )
+        if has_words(texts):
+            terms = Terms.fit(texts)
+            terms.save(writer.path)
+            save_words(terms.encode(texts), writer.path)
     text.save(writer.path, "text")
     features = config.features
     cooccurrence = None
@@ -100,7 +105,7 @@ def _build(
 
 EMBED = Stage(
     name="embed",
-    version=1,
+    version=2,
     parents=("prepare",),
     settings=_settings,
     inputs=_find_inputs,

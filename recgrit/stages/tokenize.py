@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.artifacts import ArtifactWriter, digest_file
+from recgrit.artifacts import ArtifactWriter, Origin, digest_file
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import Report, ShardFunction
 from recgrit.experiment import ExperimentConfig
@@ -70,6 +70,7 @@ class LearnIds:
     config: ExperimentConfig
     folder: Path
     checkpoint: Path
+    kept: Path
 
     def __call__(self, report: Report) -> dict[str, Any]:
         """The fit summary."""
@@ -86,6 +87,7 @@ class LearnIds:
             self.config.item_vectors,
             seed=self.config.seed,
             checkpoint=self.checkpoint,
+            kept=self.kept,
         )
         if distributed.is_first():
             _save_tokenizer(learned.tokenizer, learned.fit.history, self.folder)
@@ -169,6 +171,18 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
     return as_settings(config.seed, tokenizer=tokenizer, item_vectors=vectors)
 
 
+def _vectors_path(config: ExperimentConfig) -> Path:
+    """The cache of learned item vectors, which other codebooks of the same can start from."""
+    together = {"quantized_epochs", "quantized_learning_rate"}
+    settings = config.item_vectors.model_dump(mode="json", exclude={"device", *together})
+    run = Run(config.run.dir)
+    parents = {name: run.manifest(name).fingerprint for name in TOKENIZE.parents}
+    origin = Origin(
+        "item_vectors", TOKENIZE.version, as_settings(config.seed, item_vectors=settings), parents
+    )
+    return config.run.cache / f"item-vectors-{origin.key}.safetensors"
+
+
 def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
     """A published table of IDs, and what says which item has which number."""
     from recgrit.semantic_ids.published import find_published_files
@@ -195,7 +209,6 @@ def _build(
 
 def _replace_ids(config: ExperimentConfig, folder: Path) -> SemanticIdTable:
     """Give the IDs to other items, or other IDs to the items: a negative control."""
-    from recgrit.semantic_ids.collisions import disambiguate
     from recgrit.semantic_ids.table import SemanticIdTable
 
     table, generator = SemanticIdTable.load(folder), np.random.default_rng(config.seed)
@@ -206,37 +219,40 @@ def _replace_ids(config: ExperimentConfig, folder: Path) -> SemanticIdTable:
         if table.disambiguation_level is not None:
             del sizes[table.disambiguation_level]
         codes = np.column_stack([generator.integers(size, size=len(table)) for size in sizes])
-        unique = disambiguate(codes, tuple(sizes), table.item_ids)
-        changed = SemanticIdTable(
-            unique.codes,
-            unique.codebook_sizes,
-            unique.disambiguation_level,
-            table.item_ids,
-            table.titles,
-        )
+        changed = _tell_apart(codes, tuple(sizes), table.item_ids, table.titles)
     changed.save(folder)
     logger.warning("tokenizer.control=%s: the IDs mean nothing", config.tokenizer.control)
     return changed
 
 
+def _tell_apart(
+    codes: npt.NDArray[np.int64], sizes: tuple[int, ...], item_ids: pl.Series, titles: pl.Series
+) -> SemanticIdTable:
+    """A table of these codes, with one more level where items share an ID."""
+    from recgrit.semantic_ids.collisions import disambiguate
+    from recgrit.semantic_ids.table import SemanticIdTable
+
+    level, found = None, codes.astype(np.int32)
+    if len(np.unique(codes, axis=0)) < len(codes):
+        unique = disambiguate(codes, sizes, item_ids)
+        found, sizes, level = unique.codes, unique.codebook_sizes, unique.disambiguation_level
+    return SemanticIdTable(found, sizes, level, item_ids, titles)
+
+
 def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWriter) -> None:
     """IDs of a published table; those that items share get one more level."""
     from recgrit.quantization.diagnostics import diagnose_codes
-    from recgrit.semantic_ids.collisions import disambiguate
     from recgrit.semantic_ids.published import read_published_ids
-    from recgrit.semantic_ids.table import SemanticIdTable
 
     items = Run(config.run.dir).data.items
     published = read_published_ids(path, items.item_ids)
     diagnostics = diagnose_codes(published.codes, published.codebook_sizes)
-    codes, sizes, level = published.codes.astype(np.int32), published.codebook_sizes, None
-    if diagnostics.collision_rate > 0:
-        unique = disambiguate(published.codes, sizes, items.item_ids)
-        codes, sizes, level = unique.codes, unique.codebook_sizes, unique.disambiguation_level
-    SemanticIdTable(codes, sizes, level, items.item_ids, items.titles).save(writer.path)
+    table = _tell_apart(published.codes, published.codebook_sizes, items.item_ids, items.titles)
+    table.save(writer.path)
+    level = table.disambiguation_level
     writer.summary = {
-        "num_items": len(codes),
-        "codebook_sizes": list(sizes),
+        "num_items": len(table),
+        "codebook_sizes": list(table.codebook_sizes),
         "disambiguation_level": level,
         "unique_by": "none needed" if level is None else "disambiguation",
         "num_moved": 0,
@@ -262,7 +278,9 @@ def _fit_semantic_ids(
     checkpoint = (config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors").absolute()
     latents_path = None
     if config.tokenizer.objective != "reconstruction":
-        fit = LearnIds(config.with_absolute_paths(), folder, checkpoint)
+        fit = LearnIds(
+            config.with_absolute_paths(), folder, checkpoint, _vectors_path(config).absolute()
+        )
         latents_path = folder / LATENTS_NAME
     fit_summary = engine.run_on_processes(fit, lambda epoch: None, writer.path)
     checkpoint.unlink(missing_ok=True)
@@ -365,7 +383,7 @@ def _assign_codes(
 
 TOKENIZE = Stage(
     name="tokenize",
-    version=2,
+    version=3,
     parents=("prepare", "embed"),
     settings=_settings,
     inputs=_find_inputs,

@@ -178,7 +178,7 @@ def train_model(
     gradient = GradientSum(model, precision)
     state = TrainingState(model, averaged, optimizer, schedule, np.random.default_rng(seed))
     history = _go_on(checkpoint, state, on_epoch)
-    best = _best_epoch(history)
+    best = best_epoch_of(history)
     deadline = _deadline(config, history)
     with progress_bar("training", num_steps) as bar:
         bar.advance(len(history) * steps_per_epoch)
@@ -215,7 +215,7 @@ def train_model(
             # One history for all processes, so that they end together.
             latest = distributed.of_first(trained.validated(recall, ndcg))
             history.append(latest)
-            best = _best_epoch(history)
+            best = best_epoch_of(history)
             if best == latest.epoch:
                 state.best = {name: value.clone() for name, value in weights_of(kept).items()}
             _end_epoch(history, state, checkpoint, on_epoch)
@@ -361,7 +361,7 @@ def _explaining_memory(config: TrainingConfig) -> Iterator[None]:
         ) from error
 
 
-def _best_epoch(history: list[TrainingEpoch]) -> int:
+def best_epoch_of(history: list[TrainingEpoch]) -> int:
     """From 1; the first of equals; 0 if there is none."""
     if not history:
         return 0

@@ -18,7 +18,7 @@ class TestSASRec(ModelContract):
 
 class TestSASRecWithNeighbours(ModelContract):
     kind = "sasrec"
-    settings = TINY_TRANSFORMER | {"neighbour_weight": 0.3, "neighbour_boost": 0.2}
+    settings = TINY_TRANSFORMER | {"neighbours": ("near", "next", "alike")}
 
 
 class TestTiger(ModelContract):
@@ -38,6 +38,10 @@ class TestTiger(ModelContract):
 class TestDecoder(ModelContract):
     kind = "decoder"
     settings = TINY_TRANSFORMER | {"epochs": 8, "history_length": 6, "dropout": 0.0}
+
+
+class TestTransitions(ModelContract):
+    kind = "transitions"
 
 
 class TestItemKNN(ModelContract):

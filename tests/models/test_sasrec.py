@@ -6,6 +6,7 @@ from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
 from recgrit.models.config import SASRecConfig
 from recgrit.models.sasrec import SASRecModel
 from recgrit.ranking import Histories, recommend_items
+from recgrit.retrieval.neighbours import Strengths
 from tests.small_models import build_inputs
 
 NUM_ITEMS = 40
@@ -82,8 +83,9 @@ def test_neighbours_are_mixed_into_its_probabilities(make_split, config):
     rng = np.random.default_rng(0)
     split = make_split(rng.integers(0, NUM_ITEMS, (30, 9)), NUM_ITEMS)
     models = [
-        build(split, config.model_copy(update={"neighbour_weight": weight})) for weight in (0, 0.4)
+        build(split, config.model_copy(update={"neighbours": kinds})) for kinds in ((), ("near",))
     ]
+    models[1].network.neighbours.strengths = Strengths(mixture=0.4, near=0.0)
     histories = Histories(torch.tensor([[1, 5, 7], [2, 0, 0]]), torch.tensor([3, 1]))
     alone, mixed = (
         found.scores.gather(1, found.items.argsort())

@@ -330,7 +330,9 @@ def test_fixed_shapes_change_nothing(
     """The same lists and scores, however few vectors are copied at once."""
     monkeypatch.setattr(frontiers, "MAX_COPIED", most_copied)
     codes = random_codes(NUM_ITEMS, (6, 3, 2, 3))
-    model = make_model(codes, trie_softmax=trie_softmax, neighbour_weight=0.3, history_length=12)
+    model = make_model(
+        codes, trie_softmax=trie_softmax, neighbours=["near", "next"], history_length=12
+    )
     rng = np.random.default_rng(0)
     model.neighbours.count(make_split(rng.integers(0, NUM_ITEMS, (60, 9)), NUM_ITEMS))
     allowed = torch.rand(NUM_ITEMS, generator=torch.Generator().manual_seed(1)) < 0.7
@@ -358,8 +360,7 @@ def test_with_fixed_shapes_ranking_waits_for_no_number(
     """On tensors that hold no numbers, so that whatever reads one back fails."""
     model = make_model(
         random_codes(NUM_ITEMS, (6, 3, 2, 3)),
-        neighbour_weight=0.3,
-        neighbour_boost=0.2,
+        neighbours=["near", "next", "alike"],
         history_length=12,
         **settings,
     )

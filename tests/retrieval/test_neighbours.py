@@ -1,19 +1,28 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from recgrit.data.recommendations import NO_ITEM
+from recgrit.embedding.likeness import Likeness
 from recgrit.evaluation.metrics import ranks_of_targets, recall_at_k
 from recgrit.ranking import Histories, recommend_items
-from recgrit.retrieval.config import RetrieverConfig
-from recgrit.retrieval.neighbours import BOOSTED_FROM, DISCOUNT, MAX_ASKED, NUM_ALIKE, SHARPNESS
+from recgrit.retrieval.neighbours import (
+    COUNTED_FROM,
+    DISCOUNT,
+    MAX_ASKED,
+    NUM_STAND_INS,
+    SHARPNESS,
+    Strengths,
+)
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.retrieval.trie_tensors import TrieTensors
 from tests.small_models import build_retriever, fit_retriever
 
 NUM_ITEMS = 40
 WEIGHT = 0.3
+MIXED = Strengths(mixture=WEIGHT, near=0.0, next=0.0, alike=0.0)
 HISTORIES = Histories(
     torch.tensor([[3, 5, 3, 1, 8, 9], [4, 0, 0, 0, 0, 0], [39, 39, 0, 0, 0, 0]]),
     torch.tensor([6, 1, 2]),
@@ -29,7 +38,8 @@ def split(make_split):
 
 @pytest.fixture(scope="module")
 def model(make_model, random_codes, split):
-    model = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT)
+    model = make_model(random_codes(NUM_ITEMS), neighbours=["near"])
+    model.neighbours.strengths = MIXED
     model.neighbours.count(split)
     return model
 
@@ -41,8 +51,8 @@ def shares_by_hand(model, histories):
         history = items[:length].tolist()
         for age, item in enumerate(history[::-1][:MAX_ASKED]):
             for near, value in zip(
-                model.neighbours.items[item].tolist(),
-                model.neighbours.similarities[item].tolist(),
+                model.neighbours.near_items[item].tolist(),
+                model.neighbours.near_values[item].tolist(),
                 strict=True,
             ):
                 shares[row, near] += DISCOUNT**age * value
@@ -77,16 +87,11 @@ def test_probabilities_are_mixed_and_sum_to_one(model, make_model, random_codes)
     np.testing.assert_allclose(mixed.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_a_boost_without_neighbours_is_refused():
-    with pytest.raises(ValidationError, match="neighbour_weight 0 leaves none: set"):
-        RetrieverConfig(neighbour_weight=0, neighbour_boost=0.2)
-
-
 def test_a_boost_is_a_power_of_what_the_neighbours_say(model, monkeypatch):
     before = probabilities(model, HISTORIES)
-    monkeypatch.setattr(model.neighbours, "boost", 0.4)
+    monkeypatch.setattr(model.neighbours, "strengths", replace(MIXED, near=0.4))
     said = shares_by_hand(model, HISTORIES) / WEIGHT
-    expected = before * (1 + said / BOOSTED_FROM) ** 0.4
+    expected = before * (1 + said / COUNTED_FROM["near"]) ** 0.4
     np.testing.assert_allclose(probabilities(model, HISTORIES), expected, rtol=1e-4, atol=1e-7)
 
 
@@ -96,10 +101,10 @@ def test_the_narrowest_beam_finds_what_is_boosted(
 ):
     """A prefix is boosted by what lies below it, however unlikely the model finds it."""
     monkeypatch.setattr(TrieTensors, "fixed_shapes", fixed_shapes)
-    model = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT, neighbour_boost=0.4)
+    model = make_model(random_codes(NUM_ITEMS), neighbours=["near"])
     items = torch.arange(NUM_ITEMS)
-    model.neighbours.items[:, 0] = (items + 1) % NUM_ITEMS
-    model.neighbours.similarities[:, 0] = 1
+    model.neighbours.near_items[:, 0] = (items + 1) % NUM_ITEMS
+    model.neighbours.near_values[:, 0] = 1
     histories = Histories(items.unsqueeze(-1), torch.ones_like(items))
     found = TrieRanker(model, beam_width=1).rank(histories, top_k=1, excluded=None)
     assert torch.equal(found.items[:, 0].long(), (items + 1) % NUM_ITEMS)
@@ -114,7 +119,7 @@ def probabilities(model, histories):
 @pytest.mark.parametrize("share", [0.0, 0.7])
 @pytest.mark.parametrize("boost", [0.0, 0.4])
 def test_a_wide_beam_finds_the_exact_list(model, share, boost, monkeypatch):
-    monkeypatch.setattr(model.neighbours, "boost", boost)
+    monkeypatch.setattr(model.neighbours, "strengths", replace(MIXED, near=boost))
     excluded = None
     if share:
         draws = torch.rand(3, NUM_ITEMS, generator=torch.Generator().manual_seed(0)) < share
@@ -138,7 +143,7 @@ def test_a_narrow_beam_lists_as_many_items_as_are_left(model):
 
 
 def test_they_are_saved_with_the_weights(model, make_model, random_codes):
-    other = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT, seed=1)
+    other = make_model(random_codes(NUM_ITEMS), neighbours=["near"], seed=1)
     other.load_state_dict(model.state_dict())
     first, second = (
         TrieRanker(m, beam_width=20).rank(HISTORIES, top_k=5, excluded=None) for m in (model, other)
@@ -147,12 +152,12 @@ def test_they_are_saved_with_the_weights(model, make_model, random_codes):
 
 
 def test_only_training_parts_are_counted(make_split, make_model, random_codes):
-    model = make_model(random_codes(6), neighbour_weight=WEIGHT)
+    model = make_model(random_codes(6), neighbours=["near"])
     model.neighbours.count(make_split([[0, 1, 2, 3], [1, 0, 4, 5]], 6))
     near = {
         (item, int(other))
         for item in range(6)
-        for other in model.neighbours.items[item][model.neighbours.similarities[item] > 0]
+        for other in model.neighbours.near_items[item][model.neighbours.near_values[item] > 0]
     }
     assert near == {(0, 1), (1, 0)}
 
@@ -168,10 +173,10 @@ def pairs(make_split):
     return make_split(together.reshape(60, 8), NUM_ITEMS)
 
 
-@pytest.mark.parametrize(("weight", "low", "high"), [(0.0, 0.0, 0.6), (0.5, 0.9, 1.0)])
-def test_rare_pairs_are_remembered(pairs, make_table, random_codes, make_config, weight, low, high):
+@pytest.mark.parametrize(("kinds", "low", "high"), [((), 0.0, 0.6), (("near",), 0.9, 1.0)])
+def test_rare_pairs_are_remembered(pairs, make_table, random_codes, make_config, kinds, low, high):
     table = make_table(random_codes(NUM_ITEMS))
-    config = make_config(epochs=1, neighbour_weight=weight)
+    config = make_config(epochs=1, neighbours=kinds)
     trained = fit_retriever(table, pairs, None, config, seed=0)
     users = pairs.target_users("test")
     ranker = TrieRanker(trained.model, beam_width=20)
@@ -182,7 +187,7 @@ def test_rare_pairs_are_remembered(pairs, make_table, random_codes, make_config,
 
 def test_without_them_nothing_is_kept(make_table, random_codes, make_config, split):
     model = build_retriever(
-        make_table(random_codes(NUM_ITEMS)), split, None, make_config(neighbour_weight=0.0)
+        make_table(random_codes(NUM_ITEMS)), split, None, make_config(neighbours=())
     )
     assert model.neighbours is None
     assert not any("neighbours" in name for name in model.state_dict())
@@ -195,15 +200,15 @@ def uncounted(make_model, random_codes, make_split):
     features = np.eye(7, 6, dtype=np.float32)
     features[5] = features[0] + 0.1 * features[5]
     features[6] = 0
-    model = make_model(random_codes(7), neighbour_weight=WEIGHT)
+    model = make_model(random_codes(7), neighbours=["near"])
     return model, make_split(ring, 7), features
 
 
 def similarities_of(model):
     """All of them, ``[N, N]``."""
-    rows = torch.arange(len(model.neighbours.items)).unsqueeze(-1)
+    rows = torch.arange(len(model.neighbours.near_items)).unsqueeze(-1)
     found = torch.zeros(len(rows), len(rows))
-    found.index_put_((rows, model.neighbours.items.long()), model.neighbours.similarities, True)
+    found.index_put_((rows, model.neighbours.near_items.long()), model.neighbours.near_values, True)
     return found
 
 
@@ -211,7 +216,7 @@ def test_an_item_without_counts_stands_beside_the_one_it_looks_like(uncounted):
     model, split, features = uncounted
     model.neighbours.count(split)
     counted = similarities_of(model)
-    model.neighbours.count(split, features)
+    model.neighbours.count(split, Likeness(features, None))
     found = similarities_of(model)
     typical = counted.amax(dim=1)[:5].mean()
     cosine = 1 / np.hypot(1, 0.1)
@@ -229,21 +234,21 @@ def test_an_item_without_counts_is_recommended_after_the_one_it_looks_like(uncou
     after = Histories(torch.tensor([[0]]), torch.tensor([1]))
     model.neighbours.count(split)
     before = probabilities(model, after)[0, 5]
-    model.neighbours.count(split, features)
+    model.neighbours.count(split, Likeness(features, None))
     assert probabilities(model, after)[0, 5] > before + 0.2 * WEIGHT
 
 
 def test_where_all_are_counted_features_change_nothing(model, split, random_codes, make_model):
-    everything = make_model(random_codes(NUM_ITEMS - 1), neighbour_weight=WEIGHT)
+    everything = make_model(random_codes(NUM_ITEMS - 1), neighbours=["near"])
     rng = np.random.default_rng(0)
     features = rng.normal(size=(NUM_ITEMS - 1, 8)).astype(np.float32)
     has_counts = split.train_item_counts()[: NUM_ITEMS - 1] > 0
     assert has_counts.all()
-    everything.neighbours.items.copy_(model.neighbours.items[: NUM_ITEMS - 1])
-    everything.neighbours.similarities.copy_(model.neighbours.similarities[: NUM_ITEMS - 1])
-    everything.neighbours.add_by_features(features, has_counts, ~has_counts)
+    everything.neighbours.near_items.copy_(model.neighbours.near_items[: NUM_ITEMS - 1])
+    everything.neighbours.near_values.copy_(model.neighbours.near_values[: NUM_ITEMS - 1])
+    everything.neighbours.add_items(Likeness(features, None), has_counts, ~has_counts)
     torch.testing.assert_close(
-        everything.neighbours.similarities, model.neighbours.similarities[: NUM_ITEMS - 1]
+        everything.neighbours.near_values, model.neighbours.near_values[: NUM_ITEMS - 1]
     )
 
 
@@ -251,21 +256,21 @@ def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random
     """As when a shop lists dozens of variants of one item overnight."""
     num_added, rng = 20, np.random.default_rng(0)
     num_all = NUM_ITEMS + num_added
-    model = make_model(random_codes(num_all), neighbour_weight=WEIGHT)
-    alone = make_model(random_codes(NUM_ITEMS), neighbour_weight=WEIGHT)
+    model = make_model(random_codes(num_all), neighbours=["near"])
+    alone = make_model(random_codes(NUM_ITEMS), neighbours=["near"])
     alone.neighbours.count(split)
-    model.neighbours.items[:NUM_ITEMS] = alone.neighbours.items
-    model.neighbours.similarities[:NUM_ITEMS] = alone.neighbours.similarities
+    model.neighbours.near_items[:NUM_ITEMS] = alone.neighbours.near_items
+    model.neighbours.near_values[:NUM_ITEMS] = alone.neighbours.near_values
     features = rng.normal(size=(num_all, 8)).astype(np.float32)
     features[NUM_ITEMS:] = features[3] + 0.01 * features[NUM_ITEMS:]
     added = np.arange(num_all) >= NUM_ITEMS
     listed = added & (np.arange(num_all) != NUM_ITEMS + 7)
     before = similarities_of(model)[:NUM_ITEMS, :NUM_ITEMS]
-    model.neighbours.add_by_features(features, ~added, listed)
+    model.neighbours.add_items(Likeness(features, None), ~added, listed)
     found = similarities_of(model)
     new = (found[:NUM_ITEMS, NUM_ITEMS:] > 0).sum(dim=1)
-    assert new.max() == NUM_ALIKE
-    assert new[3] == NUM_ALIKE
+    assert new.max() == NUM_STAND_INS
+    assert new[3] == NUM_STAND_INS
     kept = (found[:NUM_ITEMS, :NUM_ITEMS] > 0).sum(dim=1)
     assert (kept >= torch.minimum((before > 0).sum(dim=1), torch.tensor(45))).all()
     assert not found[:, NUM_ITEMS + 7].any(), "what is not listed is nobody's neighbour"

@@ -67,6 +67,25 @@ def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Pat
     assert Bundle(tmp_path / "1").fingerprint == first.bundle.fingerprint, "left as it was"
 
 
+def test_new_items_are_alike_those_whose_words_they_share(
+    bundle: Bundle, like: Like, tmp_path: Path
+) -> None:
+    """Their texts are read in the terms of the first ones, and each stands beside its model."""
+    after = append_items(bundle, tmp_path / "1", like(["3", "4", "12"])).bundle
+    assert after.words is not None
+    assert bundle.words is not None
+    assert after.words.shape == (bundle.words.shape[0] + 3, bundle.words.shape[1])
+    assert (after.words[:-3] != bundle.words).nnz == 0
+    neighbours = network_of(after).neighbours
+    assert neighbours is not None
+    table = neighbours._table("alike").toarray()
+    rows = {str(item): row for row, item in enumerate(after.semantic_ids.item_ids)}
+    for old in ("3", "4", "12"):
+        pair = rows[old], rows[f"new {old}"]
+        assert table[pair] == pytest.approx(1, abs=1e-3), "the same text"
+        assert table[pair[::-1]] == table[pair]
+
+
 def test_the_same_night_again_is_the_same_bundle(
     bundle: Bundle, like: Like, tmp_path: Path
 ) -> None:

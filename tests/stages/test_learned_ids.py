@@ -101,3 +101,32 @@ def test_a_control_gives_items_ids_that_mean_nothing(
     assert (before != after.codes[:, : before.shape[1]]).any(axis=1).mean() > 0.8
     same = {tuple(row) for row in before.tolist()} == {tuple(row) for row in after.codes.tolist()}
     assert same == (control == "permuted")
+
+
+def test_random_ids_that_differ_anyway_need_no_further_level(
+    new_config: Callable[..., Path],
+) -> None:
+    run = make_run(
+        new_config,
+        "tokenizer.objective=reconstruction",
+        "tokenizer.control=random",
+        "tokenizer.num_levels=8",
+        until="tokenize",
+    )
+    sizes = run.config.tokenizer.codebook_sizes
+    assert np.prod(sizes) > 100 * len(run.semantic_ids) ** 2, "hardly any can be equal"
+    assert run.semantic_ids.disambiguation_level is None
+    assert run.semantic_ids.codes.shape[1] == 8
+
+
+def test_item_vectors_are_kept_for_other_codebooks(
+    new_config: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(new_config, until="tokenize")
+    assert "taking the item vectors" not in caplog.text
+    with caplog.at_level("INFO"):
+        make_run(new_config, "tokenizer.num_levels=3", until="tokenize")
+        assert "taking the item vectors" in caplog.text
+        caplog.clear()
+        make_run(new_config, "item_vectors.epochs=1", until="tokenize")
+    assert "taking the item vectors" not in caplog.text

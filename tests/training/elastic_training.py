@@ -44,6 +44,7 @@ def main():
         trained=split.train_item_counts() > 0,
         semantic_ids=table,
         features=None,
+        words=None,
         listed=np.ones(split.num_items, dtype=bool),
         num_known=split.num_items,
     )

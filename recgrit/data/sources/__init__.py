@@ -15,6 +15,7 @@ from recgrit.data.sources.amazon import EDITIONS, Amazon
 from recgrit.data.sources.movielens import COLONS, COMMAS, MovieLens, MovieLens100K
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData, Source
 from recgrit.data.sources.recbole import RecBole
+from recgrit.data.sources.sequences import Sequences
 from recgrit.data.sources.table import Table
 from recgrit.data.sources.tags import with_tags
 from recgrit.errors import ConfigError
@@ -43,6 +44,7 @@ SOURCES: dict[str, Source] = {
     "movielens-latest": MovieLens("ml-latest.zip", COMMAS),
     "movielens-latest-small": MovieLens("ml-latest-small.zip", COMMAS),
     "recbole": RecBole(),
+    "sequences": Sequences(),
 }
 
 # Families whose files carry a category in their names: 'family/Category' names one source.
