@@ -8,6 +8,7 @@ Shapes: N items, n some of them, W terms.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ import numpy.typing as npt
 import polars as pl
 
 from recgrit.errors import DataError
+from recgrit.progress import progress_bar
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import TfidfVectorizer
+
+logger = logging.getLogger(__name__)
 
 # The most frequent terms; the many that occur once tie no two items together.
 MAX_TERMS = 100_000
@@ -134,6 +138,12 @@ def find_same_words(
     pairs = np.cumsum(np.square(frequencies[rising], dtype=np.float64))
     is_kept = np.ones(len(frequencies), dtype=bool)
     is_kept[rising[pairs > MAX_PAIRS]] = False
+    if not is_kept.all():
+        logger.info(
+            "likeness by words leaves out the %d most frequent of %d terms: too many pairs",
+            np.count_nonzero(~is_kept),
+            len(is_kept),
+        )
     is_other = np.zeros(len(words.indptr) - 1, dtype=bool)
     is_other[among] = True
     asked = _keep_entries(words[items], is_kept)
@@ -143,12 +153,15 @@ def find_same_words(
     ends = np.concatenate([[0], np.cumsum(np.diff(by_term.indptr)[asked.indices])])[asked.indptr]
     parts: list[Any] = [csr_array((0, words.shape[0]), dtype=np.float32)]
     start = 0
-    while start < len(items):
-        end = max(start + 1, int(np.searchsorted(ends, ends[start] + PAIRS_AT_ONCE, "right")) - 1)
-        found = csr_array(asked[start:end] @ by_term)
-        found.data[found.indices == np.repeat(items[start:end], np.diff(found.indptr))] = 0
-        parts.append(keep_largest(found, num_kept))
-        start = end
+    with progress_bar("compare words", len(items)) as bar:
+        while start < len(items):
+            upto = int(np.searchsorted(ends, ends[start] + PAIRS_AT_ONCE, "right")) - 1
+            end = max(start + 1, upto)
+            found = csr_array(asked[start:end] @ by_term)
+            found.data[found.indices == np.repeat(items[start:end], np.diff(found.indptr))] = 0
+            parts.append(keep_largest(found, num_kept))
+            bar.advance(end - start)
+            start = end
     return csr_array(vstack(parts, format="csr"))
 
 

@@ -75,12 +75,14 @@ def test_the_same_words_are_the_largest_cosines(catalogue, monkeypatch, pairs_at
         np.testing.assert_allclose(kept, cosines[row > 0], rtol=1e-5)
 
 
-def test_the_most_frequent_words_go_where_pairs_are_too_many(catalogue, monkeypatch):
+def test_the_most_frequent_words_go_where_pairs_are_too_many(catalogue, monkeypatch, caplog):
     """A word that everything has says nothing, and makes pairs of everything."""
     everything = np.arange(100)
     frequencies = np.bincount(catalogue.indices, minlength=catalogue.shape[1])
     monkeypatch.setattr(module, "MAX_PAIRS", int(np.sum(np.sort(frequencies)[:-1] ** 2)))
-    found = find_same_words(catalogue, everything, everything, 100).toarray()
+    with caplog.at_level("INFO"):
+        found = find_same_words(catalogue, everything, everything, 100).toarray()
+    assert "leaves out the 1 most frequent" in caplog.text
     kept = catalogue.toarray()
     kept[:, frequencies.argmax()] = 0
     expected = kept @ kept.T

@@ -5,13 +5,14 @@ LETTER, LC-Rec, MiniOneRec and MQL4GRec publish their splits so, and `recgrit.ex
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from recgrit.data.numbered import find_item_numbers, read_item_numbers, read_object
+from recgrit.data.numbered import ID_FIELDS, find_item_numbers, read_item_numbers, read_object
 from recgrit.data.sources.cleaning import (
     CleanRows,
     clean_interactions,
@@ -24,9 +25,12 @@ from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import list_folder, require_path
 from recgrit.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".inter.json", ".inter.json.gz")
 FORM = 'a JSON object of item numbers by user, such as {"0": [3, 17, 4]}'
-TEXT_FIELDS = ("title", "brand", "categories", "description")
+# Of an item, beside its title.
+TEXT_FIELDS = ("brand", "categories", "description")
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,15 @@ def _read_items(path: Path | None, names: dict[str, str], max_malformed_share: f
     wrong = next((key for key, entry in entries.items() if not isinstance(entry, dict)), None)
     if wrong is not None:
         raise DataError(f"{path}: the entry {wrong!r} is no object. Expected {form}.")
-    present = [name for name in TEXT_FIELDS if any(name in entry for entry in entries.values())]
+    present = set().union(*entries.values())
+    if others := sorted(present.difference(("title", *TEXT_FIELDS, *ID_FIELDS))):
+        logger.warning("%s: the fields %s are not read", path.name, ", ".join(others))
     columns: dict[str, list[Any]] = {
         "line": list(range(1, len(entries) + 1)),
         "item_id": [names.get(number) if names else number for number in entries],
         "title": [clean_text(entry.get("title")) for entry in entries.values()],
     }
-    for name in present[present[:1] == ["title"] :]:
+    for name in (name for name in TEXT_FIELDS if name in present):
         columns[name] = [_read_text(entry.get(name)) for entry in entries.values()]
     overrides = {"line": pl.Int64} | {name: pl.String for name in columns if name != "line"}
     rows = pl.DataFrame(columns, schema_overrides=overrides)

@@ -46,12 +46,15 @@ def test_the_order_of_a_sequence_is_its_time(tmp_path: Path) -> None:
     assert frame["timestamp"].to_list() == [0, 1, 2, 0, 1, 2]
 
 
-def test_items_are_named_and_described_where_files_say_so(tmp_path: Path) -> None:
+def test_items_are_named_and_described_where_files_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     names = "B00\t0\nA b\t1\nC\t2\n"
     raw = read(write(tmp_path, inter_json=SEQUENCES, item2id=names, item_json=ITEMS))
     assert raw.interactions["item_id"].to_list() == ["C", "B00", "A b", "A b", "A b", "C"]
     fields = ["item_id", "title", "brand", "categories"]
     assert raw.items.columns == fields
+    assert "the fields price are not read" in caplog.text
     assert raw.items.rows() == [
         ("B00", "Strings & bows", "Arc", "Music, Strings"),
         ("A b", None, None, None),
