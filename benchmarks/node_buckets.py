@@ -26,6 +26,7 @@ from recgrit.ranking import Histories
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.training.batches import build_windows, iterate_steps
+from recgrit.training.gradients import plan_step
 from recgrit.training.loop import MAX_GRAD_NORM
 
 USERS, SEARCH_USERS, BEAM_WIDTH, TOP_K, BATCH_TARGETS = 20_000, 128, 50, 10, 1024
@@ -52,7 +53,7 @@ def measure(num_items: int, node_buckets: int, steps: int) -> dict[str, float]:
         (batch,) = next(batches).parts
         started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        model.loss(batch.histories, batch.targets, batch.supervised).value.backward()
+        model.loss(plan_step(model, batch)).value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         seconds.append(time.perf_counter() - started)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from printing import print_results
 from synthetic import BEAUTY_ITEMS, build_model, build_sasrec, draw_split, draw_table, fit_power
 from torch import Tensor
@@ -29,8 +30,9 @@ from train_throughput import build_t5
 from recgrit.data.splits import SequenceSplit
 from recgrit.pipeline import peak_memory_mb
 from recgrit.ranking import Ranker, recommend_items
-from recgrit.retrieval.frontier import Frontier, ragged_index, sampled_products, score_children
+from recgrit.retrieval.frontier import Frontier, ragged_index, score_children
 from recgrit.retrieval.model import TrieRetriever
+from recgrit.retrieval.ragged_products import sampled_products
 from recgrit.retrieval.trie_ranker import BATCH_USERS, TrieRanker
 from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.training.loop import choose_device
@@ -132,7 +134,7 @@ def gather_seconds(model: TrieRetriever, repeats: int) -> float:
     _, _, flat = ragged_index(starts, counts)
 
     def contiguous() -> Tensor:
-        return sampled_products(queries, vectors, counts, flat)
+        return sampled_products(queries, vectors, F.pad(counts.long().cumsum(0), (1, 0)), flat)
 
     seconds = take_turns({"gathered": through_the_trie, "contiguous": contiguous}, repeats)
     return seconds["gathered"] - seconds["contiguous"]

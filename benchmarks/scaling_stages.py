@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.retrieval.config import RetrieverConfig
+from recgrit.training.gradients import plan_step
 
 TEXT_DIM, FEATURE_DIM, CHUNK, MILLION = 384, 128, 65_536, 1_000_000
 MEAN_LENGTH, MISSING_SHARE, STEPS, USERS, BEAM_WIDTH, TOP_K = 10.0, 0.02, 5, 512, 50, 10
@@ -225,7 +226,7 @@ def train(size: int, folder: Path, *, node_buckets: int) -> Work:
     def step() -> int:
         (batch,) = next(batches).parts
         optimizer.zero_grad(set_to_none=True)
-        model.loss(batch.histories, batch.targets, batch.supervised).value.backward()
+        model.loss(plan_step(model, batch)).value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         averaged.update_parameters(model)

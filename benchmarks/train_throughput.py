@@ -50,6 +50,7 @@ from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.runs import Run
 from recgrit.training.batches import Batch, build_windows, iterate_steps
+from recgrit.training.gradients import plan_step
 from recgrit.training.loop import MAX_GRAD_NORM, choose_device, choose_precision, train_model
 
 T5_ITEMS, T5_BATCH, BATCH_TARGETS = 20, 256, 1024
@@ -78,7 +79,7 @@ class Contestant:
         device = next(self.model.parameters()).device
         enabled = self.precision != torch.float32
         with torch.autocast(device.type, self.precision, enabled=enabled):
-            loss = self.loss(batch.to(device))
+            loss = self.loss(plan_step(self.model, batch).to(device))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
@@ -133,7 +134,7 @@ def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:
         contestant = Contestant(
             model,
             one_epoch(split, length=length),
-            lambda b: model.loss(b.histories, b.targets, b.supervised).value,
+            lambda b: model.loss(b).value,
             precision,
         )
         return contestant.measure_epoch()
@@ -270,13 +271,13 @@ def main() -> None:
         "recgrit": Contestant(
             ours,
             our_batches(),
-            lambda b: ours.loss(b.histories, b.targets, b.supervised).value,
+            lambda b: ours.loss(b).value,
             precision,
         ),
         "sasrec": Contestant(
             sasrec,
             our_batches(),
-            lambda b: sasrec.loss(b.histories, b.targets, b.supervised).value,
+            lambda b: sasrec.loss(b).value,
             precision,
         ),
         "t5": T5Contestant(split, tokens, table.codebook_sizes, precision),

@@ -86,10 +86,13 @@ def sum_numbers(*numbers: float) -> list[float]:
     return summed
 
 
-def mean_of_rows(rows: Tensor) -> Tensor:
-    """Mean ``[...]`` of the rows ``[B, ...]`` of all processes, without gradient; 0 of none."""
-    total = rows.detach().sum(dim=0)
-    count = total.new_tensor(len(rows))
+def mean_of_rows(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean ``[...]`` of rows ``[B, ...]`` of all processes by weights ``[B]``; 0 of none.
+
+    Without gradient.
+    """
+    total = weights @ rows.detach()
+    count = weights.sum()
     sum_([total, count])
     return total / count.clamp_min(1)
 

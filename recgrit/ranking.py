@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +57,15 @@ class Histories:
         """The same on another device."""
         return Histories(self.items.to(device), self.lengths.to(device))
 
-    def take_last(self, states: Tensor) -> Tensor:
-        """Of states ``[B, T, D]``, the one at the end of each history, ``[B, D]``."""
+    @property
+    def ends(self) -> Tensor:
+        """The position of the last item of each history, int64 ``[B]``."""
+        return (self.lengths - 1).clamp_min(0)
+
+    def take_last(self, values: Tensor) -> Tensor:
+        """Of values ``[B, T, ...]``, the one at the end of each history, ``[B, ...]``."""
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
-        return states[rows, self.lengths - 1]
+        return values[rows, self.ends]
 
 
 @dataclass(frozen=True)
@@ -270,6 +275,49 @@ def recommend_shards(
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Histories to learn from, and the items that follow some of their positions.
+
+    Args:
+        histories: int64 ``[B, T]``, padded at the end with any item.
+        positions: int64 ``[M]``, the supervised positions of the flattened histories, ascending.
+        targets: int64 ``[M]``, the item that follows each.
+    """
+
+    histories: Tensor
+    positions: Tensor
+    targets: Tensor
+
+    @property
+    def num_targets(self) -> int:
+        """M."""
+        return len(self.targets)
+
+    @property
+    def users(self) -> Tensor:
+        """The history of each target, int64 ``[M]``."""
+        return self.positions // self.histories.shape[1]
+
+    @property
+    def ends(self) -> Tensor:
+        """The position of each target in its history, int64 ``[M]``."""
+        return self.positions % self.histories.shape[1]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(
+            send(self.histories, device), send(self.positions, device), send(self.targets, device)
+        )
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on another device; the host goes on while it is copied to a GPU."""
+    if tensor.is_cpu and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass(frozen=True)
 class TrainingLoss:
     """Loss of one batch.
 
@@ -291,8 +339,26 @@ class KeepsInStep(Protocol):
         """What a forward pass of no targets leaves behind."""
 
 
+class Plan(Protocol):
+    """A batch, and whatever else of it is found out on the host before a step."""
+
+    def to(self, device: torch.device) -> Plan:
+        """The same on another device."""
+        ...
+
+
 class SequenceModel(Protocol):
     """What the loop asks of a model, beside being a module."""
 
-    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
-        """Loss of the items that follow each supervised position of histories ``[B, T]``."""
+    def loss(self, plan: Any) -> TrainingLoss:
+        """Loss of a `Batch`, or of what `PlansSteps` made of it."""
+        ...
+
+
+@runtime_checkable
+class PlansSteps(Protocol):
+    """A sequence model that finds out on the host what a step needs."""
+
+    def plan(self, batch: Batch) -> Plan:
+        """What `SequenceModel.loss` is to be given of a batch, both on the host."""
+        ...

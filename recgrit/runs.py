@@ -349,8 +349,8 @@ class Run:
         Args:
             user_ids: One external user id or several; None for all users.
             top_k: Items per user.
-            beam_width: Prefixes kept at each level, at least ``top_k``; None for as many as the
-                run was evaluated with.
+            beam_width: Prefixes kept at each level, at least twice ``top_k``; None for as many as
+                the run was evaluated with.
             exclude_seen: Keep out what a user already has.
             allowed_items: External ids of the only items that may be listed; None for all.
             blocked_items: External ids of items that are never listed.

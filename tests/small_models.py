@@ -11,9 +11,11 @@ import torch
 from recgrit.data.splits import SequenceSplit
 from recgrit.models.model import CatalogueInputs
 from recgrit.models.trie import TrieModel
+from recgrit.ranking import Batch
 from recgrit.retrieval.config import RetrieverConfig
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.semantic_ids.table import SemanticIdTable
+from recgrit.training.gradients import plan_step
 from recgrit.training.loop import Trained
 
 
@@ -41,9 +43,36 @@ def fit_retriever(table, split, features, config, **options):
     return Trained(found.model.network, summary.history, summary.best_epoch, found.model.precision)
 
 
+def make_batch(histories, targets, supervised):
+    """A batch from targets and whether they count, both ``[B, T]``."""
+    return Batch(histories, supervised.flatten().nonzero().squeeze(-1), targets[supervised])
+
+
+def loss_of(model, histories, targets, supervised):
+    """The loss of a batch, planned as training plans it."""
+    return model.loss(plan_step(model, make_batch(histories, targets, supervised)))
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_whatever_ran_before():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def hierarchy():
+    """Draws [N, 16] points around 8 x 8 planted centres; noise has a squared norm of `noise`."""
+
+    def draw(num_vectors=1024, *, noise=0.02, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        planted = torch.Generator().manual_seed(99)
+        coarse = torch.randn(8, 1, 16, generator=planted)
+        fine = 0.4 * torch.randn(8, 8, 16, generator=planted)
+        centres = (coarse + fine).flatten(0, 1)
+        chosen = torch.randint(64, (num_vectors,), generator=generator)
+        spread = torch.randn(num_vectors, 16, generator=generator) * (noise / 16) ** 0.5
+        return centres[chosen] + spread
+
+    return draw
 
 
 @pytest.fixture(scope="session")
@@ -181,8 +210,10 @@ def log_probability():
 
     def compute(model, state, item, *, history=(), training=False):
         trie = model.trie
-        starts = model.train_child_starts if training else trie.child_starts
-        nodes = model.train_child_nodes if training else torch.arange(trie.num_nodes)
+        starts = torch.from_numpy(model.planner.starts) if training else trie.child_starts
+        nodes = torch.arange(trie.num_nodes)
+        if training:
+            nodes = torch.from_numpy(model.planner.nodes)
         vectors = model.nodes()
         total, node, chosen = 0.0, 0, None
         for level, wanted in enumerate(trie.paths[item].tolist()):

@@ -57,4 +57,4 @@ def test_a_run_shows_its_own_model_first_and_how_its_lists_were_found(
     metrics = out[out.index("all items ranked") :]
     places = [metrics.index(name) for name in ("trie (this run)", "item_knn", "popularity")]
     assert places == sorted(places)
-    assert "60 users, all items ranked (trie: beam of 20)" in " ".join(out.split())
+    assert "60 users, all items ranked (trie: beam of 40)" in " ".join(out.split())

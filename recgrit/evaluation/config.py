@@ -16,7 +16,8 @@ class EvaluationConfig(Config):
     Args:
         ks: List lengths to evaluate at.
         num_bootstrap: Resamples of the users for 95% intervals.
-        beam_width: Prefixes kept at each level of the trie.
+        beam_width: Prefixes kept at each level of the trie, at least twice as many as items are
+            asked for.
         baselines: Kinds of the models that are fitted and measured beside the run's own.
         exact_users: Users whose beam is compared with exact scores of all items; 0 for none.
     """

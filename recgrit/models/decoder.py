@@ -8,6 +8,7 @@ Shapes: B rows, T history items, S history tokens (T times L), L levels, W beams
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.models.config import DecoderConfig
@@ -20,7 +21,8 @@ from recgrit.models.tokens import (
     beam_mask,
     codes_of,
 )
-from recgrit.ranking import Histories, TrainingLoss
+from recgrit.ranking import Batch, Histories, TrainingLoss
+from recgrit.retrieval.dropout import Dropout
 
 
 class DecoderOnly(TokenNetwork):
@@ -64,7 +66,7 @@ class DecoderOnly(TokenNetwork):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(model_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def _embed(self, items: Tensor) -> Tensor:
         """Tokens of items ``[B, T]`` as inputs ``[B, S, D]``."""
@@ -104,20 +106,20 @@ class DecoderOnly(TokenNetwork):
         states: Tensor = self.norm(x).unflatten(1, (width, length))[:, :, -1]
         return states
 
-    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
+    def loss(self, plan: Batch) -> TrainingLoss:
         """All tokens that follow, of the supervised positions."""
         num_levels = self.tables.num_levels
         # The stream holds the last target too: its first codes are read to tell the later ones.
-        items = torch.cat([histories, targets[:, -1:]], dim=1)
+        items = F.pad(plan.histories, (0, 1))
         # Where a history ends early, what follows its end is its target, not padding.
-        items[:, 1:] = torch.where(supervised, targets, items[:, 1:])
+        items[plan.users, plan.ends + 1] = plan.targets
         x = self._embed(items)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for layer in self.layers:
             x = layer(x, causal.unsqueeze(0))
         # The state before each token of item t + 1: shifted by one token.
         states = self.norm(x)[:, num_levels - 1 : -1].unflatten(1, (-1, num_levels))
-        return self.tables.loss(states[supervised], targets[supervised])
+        return self.tables.loss(states.flatten(0, 1)[plan.positions], plan.targets)
 
 
 class DecoderModel(TokenModel):

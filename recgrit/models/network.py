@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from recgrit import distributed
 from recgrit.embedding.likeness import Likeness
 from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
-from recgrit.ranking import Ranker
+from recgrit.ranking import CPU, Ranker
 from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.strengths import fit_strengths
-from recgrit.training.loop import TrainingEpoch, choose_device, train_model
+from recgrit.training.loop import (
+    TrainingEpoch,
+    choose_device,
+    choose_precision,
+    train_model,
+)
 
 if TYPE_CHECKING:
     from recgrit.data.splits import SequenceSplit
@@ -115,20 +120,25 @@ class NetworkModel(Model, Generic[NetworkT]):
         return Fitted(model, summary)
 
     def save(self, directory: Path) -> None:
-        """Write ``weights.safetensors``."""
+        """Write ``weights.safetensors``, and into its header the precision of the training."""
         from safetensors.torch import save_file
 
         state = {n: value.cpu().contiguous() for n, value in self.network.state_dict().items()}
-        save_file(state, directory / WEIGHTS_NAME)
+        metadata = {"precision": str(self.precision).removeprefix("torch.")}
+        save_file(state, directory / WEIGHTS_NAME, metadata)
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: Any) -> Self:
-        """Read what `save` wrote."""
-        from safetensors.torch import load_file
+        """Read what `save` wrote; it ranks in the precision that it was trained in."""
+        from safetensors import safe_open
 
         network = cls.build(items, settings)
-        cls.put_state(network, load_file(directory / WEIGHTS_NAME), items)
-        return cls(network.eval(), items, settings)
+        with safe_open(directory / WEIGHTS_NAME, framework="pt") as file:
+            names = file.keys()
+            state = {name: file.get_tensor(name) for name in names}
+            precision = (file.metadata() or {}).get("precision", "float32")
+        cls.put_state(network, state, items)
+        return cls(network.eval(), items, settings, choose_precision(precision, CPU))
 
     @classmethod
     def put_state(

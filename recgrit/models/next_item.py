@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from recgrit.quantization.autoencoder import FeatureEncoder
 from recgrit.quantization.fit import ENCODE_CHUNK
 from recgrit.quantization.quantizer import Quantizer
-from recgrit.ranking import NEVER, Histories, TrainingLoss
+from recgrit.ranking import NEVER, Batch, Histories, TrainingLoss
 from recgrit.retrieval.transformer import HistoryEncoder
 
 # Items that compete in a step: all where they are fewer, else the step's targets and a sample.
@@ -126,25 +126,19 @@ class NextItemNetwork(nn.Module):
         result = self.quantizer(self.latents(vectors))
         return result.quantized * self.scale + self.center, result.loss
 
-    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
-        """Cross-entropy of the next item at every supervised position, and the quantizer's loss.
-
-        Args:
-            histories: int64 ``[B, T]``.
-            targets: int64 ``[B, T]``, the item that follows each position.
-            supervised: bool ``[B, T]``, which positions count.
-        """
-        wanted = targets[supervised]
+    def loss(self, plan: Batch) -> TrainingLoss:
+        """Cross-entropy of the next item at every supervised position, and the quantizer's loss."""
+        histories, wanted = plan.histories, plan.targets
         items, log_weights = self._draw_items(histories, wanted)
         vectors, quantization = self.quantize(self.vectors(items))
         rows = histories if items is None else torch.searchsorted(items, histories)
-        states = self.encoder(self.input_scale * F.embedding(rows, vectors))[supervised]
-        users, positions = supervised.nonzero(as_tuple=True)
+        states = self.encoder(self.input_scale * F.embedding(rows, vectors))
+        states = states.flatten(0, 1)[plan.positions]
         upto = torch.arange(histories.shape[1], device=histories.device)
         scores = self._score_seen(
             (states @ vectors.T).float() + log_weights,
-            rows[users],
-            upto <= positions.unsqueeze(-1),
+            rows[plan.users],
+            upto <= plan.ends.unsqueeze(-1),
         )
         columns = wanted if items is None else torch.searchsorted(items, wanted)
         accuracy = (scores.detach().argmax(dim=-1) == columns).float().mean()
@@ -197,6 +191,6 @@ class NextItemNetwork(nn.Module):
 
     def rank_scores(self, histories: Histories, *, vectors: Tensor) -> Tensor:
         """Scores ``[B, N]`` of all items by their vectors ``[N, D]``."""
-        states = self.encoder(self.input_scale * F.embedding(histories.items, vectors))
-        scores = histories.take_last(states).float() @ vectors.T
+        given = self.input_scale * F.embedding(histories.items, vectors)
+        scores = self.encoder.last(given, histories.ends).float() @ vectors.T
         return self._score_seen(scores, histories.items, histories.present)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from recgrit.models.config import SASRecConfig
 from recgrit.models.model import CatalogueInputs
 from recgrit.models.network import NetworkModel, count_neighbours
-from recgrit.ranking import NEVER, Histories, ScoreRanker, TrainingLoss
+from recgrit.ranking import NEVER, Batch, Histories, ScoreRanker, TrainingLoss
 from recgrit.retrieval.config import NeighbourKind
 from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.neighbours import ItemNeighbours
@@ -92,8 +92,9 @@ class SASRec(nn.Module):
         """Scores ``[B, N]`` by which items are ranked; bfloat16 runs the encoder under autocast."""
         device = self.train_items.device
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            states = self.encode(histories.items)
-        scores = self.score(histories.take_last(states).float())
+            vectors = self.input_scale * self.items(histories.items)
+            states = self.encoder.last(vectors, histories.ends)
+        scores = self.score(states.float())
         if neighbours is None:
             return scores
         items = torch.arange(scores.shape[1], device=device)
@@ -101,13 +102,12 @@ class SASRec(nn.Module):
         found = neighbours.weigh(histories, items, seen)
         return found.mix(scores.log_softmax(dim=-1), found.leaves, found.weights, found.bonuses)
 
-    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
+    def loss(self, plan: Batch) -> TrainingLoss:
         """Cross-entropy of the next item at every supervised position."""
-        scores = self.score(self.encode(histories)[supervised]).float()
-        scores = scores.masked_fill(~self.train_items, NEVER)
-        wanted = targets[supervised]
-        accuracy = (scores.detach().argmax(dim=-1) == wanted).float().mean()
-        return TrainingLoss(F.cross_entropy(scores, wanted), accuracy.unsqueeze(0))
+        states = self.encode(plan.histories).flatten(0, 1)[plan.positions]
+        scores = self.score(states).float().masked_fill(~self.train_items, NEVER)
+        accuracy = (scores.detach().argmax(dim=-1) == plan.targets).float().mean()
+        return TrainingLoss(F.cross_entropy(scores, plan.targets), accuracy.unsqueeze(0))
 
 
 class SASRecModel(NetworkModel[SASRec]):

@@ -22,7 +22,8 @@ from recgrit.models.tokens import (
     beam_mask,
     codes_of,
 )
-from recgrit.ranking import Histories, TrainingLoss
+from recgrit.ranking import Batch, Histories, TrainingLoss
+from recgrit.retrieval.dropout import Dropout
 
 
 class EncoderDecoder(TokenNetwork):
@@ -68,7 +69,7 @@ class EncoderDecoder(TokenNetwork):
         )
         self.memory_norm = nn.LayerNorm(model_dim)
         self.norm = nn.LayerNorm(model_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def read(self, histories: Histories) -> tuple[Tensor, ...]:
         """Memory ``[B, S, D]`` and which of it is no padding ``[B, 1, S]``."""
@@ -95,17 +96,16 @@ class EncoderDecoder(TokenNetwork):
         """The state after all tokens of each beam."""
         return self._decode(context, chosen)[:, :, -1]
 
-    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
+    def loss(self, plan: Batch) -> TrainingLoss:
         """One sample per supervised position: its target, and the items up to it as history."""
-        users, ends = supervised.nonzero(as_tuple=True)
+        ends, longest = plan.ends, plan.histories.shape[1]
         lengths = (ends + 1).clamp_max(self.history_length)
-        places = torch.arange(int(lengths.max()), device=ends.device)
+        places = torch.arange(min(self.history_length, longest), device=ends.device)
         places = (ends + 1 - lengths).unsqueeze(-1) + places
-        items = histories[users.unsqueeze(-1), places.clamp_max(histories.shape[1] - 1)]
-        wanted = targets[supervised]
+        items = plan.histories[plan.users.unsqueeze(-1), places.clamp_max(longest - 1)]
         context = self.read(Histories(items, lengths))
-        chosen = self.tables.item_tokens[wanted][:, None, :-1]
-        return self.tables.loss(self._decode(context, chosen)[:, 0], wanted)
+        chosen = self.tables.item_tokens[plan.targets][:, None, :-1]
+        return self.tables.loss(self._decode(context, chosen)[:, 0], plan.targets)
 
 
 class TigerModel(TokenModel):

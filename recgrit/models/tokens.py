@@ -23,7 +23,9 @@ from recgrit.errors import ConfigError
 from recgrit.models.model import CatalogueInputs
 from recgrit.models.network import NetworkModel
 from recgrit.ranking import NEVER, Histories, Ranked, TrainingLoss, require_items
+from recgrit.retrieval.config import search_width
 from recgrit.retrieval.decoding import LeafFilter, beam_search
+from recgrit.retrieval.dropout import Dropout
 from recgrit.retrieval.frontier import Frontier
 from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import Trie, build_trie
@@ -82,10 +84,10 @@ class TokenLayer(nn.Module):
             nn.LayerNorm(dim),
             nn.Linear(dim, hidden_dim),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, dim),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -212,7 +214,7 @@ class TokenRanker:
     Args:
         model: A trained model; put in eval mode.
         trie: Of the catalogue.
-        beam_width: Prefixes kept at each level.
+        beam_width: Prefixes kept at each level, at least twice as many as items are asked for.
         allowed: bool ``[N]``, items that may be listed; None for all.
 
     Raises:
@@ -247,8 +249,7 @@ class TokenRanker:
         return beam_search(
             self.trie,
             TokenWalk(self.model, self.trie, context, num_users=len(histories.items)),
-            # A beam finds no more items than its width.
-            beam_width=max(self.beam_width, top_k),
+            beam_width=search_width(self.beam_width, top_k),
             top_k=top_k,
             leaf_filter=LeafFilter.build(self.trie, excluded=excluded, allowed=self.allowed),
         )

@@ -34,8 +34,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.errors import ConfigError
+from recgrit.quantization.assignment import nearest_codes
 from recgrit.quantization.estimators import DiVeQ, RotationTrick
-from recgrit.quantization.quantizer import Quantized, Quantizer, QuantizerError, check_vectors
+from recgrit.quantization.quantizer import (
+    Layout,
+    Quantized,
+    Quantizer,
+    QuantizerError,
+    check_sizes,
+    full_precision,
+)
 from recgrit.quantization.residual import ResidualGRITVQ
 
 _PLAIN: dict[str, Any] = {"radius": "straight_through", "transform": "identity"}
@@ -77,6 +85,7 @@ class OptimizedProductQuantizer(nn.Module):
 
     def __init__(self, dim: int, num_levels: int = 3, codebook_size: int = 256) -> None:
         super().__init__()
+        (codebook_size, *_) = check_sizes(dim, num_levels, codebook_size)
         if codebook_size < 2 or codebook_size & (codebook_size - 1):
             raise QuantizerError(f"OPQ needs a power of two for its codes, got {codebook_size}.")
         if not 0 < num_levels <= dim:
@@ -96,7 +105,7 @@ class OptimizedProductQuantizer(nn.Module):
             raise ConfigError(
                 "The opq baseline is faiss's: install recgrit[cpu] or recgrit[gpu]."
             ) from None
-        check_vectors(vectors, self.dim)
+        _, vectors = Layout.take(vectors, self.dim)
         num_levels, size = len(self.codebook_sizes), self.codebook_sizes[0]
         if len(vectors) < size:
             raise QuantizerError(f"{len(vectors)} vectors cannot start {size} codes.")
@@ -120,39 +129,43 @@ class OptimizedProductQuantizer(nn.Module):
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize ``[..., D]``, straight through."""
-        present = latent.new_ones(latent.shape[:-1], dtype=torch.bool) if mask is None else mask
-        flat = latent[present].float()
-        codes = self.encode(flat)
-        quantized = self.decode(codes)
-        commitment = (flat - quantized).square().sum() / max(1, len(flat))
-        all_codes = codes.new_full((*latent.shape[:-1], codes.shape[-1]), -1)
-        all_codes[present] = codes
-        output = torch.zeros_like(latent, dtype=torch.float32)
-        output[present] = quantized + (flat - flat.detach())
+        layout, rows = Layout.take(latent, self.dim, mask=mask)
+        with full_precision(rows):
+            flat = rows.float()
+            codes, subspaces = self._assign(flat.detach())
+            quantized = self.decode(codes)
+            rest = flat - quantized
+            present = layout.present(flat)
+            commitment = rest.square().sum(dim=-1) @ present / present.sum().clamp_min(1)
+        zero = commitment.new_zeros(())
         return Quantized(
-            quantized=output,
-            codes=all_codes,
-            loss=commitment.new_zeros(()),
+            quantized=layout.vectors(quantized + (flat - flat.detach())),
+            codes=layout.codes(codes),
+            loss=zero,
             commitment_loss=commitment,
             codebook_loss=commitment.detach(),
-            usage_loss=commitment.new_zeros(()),
-            residuals=list(self._rotate(flat.detach()).unbind(1)),
+            usage_loss=zero,
+            residuals=list(subspaces),
             codebook_sizes=self.codebook_sizes,
+            left=rest.detach(),
+            rest=rest,
+            present=present,
         )
 
     @torch.no_grad()
     def encode(self, latent: Tensor) -> Tensor:
         """Nearest centroid per subspace, int64 ``[..., L]``."""
-        check_vectors(latent, self.dim)
-        parts = self._rotate(latent.reshape(-1, self.dim).float()).transpose(0, 1)
-        codes = torch.stack(
-            [
-                (part @ book.T - 0.5 * book.square().sum(dim=-1)).argmax(dim=-1)
-                for part, book in zip(parts, self.centroids, strict=True)
-            ],
-            dim=-1,
-        )
-        return codes.reshape(*latent.shape[:-1], len(self.codebook_sizes))
+        layout, rows = Layout.take(latent, self.dim)
+        with full_precision(rows):
+            return layout.codes(self._assign(rows.float())[0])
+
+    def _assign(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes ``[B, L]``, and what each level is given, ``[L, B, D / L]``."""
+        parts = self._rotate(flat).transpose(0, 1)
+        codes = [
+            nearest_codes(part, book) for part, book in zip(parts, self.centroids, strict=True)
+        ]
+        return torch.stack(codes, dim=-1), parts
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -187,33 +200,53 @@ class IdentityQuantizer(nn.Module):
     def __init__(self, dim: int, num_levels: int = 1, codebook_size: int = 1) -> None:
         super().__init__()
         self.dim = dim
-        self.codebook_sizes = (1,) * num_levels
+        self.codebook_sizes = (1,) * int(num_levels)
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
         """The latent itself."""
-        check_vectors(latent, self.dim)
-        codes = torch.zeros(
-            *latent.shape[:-1], len(self.codebook_sizes), dtype=torch.int64, device=latent.device
-        )
-        output = latent.float()
-        if mask is not None:
-            output = output * mask.unsqueeze(-1)
-            codes = codes.masked_fill(~mask.unsqueeze(-1), -1)
-        zero = output.new_zeros(())
+        layout, rows = Layout.take(latent, self.dim, mask=mask)
+        zero = rows.new_zeros((), dtype=torch.float32)
         return Quantized(
-            quantized=output,
-            codes=codes,
+            quantized=layout.vectors(rows),
+            codes=layout.codes(self._no_codes(rows)),
             loss=zero,
             commitment_loss=zero,
             codebook_loss=zero,
             usage_loss=zero,
-            residuals=[latent.detach().reshape(-1, self.dim)] * len(self.codebook_sizes),
+            residuals=[rows.detach().float()] * len(self.codebook_sizes),
             codebook_sizes=self.codebook_sizes,
+            left=torch.zeros_like(rows, dtype=torch.float32),
+            rest=torch.zeros_like(rows, dtype=torch.float32),
+            present=layout.present(rows),
+        )
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """The one code of each level, int64 ``[..., L]``."""
+        layout, rows = Layout.take(latent, self.dim)
+        return layout.codes(self._no_codes(rows))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """There is nothing to decode.
+
+        Raises:
+            QuantizerError: Always: the vectors went through and were not kept.
+        """
+        raise QuantizerError(
+            "The identity quantizer keeps no vectors, so its codes stand for none: use its output."
+        )
+
+    def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """What it is given, ``[B, D]``, and one code of zeros."""
+        return latent.float(), latent.new_zeros(1, self.dim, dtype=torch.float32)
+
+    def _no_codes(self, rows: Tensor) -> Tensor:
+        return torch.zeros(
+            len(rows), len(self.codebook_sizes), dtype=torch.int64, device=rows.device
         )
 
     def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
         """Nothing to fit."""
-        check_vectors(vectors, self.dim)
+        Layout.take(vectors, self.dim)
 
     def after_step(
         self,
@@ -239,11 +272,10 @@ def build_quantizer(
         return ResidualGRITVQ(dim, num_levels, codebook_size, **(settings | STACKS[name]))
     if name not in OTHERS:
         raise ConfigError(f"Unknown quantizer {name!r}: choose from {', '.join(QUANTIZERS)}.")
-    if not isinstance(codebook_size, int):
-        if len(set(codebook_size)) > 1:
-            raise ConfigError(f"The quantizer {name} has one codebook_size, got {codebook_size}.")
-        codebook_size = codebook_size[0]
-    other: Quantizer = OTHERS[name](dim, num_levels, codebook_size)
+    sizes = check_sizes(dim, num_levels, codebook_size)
+    if len(set(sizes)) > 1:
+        raise ConfigError(f"The quantizer {name} has one codebook_size, got {codebook_size}.")
+    other: Quantizer = OTHERS[name](int(dim), len(sizes), sizes[0])
     return other
 
 

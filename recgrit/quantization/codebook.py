@@ -10,30 +10,88 @@ Codes are learned in one of three ways: *joint*, by gradients, with the transfor
 only the transform learns; or by *moving averages* of the vectors they serve (``ema``), mapped back
 through ``W``, which needs an ``M`` of identity.
 
+Parameters may have any floating dtype; what is computed with them is float32, and so are the
+statistics.
+
 Shapes: B vectors, K codes, D dimensions.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.errors import ConfigError
+from recgrit.quantization.assignment import nearest_codes
 from recgrit.quantization.kmeans import fit_kmeans
-from recgrit.quantization.transform import IntegratedTransform, TransformKind
-
-# Rows assigned at once, fewer where there are many codes: scores stay in the processor's cache.
-ASSIGN_CHUNK = 1024
-MAX_SCORES = 2**20
+from recgrit.quantization.quantizer import full_precision
+from recgrit.quantization.transform import IntegratedTransform, TransformKind, snapshot
 
 CodebookLearning = Literal["joint", "frozen", "ema"]
 Normalization = Literal["none", "codes", "two_sided"]
 
 
-class Codebook(nn.Module):
+class WithStatistics(nn.Module):
+    """A module whose own buffers stay float32: small shares of large sums vanish in bfloat16.
+
+    What is recorded between two steps differs from process to process. `record` keeps it out of the
+    buffers, which DistributedDataParallel overwrites with those of the first process, but in the
+    state, and on the device of the module.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[str] = []
+
+    def record(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor as an attribute of this name."""
+        self._records.append(name)
+        setattr(self, name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, moved in self.named_buffers(recurse=False):
+            if moved.dtype != torch.float32:
+                setattr(self, name, kept[name].to(moved.device))
+        device = fn(torch.zeros(0, device=next(iter(kept.values())).device)).device
+        for name in self._records:
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._records:
+            destination[prefix + name] = getattr(self, name)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self._records:
+            saved = state_dict.pop(prefix + name, None)
+            if saved is None:
+                missing_keys.append(prefix + name)
+            else:
+                getattr(self, name).copy_(saved)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+class Codebook(WithStatistics):
     """K codes of one level, their transform and, if normalized on both sides, their gain.
 
     Args:
@@ -49,6 +107,10 @@ class Codebook(nn.Module):
         ConfigError: Moving averages of codes that a transform mixes.
     """
 
+    counts: Tensor
+    uses: Tensor
+    sums: Tensor
+    projections: Tensor
     ema_counts: Tensor
     ema_sums: Tensor
     ema_gain: Tensor
@@ -71,18 +133,29 @@ class Codebook(nn.Module):
             )
         self.normalization = normalization
         self.learning = learning
-        self.embedding = nn.Parameter(
-            torch.randn(codebook_size, dim) / dim**0.5, requires_grad=learning == "joint"
-        )
+        self.embedding = nn.Parameter(torch.randn(codebook_size, dim) / dim**0.5)
         self.transform = IntegratedTransform(codebook_size, dim, kind=transform, rank=rank)
-        self.gain = nn.Parameter(
-            torch.ones(()), requires_grad=normalization == "two_sided" and learning != "ema"
-        )
+        self.gain = nn.Parameter(torch.ones(()))
+        self.learn_(True)
+        # Vectors served since the last step, and since the last reset.
+        self.record("counts", torch.zeros(codebook_size))
+        self.register_buffer("uses", torch.zeros(codebook_size))
         if learning == "ema":
+            # Sums of what each code served since the last step, and what its gain is made of.
+            self.record("sums", torch.zeros(codebook_size, dim))
+            self.record("projections", torch.zeros(2))
             # Shares of the vectors served, and the codes times them: free of the batch size.
             self.register_buffer("ema_counts", torch.full((codebook_size,), 1 / codebook_size))
             self.register_buffer("ema_sums", self.embedding.detach() / codebook_size)
             self.register_buffer("ema_gain", torch.ones(2))
+
+    def learn_(self, learning: bool) -> None:
+        """Let gradients into what is learned by them, or into nothing."""
+        self.requires_grad_(learning)
+        self.embedding.requires_grad_(learning and self.learning == "joint")
+        self.gain.requires_grad_(
+            learning and self.normalization == "two_sided" and self.learning != "ema"
+        )
 
     @property
     def codebook_size(self) -> int:
@@ -90,32 +163,15 @@ class Codebook(nn.Module):
         return self.embedding.shape[0]
 
     def effective(self, rows: Tensor | None = None) -> Tensor:
-        """The codes in use, ``[K, D]``, or some ``rows`` of them ``[n, D]``."""
-        codes: Tensor = self.transform(self.embedding, rows)
-        if self.normalization == "none":
-            return codes
-        codes = F.normalize(codes, dim=-1)
-        return codes * self.gain if self.normalization == "two_sided" else codes
-
-    @torch.no_grad()
-    def assign(self, residual: Tensor, codes: Tensor) -> Tensor:
-        """Index of each residual's code, int64 ``[B]``; ``codes`` is what `effective` returned.
-
-        The nearest code for a plain level, the code of the nearest direction for a normalized one
-        (all codes then have one length, so that the norm term is a constant: one rule serves both).
-        """
-        offset = -0.5 * codes.square().sum(dim=-1)
-        num_rows = min(ASSIGN_CHUNK, max(128, MAX_SCORES // len(codes)))
-        chosen = residual.new_empty(len(residual), dtype=torch.int64)
-        scores = residual.new_empty(min(num_rows, len(residual)), len(codes))
-        for rows, found in zip(residual.split(num_rows), chosen.split(num_rows), strict=True):
-            part = scores[: len(rows)]
-            torch.addmm(offset, rows, codes.T, out=part)
-            if part.is_cpu:  # numpy's argmax of a row is twice as fast.
-                part.numpy().argmax(axis=1, out=found.numpy())
-            else:
-                torch.argmax(part, dim=-1, out=found)
-        return chosen
+        """The codes in use, float32 ``[K, D]``, or some ``rows`` of them ``[n, D]``."""
+        with full_precision(self.embedding):
+            codes: Tensor = self.transform(snapshot(self.embedding), rows)
+            if self.normalization == "none":
+                return codes
+            codes = F.normalize(codes, dim=-1)
+            if self.normalization == "codes":
+                return codes
+            return codes * snapshot(self.gain).float()
 
     def directions(self, residual: Tensor) -> Tensor:
         """What the codes stand for: the residuals, or their directions on a two-sided level."""
@@ -139,14 +195,15 @@ class Codebook(nn.Module):
         if self.normalization == "two_sided":
             self.gain.fill_(1.0)
             unit = self.effective()
-            chosen = F.embedding(self.assign(residual, unit), unit)
+            chosen = F.embedding(nearest_codes(residual, unit), unit)
             self.gain.fill_((residual * chosen).sum(dim=-1).mean().clamp_min(1e-6))
+        self.forget_()
         if self.learning == "ema":
-            codes = self.assign(residual, self.effective())
+            codes = nearest_codes(residual, self.effective())
             counts = torch.bincount(codes, minlength=self.codebook_size)
             self.ema_counts.copy_(counts / len(residual))
-            self.ema_sums.copy_(self.embedding * self.ema_counts[:, None])
-            self.ema_gain.copy_(torch.stack([self.gain, torch.ones_like(self.gain)]))
+            self.ema_sums.copy_(centroids * self.ema_counts[:, None])
+            self.ema_gain.copy_(torch.stack([self.gain.float(), self.ema_gain.new_ones(())]))
 
     @torch.no_grad()
     def place_(self, indices: Tensor, targets: Tensor) -> None:
@@ -156,45 +213,59 @@ class Codebook(nn.Module):
         ``Bᵀ E``, codes with mixing of their own drift a little with it; they are within one step of
         being trained back. Moving averages start anew with an even share at the target.
         """
-        self.embedding[indices] = self.transform.untransform(targets)
+        placed = self.transform.untransform(targets)
+        self.embedding[indices] = placed.to(self.embedding.dtype)
         if self.transform.mixing is not None:
             self.transform.mixing.per_code[indices] = 0.0
         if self.learning == "ema":
             self.ema_counts[indices] = 1 / self.codebook_size
-            self.ema_sums[indices] = self.embedding[indices] / self.codebook_size
+            self.ema_sums[indices] = placed / self.codebook_size
 
     @torch.no_grad()
-    def batch_sums(self, residual: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What `ema_step_` needs: sums ``[K, D]`` of what each code served, ``[2]`` for the gain.
+    def record_(self, residual: Tensor, codes: Tensor, weights: Tensor) -> None:
+        """Take note of a batch: how often each code is used, and for moving averages of what.
 
         Args:
             residual: ``[B, D]``.
             codes: ``[B]``, what they were assigned.
+            weights: ``[B]``, 1 for what counts and 0 for what does not.
         """
-        served = self.directions(residual)
-        sums = torch.zeros_like(self.embedding).index_add_(0, codes, served)
-        gain = torch.zeros_like(self.ema_gain)
+        self.counts.index_add_(0, codes, weights)
+        if self.learning != "ema":
+            return
+        served = self.directions(residual) * weights.unsqueeze(-1)
+        self.sums.index_add_(0, codes, served)
         if self.normalization == "two_sided":
             unit = F.normalize(self.transform(self.embedding), dim=-1)
-            gain[0] = (residual * F.embedding(codes, unit)).sum()
-            gain[1] = len(residual)
-        return sums, gain
+            along = (residual * F.embedding(codes, unit)).sum(dim=-1)
+            self.projections += torch.stack([along @ weights, weights.sum()])
+
+    def recorded(self) -> list[Tensor]:
+        """What `record_` has added up since the last step; several processes add theirs up."""
+        return [self.counts, *([self.sums, self.projections] if self.learning == "ema" else [])]
+
+    def forget_(self) -> None:
+        """Forget what was recorded."""
+        for tensor in (*self.recorded(), self.uses):
+            tensor.zero_()
 
     @torch.no_grad()
-    def ema_step_(self, counts: Tensor, sums: Tensor, gain: Tensor, decay: float) -> None:
-        """One step of the moving averages: codes become the mean of what they served.
+    def learn_from_record_(self, decay: float) -> None:
+        """Act upon what was recorded: codes with moving averages become means of what they served.
 
         Args:
-            counts: ``[K]``, vectors served since the last step.
-            sums: ``[K, D]`` and
-            gain: ``[2]``, from `batch_sums`.
             decay: Weight of the past.
         """
-        weight = (1 - decay) / counts.sum().clamp_min(1.0)
-        self.ema_counts.mul_(decay).add_(counts * weight)
-        self.ema_sums.mul_(decay).add_(self.transform.untransform(sums) * weight)
-        self.embedding.copy_(self.ema_sums / self.ema_counts.clamp_min(1e-12)[:, None])
-        if self.normalization == "two_sided" and gain[1] > 0:
-            share = gain / gain[1]
-            self.ema_gain.mul_(decay).add_(share, alpha=1 - decay)
-            self.gain.copy_((self.ema_gain[0] / self.ema_gain[1]).clamp_min(1e-6))
+        self.uses += self.counts
+        if self.learning == "ema":
+            weight = (1 - decay) / self.counts.sum().clamp_min(1.0)
+            self.ema_counts.mul_(decay).add_(self.counts * weight)
+            self.ema_sums.mul_(decay).add_(self.transform.untransform(self.sums) * weight)
+            self.embedding.copy_(self.ema_sums / self.ema_counts.clamp_min(1e-12)[:, None])
+            if self.normalization == "two_sided":
+                share = self.projections / self.projections[1].clamp_min(1.0)
+                some = (self.projections[1] > 0).float()
+                self.ema_gain.lerp_(share, (1 - decay) * some)
+                self.gain.copy_((self.ema_gain[0] / self.ema_gain[1]).clamp_min(1e-6))
+        for tensor in self.recorded():
+            tensor.zero_()

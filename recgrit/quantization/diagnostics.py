@@ -84,7 +84,9 @@ def diagnose_codes(
     codebook_sizes: tuple[int, ...],
     residual_norms: tuple[float, ...] | None = None,
 ) -> IdDiagnostics:
-    """Diagnostics of the codes ``[N, L]`` of N items.
+    """Diagnostics of the codes ``[N, L]`` of N items; codes of -1 are no code's use.
+
+    Of no items nothing is used and nothing collides; mean lengths are NaN.
 
     Example:
         >>> found = diagnose_codes(np.array([[0, 0], [0, 1], [1, 0], [1, 0]]), (2, 4))
@@ -94,27 +96,28 @@ def diagnose_codes(
     norms = residual_norms or (float("nan"),) * len(codebook_sizes)
     levels = []
     for level, (size, norm) in enumerate(zip(codebook_sizes, norms, strict=True)):
-        counts = np.bincount(codes[:, level], minlength=size)
+        used = codes[:, level]
+        counts = np.bincount(used[used >= 0], minlength=size)
         levels.append(
             LevelDiagnostics(
                 level=level,
                 codebook_size=size,
                 codebook_usage=float(np.mean(counts > 0)),
-                perplexity=float(np.exp(_entropy(counts))),
+                perplexity=float(np.exp(_entropy(counts))) if counts.any() else 0.0,
                 dead_codes=int(np.sum(counts == 0)),
                 residual_norm=norm,
             )
         )
     _, buckets = np.unique(codes, axis=0, return_counts=True)
-    num_items = len(codes)
+    num_items = max(1, len(codes))
     ordered = np.sort(buckets)
     ranks = np.arange(1, len(ordered) + 1)
     return IdDiagnostics(
         levels=tuple(levels),
-        unique_share=len(buckets) / num_items,
+        unique_share=len(buckets) / num_items if len(codes) else 1.0,
         collision_rate=float(buckets[buckets > 1].sum() / num_items),
-        largest_bucket=int(buckets.max()),
-        gini=float((2 * ranks - len(ordered) - 1) @ ordered / (len(ordered) * num_items)),
+        largest_bucket=int(buckets.max(initial=0)),
+        gini=float((2 * ranks - len(ordered) - 1) @ ordered / (max(1, len(ordered)) * num_items)),
         entropy_ratio=float(_entropy(buckets) / np.log(num_items)) if num_items > 1 else 1.0,
     )
 

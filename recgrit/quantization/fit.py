@@ -98,6 +98,7 @@ def _build_quantizer(dim: int, config: TokenizerConfig) -> Quantizer:
         dim,
         config.num_levels,
         config.codebook_sizes,
+        kmeans_init=config.init != "random",
         **config.model_dump(include=_QUANTIZER_SETTINGS),
     )
 
@@ -164,7 +165,9 @@ def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
             model.quantizer.fit_init(
                 _encode_all(model, sample), seed=seed, balanced=config.init == "balanced_kmeans"
             )
-    distributed.take_from_first_(model.state_dict().values())
+    state = model.state_dict()
+    distributed.take_from_first_(state.values())
+    model.load_state_dict(state)  # What is counted on the host, too.
     distributed.seed_apart(seed, epoch=0)
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()

@@ -11,18 +11,18 @@ Shapes: D dimensions, K codes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recgrit.quantization.quantizer import Quantized
+from recgrit.quantization.quantizer import Quantized, QuantizerError
 from recgrit.quantization.residual import ResidualGRITVQ
 
 
-class GRITVQ(nn.Module):
+class GRITVQ(ResidualGRITVQ):
     """A GRIT-VQ codebook: radius surrogate and integrated transform (arXiv 2602.01140).
 
     A stack of one level whose codes have no level dimension.
@@ -41,62 +41,60 @@ class GRITVQ(nn.Module):
     """
 
     def __init__(self, dim: int, codebook_size: int = 512, **settings: Any) -> None:
-        super().__init__()
-        self.stack = ResidualGRITVQ(dim, 1, codebook_size, **settings)
+        super().__init__(dim, 1, codebook_size, **settings)
 
-    @property
-    def dim(self) -> int:
-        """D."""
-        return self.stack.dim
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """A quantizer of settings that `save` wrote.
 
-    @property
-    def codebook_sizes(self) -> tuple[int, ...]:
-        """K, of the only level."""
-        return self.stack.codebook_sizes
+        Raises:
+            QuantizerError: They are of several levels.
+        """
+        values = dict(settings)
+        num_levels, sizes = values.pop("num_levels"), values.pop("codebook_size")
+        if num_levels != 1:
+            raise QuantizerError(
+                f"The file holds a stack of {num_levels} levels: read it by ResidualGRITVQ.load."
+            )
+        return cls(codebook_size=sizes[0], **values)
 
     @property
     def codebook(self) -> Tensor:
-        """The codes in use, ``[K, D]``, transformed; a copy."""
-        return self.stack.codebooks[0]
+        """The codes that assignment compares with, ``[K, C]``, transformed; a copy."""
+        return self.codebooks[0]
+
+    def effective_codebook(self) -> Tensor:
+        """What each code adds to a vector, ``[K, D]``, with gradients to the codes."""
+        return self.effective_codebooks()[0]
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize ``[..., D]``; codes are ``[...]``."""
-        result: Quantized = self.stack(latent, mask)
+        result = super().forward(latent, mask)
         return replace(result, codes=result.codes.squeeze(-1))
 
-    def encode(self, latent: Tensor) -> Tensor:
-        """Codes of ``[..., D]``, int64 ``[...]``."""
-        return self.stack.encode(latent).squeeze(-1)
+    def encode(
+        self,
+        latent: Tensor,
+        *,
+        beam_width: int = 1,
+        balanced: bool = False,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Codes of ``[..., D]``, int64 ``[...]``; see `ResidualGRITVQ.encode`."""
+        codes = super().encode(
+            latent,
+            beam_width=beam_width,
+            balanced=balanced,
+            temperature=temperature,
+            generator=generator,
+        )
+        return codes.squeeze(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Vectors ``[..., D]`` that codes ``[...]`` stand for; 0 for a code of -1."""
-        return self.stack.decode(codes.unsqueeze(-1))
+        return super().decode(codes.unsqueeze(-1))
 
-    def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
-        """K-means++ on ``[N, D]``; see `ResidualGRITVQ.fit_init`."""
-        self.stack.fit_init(vectors, seed=seed, balanced=balanced)
-
-    def freeze(self) -> None:
-        """Learn no more."""
-        self.stack.freeze()
-
-    def after_step(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> int:
-        """Upkeep after an optimizer's step; see `ResidualGRITVQ.after_step`."""
-        return self.stack.after_step(optimizer, generator=generator)
-
-    def save(self, path: str | Path) -> None:
-        """Write settings and weights as one safetensors file."""
-        self.stack.save(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; in eval mode."""
-        stack = ResidualGRITVQ.load(path)
-        single = cls(stack.dim, stack.codebook_sizes[0])
-        single.stack = stack
-        return single.eval()
+    def code_vectors(self, codes: Tensor) -> Tensor:
+        """What codes ``[...]`` add to a vector, float32 ``[..., D]``, with gradients; 0 for -1."""
+        return super().code_vectors(codes.unsqueeze(-1)).squeeze(-2)

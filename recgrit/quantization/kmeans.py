@@ -10,11 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recgrit.quantization.assignment import (
+    NUM_PRICES,
+    cheapest_codes,
+    first_price_step,
+    nearest_codes,
+    price_change,
+)
+
 NUM_ITERATIONS = 25
-# Changes of the prices that keep clusters equally large, and means after every so many of them.
-NUM_PRICES, PRICES_PER_MEAN = 100, 5
-# Vectors assigned at once: distances of all of them to all centroids need not fit into memory.
-ASSIGN_ROWS = 8192
+# Means of balanced clusters are taken after every so many changes of their prices.
+PRICES_PER_MEAN = 5
 
 
 def fit_kmeans(
@@ -47,31 +53,22 @@ def fit_kmeans(
 def _balance(data: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
     """Centroids of clusters that a price per cluster keeps about equally large.
 
-    A cluster's price is added to the squared distance from it, and rises while it has more vectors
-    than its part. Vectors that are assigned later pay no price: their clusters are as balanced as
-    the centroids alone make them.
+    Vectors that are assigned later pay no price: their clusters are as balanced as the centroids
+    alone make them, unless they are assigned by `balance_codes` in turn.
     """
     wanted = len(data) / len(centroids)
     prices = data.new_zeros(len(centroids))
-    step = 0.3 * (data - centroids[_assign(data, centroids)]).square().sum(dim=-1).mean()
+    step = first_price_step(data, centroids)
     for number in range(1, NUM_PRICES + 1):
-        nearest = _assign(data, centroids, prices)
+        nearest = cheapest_codes(data, centroids, prices)
         counts = torch.bincount(nearest, minlength=len(centroids))
-        prices += step / number**0.5 * (counts / wanted - 1).clamp(-1, 1)
+        prices += price_change(counts, wanted, step, number)
         if number % PRICES_PER_MEAN == 0:
             sums = torch.zeros_like(centroids).index_add_(0, nearest, data)
             means = sums / counts.clamp_min(1)[:, None]
             centroids = torch.where(counts[:, None] > 0, means, centroids)
             centroids = F.normalize(centroids, dim=-1) if spherical else centroids
     return centroids
-
-
-def _assign(data: Tensor, centroids: Tensor, prices: Tensor | float = 0.0) -> Tensor:
-    """The centroid of least squared distance plus price, int64 ``[N]``."""
-    offset = -0.5 * (centroids.square().sum(dim=-1) + prices)
-    return torch.cat(
-        [torch.addmm(offset, rows, centroids.T).argmax(dim=-1) for rows in data.split(ASSIGN_ROWS)]
-    )
 
 
 def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool) -> Tensor:
@@ -101,7 +98,7 @@ def _fit_torch(data: Tensor, num_centroids: int, seed: int, spherical: bool) -> 
     for _ in range(NUM_ITERATIONS):
         if spherical:
             centroids = F.normalize(centroids, dim=-1)
-        nearest = _assign(data, centroids)
+        nearest = nearest_codes(data, centroids)
         counts = torch.bincount(nearest, minlength=num_centroids)
         errors = (data - centroids[nearest]).square().sum(dim=-1)
         sums = torch.zeros_like(centroids).index_add_(0, nearest, data)

@@ -22,7 +22,7 @@ map expands, hence the clamp.
 In both, ``J_z + J_q = I``: the radius *splits* the gradient. ρ' = 0 is the straight-through
 estimator; ρ' = 1 gives the codes the whole part along ``s``. The backward pass is written in closed
 form: no square root stands in the graph, a gap of zero gives no NaN, and only ``s`` and one number
-per vector are kept for it. It cannot be differentiated twice.
+per vector are kept for it. Differentiated twice, ``s`` and ρ' are constants, as the formulas say.
 
 Shapes: B vectors, D dimensions.
 """
@@ -202,16 +202,18 @@ class CustomRadius:
 
 
 class _RadiusSurrogate(torch.autograd.Function):
+    # Per-sample gradients: torch.func.vmap goes through forward and backward as they are.
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         latent: Tensor,
         quantized: Tensor,
         radius: Radius,
         mean_gap: Tensor | None,
         form: SurrogateForm,
         direction_noise: float,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         difference = quantized.detach().float() - latent.detach().float()
         gap = difference.norm(dim=-1, keepdim=True)
         typical = (gap.mean() if mean_gap is None else mean_gap).clamp_min(MIN_GAP)
@@ -227,13 +229,20 @@ class _RadiusSurrogate(torch.autograd.Function):
             direction = difference / difference.norm(dim=-1, keepdim=True).clamp_min(MIN_GAP)
         else:
             direction = difference / gap.clamp_min(MIN_GAP)
-        ctx.save_for_backward(direction, slope)
-        return quantized.clone()
+        return quantized.clone(), direction, slope
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, direction, slope = output
+        ctx.mark_non_differentiable(direction, slope)
+        ctx.save_for_backward(direction, slope)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        if grad is None:
+            return (None,) * 6
         direction, slope = ctx.saved_tensors
         along = (grad.float() * direction).sum(dim=-1, keepdim=True) * slope * direction
         return (grad - along).to(grad.dtype), along.to(grad.dtype), None, None, None, None
@@ -261,10 +270,10 @@ def surrogate_radius(
             relative to the gap. Ours: latents then pull their code around it, not only towards
             them.
     """
-    result: Tensor = _RadiusSurrogate.apply(  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _RadiusSurrogate.apply(  # type: ignore[no-untyped-call]
         latent, quantized, radius, mean_gap, form, direction_noise
     )
-    return result
+    return outputs[0]
 
 
 RADII: dict[str, type[Radius]] = {

@@ -32,6 +32,15 @@ MAX_ATTENTION_CODES = 4096
 POWER_ITERATIONS = 8
 
 
+def snapshot(parameter: Tensor) -> Tensor:
+    """A parameter as it is now, for a graph that may outlive it.
+
+    Codebook maintenance writes into parameters between two steps. An output whose backward pass
+    comes later than that still has the gradients of the codes it was made of.
+    """
+    return parameter.clone() if torch.is_grad_enabled() else parameter
+
+
 class LowRankMixing(nn.Module):
     """What ``A Bᵀ E`` adds to the codes ``E``."""
 
@@ -42,8 +51,8 @@ class LowRankMixing(nn.Module):
 
     def forward(self, codes: Tensor, rows: Tensor | None = None) -> Tensor:
         """``[K, D]``, or only some rows of it, ``[n, D]``."""
-        mix_out = self.mix_out if rows is None else self.mix_out[rows]
-        mixed: Tensor = mix_out @ (self.mix_in.T @ codes)
+        mix_out = snapshot(self.mix_out) if rows is None else self.mix_out[rows]
+        mixed: Tensor = mix_out.float() @ (snapshot(self.mix_in).float().T @ codes)
         return mixed
 
     @property
@@ -68,9 +77,13 @@ class AttentionMixing(nn.Module):
 
     def forward(self, codes: Tensor, rows: Tensor | None = None) -> Tensor:
         """``[K, D]``, or only some rows of it, ``[n, D]``."""
-        asking, gate = (codes, self.gate) if rows is None else (codes[rows], self.gate[rows])
-        scores = (asking @ self.query) @ (codes @ self.key).T / self.query.shape[1] ** 0.5
-        mixed: Tensor = gate * (scores.softmax(dim=-1) @ codes)
+        asking, gate = codes, snapshot(self.gate)
+        if rows is not None:
+            asking, gate = codes[rows], self.gate[rows]
+        queries = asking @ snapshot(self.query).float()
+        keys = codes @ snapshot(self.key).float()
+        scores = queries @ keys.T / self.query.shape[1] ** 0.5
+        mixed: Tensor = gate.float() * (scores.softmax(dim=-1) @ codes)
         return mixed
 
     @property
@@ -109,11 +122,12 @@ class IntegratedTransform(nn.Module):
         self.rotate = nn.Parameter(torch.eye(dim))
 
     def forward(self, codes: Tensor, rows: Tensor | None = None) -> Tensor:
-        """``[K, D]`` -> ``[K, D]``, or only the transformed ``rows``, ``[n, D]``."""
+        """``[K, D]`` -> ``[K, D]``, or only the transformed ``rows``, ``[n, D]``; in float32."""
+        codes = codes.float()
         result: Tensor = codes if rows is None else codes[rows]
         if self.mixing is not None:
             result = result + self.mixing(codes, rows)
-        return result if self.rotate is None else result @ self.rotate
+        return result if self.rotate is None else result @ snapshot(self.rotate).float()
 
     @torch.no_grad()
     def reset_(self) -> None:
@@ -128,7 +142,7 @@ class IntegratedTransform(nn.Module):
         """The codes that ``W`` takes to ``targets`` ``[n, D]``."""
         if self.rotate is None:
             return targets
-        codes: Tensor = torch.linalg.solve(self.rotate, targets, left=False)
+        codes: Tensor = torch.linalg.solve(self.rotate.float(), targets, left=False)
         return codes
 
     @torch.no_grad()
@@ -140,13 +154,14 @@ class IntegratedTransform(nn.Module):
         """
         if self.rotate is None:
             return
-        gram = self.rotate.T @ self.rotate
+        matrix = self.rotate.float()
+        gram = matrix.T @ matrix
         margin = 0.9  # Power iterations come from below and stop short.
         largest = _largest_eigenvalue(gram)
         smallest = 1 / _largest_eigenvalue(torch.linalg.inv_ex(gram).inverse)
         if largest < (margin * high) ** 2 and smallest > (low / margin) ** 2:
             return
-        left, values, right = torch.linalg.svd(self.rotate)
+        left, values, right = torch.linalg.svd(matrix)
         if values.min() < low or values.max() > high:
             self.rotate.copy_(left @ torch.diag(values.clamp(low, high)) @ right)
 

@@ -10,6 +10,20 @@ from recgrit.training.config import TransformerConfig
 
 NeighbourKind = Literal["near", "next", "alike"]
 
+PREFIXES_PER_ITEM = 2
+
+
+def search_width(beam_width: int, top_k: int) -> int:
+    """Prefixes to keep at each level where ``top_k`` items are wanted: at least two for each.
+
+    With one prefix for each, most users miss some item of the exact list: docs/retriever.md has
+    what was measured.
+
+    >>> search_width(50, 10), search_width(50, 40)
+    (50, 80)
+    """
+    return max(beam_width, PREFIXES_PER_ITEM * top_k)
+
 
 class RetrieverConfig(TransformerConfig):
     """Settings of the retriever and its training.

@@ -142,6 +142,8 @@ def beam_search(
         # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
         nodes = frontier.nodes_of(best.indices)
         nodes = nodes.masked_fill(best.values == NEVER, trie.num_nodes - 1)
+        if level + 1 == trie.num_levels:
+            break
         if chosen is not None:
             kept = (best.indices // frontier.width).unsqueeze(-1)
             chosen = chosen.gather(1, kept.expand(-1, -1, chosen.shape[-1]))

@@ -11,8 +11,8 @@ Shapes: B users, W beams, R rows, C children, V nodes, E entries, K candidates, 
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recgrit.ranking import NEVER
 from recgrit.retrieval.node_vectors import NodeLookup, NodeTable, look_up
+from recgrit.retrieval.ragged_products import sampled_products
 
 # With so many scores a node, a matrix product of its own beats a part of the sampled one.
 MIN_SCORES_OF_A_NODE = 1024
@@ -74,9 +75,15 @@ class Frontier:
         columns = torch.arange(self.width, device=self.counts.device)
         return (self.firsts.unsqueeze(-1) + columns).masked_fill_(~self.present, 0)
 
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        """The first children in ascending order, and the beams that they belong to."""
+        found = self.firsts.contiguous().sort(dim=-1)
+        return found.values, found.indices
+
     def find(self, nodes: Tensor) -> Tensor:
         """Which candidates nodes ``[B, E]`` are, int64 ``[B, E]``; -1 for those that are none."""
-        firsts, beams = self.firsts.contiguous().sort(dim=-1)
+        firsts, beams = self._sorted
         nodes = nodes.to(firsts.dtype)
         place = (torch.searchsorted(firsts, nodes, right=True) - 1).clamp_min_(0)
         children = nodes - firsts.gather(1, place)
@@ -108,7 +115,8 @@ def score_children(
             done += size
         return torch.empty_like(scores).index_copy_(0, order, scores)
     owners, columns, flat = ragged_index(firsts, counts)
-    values = sampled_products(queries, node_vectors, counts, flat)
+    ends = F.pad(counts.long().cumsum(0), (1, 0))
+    values = sampled_products(queries, node_vectors, ends, flat)
     return scores.index_put_((owners, columns), values)
 
 
@@ -154,21 +162,3 @@ def gather_ranges(
     sizes = torch.zeros_like(different).scatter_(0, which, counts)
     _, _, nodes = ragged_index(different, sizes)
     return (sizes.cumsum(0) - sizes)[which], node_vectors.of(nodes)
-
-
-def sampled_products(
-    queries: Tensor, node_vectors: Tensor, counts: Tensor, nodes: Tensor
-) -> Tensor:
-    """Products of queries ``[R, D]`` with nodes of their own, ``counts`` ``[R]`` of them each."""
-    ends = F.pad(counts.long().cumsum(0), (1, 0))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        pattern = torch.sparse_csr_tensor(
-            ends,
-            nodes,
-            queries.new_zeros(len(nodes)),
-            size=(len(queries), len(node_vectors)),
-            check_invariants=False,
-        )
-        found: Tensor = torch.sparse.sampled_addmm(pattern, queries, node_vectors.T, beta=0.0)
-    return found.values()

@@ -139,8 +139,8 @@ class NodeSets:
 
         Example:
             >>> sets = NodeSets.build(torch.tensor([[3, 1]]), torch.tensor([[True, False]]), 4)
-            >>> sets.contain(torch.tensor([0, 0, 0]), torch.tensor([1, 3, 0])).tolist()
-            [False, True, False]
+            >>> sets.nodes.tolist()
+            [[3, 4]]
         """
         return cls(torch.where(present, nodes, num_nodes).sort(dim=-1).values, num_nodes)
 
@@ -148,15 +148,3 @@ class NodeSets:
     def is_first(self) -> Tensor:
         """Bool ``[R, E]``, where a node stands in its row for the first time."""
         return F.pad(self.nodes[:, 1:] != self.nodes[:, :-1], (1, 0), value=True)
-
-    @cached_property
-    def keys(self) -> Tensor:
-        """int64 ``[R * E]``, ascending: row times ``num_nodes + 1`` plus node."""
-        rows = torch.arange(len(self.nodes), device=self.nodes.device).unsqueeze(-1)
-        return (rows * (self.num_nodes + 1) + self.nodes).flatten()
-
-    def contain(self, rows: Tensor, nodes: Tensor) -> Tensor:
-        """Whether each node ``[...]`` is in the set of its row ``[...]``."""
-        wanted = rows * (self.num_nodes + 1) + nodes
-        found = torch.searchsorted(self.keys, wanted).clamp_max_(len(self.keys) - 1)
-        return self.keys[found] == wanted

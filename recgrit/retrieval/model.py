@@ -39,13 +39,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recgrit.ranking import Histories, TrainingLoss
+from recgrit.ranking import Batch, Histories, TrainingLoss
 from recgrit.retrieval.config import NeighbourKind
-from recgrit.retrieval.frontier import ragged_index
+from recgrit.retrieval.dropout import Dropout
 from recgrit.retrieval.leaves import LeafWeights, NodeSets
 from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.node_vectors import (
-    AskedVectors,
     NodeTable,
     NodeVectors,
     Size,
@@ -53,6 +52,8 @@ from recgrit.retrieval.node_vectors import (
     find_lone_items,
     look_up,
 )
+from recgrit.retrieval.ragged_products import ragged_products
+from recgrit.retrieval.step_plan import LevelPlan, StepPlan, StepPlanner
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import build_trie, cut_ids
@@ -68,7 +69,7 @@ class CodeDecoder(nn.Module):
                 nn.LayerNorm(dim),
                 nn.Linear(dim, 2 * dim),
                 nn.GELU(),
-                nn.Dropout(dropout),
+                Dropout(dropout),
                 nn.Linear(2 * dim, dim),
             )
             for _ in range(num_levels)
@@ -115,9 +116,6 @@ class TrieRetriever(nn.Module):
         ConfigError: ``node_buckets`` is less than a codebook.
     """
 
-    train_child_starts: Tensor
-    train_child_nodes: Tensor
-
     def __init__(
         self,
         codes: npt.NDArray[np.int32],
@@ -143,7 +141,6 @@ class TrieRetriever(nn.Module):
         super().__init__()
         tree_codes = cut_ids(codes, tree_levels)
         trie = build_trie(tree_codes)
-        train_children = trie.restrict(train_items.numpy())
         known_items = torch.ones_like(train_items) if known_items is None else known_items
         self.trie_softmax = trie_softmax
         self.trie = TrieTensors(trie)
@@ -174,11 +171,13 @@ class TrieRetriever(nn.Module):
         self.decoder = CodeDecoder(model_dim, num_levels=trie.num_levels, dropout=dropout)
         self.seen_scores = nn.Parameter(torch.zeros(trie.num_levels)) if seen_scores else None
         self.neighbours = ItemNeighbours(len(trie.paths), neighbours) if neighbours else None
-        for name, table in {
-            "train_child_starts": train_children.starts,
-            "train_child_nodes": train_children.nodes,
-        }.items():
-            self.register_buffer(name, torch.from_numpy(table), persistent=False)
+        self.planner = StepPlanner(
+            trie,
+            trie.restrict(train_items.numpy()),
+            # Where all codes of a level compete, an only child has to win as well.
+            fewest=2 if trie_softmax else 1,
+            find_seen=seen_scores,
+        )
 
     @property
     def num_items(self) -> int:
@@ -204,17 +203,6 @@ class TrieRetriever(nn.Module):
         """
         return [] if self.seen_scores is None else self.trie.find_covered(items, present)
 
-    def score_seen(self, nodes: Tensor, rows: Tensor, seen: NodeSets, level: int) -> Tensor:
-        """What being known from the history adds to the scores of nodes at a level.
-
-        Args:
-            nodes: ``[R, C]``, or flat with one row each.
-            rows: Which set of ``seen`` applies; broadcast against ``nodes``.
-            seen: Of this level, from `find_seen`.
-            level: Whose learned score.
-        """
-        return self.seen_score(level) * seen.contain(rows, nodes)
-
     def seen_score(self, level: int) -> Tensor:
         """What is added to the score of a node of a level that a history holds all of."""
         assert self.seen_scores is not None
@@ -229,77 +217,61 @@ class TrieRetriever(nn.Module):
             histories, self.trie.item_leaves, seen, fixed_shapes=self.trie.fixed_shapes
         )
 
-    def loss(self, histories: Tensor, targets: Tensor, supervised: Tensor) -> TrainingLoss:
-        """Negative log-likelihood of the next item at every supervised position.
+    def plan(self, batch: Batch) -> StepPlan:
+        """What `loss` needs of a batch."""
+        return self.planner.plan(batch)
 
-        Args:
-            histories: int64 ``[B, T]``.
-            targets: int64 ``[B, T]``, the item that follows each position.
-            supervised: bool ``[B, T]``, which positions count.
-        """
-        paths = self.trie.paths[targets[supervised]]  # [M, L]
-        node_vectors = self._draw_vectors(histories, paths)
-        states = self.encode(histories, node_vectors)[supervised]  # [M, D]
-        users, positions = supervised.nonzero(as_tuple=True)
-        upto = torch.arange(histories.shape[1], device=histories.device)
-        seen = self.find_seen(histories[users], upto <= positions.unsqueeze(-1))
+    def loss(self, plan: StepPlan) -> TrainingLoss:
+        """Negative log-likelihood of the next item at every supervised position."""
+        num_items = plan.shape[0] * plan.shape[1]
+        vectors = self.nodes.of(plan.asked, self.nodes.draw_dropped())  # [U, D]
+        sums = self.input_scale * F.embedding_bag(plan.bags, vectors, plan.bag_starts, mode="sum")
+        states = self.encoder(sums[:num_items].view(*plan.shape, -1))
+        states = states.flatten(0, 1)[plan.positions]  # [M, D]
+        chosen = (None, *sums[num_items:].split(plan.num_targets))
+        _, *by_level = vectors.split(plan.level_sizes)
         total = states.new_zeros((), dtype=torch.float32)
         accuracy = []
-        chosen: Tensor | None = None
-        parents = torch.zeros_like(paths[:, 0])
-        for level in range(self.trie.num_levels):
-            wanted = paths[:, level]
+        for level, (choice, nodes) in enumerate(zip(plan.levels, by_level, strict=True)):
             # An only child has probability 1: no need to score it.
-            starts = self.train_child_starts[parents]
-            counts = self.train_child_starts[parents + 1] - starts
-            open_ = (counts > int(self.trie_softmax)).nonzero().squeeze(-1)
-            num_right = torch.full_like(paths[0, 0], len(paths) - len(open_))
-            if len(open_):
+            num_right = torch.full_like(total, plan.num_targets - len(choice.open))
+            if len(choice.open):
+                before = chosen[level]
                 queries = self.decoder(
-                    states[open_], None if chosen is None else chosen[open_], level
+                    states[choice.open], None if before is None else before[choice.open], level
                 )
-                scores, columns = self._train_child_scores(
-                    queries,
-                    starts[open_],
-                    counts[open_],
-                    wanted[open_],
-                    node_vectors,
-                    level,
-                    seen=seen[level] if seen else None,
-                    seen_rows=open_,
-                )
+                scores = self._score_choice(queries, nodes, choice, level)
                 if not self.trie_softmax:
-                    firsts = self.trie.child_starts[parents[open_]]
-                    sizes = self.trie.child_starts[parents[open_] + 1] - firsts
+                    firsts = self.trie.child_starts[choice.parents]
+                    sizes = self.trie.child_starts[choice.parents + 1] - firsts
                     others = self.score_other_codes(queries, firsts, sizes, level)
                     scores = torch.cat([scores, others], dim=-1)
-                total = total + self._negative_log_likelihood(scores, columns)
-                num_right = num_right + (scores.detach().argmax(dim=-1) == columns).sum()
-            accuracy.append(num_right / max(1, len(paths)))
-            parents = wanted
-            vectors = self.input_scale * look_up(node_vectors, parents)
-            chosen = vectors if chosen is None else chosen + vectors
-        return TrainingLoss(total / max(1, len(paths)), torch.stack(accuracy))
+                total = total + self._negative_log_likelihood(scores, choice.columns)
+                num_right += (scores.detach().argmax(dim=-1) == choice.columns).sum()
+            accuracy.append(num_right / max(1, plan.num_targets))
+        return TrainingLoss(total / max(1, plan.num_targets), torch.stack(accuracy))
 
-    def _draw_vectors(self, histories: Tensor, paths: Tensor) -> NodeTable:
-        """The node vectors of one training step, those at random replaced by the fallback.
+    def _score_choice(
+        self, queries: Tensor, vectors: Tensor, choice: LevelPlan, level: int
+    ) -> Tensor:
+        """Scores of the candidates of each open target, float32 ``[O, width]``; -inf for none.
 
         Args:
-            histories: int64 ``[B, T]``.
-            paths: int32 ``[M, L]``, of the targets.
+            queries: ``[O, D]``.
+            vectors: ``[U', D]``, of the nodes of this level that the step asks for.
+            choice: Which of them compete.
+            level: Whose learned score nodes get that the history holds all of.
         """
-        dropped = self.nodes.draw_dropped()
-        if self.nodes.fit_at_once:
-            vectors: Tensor = self.nodes(dropped)
-            return vectors
-        # All that the loss asks for: the histories' nodes, and the children on the targets' ways.
-        parents = F.pad(paths[:, :-1], (1, 0)).unique()
-        starts = self.train_child_starts[parents]
-        _, _, flat = ragged_index(starts, self.train_child_starts[parents + 1] - starts)
-        asked = torch.cat(
-            [self.trie.paths[histories].flatten(), self.train_child_nodes[flat]]
-        ).unique()
-        return AskedVectors(asked, self.nodes.of(asked, dropped))
+        if level == 0:  # One node for all, the root: a matrix product.
+            scores = (queries @ F.embedding(choice.nodes, vectors).T).float()
+        else:
+            products = ragged_products(queries, vectors, choice.rows, choice.nodes, choice.by_node)
+            table = products.new_full((len(choice.open) * choice.width,), float("-inf"))
+            scores = table.scatter(0, choice.places, products).view(-1, choice.width)
+        if self.seen_scores is None:
+            return scores
+        added = self.seen_score(level).expand(choice.seen.shape)
+        return scores.flatten().index_add(0, choice.seen, added).view_as(scores)
 
     def score_other_codes(
         self, queries: Tensor, firsts: Tensor, counts: Tensor, level: int
@@ -336,35 +308,6 @@ class TrieRetriever(nn.Module):
         absent = log_probs.isinf()
         spread = log_probs.masked_fill(absent, 0.0).sum(dim=-1) / (~absent).sum(dim=-1)
         return -torch.lerp(wanted, spread, self.label_smoothing).sum()
-
-    def _train_child_scores(
-        self,
-        queries: Tensor,
-        starts: Tensor,
-        counts: Tensor,
-        wanted: Tensor,
-        node_vectors: NodeTable,
-        level: int,
-        *,
-        seen: NodeSets | None,
-        seen_rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Scores of each parent's training children ``[M, C]``, and the wanted child's column."""
-        if level == 0:  # One parent for all, the root: a matrix product instead of gathers.
-            nodes = self.train_child_nodes[: int(self.train_child_starts[1])]
-            scores = (queries @ look_up(node_vectors, nodes).T).float()
-            if seen is not None:
-                rows = seen_rows.unsqueeze(-1)
-                scores = scores + self.score_seen(nodes.expand_as(scores), rows, seen, level)
-            return scores, torch.searchsorted(nodes, wanted)
-        rows, columns, flat = ragged_index(starts, counts)
-        nodes = self.train_child_nodes[flat]
-        flat_scores = (look_up(node_vectors, nodes) * queries[rows]).sum(dim=-1).float()
-        if seen is not None:
-            flat_scores = flat_scores + self.score_seen(nodes, seen_rows[rows], seen, level)
-        scores = flat_scores.new_full((len(counts), int(counts.max())), float("-inf"))
-        scores = scores.index_put((rows, columns), flat_scores)
-        return scores, columns[nodes == wanted[rows]]
 
     def num_parameters(self) -> dict[str, int]:
         """Trainable parameters by part."""

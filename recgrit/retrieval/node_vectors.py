@@ -1,12 +1,12 @@
 """Vectors of the nodes of a trie, and how callers look them up.
 
-A node vector is made of parts, see `recgrit.retrieval.model`. Where every node has an embedding of
-its own, the vectors of all nodes are made at once: their table is as large as the embeddings are.
-Where none has, or nodes share the rows of a smaller table (`recgrit.retrieval.buckets`), a table of
-a large catalogue would bring back what is saved, so only the vectors of the nodes that are asked
-for are made.
+A node vector is the sum of rows of two tables, see `recgrit.retrieval.model`: its own embedding,
+and code embeddings and fallbacks, which nodes share. A training step makes the vectors of the nodes
+that it asks for. For ranking, those of all nodes are made once, unless none has an embedding of its
+own or they share the rows of a smaller table (`recgrit.retrieval.buckets`): a table of a large
+catalogue would bring back what is saved then.
 
-Shapes: V nodes, N items, L levels of an ID, S nodes of one item, U nodes asked for, D model
+Shapes: V nodes, N items, L levels of an ID, U nodes asked for, R rows that are added up, D model
 dimensions.
 """
 
@@ -28,6 +28,8 @@ from recgrit.semantic_ids.trie import Trie
 Size = Literal["catalogue", "prefixes", "constant"]
 # Numbers in the largest table of vectors that is made at once where none has to be: 256 MiB.
 MAX_AT_ONCE = 2**26
+# The row of a node without an embedding of its own.
+NO_ROW = -1
 
 
 class NodeLookup(Protocol):
@@ -44,23 +46,6 @@ NodeTable = Tensor | NodeLookup
 def look_up(table: NodeTable, nodes: Tensor) -> Tensor:
     """Vectors ``[..., D]`` of nodes ``[...]``."""
     return F.embedding(nodes, table) if isinstance(table, Tensor) else table.of(nodes)
-
-
-@dataclass(frozen=True)
-class AskedVectors:
-    """Vectors of some nodes; others must not be asked for.
-
-    Args:
-        nodes: int32 ``[U]``, ascending, each once.
-        vectors: ``[U, D]``.
-    """
-
-    nodes: Tensor
-    vectors: Tensor
-
-    def of(self, nodes: Tensor) -> Tensor:
-        """``[..., D]`` of nodes ``[...]``."""
-        return F.embedding(torch.searchsorted(self.nodes, nodes.contiguous()), self.vectors)
 
 
 class NodeVectors(nn.Module):
@@ -90,9 +75,6 @@ class NodeVectors(nn.Module):
     code_rows: Tensor
     item_rows: Tensor
     lone_items: Tensor
-    lone_nodes: Tensor
-    rest_rows: Tensor
-    own_nodes: Tensor
     node_rows: Tensor
 
     def __init__(
@@ -118,8 +100,8 @@ class NodeVectors(nn.Module):
         self.code_starts, num_code_rows = _code_starts(codebook_sizes, disambiguation_level)
         self.code_embedding = nn.Embedding(num_code_rows, dim, padding_idx=0)
         # A row per node stands in the order of the trie: it keeps its meaning when items are added.
-        num_rows = int(own_nodes.sum()) if num_buckets is None else num_buckets
-        self.node_embedding = nn.Embedding(num_rows, dim)
+        self.num_rows = int(own_nodes.sum()) if num_buckets is None else num_buckets
+        self.node_embedding = nn.Embedding(self.num_rows, dim)
         # The root's vector is 0: it stands for what is not there.
         self.fallback = nn.Embedding(trie.num_levels + 1, dim, padding_idx=0)
         for table in (self.code_embedding, self.node_embedding, self.fallback):
@@ -130,25 +112,23 @@ class NodeVectors(nn.Module):
         self.register_buffer("node_levels", _node_levels(trie), persistent=False)
         self.register_buffer("item_rows", self._rows_of_codes(codes), persistent=False)
         self.register_buffer("code_rows", self._rows_of_nodes(trie, lone_items), persistent=False)
-        if self.fit_at_once:
-            lone_nodes = (lone_items >= 0).nonzero().squeeze(-1)
-            rest_rows = self._rows_of_rest(lone_nodes, lone_items[lone_nodes])
-            self.register_buffer("own_nodes", own_nodes.nonzero().squeeze(-1), persistent=False)
-            self.register_buffer("lone_nodes", lone_nodes, persistent=False)
-            self.register_buffer("rest_rows", rest_rows, persistent=False)
-        else:
-            # Rows of the fallbacks follow those of the buckets, as `table` joins them.
-            rows = num_rows + self.node_levels
-            if num_buckets:
-                check_buckets(num_buckets, _codes_to_tell_apart(trie, own_nodes))
-                buckets = torch.from_numpy(assign_buckets(trie, num_buckets))
-                rows = torch.where(own_nodes, buckets, rows)
-            self.register_buffer("node_rows", rows, persistent=False)
-            self.register_buffer("lone_items", lone_items, persistent=False)
+        self.register_buffer("lone_items", lone_items, persistent=False)
+        rows = (own_nodes.int().cumsum(0, dtype=torch.int32) - 1).where(own_nodes, NO_ROW)
+        if num_buckets is not None:
+            rows = torch.full_like(rows, NO_ROW)
+        if num_buckets:
+            check_buckets(num_buckets, _codes_to_tell_apart(trie, own_nodes))
+            rows = torch.from_numpy(assign_buckets(trie, num_buckets)).where(own_nodes, NO_ROW)
+        self.register_buffer("node_rows", rows, persistent=False)
+
+    @property
+    def own_nodes(self) -> Tensor:
+        """Nodes with an embedding of their own or a bucket, ascending."""
+        return (self.node_rows != NO_ROW).nonzero().squeeze(-1)
 
     @property
     def fit_at_once(self) -> bool:
-        """Whether the vectors of all nodes are made at once."""
+        """Whether the vectors of all nodes are made at once, for ranking."""
         num_values = len(self.node_levels) * self.fallback.embedding_dim
         return self.num_buckets is None or (not self.num_buckets and num_values <= MAX_AT_ONCE)
 
@@ -174,60 +154,62 @@ class NodeVectors(nn.Module):
             rows[paths[is_below[:, level], level]] = 0
         return rows
 
-    def _rows_of_rest(self, nodes: Tensor, items: Tensor) -> Tensor:
-        """Rows of the codes that are left of an ID below nodes ``[S]`` of one item, ``[S, L]``."""
-        depth = self.node_levels[nodes].clamp_max(self.num_tree_levels)
-        levels = torch.arange(self.item_rows.shape[1], device=depth.device)
-        return self.item_rows[items] * (levels >= depth.unsqueeze(-1))
-
-    def _sum_rest(self, rows: Tensor) -> Tensor:
-        """Sums ``[S, D]`` of the code embeddings in rows ``[S, L]``; 0 stands for none."""
-        return F.embedding_bag(rows, self.code_embedding.weight, mode="sum", padding_idx=0)
-
-    def forward(self, dropped: Tensor | None = None) -> Tensor:
-        """Vectors of all nodes, ``[V, D]``.
+    def rows(self, nodes: Tensor, dropped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows whose sum is the vector of each node ``[U]``.
 
         Args:
-            dropped: bool, for which rows of the table of node embeddings the fallback stands in,
-                as `draw_dropped` returns.
+            nodes: int32 ``[U]``.
+            dropped: bool, for which rows of the node embeddings the fallback stands in, as
+                `draw_dropped` returns.
+
+        Returns:
+            Rows of the node embeddings int32 ``[U]``, `NO_ROW` for none; and rows of `shared`,
+            int32 ``[U, R]``, 0 for none.
         """
-        if not self.fit_at_once:
-            nodes = torch.arange(len(self.node_levels), device=self.node_levels.device)
-            return self.of(nodes, dropped)
-        fallback = self.fallback(self.node_levels)
-        own = self.node_embedding.weight
-        if dropped is not None:
-            own = torch.where(dropped.unsqueeze(-1), fallback[self.own_nodes], own)
-        vectors: Tensor = fallback.index_copy(0, self.own_nodes, own)
-        vectors = vectors + self.code_embedding(self.code_rows)
-        return vectors.index_add(0, self.lone_nodes, self._sum_rest(self.rest_rows))
+        own = self.node_rows[nodes]
+        if dropped is not None and self.num_rows:
+            own = own.where(~dropped[own.clamp_min(0)], NO_ROW)
+        levels = self.node_levels[nodes]
+        fallback = levels.where(own == NO_ROW, 0)
+        # All codes that are left below a node of one item.
+        items = self.lone_items[nodes]
+        depth = levels.clamp_max(self.num_tree_levels).unsqueeze(-1)
+        below = torch.arange(self.item_rows.shape[1], device=nodes.device) >= depth
+        is_lone = (items >= 0).unsqueeze(-1)
+        rest = self.item_rows[items.clamp_min(0)] * (below & is_lone)
+        codes = torch.cat([self.code_rows[nodes].unsqueeze(-1), rest], dim=-1)
+        first_code = len(self.fallback.weight)
+        codes = torch.where(codes > 0, codes + first_code, 0)
+        return own, torch.cat([fallback.unsqueeze(-1), codes], dim=-1)
+
+    def shared(self) -> Tensor:
+        """Fallbacks and code embeddings, ``[-1, D]``; row 0 is 0."""
+        return torch.cat([self.fallback.weight, self.code_embedding.weight])
 
     def of(self, nodes: Tensor, dropped: Tensor | None = None) -> Tensor:
-        """Vectors ``[..., D]`` of nodes ``[...]`` that share buckets; as `forward` has them."""
-        own = self.fallback(self.node_levels[nodes])
-        if self.num_buckets:
-            rows = self.node_rows[nodes]
-            is_own = rows < self.num_buckets
-            rows = torch.where(is_own, rows, 0)
-            if dropped is not None:
-                is_own = is_own & ~dropped[rows]
-            own = torch.where(is_own.unsqueeze(-1), self.node_embedding(rows), own)
-        return self.add_rest(own + self.code_embedding(self.code_rows[nodes]), nodes)
+        """Vectors ``[U, D]`` of nodes ``[U]``, with gradients; see `rows`."""
+        own, shared = self.rows(nodes, dropped)
+        vectors = F.embedding_bag(shared, self.shared(), mode="sum", padding_idx=0)
+        if not self.num_rows:
+            return vectors
+        weights = (own != NO_ROW).to(vectors.dtype).unsqueeze(-1)
+        return vectors + F.embedding_bag(
+            own.clamp_min(0).unsqueeze(-1),
+            self.node_embedding.weight,
+            mode="sum",
+            per_sample_weights=weights,
+        )
 
-    def add_rest(self, vectors: Tensor, nodes: Tensor) -> Tensor:
-        """Vectors ``[..., D]`` of nodes ``[...]`` with the codes that are left of a lone item."""
-        flat = nodes.flatten()
-        items = self.lone_items[flat]
-        rows = self._rows_of_rest(flat, items.clamp_min(0)) * (items >= 0).unsqueeze(-1)
-        return vectors + self._sum_rest(rows).view_as(vectors)
+    def forward(self, dropped: Tensor | None = None) -> Tensor:
+        """Vectors of all nodes, ``[V, D]``."""
+        return self.of(torch.arange(len(self.node_levels), device=self.node_levels.device), dropped)
 
     def table(self) -> NodeTable:
         """The vectors for ranking, as the weights are now."""
         if self.fit_at_once:
             vectors: Tensor = self()
             return vectors
-        tables = (self.node_embedding, self.fallback, self.code_embedding)
-        return BucketVectors(torch.cat([table.weight for table in tables]), self)
+        return JoinedVectors(torch.cat([self.shared(), self.node_embedding.weight]), self)
 
     def vectors_of_codes(self, level: int) -> Tensor:
         """What a node with each code of a level has without an embedding of its own, ``[K, D]``.
@@ -250,11 +232,11 @@ class NodeVectors(nn.Module):
 
 
 @dataclass(frozen=True)
-class BucketVectors:
-    """Vectors of nodes that share buckets, for ranking: made in one pass over one table.
+class JoinedVectors:
+    """Vectors of nodes for ranking, made as they are asked for in one pass over one table.
 
     Args:
-        weights: ``[-1, D]``, the node embeddings, the fallbacks and the code embeddings.
+        weights: ``[-1, D]``, `NodeVectors.shared` and then the node embeddings.
         nodes: Whose they are.
     """
 
@@ -263,13 +245,12 @@ class BucketVectors:
 
     def of(self, nodes: Tensor) -> Tensor:
         """``[..., D]`` of nodes ``[...]``."""
-        first_code = len(self.weights) - len(self.nodes.code_embedding.weight)
-        parts = torch.stack(
-            [self.nodes.node_rows[nodes], first_code + self.nodes.code_rows[nodes]], dim=-1
-        )
-        # Sums of two rows, several times faster than two look-ups and an addition.
-        sums = F.embedding_bag(parts.view(-1, 2), self.weights, mode="sum")
-        return self.nodes.add_rest(sums.view(*nodes.shape, self.weights.shape[1]), nodes)
+        own, shared = self.nodes.rows(nodes.flatten())
+        first_own = len(self.weights) - self.nodes.num_rows
+        own = torch.where(own == NO_ROW, 0, own + first_own)
+        rows = torch.cat([own.unsqueeze(-1), shared], dim=-1)
+        sums = F.embedding_bag(rows, self.weights, mode="sum", padding_idx=0)
+        return sums.view(*nodes.shape, self.weights.shape[1])
 
 
 def _code_starts(

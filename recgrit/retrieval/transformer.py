@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recgrit.retrieval.dropout import Dropout
+
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which each position sees itself and what came before.
@@ -19,7 +21,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, dim: int, *, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.project_in = nn.Linear(dim, 3 * dim)
         self.project_out = nn.Linear(dim, dim)
 
@@ -28,11 +30,39 @@ class CausalSelfAttention(nn.Module):
         num_users, length, dim = x.shape
         parts = self.project_in(x).view(num_users, length, 3, self.num_heads, -1)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [B, H, T, D / H]
-        attended = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
+        if self.training and self.dropout.rate and x.is_cpu:
+            attended = self._attend(query, key, value)
+        else:
+            rate = self.dropout.rate if self.training else 0.0
+            attended = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, dropout_p=rate
+            )
         out: Tensor = self.project_out(attended.transpose(1, 2).reshape(num_users, length, dim))
         return out
+
+    def last(self, x: Tensor, ends: Tensor) -> Tensor:
+        """What `forward` has at positions ``[B]``, ``[B, D]``."""
+        num_users, length, dim = x.shape
+        weight, bias = self.project_in.weight, self.project_in.bias
+        at = x[torch.arange(num_users, device=x.device), ends]
+        query = F.linear(at, weight[:dim], bias[:dim]).view(num_users, self.num_heads, 1, -1)
+        parts = F.linear(x, weight[dim:], bias[dim:]).view(num_users, length, 2, self.num_heads, -1)
+        key, value = parts.permute(2, 0, 3, 1, 4)
+        before = torch.arange(length, device=x.device) <= ends.unsqueeze(-1)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=before[:, None, None]
+        )
+        out: Tensor = self.project_out(attended.reshape(num_users, dim))
+        return out
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention with `Dropout` on its weights; each ``[B, H, T, D / H]``."""
+        length = query.shape[2]
+        later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        scores = query / query.shape[-1] ** 0.5 @ key.transpose(2, 3)
+        weights = scores.masked_fill_(later, float("-inf")).softmax(dim=-1)
+        attended: Tensor = self.dropout(weights) @ value
+        return attended
 
 
 class TransformerLayer(nn.Module):
@@ -44,13 +74,20 @@ class TransformerLayer(nn.Module):
         self.attention = CausalSelfAttention(dim, num_heads=num_heads, dropout=dropout)
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden_dim, dim)
+            nn.Linear(dim, hidden_dim), nn.GELU(), Dropout(dropout), nn.Linear(hidden_dim, dim)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, D]`` -> ``[B, T, D]``."""
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return self._feed(x + self.dropout(self.attention(self.attention_norm(x))))
+
+    def last(self, x: Tensor, ends: Tensor) -> Tensor:
+        """What `forward` has at positions ``[B]``, ``[B, D]``."""
+        at = x[torch.arange(len(x), device=x.device), ends]
+        return self._feed(at + self.attention.last(self.attention_norm(x), ends))
+
+    def _feed(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 
@@ -72,7 +109,7 @@ class HistoryEncoder(nn.Module):
         super().__init__()
         self.history_length = history_length
         self.positions = nn.Parameter(0.02 * torch.randn(history_length, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(dim, num_heads=num_heads, hidden_dim=4 * dim, dropout=dropout)
             for _ in range(num_layers)
@@ -85,4 +122,17 @@ class HistoryEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         states: Tensor = self.norm(x)
+        return states
+
+    def last(self, items: Tensor, ends: Tensor) -> Tensor:
+        """The states at positions ``[B]`` of item vectors ``[B, T, D]``, ``[B, D]``; for ranking.
+
+        Of the last layer no other state is made.
+        """
+        x = items + self.positions[: items.shape[1]]
+        for layer in self.layers[:-1]:
+            x = layer(x)
+        (layer,) = self.layers[-1:]
+        assert isinstance(layer, TransformerLayer)
+        states: Tensor = self.norm(layer.last(x, ends))
         return states

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from recgrit.ranking import Histories, Ranked, rank_scores, require_items
+from recgrit.retrieval.config import search_width
 from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_walk import TrieWalk
@@ -21,8 +22,8 @@ class TrieRanker:
 
     Args:
         model: A trained retriever; put in eval mode.
-        beam_width: Prefixes kept at each level, at least as many as items are asked for; None
-            scores every item.
+        beam_width: Prefixes kept at each level, at least twice as many as items are asked for;
+            None scores every item.
         allowed: bool ``[N]``, items that may be listed; None for all.
         precision: bfloat16 runs the history encoder under autocast; scores stay float32.
         neighbours: Let the neighbours count.
@@ -73,11 +74,12 @@ class TrieRanker:
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
-            states = model.encode(histories.items, self.node_vectors)
+            vectors = model.item_vectors(histories.items, self.node_vectors)
+            states = model.encoder.last(vectors, histories.ends)
         return TrieWalk(
             model,
             self.node_vectors,
-            histories.take_last(states).float(),
+            states.float(),
             model.find_seen(histories.items, histories.present),
         )
 
@@ -92,8 +94,7 @@ class TrieRanker:
         return beam_search(
             trie,
             walk,
-            # A beam finds no more items than its width.
-            beam_width=max(self.beam_width, top_k),
+            beam_width=search_width(self.beam_width, top_k),
             top_k=top_k,
             neighbours=neighbours,
             leaf_filter=LeafFilter.build(trie, excluded=excluded, allowed=self.allowed),

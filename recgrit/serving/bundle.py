@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 BUNDLE = "bundle"
 TRIE_NAME = "trie.safetensors"
 MODEL_FOLDER = "model"
-BUNDLE_VERSION = 3
+BUNDLE_VERSION = 4
 
 
 class Ancestor(Config):

@@ -23,6 +23,7 @@ from recgrit.evaluation.report import (
 )
 from recgrit.experiment import ExperimentConfig
 from recgrit.layout import baseline_stage
+from recgrit.retrieval.config import search_width
 from recgrit.runs import Run
 from recgrit.stages.stage import Stage, as_settings, plan_shards
 from recgrit.tracking.tracker import Tracker
@@ -51,6 +52,7 @@ def _build(
 ) -> None:
     run, settings = Run(config.run.dir, device=_device(config)), config.evaluation
     split = run.data.split
+    width = search_width(settings.beam_width, max(settings.ks))
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for key, found in _rank_targets(config, writer, engine, run).items():
         report = evaluate_recommendations(
@@ -58,7 +60,7 @@ def _build(
             split,
             key.split,
             masked=key.masked,
-            search=describe_search(settings.beam_width if run.model(key.model).searches else None),
+            search=describe_search(width if run.model(key.model).searches else None),
             ties=describe_ties(config.data),
             seed=config.seed,
             ks=settings.ks,

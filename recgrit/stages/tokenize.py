@@ -383,7 +383,7 @@ def _assign_codes(
 
 TOKENIZE = Stage(
     name="tokenize",
-    version=3,
+    version=4,
     parents=("prepare", "embed"),
     settings=_settings,
     inputs=_find_inputs,

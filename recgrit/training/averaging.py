@@ -35,8 +35,7 @@ class MovingAverage(Generic[M]):
         """Follow a step of training."""
         # A plain mean over the first steps: the initial weights get no more than an equal part.
         past = min(self.decay, self.num_steps / (self.num_steps + 1))
-        for kept, latest in zip(self.model.parameters(), model.parameters(), strict=True):
-            kept.copy_(torch.lerp(latest, kept, past) if past else latest)
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - past)
         self.num_steps += 1
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from recgrit import distributed
 from recgrit.data.splits import SequenceSplit
+from recgrit.ranking import Batch
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,6 @@ class Windows:
     def num_targets(self) -> int:
         """Supervised positions in all windows."""
         return int((self.lengths - self.first_targets).sum())
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Histories ``[B, T]``, the items that follow, and which positions are supervised."""
-
-    histories: Tensor
-    targets: Tensor
-    supervised: Tensor
-
-    @property
-    def num_targets(self) -> int:
-        """Supervised positions."""
-        return int(self.supervised.sum())
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(self.histories.to(device), self.targets.to(device), self.supervised.to(device))
 
 
 @dataclass(frozen=True)
@@ -136,10 +118,9 @@ def collate(split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64
     inside = positions < lengths[:, None]
     index = np.where(inside, windows.starts[chosen][:, None] + positions, 0)
     histories = np.where(inside, split.items[index], 0)
-    targets = np.where(inside, split.items[np.where(inside, index + 1, 0)], 0)
-    supervised = inside & (positions >= windows.first_targets[chosen][:, None])
+    supervised = np.flatnonzero(inside & (positions >= windows.first_targets[chosen][:, None]))
     return Batch(
         torch.from_numpy(histories.astype(np.int64)),
-        torch.from_numpy(targets.astype(np.int64)),
         torch.from_numpy(supervised),
+        torch.from_numpy(split.items[index.reshape(-1)[supervised] + 1].astype(np.int64)),
     )

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recgrit import distributed
-from recgrit.ranking import KeepsInStep, SequenceModel, TrainingLoss
-from recgrit.training.batches import Batch
+from recgrit.ranking import Batch, KeepsInStep, Plan, PlansSteps, SequenceModel, TrainingLoss
 
 
 class GradientSum:
@@ -51,16 +50,16 @@ class GradientSum:
         """
         # Gradients are averaged over processes, where their sum is wanted.
         weight = distributed.world_size() * (part.num_targets / num_targets)
-        part = part.to(self.device)
+        sent = plan_step(self._model, part).to(self.device)
         waiting = nullcontext() if self._parallel is None or last else self._parallel.no_sync()
         with waiting:
             with torch.autocast(
                 self.device.type, self.precision, enabled=self.precision != torch.float32
             ):
                 if self._parallel is None:
-                    loss = self._model.loss(part.histories, part.targets, part.supervised)
+                    loss = self._model.loss(sent)
                 else:
-                    loss = TrainingLoss(*self._parallel(part))
+                    loss = TrainingLoss(*self._parallel(sent))
             (loss.value * weight).backward()
         return loss
 
@@ -77,7 +76,7 @@ class _LossAsForward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, part: Batch | None) -> tuple[Tensor, Tensor]:
+    def forward(self, part: Plan | None) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of a part; a loss of nothing for None."""
         if part is None:
             if isinstance(self.model, KeepsInStep):
@@ -85,5 +84,10 @@ class _LossAsForward(nn.Module):
             nothing = 0 * next(self.model.parameters()).sum()
             return nothing, nothing.detach()
         model = cast(SequenceModel, self.model)
-        loss = model.loss(part.histories, part.targets, part.supervised)
+        loss = model.loss(part)
         return loss.value, loss.level_accuracy
+
+
+def plan_step(model: SequenceModel, batch: Batch) -> Plan:
+    """What the model's loss needs of a batch, on the host."""
+    return model.plan(batch) if isinstance(model, PlansSteps) else batch

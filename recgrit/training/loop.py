@@ -288,8 +288,10 @@ class _EpochSums:
 
     def add(self, loss: TrainingLoss, num_targets: int) -> None:
         """Count a part of a step."""
-        self.loss += loss.value.item() * num_targets
-        self.num_right = self.num_right + loss.level_accuracy.cpu() * num_targets
+        # All that the host has to know of a step, in the one copy that it waits for.
+        numbers = torch.cat([loss.value.detach().reshape(1), loss.level_accuracy]).cpu()
+        self.loss += float(numbers[0]) * num_targets
+        self.num_right = self.num_right + numbers[1:] * num_targets
         self.num_targets += num_targets
 
     def end_step(self, config: TrainingConfig, deadline: float) -> bool:

@@ -86,7 +86,7 @@ def test_progress_goes_to_standard_error_and_nothing_else_does(tiny_run: Finishe
 
 def test_run_shows_tables_places_and_next_steps(tiny_run: FinishedRun) -> None:
     shown = tiny_run.result.out
-    for text in ("trie: beam of 20", "popularity", "item_knn", "test masked", "NDCG@10"):
+    for text in ("trie: beam of 40", "popularity", "item_knn", "test masked", "NDCG@10"):
         assert text in shown
     assert f"recgrit recommend --run {tiny_run.directory} --user " in shown
     assert "mlflow ui --backend-store-uri sqlite:///" in shown

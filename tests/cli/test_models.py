@@ -79,7 +79,7 @@ def test_stages_that_a_model_does_not_need_are_not_run(made: tuple[Run, Any]) ->
     assert (run.directory / "model" / "epochs.parquet").is_file() == trained
     searches = find_model(run.model_kind).searches
     search = run.report("test").protocol["search"]
-    assert search == ("beam of 20" if searches else "all items scored")
+    assert search == ("beam of 40" if searches else "all items scored")
 
 
 def test_it_recommends_by_the_command(made: tuple[Run, Any], command: Command) -> None:

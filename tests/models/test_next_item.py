@@ -17,6 +17,7 @@ from recgrit.models.next_item import NextItemNetwork
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.residual import ResidualGRITVQ
 from recgrit.ranking import Histories
+from tests.small_models import loss_of
 
 NUM_ITEMS, NUM_GROUPS = 40, 4
 SETTINGS = {
@@ -99,7 +100,7 @@ def test_the_loss_is_the_cross_entropy_of_the_products(features):
     vectors = network.vectors()
     states = network.encoder(network.input_scale * vectors[histories])[supervised]
     expected = F.cross_entropy(states @ vectors[:30].T, targets[supervised])
-    torch.testing.assert_close(network.loss(histories, targets, supervised).value, expected)
+    torch.testing.assert_close(loss_of(network, histories, targets, supervised).value, expected)
 
 
 def test_items_of_the_history_get_a_score_of_their_own(features):
@@ -115,7 +116,7 @@ def test_items_of_the_history_get_a_score_of_their_own(features):
     for position, seen in enumerate([[3], [3, 5], [3, 5], [3, 5, 7]]):
         scores[position, seen] -= 2 * network.input_scale
     everywhere = torch.ones_like(histories, dtype=torch.bool)
-    found = network.loss(histories, targets, everywhere).value
+    found = loss_of(network, histories, targets, everywhere).value
     torch.testing.assert_close(found, F.cross_entropy(scores, targets[0]))
     # Ranked by the same scores; what stands behind the end of a history is not in it.
     padded = Histories(torch.tensor([[3, 5, 9], [3, 5, 3]]), torch.tensor([2, 3]))
@@ -130,10 +131,10 @@ def test_a_sample_of_the_candidates_stands_for_all(features, monkeypatch):
         network.offsets.weight.normal_()
     histories, targets, supervised = (part[:1, :2] for part in draw_batch())
     supervised = torch.ones_like(supervised)
-    whole = network.loss(histories, targets, supervised).value
+    whole = loss_of(network, histories, targets, supervised).value
     monkeypatch.setattr(next_item, "MAX_CANDIDATES", 12)
     parts = torch.stack(
-        [network.loss(histories, targets, supervised).value.detach() for _ in range(2000)]
+        [loss_of(network, histories, targets, supervised).value.detach() for _ in range(2000)]
     )
     assert parts.std() > 0.01
     wanted = network.vectors()[targets[0]]
@@ -144,7 +145,7 @@ def test_a_sample_of_the_candidates_stands_for_all(features, monkeypatch):
     one = supervised.clone()
     one[0, 1] = False
     sums = torch.stack(
-        [(network.loss(histories, targets, one).value + scores[0]).exp() for _ in range(4000)]
+        [(loss_of(network, histories, targets, one).value + scores[0]).exp() for _ in range(4000)]
     )
     expected = (states[0] @ network.vectors().T).exp().sum()
     assert sums.mean().item() == pytest.approx(expected.item(), rel=0.05)
@@ -167,7 +168,7 @@ def test_the_prediction_reaches_codes_by_the_radius_alone(features, radius):
         features, quantized=True, radius=radius, commitment_weight=0.0, transform_rank=0
     ).train()
     # As outputs the codes' sums pass their gradient to the latents alone, too.
-    network.loss(*draw_batch()).value.backward()
+    loss_of(network, *draw_batch()).value.backward()
     gradients = {
         "encoder": network.encode_items.linear.weight.grad,
         "offsets": network.offsets.weight.grad,
@@ -330,5 +331,5 @@ def test_codebooks_are_kept_up_while_they_learn(features):
     network.quantizer.after_step()
     before = network.quantizer.codebooks[0]
     for _ in range(3):
-        network.loss(*draw_batch()).value.backward()
+        loss_of(network, *draw_batch()).value.backward()
     assert not torch.equal(before, network.quantizer.codebooks[0])

@@ -7,7 +7,7 @@ from recgrit.models.config import SASRecConfig
 from recgrit.models.sasrec import SASRecModel
 from recgrit.ranking import Histories, recommend_items
 from recgrit.retrieval.neighbours import Strengths
-from tests.small_models import build_inputs
+from tests.small_models import build_inputs, loss_of
 
 NUM_ITEMS = 40
 
@@ -70,7 +70,7 @@ def test_the_loss_is_minus_log_p_among_training_items(make_split, config):
     model = build(split, config)
     network = model.network.eval()
     histories, targets = torch.tensor([[0, 1]]), torch.tensor([[1, 2]])
-    loss = network.loss(histories, targets, torch.tensor([[True, True]]))
+    loss = loss_of(network, histories, targets, torch.tensor([[True, True]]))
     scores = network.score(network.encode(histories))[0, :, :3].log_softmax(dim=-1)
     torch.testing.assert_close(loss.value, -(scores[0, 1] + scores[1, 2]) / 2)
     found = recommend_items(

@@ -12,6 +12,7 @@ from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import build_trie
 from recgrit.training.config import TrainingConfig
 from recgrit.training.loop import train_model
+from tests.small_models import loss_of
 
 NUM_ITEMS, SIZES, HISTORY_LENGTH = 40, (4, 4, 4), 6
 
@@ -60,7 +61,7 @@ def log_probability(model, history, item):
     targets = torch.cat([history[1:], torch.tensor([item])])
     supervised = torch.zeros(1, len(history), dtype=torch.bool)
     supervised[0, -1] = True
-    return -model.loss(history[None], targets[None], supervised).value
+    return -loss_of(model, history[None], targets[None], supervised).value
 
 
 def test_a_full_beam_ranks_by_what_training_computes(model, codes, histories):
@@ -89,7 +90,7 @@ def test_a_batch_is_the_mean_of_its_positions(model, histories):
                 for row, place in supervised.nonzero().tolist()
             ]
         ).mean()
-        found = model.loss(histories.items, targets, supervised).value
+        found = loss_of(model, histories.items, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -141,8 +142,8 @@ def test_later_items_change_no_earlier_loss(model, histories):
     changed = histories.items.clone()
     changed[:, 4:] = (changed[:, 4:] + 1) % NUM_ITEMS
     with torch.no_grad():
-        before = model.loss(histories.items, targets, supervised).value
-        after = model.loss(changed, targets, supervised).value
+        before = loss_of(model, histories.items, targets, supervised).value
+        after = loss_of(model, changed, targets, supervised).value
     torch.testing.assert_close(before, after)
 
 

@@ -10,23 +10,6 @@ def _same_numbers_whatever_ran_before():
 
 
 @pytest.fixture(scope="session")
-def hierarchy():
-    """Draws [N, 16] points around 8 x 8 planted centres; noise has a squared norm of `noise`."""
-
-    def draw(num_vectors=1024, *, noise=0.02, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        planted = torch.Generator().manual_seed(99)
-        coarse = torch.randn(8, 1, 16, generator=planted)
-        fine = 0.4 * torch.randn(8, 8, 16, generator=planted)
-        centres = (coarse + fine).flatten(0, 1)
-        chosen = torch.randint(64, (num_vectors,), generator=generator)
-        spread = torch.randn(num_vectors, 16, generator=generator) * (noise / 16) ** 0.5
-        return centres[chosen] + spread
-
-    return draw
-
-
-@pytest.fixture(scope="session")
 def anisotropic():
     """[N, 12] points around a few centres at distances that differ by orders of magnitude."""
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recgrit.quantization.codebook import ASSIGN_CHUNK, Codebook
+from recgrit.quantization.assignment import CPU_ROWS, nearest_codes
+from recgrit.quantization.codebook import Codebook
 
 
 def two_sided(normalized):
@@ -22,7 +23,7 @@ def disturbed(codebook_size, dim, *, normalized, seed=0):
 
 
 # More than two chunks, the last of them short.
-NUM_VECTORS = 2 * ASSIGN_CHUNK + 37
+NUM_VECTORS = 2 * CPU_ROWS + 37
 
 
 def test_plain_codes_are_the_nearest():
@@ -30,7 +31,7 @@ def test_plain_codes_are_the_nearest():
     vectors = torch.randn(NUM_VECTORS, 8)
     codes = codebook.effective().detach()
     nearest = torch.cdist(vectors.double(), codes.double()).argmin(dim=-1)
-    assert torch.equal(codebook.assign(vectors, codes), nearest)
+    assert torch.equal(nearest_codes(vectors, codes), nearest)
 
 
 def test_plain_codes_are_those_of_a_flat_index():
@@ -41,7 +42,7 @@ def test_plain_codes_are_those_of_a_flat_index():
     index = faiss.IndexFlatL2(8)
     index.add(codes.numpy())
     _, nearest = index.search(vectors.numpy(), 1)
-    assert codebook.assign(vectors, codes).tolist() == nearest[:, 0].tolist()
+    assert nearest_codes(vectors, codes).tolist() == nearest[:, 0].tolist()
 
 
 def test_normalized_codes_have_the_best_cosine_and_the_length_of_the_gain():
@@ -51,7 +52,7 @@ def test_normalized_codes_have_the_best_cosine_and_the_length_of_the_gain():
     torch.testing.assert_close(codes.norm(dim=-1), torch.full((50,), 0.7))
     raw = codebook.transform(codebook.embedding).detach()
     cosine = F.cosine_similarity(vectors[:, None].double(), raw[None].double(), dim=-1)
-    assert torch.equal(codebook.assign(vectors, codes), cosine.argmax(dim=-1))
+    assert torch.equal(nearest_codes(vectors, codes), cosine.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("normalized", [False, True])
@@ -85,7 +86,7 @@ def test_start_takes_the_least_squares_gain():
     codebook = Codebook(10, 6, rank=2, normalization="two_sided")
     codebook.fit_init_(residual, seed=0)
     codes = codebook.effective().detach()
-    chosen = codes[codebook.assign(residual, codes)]
+    chosen = codes[nearest_codes(residual, codes)]
     error = (residual - chosen).square().sum()
     for factor in (0.98, 1.02):
         assert (residual - factor * chosen).square().sum() > error

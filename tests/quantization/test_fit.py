@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recgrit.errors import ConfigError
-from recgrit.quantization import fit, residual
+from recgrit.quantization import fit, maintenance
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.fit import (
     assign_codes,
@@ -207,9 +207,10 @@ def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
     def far_away(self, latent, *, seed=0, **_):
         for codebook in self.levels:
             codebook.embedding.data.mul_(20)
+        self._forget_past(self.mean_gap)
 
     monkeypatch.setattr(ResidualGRITVQ, "fit_init", far_away)
-    monkeypatch.setattr(residual, "CLIP_INTERVAL", 10)
+    monkeypatch.setattr(maintenance, "CHECK_INTERVAL", 10)
     config = settings(learning_rate=0.3, epochs=3, batch_size=103, normalized_from=3)
     found = fit_tokenizer(features, config, seed=0)
     assert found.best_epoch > 0

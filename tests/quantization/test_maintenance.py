@@ -21,6 +21,15 @@ def stepped(quantizer, vectors, optimizer):
     return result
 
 
+def codes_of(quantizer):
+    """Whatever decides about codes and their vectors."""
+    return {name: value.detach().clone() for name, value in quantizer.named_parameters()}
+
+
+def stays(quantizer, before):
+    return all(torch.equal(value, before[name]) for name, value in codes_of(quantizer).items())
+
+
 def start(features, **settings):
     torch.manual_seed(0)
     quantizer = ResidualGRITVQ(16, 2, 8, **({"transform_rank": 2} | settings))
@@ -61,9 +70,9 @@ def test_reset_codes_stand_on_badly_quantized_vectors(features, normalization):
 
 def test_reset_codes_go_where_the_error_is(features):
     """One vector far from all codes is all the error there is."""
-    vq = GRITVQ(16, 8, transform="identity", reset_interval=1)
+    vq = GRITVQ(16, 8, transform="identity", reset_interval=1, kmeans_init=False)
     with torch.no_grad():
-        vq.stack.levels[0].embedding[0] = 1e4
+        vq.levels[0].embedding[0] = 1e4
     vectors = vq.codebook[1:].repeat(16, 1)
     vectors[77] += 50
     vq(vectors)
@@ -79,14 +88,12 @@ def test_more_dead_codes_than_vectors_at_hand(features):
 
 def test_nothing_changes_between_a_forward_and_its_backward(features):
     quantizer = start(features, reset_interval=1)
-    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    before = codes_of(quantizer)
     result = quantizer(features[:10])  # Most codes are dead in so small a batch.
-    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    assert stays(quantizer, before)
     result.quantized.sum().backward()
     quantizer(features[:10])  # Whoever never calls after_step gets its work done here.
-    assert any(
-        not torch.equal(value, before[name]) for name, value in quantizer.state_dict().items()
-    )
+    assert not stays(quantizer, before)
 
 
 def test_several_batches_may_come_before_a_step(features):
@@ -109,14 +116,14 @@ def test_several_batches_may_come_before_a_step(features):
 
 def test_eval_mode_and_frozen_quantizers_keep_no_record(features):
     quantizer = start(features, reset_interval=1)
-    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    before = codes_of(quantizer)
     quantizer.eval()(features[:10])
     assert quantizer.after_step() == 0
     quantizer.train()
     quantizer.freeze()
     assert not quantizer(features[:10]).quantized.requires_grad
     assert quantizer.after_step() == 0
-    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    assert stays(quantizer, before)
 
 
 def test_moving_averages_are_the_formula(features):
@@ -182,6 +189,38 @@ def _train_on_one_process(process, folder, learning):
         quantizer.after_step()
     torch.save(quantizer.state_dict(), f"{folder}/{process}.pt")
     dist.destroy_process_group()
+
+
+def _train_in_parallel(process, folder):
+    """DistributedDataParallel sends the buffers of process 0 to all before each forward pass."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=process, world_size=2
+    )
+    torch.set_num_threads(1)
+    vectors = torch.randn(256, 8, generator=torch.Generator().manual_seed(process)) + 9 * process
+    torch.manual_seed(1)
+    quantizer = ResidualGRITVQ(8, 1, 4, reset_interval=None, kmeans_init=False)
+    parallel = torch.nn.parallel.DistributedDataParallel(quantizer)
+    kept = []
+    for _ in range(4):
+        for _ in range(2):  # Two batches a step.
+            result = parallel(vectors.clone().requires_grad_())
+            (result.quantized.sum() + result.loss).backward()
+            kept += [result] if process else []  # What one of them keeps decides about nothing.
+        quantizer.after_step()
+    torch.save(quantizer.state_dict(), f"{folder}/{process}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.processes
+def test_batches_of_all_processes_count_under_data_parallel_training(tmp_path):
+    mp.spawn(_train_in_parallel, (str(tmp_path),), nprocs=2)
+    first, second = (
+        torch.load(tmp_path / f"{process}.pt", weights_only=True) for process in (0, 1)
+    )
+    assert first["levels.0.uses"].sum() == 4 * 2 * 2 * 256
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.processes

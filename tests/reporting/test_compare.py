@@ -147,8 +147,8 @@ def test_markdown_is_all_there_is_on_standard_output(
     assert [row[0] for row in means] == ["base", "slow", "knn", "popularity"]
     size = sum(Run(grid[0]).manifest("train").summary["num_parameters"].values())
     assert [row[-3:] for row in means] == [
-        [f"{size:,}", "beam of 20", "2"],
-        [f"{size:,}", "beam of 20", "2"],
+        [f"{size:,}", "beam of 40", "2"],
+        [f"{size:,}", "beam of 40", "2"],
         ["–", "all items scored", "1"],
         ["–", "all items scored", "2"],
     ]

@@ -62,7 +62,7 @@ def test_a_run_on_any_split_has_a_whole_page(
     targets, users = report.protocol["num_targets"], report.protocol["num_users"]
     assert (f"{targets} targets of {users} users" in text) == (split == "minionerec")
     assert places_without_figure(text) == set()
-    assert "beam of 20" in text
+    assert "beam of 40" in text
     assert "item_knn" in text
     assert "Interactions with equal timestamps: file order." in text
 

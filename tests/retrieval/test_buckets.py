@@ -17,7 +17,7 @@ from recgrit.retrieval.explaining import walk_to_item
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.retrieval.trie_walk import TrieWalk
 from recgrit.semantic_ids.trie import build_trie
-from tests.small_models import fit_retriever
+from tests.small_models import fit_retriever, loss_of
 
 NUM_ITEMS = 40
 SIZES = (4, 4, 4)
@@ -122,15 +122,17 @@ def test_vectors_of_some_nodes_are_those_of_all(
     def learn():
         model.zero_grad()
         torch.manual_seed(4)
-        loss = model.loss(histories, targets, supervised).value
+        loss = loss_of(model, histories, targets, supervised).value
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
         return {"loss": loss.detach(), **gradients}
 
     asked = learn()
-    monkeypatch.setattr(model, "_draw_vectors", lambda *_: model.nodes(model.nodes.draw_dropped()))
+    of, every = model.nodes.of, torch.arange(model.trie.num_nodes)
+    monkeypatch.setattr(model.nodes, "of", lambda nodes, dropped: of(every, dropped)[nodes.long()])
     torch.testing.assert_close(asked, learn(), atol=1e-6, rtol=1e-5)
     assert asked["nodes.node_embedding.weight"].abs().max() > 1e-3
+    monkeypatch.undo()
     # And so are those that ranking asks for, in any shape.
     vectors = model.nodes()
     every = torch.arange(len(vectors)).flip(0)[: 2 * (len(vectors) // 2)].view(2, -1)
@@ -182,7 +184,7 @@ def test_with_a_row_for_every_node_the_model_is_the_one_without_buckets(make_mod
     rows[hashed.nodes.node_rows[plain.nodes.own_nodes]] = weights["nodes.node_embedding.weight"]
     hashed.load_state_dict({**weights, "nodes.node_embedding.weight": rows})
     assert torch.equal(hashed.nodes(), plain.nodes())
-    losses = [model.loss(*draw_batch()).value for model in (plain, hashed)]
+    losses = [loss_of(model, *draw_batch()).value for model in (plain, hashed)]
     torch.testing.assert_close(*losses)
     ranked = [rank(model, 10, 20) for model in (plain, hashed)]
     assert torch.equal(ranked[0].items, ranked[1].items)
@@ -219,7 +221,7 @@ def test_the_loss_is_minus_log_p(make_model, random_codes):
     seen = model.find_seen(histories[users], torch.arange(8) <= positions[:, None])
     exact = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     expected = -exact.gather(1, targets[supervised].unsqueeze(1)).mean()
-    found = model.loss(histories, targets, supervised).value
+    found = loss_of(model, histories, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

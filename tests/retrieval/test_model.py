@@ -5,6 +5,7 @@ import torch
 from recgrit.retrieval.decoding import score_all_items
 from recgrit.retrieval.frontier import ragged_index
 from recgrit.retrieval.trie_walk import TrieWalk
+from tests.small_models import loss_of
 
 NUM_ITEMS = 30
 
@@ -71,7 +72,7 @@ def test_loss_is_the_mean_of_minus_log_p(
 ):
     """Training and ranking are different code, and the same distribution."""
     model = make_model(random_codes(NUM_ITEMS, sizes))
-    loss = model.loss(histories, targets, supervised)
+    loss = loss_of(model, histories, targets, supervised)
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
     seen = seen_so_far(model, histories, supervised)
@@ -99,9 +100,9 @@ def test_loss_is_that_of_plain_loops_over_training_items(
     codes = random_codes(NUM_ITEMS)
     model = make_model(codes, train_items=train_items)
     expected = reference_loss(model, log_probability, histories, targets, supervised)
-    loss = model.loss(histories, targets, supervised).value
+    loss = loss_of(model, histories, targets, supervised).value
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-    full = make_model(codes).loss(histories, targets, supervised).value
+    full = loss_of(make_model(codes), histories, targets, supervised).value
     assert full > loss + 0.05
 
 
@@ -109,14 +110,14 @@ def test_smoothing_spreads_a_share_over_the_siblings(
     make_model, random_codes, histories, targets, supervised
 ):
     codes = random_codes(NUM_ITEMS, (40,))
-    plain = make_model(codes).loss(histories, targets, supervised).value
+    plain = loss_of(make_model(codes), histories, targets, supervised).value
     smoothed = make_model(codes, label_smoothing=0.2)
     vectors = smoothed.nodes()
     states = smoothed.encode(histories, vectors)[supervised]
     seen = seen_so_far(smoothed, histories, supervised)
     exact = score_all_items(smoothed.trie, TrieWalk(smoothed, vectors, states, seen))
     expected = 0.8 * plain - 0.2 * exact.mean()
-    found = smoothed.loss(histories, targets, supervised).value
+    found = loss_of(smoothed, histories, targets, supervised).value
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -124,7 +125,7 @@ def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervi
     # A level each: five ways at the root, then only children, then two ways.
     codes = [[i // 2 % 5, 0, i % 2, i // 10] for i in range(NUM_ITEMS)]
     model = make_model(codes, seen_scores=False)
-    found = model.loss(histories, targets, supervised).level_accuracy
+    found = loss_of(model, histories, targets, supervised).level_accuracy
     vectors = model.nodes()
     states = model.encode(histories, vectors)[supervised]
     right = []
@@ -149,7 +150,7 @@ def test_a_level_at_which_nobody_has_a_choice(make_model, histories, only_child_
     for row in codes:
         row.insert(only_child_level, 0)
     model = make_model(codes)
-    loss = model.loss(histories, histories, torch.ones_like(histories, dtype=torch.bool))
+    loss = loss_of(model, histories, histories, torch.ones_like(histories, dtype=torch.bool))
     assert loss.level_accuracy[only_child_level] == 1
     assert torch.isfinite(loss.value)
     loss.value.backward()
@@ -158,7 +159,7 @@ def test_a_level_at_which_nobody_has_a_choice(make_model, histories, only_child_
 def test_a_batch_of_one_target_with_an_only_child(make_model):
     model = make_model([[0, 0], [1, 0], [1, 1]])
     history, target = torch.tensor([[1]]), torch.tensor([[0]])
-    loss = model.loss(history, target, torch.tensor([[True]]))
+    loss = loss_of(model, history, target, torch.tensor([[True]]))
     vectors = model.nodes()
     seen = model.find_seen(history, all_positions(history))
     exact = score_all_items(
@@ -171,11 +172,11 @@ def test_positions_that_are_not_supervised_do_not_count(
     make_model, random_codes, histories, targets, supervised
 ):
     model = make_model(random_codes(NUM_ITEMS))
-    loss = model.loss(histories, targets, supervised).value
+    loss = loss_of(model, histories, targets, supervised).value
     other = torch.where(supervised, targets, 0)
-    torch.testing.assert_close(model.loss(histories, other, supervised).value, loss)
+    torch.testing.assert_close(loss_of(model, histories, other, supervised).value, loss)
     other = torch.where(supervised, (targets + 1) % NUM_ITEMS, targets)
-    assert (model.loss(histories, other, supervised).value - loss).abs() > 1e-3
+    assert (loss_of(model, histories, other, supervised).value - loss).abs() > 1e-3
 
 
 def test_later_items_change_no_earlier_state(make_model, random_codes, histories):
@@ -207,7 +208,7 @@ def test_a_cold_item_is_no_candidate_in_training(
     rows = {}
     for name, known in {"cold": train_items, "known": torch.ones_like(train_items)}.items():
         model = make_model(codes, (5, 4, 4), train_items=known)
-        model.loss(histories, targets, supervised).value.backward()
+        loss_of(model, histories, targets, supervised).value.backward()
         leaf = model.trie.paths[0, -1]
         code_row = model.nodes.code_rows[leaf]
         rows[name] = (
@@ -324,9 +325,8 @@ def test_nodes_may_go_without_vectors_of_their_own(make_model, random_codes, whi
     vectors = model.nodes()
     kinds = {}
     for node in set(range(1, len(vectors))) - own:
-        rest = model.nodes.rest_rows[model.nodes.lone_nodes == node].flatten().tolist()
-        rows = (int(model.nodes.code_rows[node]), *(row for row in rest if row))
-        kind = (int(model.nodes.node_levels[node]), rows)
+        _, rows = model.nodes.rows(torch.tensor([node], dtype=torch.int32))
+        kind = (int(model.nodes.node_levels[node]), *(row for row in rows[0].tolist() if row))
         kinds.setdefault(kind, []).append(vectors[node])
     assert max(map(len, kinds.values())) > 1
     for group in kinds.values():
@@ -356,11 +356,11 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
             vector = model.input_scale * vectors[node].expand_as(states)
             chosen = vector if chosen is None else chosen + vector
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
-    loss = model.loss(histories, targets, supervised).value
+    loss = loss_of(model, histories, targets, supervised).value
     wanted = expected.gather(1, targets[supervised].unsqueeze(1)).mean()
     torch.testing.assert_close(loss, -wanted, atol=1e-4, rtol=1e-4)
     with_vectors = make_model(random_codes(NUM_ITEMS), trie_softmax=False, tree_levels=1)
-    with_vectors.loss(histories, targets, supervised).value.backward()
+    loss_of(with_vectors, histories, targets, supervised).value.backward()
 
 
 def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, random_codes):
@@ -377,7 +377,7 @@ def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, r
         for _ in range(60):
             histories, targets = sequences[:, 2:-1], sequences[:, 3:]
             optimizer.zero_grad()
-            model.loss(histories, targets, all_positions(histories)).value.backward()
+            loss_of(model, histories, targets, all_positions(histories)).value.backward()
             optimizer.step()
         learned[name] = model.seen_scores.detach()
     assert learned["never"][-1] < -0.3

@@ -99,6 +99,19 @@ def test_lists_end_where_the_items_end(model, make_split, beam_width):
     assert (found.items[1] != NO_ITEM).sum() == NUM_ITEMS - 3
 
 
+def test_a_long_list_is_searched_with_two_prefixes_for_each_item(model, split):
+    """A narrow beam would end long lists with what it happened to keep."""
+    narrow, wide, exact = (
+        recommend_items(
+            model, split, "test", everyone(split), top_k=15, beam_width=beam_width, masked=False
+        ).items
+        for beam_width in (5, 30, None)
+    )
+    assert np.array_equal(narrow, wide)
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(narrow, exact, strict=True)]
+    assert np.mean(shared) > 14.8
+
+
 @pytest.mark.parametrize("name", ["valid", "test"])
 def test_what_comes_later_changes_nothing(model, split, name):
     """The history of the validation target has neither target, that of the test target not its."""

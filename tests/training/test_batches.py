@@ -125,13 +125,13 @@ def test_targets_are_the_items_that_follow(make_split, user_lengths, history_len
         split, windows, batch_targets=30, num_parts=num_parts, generator=np.random.default_rng(0)
     )
     for batch in itertools.chain.from_iterable(step.parts for step in steps):
-        assert batch.histories.shape == batch.targets.shape == batch.supervised.shape
+        assert batch.targets.shape == batch.positions.shape
         assert batch.histories.dtype == batch.targets.dtype == torch.int64
+        assert (batch.positions.diff() > 0).all()
         # Items are numbered as they come: the next one is one more.
-        torch.testing.assert_close(
-            batch.targets[batch.supervised], batch.histories[batch.supervised] + 1
-        )
-        seen += batch.targets[batch.supervised].tolist()
+        read = batch.histories[batch.users, batch.ends]
+        torch.testing.assert_close(batch.targets, read + 1)
+        seen += batch.targets.tolist()
     assert sorted(seen) == sorted(
         item for user in range(split.num_users) for item in split.train_sequence(user)[1:].tolist()
     )
@@ -143,12 +143,9 @@ def test_a_batch_to_read(make_split):
     assert windows.starts.tolist() == [0, 1, 5]
     batch = collate(split, windows, np.array([2, 0, 1]))
     assert batch.histories.tolist() == [[3, 0, 0], [5, 6, 7], [6, 7, 8]]
-    assert batch.targets.tolist() == [[4, 0, 0], [6, 7, 8], [7, 8, 9]]
-    assert batch.supervised.tolist() == [
-        [True, False, False],
-        [True, True, True],
-        [False, False, True],
-    ]
+    assert batch.targets.tolist() == [4, 6, 7, 8, 9]
+    assert batch.users.tolist() == [0, 1, 1, 1, 2]
+    assert batch.ends.tolist() == [0, 0, 1, 2, 2]
 
 
 def test_targets_of_valid_and_test_are_never_read(make_split):

@@ -1,0 +1,54 @@
+"""Dropout whose random numbers cost little on a CPU.
+
+On a CPU torch takes 15 to 20 ns for each element of a mask. A transformer of this size then spends
+a third of its training on them. A generator that fills whole arrays takes 1 ns for 16 random bits.
+torch's generator seeds it at every call, so that a training is repeated and resumed as before. The
+rate is rounded to a multiple of 2**-16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEPS = 2**16
+
+
+class Dropout(nn.Module):
+    """Sets elements to 0 at random in training, and scales the others up.
+
+    Args:
+        rate: Share of elements that become 0.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if not self.training or self.rate == 0.0:
+            return x
+        if not x.is_cpu or torch.compiler.is_compiling():
+            return F.dropout(x, self.rate)
+        return x * draw_mask(x.shape, self.rate, x.dtype)
+
+    def extra_repr(self) -> str:
+        """As torch's."""
+        return f"rate={self.rate}"
+
+
+def draw_mask(shape: torch.Size, rate: float, dtype: torch.dtype) -> Tensor:
+    """A random mask in main memory: 0 for ``rate`` of the elements, one value for the others.
+
+    Its mean is 1.
+    """
+    size = shape.numel()
+    seed = int(torch.randint(2**63 - 1, ()))
+    # Four numbers of 16 bits in each of 64.
+    bits = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)[:size]
+    threshold = round(rate * STEPS)
+    kept = torch.from_numpy(bits >= np.uint16(min(threshold, STEPS - 1)))
+    return kept.to(dtype).mul_(STEPS / (STEPS - min(threshold, STEPS - 1))).view(shape)
