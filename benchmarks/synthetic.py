@@ -18,6 +18,8 @@ from recgrit.semantic_ids.table import SemanticIdTable
 
 # Amazon 2014 Beauty after 5-core filtering.
 BEAUTY_USERS, BEAUTY_ITEMS, BEAUTY_LENGTH = 22_363, 12_101, 8.9
+# MovieLens-1M: few items, long histories.
+DENSE_USERS, DENSE_ITEMS, DENSE_LENGTH = 6_040, 3_416, 165.5
 
 
 def draw_table(num_items: int, codebook_size: int = 256, seed: int = 0) -> SemanticIdTable:
@@ -76,10 +78,10 @@ def describe_catalogue(
     )
 
 
-def build_sasrec(split: SequenceSplit) -> SASRecModel:
+def build_sasrec(split: SequenceSplit, *, history_length: int = 50) -> SASRecModel:
     """An untrained SASRec of the default size."""
     items = describe_catalogue(split.num_items, trained=split.train_item_counts() > 0)
-    settings = SASRecConfig()
+    settings = SASRecConfig(history_length=history_length)
     return SASRecModel(SASRecModel.build(items, settings), items, settings)
 
 

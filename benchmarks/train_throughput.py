@@ -6,7 +6,8 @@
 Sequences and IDs have the shape of Amazon 2014 Beauty (22,363 users, 12,101 items, three levels of
 256 codes and one that disambiguates). TIGER is transformers' T5 of the published size (4 + 4
 layers, 128 dimensions, 6 heads of 64, 1,024 hidden) on one padded sample of 20 items per target,
-256 samples a step. A step is forward, backward, clipping and AdamW; the contestants take turns and
+256 samples a step. The rows ``dense`` have the shape of MovieLens-1M (6,040 users, 3,416 items,
+histories of 100). A step is forward, backward, clipping and AdamW; the contestants take turns and
 medians are reported. Growth is that of one epoch's time with 1, 4 and 16 times a sixteenth of the
 users, and with the same number of targets in histories of 20, 50 and 200 items.
 
@@ -32,6 +33,9 @@ from synthetic import (
     BEAUTY_ITEMS,
     BEAUTY_LENGTH,
     BEAUTY_USERS,
+    DENSE_ITEMS,
+    DENSE_LENGTH,
+    DENSE_USERS,
     build_model,
     build_sasrec,
     draw_split,
@@ -54,6 +58,7 @@ from recgrit.training.gradients import plan_step
 from recgrit.training.loop import MAX_GRAD_NORM, choose_device, choose_precision, train_model
 
 T5_ITEMS, T5_BATCH, BATCH_TARGETS = 20, 256, 1024
+DENSE_HISTORY = 100
 
 
 class Contestant:
@@ -267,18 +272,24 @@ def main() -> None:
     def our_batches() -> Iterator[Batch]:
         return endless(split, length=50, batch_targets=BATCH_TARGETS)
 
+    dense = draw_split(
+        arguments.users * DENSE_USERS // BEAUTY_USERS, DENSE_ITEMS, mean_length=DENSE_LENGTH
+    )
+
+    def long_batches() -> Iterator[Batch]:
+        return endless(dense, length=DENSE_HISTORY, batch_targets=BATCH_TARGETS)
+
+    our_dense = build_model(draw_table(DENSE_ITEMS), dense, history_length=DENSE_HISTORY)
+    sasrec_dense = build_sasrec(dense, history_length=DENSE_HISTORY).to_device("auto").network
+    our_dense.to(device)
     contestants = {
-        "recgrit": Contestant(
-            ours,
-            our_batches(),
-            lambda b: ours.loss(b).value,
-            precision,
+        "recgrit": Contestant(ours, our_batches(), lambda b: ours.loss(b).value, precision),
+        "sasrec": Contestant(sasrec, our_batches(), lambda b: sasrec.loss(b).value, precision),
+        "recgrit_dense": Contestant(
+            our_dense, long_batches(), lambda b: our_dense.loss(b).value, precision
         ),
-        "sasrec": Contestant(
-            sasrec,
-            our_batches(),
-            lambda b: sasrec.loss(b).value,
-            precision,
+        "sasrec_dense": Contestant(
+            sasrec_dense, long_batches(), lambda b: sasrec_dense.loss(b).value, precision
         ),
         "t5": T5Contestant(split, tokens, table.codebook_sizes, precision),
     }
@@ -296,6 +307,7 @@ def main() -> None:
         },
         "speedup_vs_t5": rates["recgrit"] / rates["t5"],
         "speedup_vs_sasrec": rates["recgrit"] / rates["sasrec"],
+        "speedup_vs_sasrec_dense": rates["recgrit_dense"] / rates["sasrec_dense"],
         "peak_rss_mb": peak_memory_mb(),
         "device": device.type,
         "precision": str(precision).removeprefix("torch."),

@@ -1,7 +1,8 @@
 """Which code a vector gets: the nearest, one that is drawn, or the best path through all levels.
 
-All compare squared distances, in float32 whatever the device's default. On a level whose codes have
-one length the nearest code is that of the nearest direction: one rule serves all levels.
+All functions compare squared distances and compute them in float32. If all codes of a level have
+the same length, the nearest code is also the one with the most similar direction, so the same rule
+serves normalized levels.
 
 Shapes: B vectors, D dimensions, L levels, K codes, W paths.
 """

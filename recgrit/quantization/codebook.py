@@ -60,7 +60,11 @@ class WithStatistics(nn.Module):
                 setattr(self, name, kept[name].to(moved.device))
         device = fn(torch.zeros(0, device=next(iter(kept.values())).device)).device
         for name in self._records:
-            setattr(self, name, getattr(self, name).to(device))
+            tensor = getattr(self, name)
+            # Without values there are none to move.
+            empty = tensor.is_meta and device.type != "meta"
+            moved = torch.zeros_like(tensor, device=device) if empty else tensor.to(device)
+            setattr(self, name, moved)
         return self
 
     def _save_to_state_dict(

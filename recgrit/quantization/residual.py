@@ -61,7 +61,7 @@ _NOT_SETTINGS = ("self", "__class__")
 # Vectors for each code, before training starts the codes by k-means: of fewer, later levels would
 # have nothing to quantize.
 START_VECTORS_PER_CODE = 4
-# Training batches that may wait for maintenance before the user is told.
+# Training batches without codebook maintenance after which a warning is logged.
 PATIENCE = 100
 
 

@@ -91,7 +91,8 @@ CASES = {
     ),
     "train_throughput": Case(
         "--repeats 1 --steps 1 --users 64",
-        keys="targets_per_second_recgrit speedup_vs_t5 speedup_vs_sasrec growth_with_users "
+        keys="targets_per_second_recgrit speedup_vs_t5 speedup_vs_sasrec speedup_vs_sasrec_dense "
+        "growth_with_users "
         "growth_with_history peak_rss_mb",
         # The size that TIGER's authors publish.
         facts={"parameters_t5": pytest.approx(4.6e6, rel=0.05)},

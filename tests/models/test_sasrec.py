@@ -97,3 +97,23 @@ def test_neighbours_are_mixed_into_its_probabilities(make_split, config):
     assert shares.min() > -1e-6
     assert shares.sum(dim=1).tolist() == pytest.approx([0.4, 0.4], abs=1e-4)
     assert shares[0, [1, 5, 7]].abs().max() < 1e-6
+
+
+def test_a_model_that_was_saved_ranks_in_the_precision_of_its_training(
+    make_split, cyclic, config, tmp_path
+):
+    split = make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS)
+    model = build(split, config)
+    single = recommend_items(
+        model.ranker(), split, "test", np.arange(9), top_k=10, masked=False
+    ).scores
+    model.precision = torch.bfloat16  # As a GPU with instructions for it chooses.
+    model.save(tmp_path)
+    loaded = SASRecModel.load(tmp_path, build_inputs(split), config)
+    assert loaded.precision == torch.bfloat16
+    scores = [
+        recommend_items(m.ranker(), split, "test", np.arange(9), top_k=10, masked=False).scores
+        for m in (model, loaded)
+    ]
+    assert np.array_equal(*scores)
+    assert not np.array_equal(scores[1], single)

@@ -170,3 +170,14 @@ def test_shapes_are_known_without_values():
     assert result.quantized.shape == (5, 7, 16)
     assert quantizer.eval().encode(vectors).shape == (5, 7, 2)
     assert quantizer.decode(result.codes).is_meta
+
+
+def test_a_module_without_values_takes_those_of_a_state(vectors):
+    quantizer = start(vectors).eval()
+    with torch.device("meta"):
+        empty = ResidualGRITVQ(16, 2, 16)
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(quantizer.state_dict())
+    assert torch.equal(filled.eval()(vectors).codes, quantizer(vectors).codes)
+    filled.train()(vectors)
+    assert filled.after_step() >= 0
