@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from recgrit.quantization.quantizer import Quantized, QuantizerError
@@ -28,6 +27,7 @@ class GRITVQ(ResidualGRITVQ):
     A stack of one level whose codes have no level dimension.
 
     Example:
+        >>> import torch
         >>> vq = GRITVQ(dim=8, codebook_size=16)
         >>> result = vq(torch.randn(4, 10, 8))
         >>> result.quantized.shape, result.codes.shape
@@ -72,24 +72,9 @@ class GRITVQ(ResidualGRITVQ):
         result = super().forward(latent, mask)
         return replace(result, codes=result.codes.squeeze(-1))
 
-    def encode(
-        self,
-        latent: Tensor,
-        *,
-        beam_width: int = 1,
-        balanced: bool = False,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Codes of ``[..., D]``, int64 ``[...]``; see `ResidualGRITVQ.encode`."""
-        codes = super().encode(
-            latent,
-            beam_width=beam_width,
-            balanced=balanced,
-            temperature=temperature,
-            generator=generator,
-        )
-        return codes.squeeze(-1)
+    def encode(self, latent: Tensor, **options: Any) -> Tensor:
+        """Codes of ``[..., D]``, int64 ``[...]``; ``options`` as for `ResidualGRITVQ.encode`."""
+        return super().encode(latent, **options).squeeze(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Vectors ``[..., D]`` that codes ``[...]`` stand for; 0 for a code of -1."""

@@ -1,7 +1,7 @@
-"""Which outputs still await their backward pass, so that codes are not changed in between.
+"""Tracks outputs that still await their backward pass, so that maintenance can wait for them.
 
-A forward pass opens a ticket. It is closed by the first backward pass through the outputs, or goes
-with them where nobody asks for gradients.
+Each forward pass opens a ticket. The first backward pass through its outputs closes the ticket. The
+ticket also ends when its outputs are deleted.
 """
 
 from __future__ import annotations

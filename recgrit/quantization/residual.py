@@ -23,7 +23,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,8 +37,6 @@ from recgrit.quantization.codebook import (
 )
 from recgrit.quantization.estimators import (
     GradientEstimator,
-    RadiusSurrogate,
-    RotationTrick,
 )
 from recgrit.quantization.in_flight import InFlight, is_in_backward
 from recgrit.quantization.maintenance import CodebookMaintenance
@@ -50,7 +48,12 @@ from recgrit.quantization.quantizer import (
     full_precision,
     is_graph_captured,
 )
-from recgrit.quantization.radius import RADII, Radius, StraightThrough, SurrogateForm
+from recgrit.quantization.radius import RADII, Radius, SurrogateForm
+from recgrit.quantization.settings import (
+    build_estimator,
+    check_settings,
+    warn_of_codes_without_gradient,
+)
 from recgrit.quantization.stack import CodebookStack, walk_levels
 from recgrit.quantization.transform import TransformKind
 from recgrit.quantization.usage import usage_loss
@@ -140,7 +143,7 @@ class ResidualGRITVQ(CodebookStack):
         cache_interval: int = 1,
     ) -> None:
         settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
-        _check_settings(settings)
+        check_settings(settings)
         sizes = check_sizes(dim, num_levels, codebook_size)
         (code_dim,) = check_sizes(dim, 1, dim if codebook_dim is None else codebook_dim)
         levels = [
@@ -168,9 +171,9 @@ class ResidualGRITVQ(CodebookStack):
             "codebook_size": sizes,
             "codebook_dim": None if codebook_dim is None else code_dim,
         }
-        self.estimator = _build_estimator(radius, surrogate, direction_noise)
+        self.estimator = build_estimator(radius, surrogate, direction_noise)
         if codebook_learning == "joint" and not codebook_weight and not usage_weight:
-            _warn_of_codes_without_gradient(self.estimator)
+            warn_of_codes_without_gradient(self.estimator)
         self.level_dropout = level_dropout
         self.temperature = temperature
         self.commitment_weight = commitment_weight
@@ -192,7 +195,7 @@ class ResidualGRITVQ(CodebookStack):
         self._cache: list[Tensor] | None = None
 
     def get_extra_state(self) -> Tensor:
-        """What is known on the host alone: the start, freezing, and batches to act upon."""
+        """State that is kept in Python: the start, freezing, and batches since the last step."""
         known = self._started, self._frozen, self._num_recorded, self._ripe, self._called_by_user
         return torch.tensor(known).long()
 
@@ -234,7 +237,7 @@ class ResidualGRITVQ(CodebookStack):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """As of any module; leaving training with much unheeded earns a warning."""
+        """Switch modes; warn if many training batches were recorded without maintenance."""
         if self.training and not mode and not self.center.is_meta:
             self._warn_of_waiting(int(self.maintenance.recorded[2]))
         super().train(mode)
@@ -355,9 +358,9 @@ class ResidualGRITVQ(CodebookStack):
             self._num_recorded += 1
 
     def _keep_up(self, layout: Layout, rows: Tensor) -> None:
-        """What is to be done before a training batch ``[B, D]``: the start, maintenance, a warning.
+        """Start the codes, run maintenance or warn, before a training batch ``[B, D]``.
 
-        Nothing that moves a code happens while an earlier output awaits its backward pass.
+        Codes do not change while an earlier output awaits its backward pass.
         """
         if not self._started:
             self._collect_start(rows if layout.mask is None else rows[layout.mask])
@@ -431,14 +434,14 @@ class ResidualGRITVQ(CodebookStack):
         self._forget_past(gap)
 
     def _forget_past(self, mean_gap: Tensor) -> None:
-        """The codes stand elsewhere: what was recorded of the old ones is worth nothing."""
+        """Drop statistics of the old codes after a new start."""
         self.mean_gap.copy_(mean_gap)
         self.maintenance.forget_(self._codebooks())
         self._started, self._waiting, self._cache = True, [], None
         self._num_recorded, self._ripe = 0, False
 
     def freeze(self) -> None:
-        """Learn no more: no gradients, no moving averages, no resets, in training mode too."""
+        """Stop learning: no gradients, moving averages or resets, even in training mode."""
         self._learned = {name for name, p in self.named_parameters() if p.requires_grad}
         for parameter in self.parameters():
             parameter.requires_grad_(False)
@@ -447,7 +450,7 @@ class ResidualGRITVQ(CodebookStack):
         self._frozen, self._num_recorded, self._ripe = True, 0, False
 
     def unfreeze(self) -> None:
-        """Learn again what was learned before `freeze`."""
+        """Resume learning; parameters that were not trained before `freeze` stay untrained."""
         if self._frozen:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name in self._learned)
@@ -581,67 +584,3 @@ def _may_record(rows: Tensor) -> bool:
     if not is_graph_captured(rows):
         return True
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
-def _build_estimator(
-    radius: str | Radius, surrogate: SurrogateForm | GradientEstimator, direction_noise: float
-) -> GradientEstimator:
-    if isinstance(radius, str):
-        if radius not in RADII:
-            raise QuantizerError(f"Unknown radius {radius!r}: choose from {', '.join(RADII)}.")
-        radius = RADII[radius]()
-    if not isinstance(surrogate, str):
-        return surrogate
-    if surrogate not in get_args(SurrogateForm):
-        raise QuantizerError(f"Unknown surrogate {surrogate!r}: additive or multiplicative.")
-    return RadiusSurrogate(radius, surrogate, direction_noise)
-
-
-_CHOICES = {
-    "codebook_learning": get_args(CodebookLearning),
-    "normalization": get_args(Normalization),
-    "transform": get_args(TransformKind),
-}
-# Smallest and largest values of numbers; None for no largest.
-_RANGES: dict[str, tuple[float, float | None]] = {
-    "direction_noise": (0, None),
-    "transform_rank": (0, None),
-    "normalized_from": (0, None),
-    "level_dropout": (0, 1),
-    "temperature": (0, None),
-    "commitment_weight": (0, None),
-    "codebook_weight": (0, None),
-    "usage_weight": (0, None),
-    "ema_decay": (0, 1),
-    "reset_interval": (1, None),
-    "dead_below": (0, None),
-    "cache_interval": (1, None),
-}
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that name nothing or lie out of range.
-
-    Raises:
-        QuantizerError: One does.
-    """
-    for name, choices in _CHOICES.items():
-        if settings[name] not in choices:
-            raise QuantizerError(
-                f"Unknown {name} {settings[name]!r}: choose from {', '.join(choices)}."
-            )
-    for name, (low, high) in _RANGES.items():
-        value = settings[name]
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            upto = "" if high is None else f" and at most {high}"
-            raise QuantizerError(f"{name} must be at least {low}{upto}, got {value}.")
-
-
-def _warn_of_codes_without_gradient(estimator: GradientEstimator) -> None:
-    """Say so where neither the estimator nor a loss trains the codes."""
-    plain = isinstance(estimator, RadiusSurrogate) and isinstance(estimator.radius, StraightThrough)
-    if plain or isinstance(estimator, RotationTrick):
-        logger.warning(
-            "Nothing trains the codes: with this surrogate they get no gradient. Set "
-            "codebook_weight=1.0, or codebook_learning='ema' with transform_rank=0."
-        )
