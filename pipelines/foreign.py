@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recgrit.artifacts import Origin, is_current, write_artifact
+from recgrit.artifacts import is_current, write_artifact
 from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit
 from recgrit.display import metrics_table, output
@@ -18,6 +18,7 @@ from recgrit.evaluation.report import (
     describe_ties,
     evaluate_recommendations,
 )
+from recgrit.manifests import Origin
 from recgrit.runs import Run
 
 logger = logging.getLogger("foreign")

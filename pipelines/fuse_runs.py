@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from recgrit.artifacts import replacing
+from recgrit.disk import replacing
 from recgrit.errors import ConfigError, RecgritError
 from recgrit.evaluation.foreign_lists import name_lists
 from recgrit.models.fusion import FusedRanker

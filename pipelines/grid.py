@@ -25,8 +25,8 @@ from typing import Annotated
 import typer
 from pydantic import Field, field_validator
 
-from recgrit.artifacts import write_atomic
 from recgrit.config import Config, load_config
+from recgrit.disk import write_atomic
 from recgrit.errors import ConfigError, RecgritError
 from recgrit.experiment import ExperimentConfig
 from recgrit.pipeline import run_experiment

@@ -50,17 +50,19 @@ class NightConfig(Config):
 
 def main(config: NightConfig) -> Path:
     """Write the new bundle, then the lists; returns the folder of both."""
-    items = read_items(config.items) if config.items else None
+    before = Bundle(config.bundle)
+    items = read_items(config.items, before.settings.table) if config.items else None
     vectors = load_vectors(config.vectors, items.item_ids) if items and config.vectors else None
     made = append_items(
-        Bundle(config.bundle),
+        before,
         config.out / "bundle",
         items,
         vectors=vectors,
         removed=read_item_list(config.removed) if config.removed else (),
     )
     logger.info("%s", made.describe())
-    users = read_histories(config.histories, made.bundle.semantic_ids)
+    table = made.bundle.settings.table
+    users = read_histories(config.histories, made.bundle.semantic_ids, table)
     recommender = made.bundle.recommender()
     shards = recommender.list_users(users.split, users.user_ids, top_k=config.top_k)
     written = write_lists(shards, config.out / "recommendations.parquet")

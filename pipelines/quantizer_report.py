@@ -19,7 +19,7 @@ import polars as pl
 import typer
 from quantizer_study import read_rows
 
-from recgrit.artifacts import write_atomic
+from recgrit.disk import write_atomic
 
 
 def means_table(rows: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> str:

@@ -35,8 +35,8 @@ import polars as pl
 import torch
 import typer
 
-from recgrit.artifacts import replacing
 from recgrit.config import load_config
+from recgrit.disk import replacing
 from recgrit.errors import ArtifactError, ConfigError, RecgritError
 from recgrit.experiment import ExperimentConfig
 from recgrit.pipeline import run_experiment

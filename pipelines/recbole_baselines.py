@@ -27,9 +27,9 @@ import polars as pl
 import typer
 from foreign import ForeignLists, keep_lists, print_reports
 
-from recgrit.artifacts import write_atomic
 from recgrit.config import load_config
 from recgrit.data.prepare import PreparedData
+from recgrit.disk import write_atomic
 from recgrit.errors import ConfigError, DataError, RecgritError
 from recgrit.evaluation.foreign_lists import read_lists
 from recgrit.experiment import ExperimentConfig

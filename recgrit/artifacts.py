@@ -1,69 +1,52 @@
 """What a stage leaves on disk: a folder of files and one ``manifest.json``, written atomically.
 
 A stage writes into a temporary folder beside its destination, which takes the destination's place
-only when everything is there: a killed stage leaves the previous artifact, or none.
-
-Two fingerprints tell artifacts apart. The ``key`` is a hash of what a stage starts from (its
-settings, its parents, its input files), so equal keys mean that nothing has to be done again. The
-``fingerprint`` adds the content of the files written, and it is what a child records of its
-parents: two fits with equal settings need not give equal bytes on every machine, and a checkpoint
-belongs to one ID table only.
+only when everything is there (`recgrit.disk`): a killed stage leaves the previous artifact, or
+none. When an artifact is opened, its files are compared with its manifest (`recgrit.manifests`), so
+that nothing else is read than what was written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
+import logging
 import os
-import re
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, TypeVar
 
 import recgrit
-from recgrit.config import Config
-from recgrit.errors import ArtifactError, NewerSchemaError, RecgritError
+from recgrit.checksums import FileRecord
+from recgrit.disk import (
+    MANIFEST_NAME,
+    bring_back,
+    explain_write_failure,
+    hold_lock,
+    refuse_inside_artifact,
+    replace_folder,
+    wait_for,
+)
+from recgrit.errors import ArtifactError, DataError, NewerSchemaError, RecgritError, ReplacedError
+from recgrit.manifests import (
+    SCHEMA_VERSION,
+    Manifest,
+    Origin,
+    find_files,
+    fingerprint_of,
+    read_manifest,
+)
 
-SCHEMA_VERSION = 2
-MANIFEST_NAME = "manifest.json"
+logger = logging.getLogger(__name__)
 
-# What a full disk, a quota or a folder without permission answers to a write.
-WRITE_FAILURES = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-}
+# So often is an artifact opened again that was replaced while it was read.
+OPEN_ATTEMPTS = 20
 
-
-class Manifest(Config):
-    """What an artifact folder holds, what it was built from, and how long that took."""
-
-    schema_version: int
-    recgrit_version: str
-    stage: str
-    version: int
-    key: str
-    fingerprint: str
-    config: dict[str, Any]
-    parents: dict[str, str]
-    inputs: dict[str, str]
-    files: dict[str, str]
-    summary: dict[str, Any]
-    created: str
-    seconds: float
+T = TypeVar("T")
 
 
 @dataclass
@@ -83,56 +66,13 @@ class ArtifactWriter:
     manifest: Manifest | None = None
 
 
-def digest_json(value: Any) -> str:
-    """Hash of a JSON-able value, the same for equal values whatever their key order."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a stage starts from.
-
-    Args:
-        stage: The stage's name.
-        version: Of the stage: another one gives other results from the same start.
-        config: The settings its result depends on; no paths.
-        parents: Fingerprint of each parent artifact, by stage name.
-        inputs: SHA-256 of each raw input file, by path, in the order they are read.
-    """
-
-    stage: str
-    version: int
-    config: Mapping[str, Any]
-    parents: Mapping[str, str] = field(default_factory=dict)
-    inputs: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Hash of it all; files count by their content, wherever they lie."""
-        return digest_json(
-            {
-                "schema": SCHEMA_VERSION,
-                "stage": self.stage,
-                "version": self.version,
-                "config": dict(self.config),
-                "parents": dict(self.parents),
-                "inputs": list(self.inputs.values()),
-            }
-        )
-
-
 @contextlib.contextmanager
 def write_artifact(
-    directory: Path, origin: Origin, *, elsewhere: str = "run.dir=PATH"
+    directory: Path, origin: Origin, *, elsewhere: str = "--out"
 ) -> Iterator[ArtifactWriter]:
     """Collect a stage's files in a temporary folder and put it in place when the block ends well.
+
+    Nobody else writes the artifact while the block runs.
 
     Args:
         directory: Where the artifact will be.
@@ -140,144 +80,180 @@ def write_artifact(
         elsewhere: How a user names another folder.
 
     Raises:
-        ArtifactError: The folder cannot be written.
+        ArtifactError: The folder cannot be written, holds something that recgrit did not write,
+            lies in an artifact, or somebody else writes it.
     """
     started = time.perf_counter()
-    temporary = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(directory)
-        temporary.mkdir()
-    except OSError as error:
-        raise ArtifactError(
-            f"Cannot write to {directory.parent}: {error.strerror}. "
-            f"Choose another folder with {elsewhere}."
-        ) from None
+    directory = directory.resolve()
+    if not directory.name:
+        raise ArtifactError(f"{directory} is no folder to write: name one with {elsewhere}.")
+    refuse_inside_artifact(directory)
+    temporary = directory.with_name(f".{directory.name}.partial")
     key = origin.key
-    try:
-        writer = ArtifactWriter(temporary, key)
-        yield writer
-        files = {
-            path.relative_to(temporary).as_posix(): digest_file(path)
-            for path in sorted(temporary.rglob("*"))
-            if path.is_file()
-        }
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            recgrit_version=recgrit.__version__,
-            stage=origin.stage,
-            version=origin.version,
-            key=key,
-            fingerprint=digest_json([key, files]),
-            config=dict(origin.config),
-            parents=dict(origin.parents),
-            inputs=dict(origin.inputs),
-            files=files,
-            summary=json.loads(json.dumps(writer.summary, default=_as_plain)),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(time.perf_counter() - started, 3),
-        )
-        (temporary / MANIFEST_NAME).write_text(
-            manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
-        )
-        _share_alike(temporary, list(files))
-        _replace(temporary, directory)
-        writer.manifest = manifest
-    except RecgritError:
-        raise
-    except Exception as error:
-        reason = explain_write_failure(error)
-        if reason is None:
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold_lock(directory))
+            bring_back(directory)
+            # Of a killed process: a living one would hold the lock.
+            shutil.rmtree(temporary, ignore_errors=True)
+            require_replaceable(directory, origin.stage, elsewhere)
+            temporary.mkdir()
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot write to {directory.parent}: {error.strerror}. "
+                f"Choose another folder with {elsewhere}."
+            ) from None
+        try:
+            writer = ArtifactWriter(temporary, key)
+            yield writer
+            files = {
+                path.relative_to(temporary).as_posix(): FileRecord.of(path)
+                for path in sorted(temporary.rglob("*"))
+                if path.is_file()
+            }
+            manifest = Manifest(
+                schema_version=SCHEMA_VERSION,
+                recgrit_version=recgrit.__version__,
+                stage=origin.stage,
+                version=origin.version,
+                key=key,
+                fingerprint=fingerprint_of(key, files),
+                config=dict(origin.config),
+                parents=dict(origin.parents),
+                inputs=dict(origin.inputs),
+                files=files,
+                summary=json.loads(json.dumps(writer.summary, default=_as_plain)),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=round(time.perf_counter() - started, 3),
+            ).signed()
+            (temporary / MANIFEST_NAME).write_text(
+                manifest.model_dump_json(indent=2) + "\n", encoding="utf-8"
+            )
+            _share_alike(temporary, list(files))
+            replace_folder(temporary, directory)
+            writer.manifest = manifest
+        except RecgritError:
             raise
-        raise ArtifactError(
-            f"Cannot write {directory}: {reason}. Make room, or choose another folder with "
-            f"{elsewhere}; what was finished before is kept."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        except Exception as error:
+            reason = explain_write_failure(error)
+            if reason is None:
+                raise
+            raise ArtifactError(
+                f"Cannot write {directory}: {reason}. Make room, or choose another folder with "
+                f"{elsewhere}; what was finished before is kept."
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def explain_write_failure(error: Exception) -> str | None:
-    """Why the system refused a write, in its words; None if the error is another.
+def require_replaceable(directory: Path, stage: str | None, elsewhere: str) -> None:
+    """Refuse to replace anything that is no artifact of this stage, or that others put into one.
 
-    The writers of Parquet and safetensors do not raise `OSError` but put its number into their
-    message, and NumPy raises one without a number.
-    """
-    named = re.search(r"\(os error (\d+)\)", str(error))
-    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
-    if number in WRITE_FAILURES:
-        return os.strerror(number)
-    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
-        return "the disk took a part of a file only, it may be full"
-    return None
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small text file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` when the block ends well."""
-    # Of this machine too: several may write one shard, where one of them is thought dead.
-    temporary = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an artifact folder.
+    Args:
+        directory: The folder; a missing or an empty one may be replaced.
+        stage: Its stage; None for any.
+        elsewhere: How a user names another folder.
 
     Raises:
-        ArtifactError: There is none, it is damaged, a newer recgrit wrote it, or files it lists
-            are gone.
+        ArtifactError: Says what is there.
     """
-    path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise ArtifactError(
-            f"No artifact at {directory}: {MANIFEST_NAME} is missing. "
-            "Build it with 'recgrit run CONFIG', or name the right run folder."
-        )
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values["schema_version"]
-    except (ValueError, KeyError, TypeError):
+        values = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
+        found, listed = values["stage"], {*values["files"], MANIFEST_NAME}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found, listed = None, set[str]()
+    if found is None or (stage is not None and found != stage):
         raise ArtifactError(
-            f"{path} is damaged: expected JSON with a schema_version. "
-            f"Delete {directory} and run again."
-        ) from None
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise NewerSchemaError(
-            f"{directory} was written with schema version {version}, this recgrit "
-            f"({recgrit.__version__}) reads up to {SCHEMA_VERSION}. Upgrade recgrit, or choose "
-            "another run.dir."
+            f"{directory} is there already and is no {stage or 'artifact'} that recgrit wrote: "
+            f"delete it, or choose another folder with {elsewhere}."
         )
-    if version < SCHEMA_VERSION:
+    others = sorted(find_files(directory, hidden=True) - listed)
+    if others:
         raise ArtifactError(
-            f"{directory} was written by an older recgrit, with schema version {version}; this one "
-            f"({recgrit.__version__}) reads {SCHEMA_VERSION}. Make it again, with 'recgrit run "
-            f"{directory.parent}' where it is part of a run."
+            f"{directory} would be replaced, and holds {', '.join(others[:3])}, which recgrit did "
+            f"not write. Move that elsewhere, or choose another folder with {elsewhere}."
         )
-    try:
-        manifest = Manifest.model_validate(values)
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{path} is damaged ({error.error_count()} fields cannot be read). "
-            f"Delete {directory} and run again."
-        ) from None
-    missing = [name for name in manifest.files if not (directory / name).is_file()]
-    if missing:
-        raise ArtifactError(
-            f"{directory} lacks {', '.join(missing)}, which its manifest lists. "
-            f"Delete the folder and run again."
-        )
-    return manifest
+
+
+def open_artifact(directory: Path, *, whole: bool = False) -> Manifest:
+    """The manifest of an artifact whose files are all as they were written.
+
+    Args:
+        directory: The folder.
+        whole: Read large files whole; false for their sizes and samples.
+
+    Raises:
+        ArtifactError: A file changed since, or see `read_manifest`.
+    """
+    for _ in range(OPEN_ATTEMPTS):
+        before = _peek(directory)
+        try:
+            manifest = read_manifest(directory)
+            changed = _find_changed(directory, manifest, whole=whole)
+        except ArtifactError:
+            if _peek(directory) == before:
+                raise
+            continue
+        if not changed:
+            return manifest
+        if _peek(directory) == before:
+            raise ArtifactError(
+                f"{directory} is not as it was written: {', '.join(changed)} changed since "
+                "(checksums differ). Delete the folder and run again, or bring back what was there."
+            )
+    raise _never_at_rest(directory)
+
+
+def load_artifact(
+    directory: Path, load: Callable[[Path], T], *, expected: Manifest | None = None
+) -> T:
+    """What ``load`` makes of an artifact's files, all of one manifest.
+
+    Args:
+        directory: The folder.
+        load: Reads what it needs from the folder.
+        expected: The manifest that the artifact must have; None for whichever is there. An artifact
+            that is replaced while it is read is read again.
+
+    Raises:
+        ReplacedError: The artifact has another manifest than ``expected``.
+        ArtifactError: See `open_artifact`; or the files cannot be read.
+    """
+    for _ in range(OPEN_ATTEMPTS):
+        before = _peek(directory)
+        manifest = open_artifact(directory)
+        if expected is not None and manifest.digest != expected.digest:
+            raise ReplacedError(f"{directory} was replaced since it was opened: open it again.")
+        try:
+            loaded = load(directory)
+        # Every format has its own exceptions, and safetensors derives its from Exception.
+        except Exception as error:
+            if _peek(directory) != before:
+                continue
+            if isinstance(error, RecgritError) and not isinstance(error, DataError):
+                raise
+            raise ArtifactError(
+                f"{directory} cannot be read, its files do not fit together: {error}. Make it "
+                "again, or take another."
+            ) from error
+        if _peek(directory) == before:
+            return loaded
+    raise _never_at_rest(directory)
+
+
+def retry_replaced(load: Callable[[], T]) -> T:
+    """What ``load`` returns; it is called again where an artifact was replaced while it was read.
+
+    Raises:
+        ReplacedError: That happened each time.
+    """
+    for _ in range(OPEN_ATTEMPTS - 1):
+        with contextlib.suppress(ReplacedError):
+            return load()
+    return load()
 
 
 def is_current(directory: Path, key: str) -> bool:
@@ -286,13 +262,15 @@ def is_current(directory: Path, key: str) -> bool:
     Raises:
         NewerSchemaError: A newer recgrit wrote the folder, so it must not be overwritten.
     """
-    if not (directory / MANIFEST_NAME).is_file():
+    wait_for(directory)
+    if not directory.is_dir():
         return False
     try:
-        return read_manifest(directory).key == key
+        return read_manifest(directory).key == key and open_artifact(directory).key == key
     except NewerSchemaError:
         raise
-    except ArtifactError:  # Damaged: to be built again.
+    except ArtifactError as error:  # To be built again.
+        logger.warning("%s", error)
         return False
 
 
@@ -325,34 +303,32 @@ def _as_plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _remove_leftovers(directory: Path) -> None:
-    """Temporary folders of killed runs; a live process with that number keeps its own."""
-    for leftover in directory.parent.glob(f".{directory.name}.partial-*"):
-        process = leftover.name.rsplit("-", 1)[-1]
-        if process.isdigit() and int(process) != os.getpid() and _is_alive(int(process)):
-            continue
-        shutil.rmtree(leftover, ignore_errors=True)
+def _find_changed(directory: Path, manifest: Manifest, *, whole: bool) -> list[str]:
+    """Files that are not as they were written.
 
-
-def _is_alive(process: int) -> bool:
+    Raises:
+        ArtifactError: A file cannot be read.
+    """
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return [
+            name
+            for name, record in manifest.files.items()
+            if not record.fits(directory / name, whole=whole)
+        ]
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {error.filename}: {error.strerror}.") from None
 
 
-def _replace(source: Path, destination: Path) -> None:
-    """Swap folders: a rename cannot overwrite a folder that has files in it."""
-    retired = destination.with_name(f".{destination.name}.partial-{os.getpid()}-old")
-    if destination.exists():
-        destination.rename(retired)
+def _peek(directory: Path) -> bytes | None:
+    """What tells one artifact of a folder from the next; None where there is none."""
     try:
-        source.rename(destination)
+        return (directory / MANIFEST_NAME).read_bytes()
     except OSError:
-        if retired.exists():
-            retired.rename(destination)
-        raise
-    shutil.rmtree(retired, ignore_errors=True)
+        return None
+
+
+def _never_at_rest(directory: Path) -> ReplacedError:
+    return ReplacedError(
+        f"{directory} was replaced {OPEN_ATTEMPTS} times while it was read: open it when its "
+        "writers have ended."
+    )

@@ -8,6 +8,7 @@ is silently ignored costs a user a whole training run.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from recgrit.errors import ConfigError
+
+LARGEST_INTEGER = 2**63 - 1
+# Far more than any experiment has: values in all, nested in one another, and bytes of a file.
+MAX_VALUES = 10_000
+MAX_DEPTH = 50
+MAX_FILE_BYTES = 2**20
+# What a file system takes.
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096
+# Characters of a value in a message, and of what the parser says.
+SHOWN, MAX_EXPLANATION = 80, 600
+MAX_FAULTS = 20
+# No value of one line begins with these in YAML: %Y-%m-%d, |, #, a comma and *.csv are text.
+TEXT_MARKS = ("%", "@", "`", "|", ">", "#", ",", "*")
 
 
 class Config(BaseModel):
@@ -27,7 +41,15 @@ class Config(BaseModel):
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
         """``~`` means the home folder, which a shell leaves alone behind ``key=``."""
-        return value.expanduser() if isinstance(value, Path) else value
+        return _check_path(value) if isinstance(value, Path) else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bound_integers(cls, value: Any) -> Any:
+        """No setting is an integer that 64 bits do not hold; some have bounds of their own."""
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise ValueError(f"must be at most {LARGEST_INTEGER:,} in size")
+        return value
 
 
 class SettingsLoader(yaml.SafeLoader):
@@ -61,10 +83,23 @@ def load_config(
         values = read_yaml(Path(path))
     for override in overrides:
         _apply_override(values, override)
+    return validate(model, values, str(path) if path is not None else "the settings")
+
+
+def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
+    """Settings of values that a file holds.
+
+    Args:
+        model: The config class to validate against.
+        values: Of the file.
+        source: What messages call it.
+
+    Raises:
+        ConfigError: A key is unknown, or a value does not fit its type or its bounds.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        source = str(path) if path is not None else "the settings"
         raise ConfigError(_explain(model, error, source)) from None
 
 
@@ -74,15 +109,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing, cannot be parsed, or is not a mapping.
     """
-    if not path.is_file():
+    # Not the path's own method, which raises where a name is too long.
+    if not os.path.isfile(path):  # noqa: PTH113
         raise ConfigError(
-            f"No config file at {path}. Expected a YAML file such as "
-            "configs/movielens-100k.yaml; check the path or run from the repository root."
+            f"No config file at {path}. Expected a YAML file: check the path, or write one with "
+            "'recgrit init movielens-100k' or, for your own files, 'recgrit init --events FILE'."
         )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{path} has {size:,} bytes: a config file has {MAX_FILE_BYTES:,} at most. Is it a "
+                "file of data?"
+            )
+        values = _parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from None
     if values is None:
@@ -94,18 +136,68 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _parse(text: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        ValueError: It says more than settings do, as a few lines can: an alias stands for all that
+            it names, and one that names two others for all of theirs.
+    """
+    values = yaml.load(text, SettingsLoader)
+    if (found := _count_values(values, {}, 0)) > MAX_VALUES:
+        raise ValueError(f"it holds {found:,} values, aliases resolved: {MAX_VALUES:,} are allowed")
+    return values
+
+
+def _count_values(value: Any, counted: dict[int, int], depth: int) -> int:
+    """Values in all, those behind an alias counted wherever it stands."""
+    if not isinstance(value, Mapping | list | tuple | set):
+        return 1
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    if id(value) not in counted:
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else list(value)
+        counted[id(value)] = 1 + sum(_count_values(part, counted, depth + 1) for part in inner)
+    return counted[id(value)]
+
+
+def _explain_yaml(error: Exception) -> str:
+    return (
+        "it is nested too deeply"
+        if isinstance(error, RecursionError)
+        else str(error)[:MAX_EXPLANATION]
+    )
+
+
+def _check_path(path: Path) -> Path:
+    """A path with its home folder, if a file system could have it."""
+    text = str(path)
+    if "\0" in text:
+        raise ValueError("a path holds no NUL character")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > MAX_NAME_BYTES or len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise ValueError(
+            f"a path has at most {MAX_PATH_BYTES:,} bytes and a name in it {MAX_NAME_BYTES}, got "
+            f"{len(os.fsencode(text)):,} and {longest:,}"
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such home folder") from None
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(
-            f"Cannot read the override {override!r}: expected key=value, "
+            f"Cannot read the override {_show(override)}: expected key=value, "
             "for example retriever.epochs=3."
         )
     try:
-        value = yaml.load(text, SettingsLoader)
-    except yaml.YAMLError as error:
+        value = text if text.startswith(TEXT_MARKS) else _parse(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"The value of override {override!r} is not valid YAML: {error}"
+            f"The value of override {_show(override)} is not valid YAML: {_explain_yaml(error)}"
         ) from None
     *parents, last = key.split(".")
     node = values
@@ -124,11 +216,21 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node[last] = value
 
 
+def _show(value: object) -> str:
+    """A value as it stands in Python, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # An integer of thousands of digits; a list in itself.
+        return f"a long {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
 def _explain(model: type[Config], error: ValidationError, source: str) -> str:
     """One line per fault, in the user's terms: the dotted key, what it got, what is expected."""
-    lines = [f"{error.error_count()} setting(s) of {source} cannot be used:"]
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+    faults = error.errors()
+    lines = [f"{len(faults)} setting(s) of {source} cannot be used:"]
+    for fault in faults[:MAX_FAULTS]:
+        key = ".".join(str(part)[:SHOWN] for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             lines.append(
                 f"  {key}: unknown key.{_suggestion(model, [str(p) for p in fault['loc']])}"
@@ -136,8 +238,10 @@ def _explain(model: type[Config], error: ValidationError, source: str) -> str:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             whole_section = isinstance(fault["input"], Mapping | Config)
-            got = "" if whole_section else f" (got {fault['input']!r})"
+            got = "" if whole_section else f" (got {_show(fault['input'])})"
             lines.append(f"  {key or '(whole config)'}: {message}{got}")
+    if len(faults) > MAX_FAULTS:
+        lines.append(f"  and {len(faults) - MAX_FAULTS:,} more")
     return "\n".join(lines)
 
 
@@ -155,11 +259,12 @@ def _suggestion(model: type[Config], location: list[str]) -> str:
     return f" Known keys here: {', '.join(known_here)}."
 
 
-def _nested_configs(annotation: Any) -> list[type[Config]]:
+def nested_configs(annotation: Any) -> list[type[Config]]:
+    """The classes of settings in a type; none where it is a value."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     return [
-        nested for part in getattr(annotation, "__args__", ()) for nested in _nested_configs(part)
+        nested for part in getattr(annotation, "__args__", ()) for nested in nested_configs(part)
     ]
 
 
@@ -170,7 +275,7 @@ def _section_fields(model: type[Config], location: Sequence[str]) -> set[str]:
             nested
             for config in current
             if part in config.model_fields
-            for nested in _nested_configs(config.model_fields[part].annotation)
+            for nested in nested_configs(config.model_fields[part].annotation)
         ]
     return {name for config in current for name in config.model_fields}
 
@@ -179,6 +284,6 @@ def _dotted_names(model: type[Config], prefix: str = "") -> list[str]:
     names: list[str] = []
     for name, field in model.model_fields.items():
         names.append(prefix + name)
-        for nested in _nested_configs(field.annotation):
+        for nested in nested_configs(field.annotation):
             names.extend(_dotted_names(nested, f"{prefix}{name}."))
     return names

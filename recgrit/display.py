@@ -29,19 +29,29 @@ def print_metrics(opened: Run) -> None:
     """The run's own model and its baselines, a row for each split, seen items filtered out or not.
 
     One table where there is room; on a narrow terminal one for each model, for shorter labels.
+    Where many targets stand in the history already, that is said, and targets that do not come
+    first.
     """
+    from recgrit.evaluation.report import Repeats
     from recgrit.reporting.scores import name_model
 
     own = opened.model_kind
+    repeats = Repeats.of(opened.report("test"), opened.data.split, opened.config.data)
     models: dict[str, dict[str, EvaluationReport]] = {}
     for key in sorted(opened.reports, key=lambda k: (k.model != own, k.model, k.split == "test")):
+        rows = models.setdefault(name_model(key.model, own), {})
+        if repeats.are_many and not rows:
+            new = repeats.of_new_items(opened.report("test", masked=True, model=key.model))
+            rows |= {} if new is None else {"test new items": new}
         label = f"{key.split} masked" if key.masked else key.split
-        models.setdefault(name_model(key.model, own), {})[label] = opened.reports[key]
+        rows[label] = opened.reports[key]
     protocol = opened.report("test").protocol
     targets, users = protocol["num_targets"], protocol["num_users"]
     who = f"{users:,} users" if targets == users else f"{targets:,} targets of {users:,} users"
     search = f"{own}: {protocol['search']}"
     note = f"{who}, all items ranked ({search}), mean ± half the 95% interval"
+    if repeats.are_many:
+        output.print(repeats.explain())
     if output.width >= WIDE:
         groups = {
             note: {f"{m} {name}": r for m, rows in models.items() for name, r in rows.items()}
@@ -49,8 +59,8 @@ def print_metrics(opened: Run) -> None:
     else:
         output.print(note)
         groups = models
-    for title, rows in groups.items():
-        table = metrics_table(rows)
+    for title, shown in groups.items():
+        table = metrics_table(shown)
         table.title = title
         output.print(table)
     output.print("masked: seen items are filtered out of the lists")

@@ -17,12 +17,30 @@ class DataError(RecgritError):
     """An input file is missing, malformed, or empty after filtering."""
 
 
+class AmbiguousDatesError(DataError):
+    """Dates can be read with the month or the day first.
+
+    Args:
+        question: Which dates they are.
+        advice: What to set.
+        formats: The formats they can have, as ``data.table.time_format`` takes them.
+    """
+
+    def __init__(self, question: str, advice: str, formats: tuple[str, ...]) -> None:
+        super().__init__(f"{question} {advice}")
+        self.question, self.formats = question, formats
+
+
 class ArtifactError(RecgritError):
     """A stage's output on disk is missing, damaged, too new, or built from another parent."""
 
 
 class NewerSchemaError(ArtifactError):
     """A newer recgrit wrote this artifact: it can neither be read nor may it be overwritten."""
+
+
+class ReplacedError(ArtifactError):
+    """An artifact was replaced by another one since it was opened."""
 
 
 class EncoderError(RecgritError):

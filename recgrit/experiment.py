@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from recgrit.artifacts import write_atomic
 from recgrit.config import Config, load_config
 from recgrit.data.config import DataConfig
+from recgrit.disk import write_atomic
 from recgrit.embedding.config import EmbeddingConfig, FeatureConfig
 from recgrit.engines.config import EngineConfig
 from recgrit.errors import ArtifactError
@@ -71,14 +71,18 @@ class RecommendationConfig(Config):
         blocked_items: Likewise; what is never recommended.
     """
 
-    top_k: int = Field(10, ge=1)
+    top_k: int = Field(10, ge=1, le=1_000_000)
     exclude_seen: bool = True
     allowed_items: Path | None = None
     blocked_items: Path | None = None
 
 
 class ExperimentConfig(Config):
-    """Settings of a whole run, one section per stage and one per model."""
+    """Settings of a whole run, one section per stage and one per model.
+
+    Attributes:
+        seed: Of all that is drawn at random; another gives another run of the same settings.
+    """
 
     seed: int = Field(0, ge=0, lt=2**31)
     run: RunConfig = RunConfig()

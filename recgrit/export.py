@@ -10,6 +10,7 @@ as safetensors; their rows and leaves are in the order of the dense number.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recgrit.artifacts import replacing, write_atomic
 from recgrit.data.minionerec import MAX_HISTORY
 from recgrit.data.prepare import PreparedData
 from recgrit.data.protocols import Sequences, leave_one_out
 from recgrit.data.splits import SequenceSplit, Split
+from recgrit.disk import replacing, write_atomic
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
 from recgrit.semantic_ids.trie import build_trie
+
+logger = logging.getLogger(__name__)
 
 # What would end a field or a line of a tab-separated file.
 _BREAKS = r"[\t\r\n]+"
@@ -105,6 +108,8 @@ def _write_atomic_file(frame: pl.DataFrame, path: Path) -> Path:
 def _is_plain(data: PreparedData) -> bool:
     """Whether the split is leave-one-out of all items, as RecBole makes it itself."""
     split, sizes = data.split, (data.interactions.num_users, data.interactions.num_items)
+    if split.weights is not None:
+        return False
     plain = leave_one_out(Sequences.of(data.interactions.frame, *sizes))
     return (
         np.array_equal(split.items, plain.items)
@@ -150,11 +155,14 @@ def _export_samples(
 
 
 def _training_samples(split: SequenceSplit) -> Iterator[tuple[int, int, int]]:
-    """User, begin of the sequence and target of everything that may be learned."""
+    """User, begin of the sequence and target of everything that is learned."""
+    may_be_target = np.True_ if split.weights is None else split.weights > 0
+    is_target = np.broadcast_to(may_be_target, len(split.items))
     for user in range(split.num_users):
         start = int(split.offsets[user])
         for target in range(start + 1, int(split.train_ends[user])):
-            yield user, start, target
+            if is_target[target]:
+                yield user, start, target
 
 
 def _target_samples(split: SequenceSplit, part: Split) -> Iterator[tuple[int, int, int]]:
@@ -174,6 +182,12 @@ def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
     items, which its ``convert_dataset.py`` reads beside the others.
     """
     split = data.split
+    if split.weights is not None:
+        logger.warning(
+            "%s.inter.json holds events of all types; the tools that read it predict the last ones "
+            "of a user, whatever they are",
+            name,
+        )
     files: Mapping[str, Callable[[], Any]] = {
         "index": lambda: {
             str(item): semantic_id_tokens(codes) for item, codes in enumerate(table.codes.tolist())

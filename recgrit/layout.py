@@ -7,6 +7,7 @@ from pathlib import Path
 TOKENIZER_NAME = "tokenizer.safetensors"
 TRANSFORM_NAME = "feature_transform.safetensors"
 EPOCHS_NAME = "epochs.parquet"
+LISTS_NAME = "recommendations.parquet"
 # Of a tokenizer that learned item vectors: what it quantizes, and the epochs of its IDs.
 LATENTS_NAME = "latents.npy"
 ID_EPOCHS_NAME = "id_epochs.parquet"
@@ -32,6 +33,16 @@ _BASELINE = "baseline-"
 def baseline_stage(kind: str) -> str:
     """Name of the stage that fits a baseline."""
     return f"{_BASELINE}{kind}"
+
+
+def is_stage(name: str) -> bool:
+    """Whether a stage may be called so.
+
+    >>> is_stage("train"), is_stage("baseline-my.module.Model"), is_stage("baseline-../x")
+    (True, True, False)
+    """
+    kind = name.removeprefix(_BASELINE)
+    return name in FOLDERS or (kind != name and all(map(str.isidentifier, kind.split("."))))
 
 
 def stage_directory(run_directory: Path, stage: str) -> Path:

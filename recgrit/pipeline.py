@@ -12,17 +12,19 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recgrit.artifacts import is_current, read_manifest, write_artifact
+from recgrit.artifacts import require_replaceable, write_artifact
+from recgrit.disk import hold_lock
 from recgrit.engines.engine import start_engine
-from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.errors import ArtifactError, ConfigError, DataError, NewerSchemaError
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.experiment import CONFIG_NAME, ExperimentConfig
 from recgrit.layout import CHECKPOINTS_NAME, FOLDERS, SHARDS_NAME, TRACKING_NAME, stage_directory
+from recgrit.manifests import read_manifest
 from recgrit.runs import Run
 from recgrit.stages import plan_stages
 from recgrit.stages.stage import Stage
@@ -95,15 +97,19 @@ def run_experiment(
         force: Redo stages that are up to date.
 
     Raises:
-        RecgritError: Some input, setting or artifact cannot be used; nothing half-written is left.
+        RecgritError: Some input, setting or artifact cannot be used, or somebody else writes the
+            run; nothing half-written is left.
     """
     result = RunResult(config.run.dir, config.model.kind)
-    with start_engine(config.engine) as engine:
+    with ExitStack() as stack:
+        engine = stack.enter_context(start_engine(config.engine))
         result.is_leader = engine.is_leader
         if not engine.is_leader:
             engine.follow()
             return result
         stages = plan_stages(config, until)
+        _check_place(config.run.dir)
+        _lock(stack, config.run.dir)
         replaces = _check(config, stages, force=force)
         if force:
             _forget_unfinished(config.run.dir)
@@ -122,7 +128,11 @@ def run_experiment(
                 logger.debug("%s ...", heading)
                 with tracker.stage(stage.name) as stage_tracker:
                     stage_tracker.log_params(stage.settings(config))
-                    with write_artifact(stage.directory(config), stage.origin(config)) as writer:
+                    with write_artifact(
+                        stage.directory(config),
+                        stage.origin(config),
+                        elsewhere="run.dir=PATH",
+                    ) as writer:
                         stage.build(config, writer, stage_tracker, engine)
                     done = writer.manifest
                     assert done is not None
@@ -140,6 +150,25 @@ def run_experiment(
     if "evaluate" in result.artifacts:
         result.reports = Run(config.run.dir).reports
     return result
+
+
+def _lock(stack: ExitStack, directory: Path) -> None:
+    """Keep others from writing the run.
+
+    Raises:
+        ArtifactError: Somebody writes it, or it cannot be written.
+    """
+    try:
+        stack.enter_context(hold_lock(directory, inside=True))
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write to {directory}: {error.strerror}. Make room or mend the permissions, or "
+            "choose another folder with run.dir=PATH."
+        ) from None
+    # Of killed runs: whoever holds the run's lock is alone in it.
+    for left in (*directory.glob(".*.lock"), *directory.glob("baselines/.*.lock")):
+        for path in (left, left.with_suffix(".holder")):
+            path.unlink(missing_ok=True)
 
 
 def require_own_checkpoint(config: ExperimentConfig) -> None:
@@ -220,11 +249,11 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
     Returns:
         Whether the run takes the place of one on other data or of another model.
     """
-    _check_place(config.run.dir)
     replaced = _find_replaced(config)
     if replaced and not force:
         raise replaced
     for stage in stages:
+        require_replaceable(stage.directory(config), stage.name, "run.dir=PATH")
         try:
             stage.inputs(config)
         except DataError as error:
@@ -260,7 +289,12 @@ def _check_place(directory: Path) -> None:
             "run.dir=PATH."
         )
     for stage in FOLDERS:
-        is_current(stage_directory(directory, stage), key="")  # Refuses a newer schema.
+        try:
+            read_manifest(stage_directory(directory, stage))
+        except NewerSchemaError:
+            raise
+        except ArtifactError:  # Missing or damaged: made anew.
+            continue
 
 
 def _find_replaced(config: ExperimentConfig) -> ArtifactError | None:
@@ -304,6 +338,7 @@ def _delete_replaced(config: ExperimentConfig, stages: Sequence[Stage]) -> None:
     folders = [config.run.dir / name for name in FOLDERS.values()]
     kept = {stage.directory(config) for stage in stages}
     for folder in {*folders, *config.run.dir.glob("baselines/*")} - kept:
+        require_replaceable(folder, None, "run.dir=PATH")
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,11 +7,12 @@ displays on one terminal would overwrite each other.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -30,11 +32,36 @@ T = TypeVar("T")
 PIPE_WIDTH = 130
 
 
+# What a terminal obeys and does not show: control characters but for tabs and line ends, marks that
+# turn the direction of text, and halves of surrogate pairs, which no stream can write.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def show_control(text: str) -> str:
+    r"""Text with its control characters written out, so that a terminal shows what it has.
+
+    >>> show_control("Alien\x1b]0;owned\x07")
+    'Alien\\x1b]0;owned\\x07'
+    """
+    return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
+
+
+class SafeConsole(Console):
+    """A console that shows control characters of data rather than sending them to the terminal.
+
+    Titles, ids and paths come from files of others, where an escape sequence may stand.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as it is printed, alone or in a cell of a table."""
+        return super().render_str(show_control(text), **options)
+
+
 def build_console(*, stderr: bool) -> Console:
     """A console as wide as its terminal, as ``COLUMNS`` says, or as `PIPE_WIDTH`."""
     stream = sys.stderr if stderr else sys.stdout
     has_width = stream.isatty() or "COLUMNS" in os.environ
-    return Console(stderr=stderr, width=None if has_width else PIPE_WIDTH)
+    return SafeConsole(stderr=stderr, width=None if has_width else PIPE_WIDTH)
 
 
 messages = build_console(stderr=True)

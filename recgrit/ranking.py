@@ -27,8 +27,9 @@ CPU = torch.device("cpu")
 # Users whose scores of all items are held at once, and scores held at once.
 MAX_SCORED_USERS = 256
 MAX_SCORES = 2**26
-# Items of histories that are held at once, padding included.
+# Items of histories that are held at once, padding included, and items of lists.
 MAX_PADDED = 2**21
+MAX_LISTED = 2**16
 # Users whose lists are held at once when a whole user base is served.
 SHARD_USERS = 65_536
 
@@ -188,6 +189,26 @@ def last_items(
     return Histories(torch.from_numpy(items), torch.from_numpy(lengths))
 
 
+def items_once(
+    split_items: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    num_items: int,
+) -> Histories:
+    """The different items of slices, in ascending order.
+
+    A row is never longer than the catalogue, however often its items come again.
+    """
+    lengths = ends - starts
+    rows = np.repeat(np.arange(len(starts)), lengths)
+    inside = np.arange(len(rows)) + np.repeat(starts - (lengths.cumsum() - lengths), lengths)
+    rows, items = np.divmod(np.unique(rows * num_items + split_items[inside]), num_items)
+    counts = np.bincount(rows, minlength=len(starts))
+    padded = np.zeros((len(starts), max(1, int(counts.max(initial=1)))), dtype=np.int64)
+    padded[rows, np.arange(len(rows)) - (counts.cumsum() - counts)[rows]] = items
+    return Histories(torch.from_numpy(padded), torch.from_numpy(counts))
+
+
 @torch.inference_mode()
 def recommend_items(
     ranker: Ranker,
@@ -221,13 +242,14 @@ def recommend_items(
     # Users with histories of like length together: little padding.
     order = np.argsort(lengths, kind="stable")
     longest = lengths if masked else np.minimum(lengths, ranker.history_length)
-    batches = _plan_batches(order, longest[order], ranker.batch_users)
+    batch_users = max(1, min(ranker.batch_users, MAX_LISTED // top_k))
+    batches = _plan_batches(order, longest[order], batch_users)
     for rows in track(batches, f"recommend {history}", len(batches)):
         read = last_items(split.items, starts[rows], ends[rows], ranker.history_length)
         excluded = None
         if masked:
-            whole = int(lengths[rows].max())
-            excluded = last_items(split.items, starts[rows], ends[rows], whole).to(ranker.device)
+            excluded = items_once(split.items, starts[rows], ends[rows], split.num_items)
+            excluded = excluded.to(ranker.device)
         ranked = ranker.rank(read.to(ranker.device), top_k=top_k, excluded=excluded)
         found = ranked.items.shape[1]
         items[rows, :found] = ranked.items.cpu().numpy()
@@ -282,11 +304,14 @@ class Batch:
         histories: int64 ``[B, T]``, padded at the end with any item.
         positions: int64 ``[M]``, the supervised positions of the flattened histories, ascending.
         targets: int64 ``[M]``, the item that follows each.
+        weights: float32 ``[M]``, what each counts in the loss, 1 in the mean over all training
+            targets; None where all count alike.
     """
 
     histories: Tensor
     positions: Tensor
     targets: Tensor
+    weights: Tensor | None = None
 
     @property
     def num_targets(self) -> int:
@@ -306,7 +331,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         return Batch(
-            send(self.histories, device), send(self.positions, device), send(self.targets, device)
+            send(self.histories, device),
+            send(self.positions, device),
+            send(self.targets, device),
+            None if self.weights is None else send(self.weights, device),
         )
 
 
@@ -322,7 +350,7 @@ class TrainingLoss:
     """Loss of one batch.
 
     Args:
-        value: Scalar, mean of -log P(target) over the supervised positions.
+        value: Scalar, mean of -log P(target), times its weight, over the supervised positions.
         level_accuracy: ``[L]``, share of positions whose right child scored best, given the right
             prefix; one level for a model that chooses among all items at once.
     """

@@ -6,8 +6,9 @@ Runs, bundles and the MLflow model all hand out this one class.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from recgrit.data.ids import IdList, is_text, list_ids, read_ids
 from recgrit.data.items import ItemTable
 from recgrit.data.recommendations import NO_ITEM, Recommendations
 from recgrit.data.splits import SequenceSplit
@@ -58,23 +60,26 @@ class Recommender:
         self,
         *,
         beam_width: int | Literal["exact"] | None = None,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
+        allowed_items: IdList | None = None,
+        blocked_items: IdList = (),
     ) -> Ranker:
         """The model, ready to rank.
 
         Args:
             beam_width: Prefixes kept at each level; "exact" scores every item; None for the
                 recommender's own.
-            allowed_items: External ids of the only items that may be listed; None for all.
+            allowed_items: External ids of the only items that may be listed, a bare string being
+                one; None for all.
             blocked_items: External ids of items that are never listed.
 
         Raises:
             DataError: No item is left.
         """
-        if beam_width is None and allowed_items is None and not blocked_items:
+        blocked = list_ids(blocked_items, "blocked_items")
+        if beam_width is None and allowed_items is None and not blocked:
             return self._unfiltered
-        return self._build(beam_width, self._find_allowed(allowed_items, blocked_items))
+        allowed = None if allowed_items is None else list_ids(allowed_items, "allowed_items")
+        return self._build(beam_width, self._find_allowed(allowed, blocked))
 
     @cached_property
     def _unfiltered(self) -> Ranker:
@@ -110,7 +115,7 @@ class Recommender:
             user_ids: External id of each user_idx.
             users: user_idx of each list; None for all users.
             ranker: From `ranker`; None for one without filters.
-            top_k: Items per user.
+            top_k: Items per user; all there are, where it is more than that.
             exclude_seen: Keep out what a user already has.
 
         Returns:
@@ -120,7 +125,7 @@ class Recommender:
         Raises:
             DataError: ``top_k`` is below 1.
         """
-        _check_top_k(top_k)
+        top_k = min(check_top_k(top_k), len(self.items))
         users = np.arange(split.num_users) if users is None else users
         ranker = ranker or self.ranker()
         for found in recommend_shards(ranker, split, users, top_k=top_k, masked=exclude_seen):
@@ -128,13 +133,13 @@ class Recommender:
 
     def recommend_after(
         self,
-        histories: Mapping[str, Sequence[str]],
+        histories: Mapping[str, IdList],
         *,
         top_k: int = TOP_K,
         beam_width: int | None = None,
         exclude_seen: bool = True,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
+        allowed_items: IdList | None = None,
+        blocked_items: IdList = (),
     ) -> pl.DataFrame:
         """What is likely to follow histories that need not be in the data.
 
@@ -143,22 +148,32 @@ class Recommender:
         items are read.
 
         Args:
-            histories: External item ids, oldest first, by a name for each list.
-            top_k: Items per list.
+            histories: External item ids, oldest first, by a name for each list. A bare string is
+                one id; nulls are passed over, and their number is logged.
+            top_k: Items per list; all there are, where it is more than that.
             beam_width: Prefixes kept at each level; None for the recommender's own.
             exclude_seen: Keep out what the history holds.
-            allowed_items: External ids of the only items that may be listed; None for all.
+            allowed_items: External ids of the only items that may be listed, a bare string being
+                one; None for all.
             blocked_items: External ids of items that are never listed.
 
         Returns:
             Columns as `list_users`, with the name of each history as user_id.
 
         Raises:
-            DataError: ``top_k`` is below 1, or no item is left.
+            DataError: ``top_k`` is below 1, a history is no list of ids, or no item is left.
         """
+        if not isinstance(histories, Mapping):
+            raise DataError(
+                "Expected histories by a name for each list, such as {'anyone': ['242', '51']}, "
+                f"got a {type(histories).__name__}."
+            )
         ranker = self.ranker(
             beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
         )
+        odd = [name for name in histories if not (isinstance(name, str) and is_text(name))]
+        if odd:
+            raise DataError(f"Names of histories are text, got {odd[0]!r:.40}.")
         found = self.rank_histories(
             list(histories.values()), ranker=ranker, top_k=top_k, exclude_seen=exclude_seen
         )
@@ -169,7 +184,7 @@ class Recommender:
 
     def rank_histories(
         self,
-        histories: Sequence[Sequence[str]],
+        histories: Sequence[IdList],
         *,
         ranker: Ranker | None = None,
         top_k: int = TOP_K,
@@ -177,14 +192,21 @@ class Recommender:
     ) -> Recommendations:
         """Lists after histories of external ids, as indices; ``users`` are places in the sequence.
 
-        Histories without a known item have no list.
+        Histories without a known item have no list. A history that is a bare string has that one
+        item; nulls are passed over, and their number is logged.
 
         Raises:
-            DataError: ``top_k`` is below 1.
+            DataError: ``top_k`` is below 1, or a history is no list of ids.
         """
-        _check_top_k(top_k)
-        known = [self.items.find_items(history) for history in histories]
-        num_unknown = sum(map(len, histories)) - sum(map(len, known))
+        top_k = min(check_top_k(top_k), len(self.items))
+        if isinstance(histories, str):
+            raise DataError(f"Expected a list of histories, such as [['242']], got {histories!r}.")
+        read = [read_ids(ids, f"history {number}") for number, ids in enumerate(histories)]
+        known = [self.items.find_items(history.ids) for history in read]
+        num_nulls = sum(history.num_nulls for history in read)
+        if num_nulls:
+            logger.warning("%d nulls in the histories are passed over", num_nulls)
+        num_unknown = sum(len(history.ids) for history in read) - sum(map(len, known))
         if num_unknown:
             logger.warning("%d items of the histories are not in the catalogue", num_unknown)
         rows = np.array([row for row, items in enumerate(known) if len(items)], dtype=np.int64)
@@ -278,7 +300,7 @@ class Recommender:
         )
 
     def _find_allowed(
-        self, allowed_items: Collection[str] | None, blocked_items: Collection[str]
+        self, allowed_items: list[str] | None, blocked_items: list[str]
     ) -> npt.NDArray[np.bool_]:
         """Which items may be listed, bool ``[N]``."""
         allowed = np.full(len(self.items), allowed_items is None)
@@ -287,7 +309,7 @@ class Recommender:
         allowed[self._find_items(blocked_items, "blocked")] = False
         return allowed if self.listed is None else allowed & self.listed
 
-    def _find_items(self, item_ids: Collection[str], what: str) -> npt.NDArray[np.int64]:
+    def _find_items(self, item_ids: list[str], what: str) -> npt.NDArray[np.int64]:
         """Where these items stand in the catalogue; unknown ones are logged and passed over."""
         found = self.items.find_items(item_ids)
         if len(found) < len(item_ids):
@@ -306,6 +328,12 @@ def listed_items(row: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return kept
 
 
-def _check_top_k(top_k: int) -> None:
-    if top_k < 1:
-        raise DataError(f"top_k must be at least 1, got {top_k}.")
+def check_top_k(top_k: object) -> int:
+    """The length of lists that was asked for.
+
+    Raises:
+        DataError: It is no whole number from 1.
+    """
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
+        raise DataError(f"top_k must be at least 1, got {top_k!r:.40}.")
+    return int(top_k)

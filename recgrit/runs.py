@@ -7,27 +7,37 @@ against the artifacts it was built from.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.artifacts import Manifest, check_parent, read_manifest
+from recgrit.artifacts import check_parent, load_artifact
+from recgrit.config import validate
+from recgrit.data.ids import IdList, list_ids
 from recgrit.data.prepare import PreparedData
 from recgrit.data.splits import Split
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.features import FeatureTransform
-from recgrit.errors import ArtifactError, ConfigError, DataError, RecgritError
+from recgrit.errors import ArtifactError, ConfigError, DataError, ReplacedError
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.experiment import ExperimentConfig
-from recgrit.layout import FOLDERS, TOKENIZER_NAME, TRANSFORM_NAME, baseline_stage, stage_directory
+from recgrit.layout import (
+    FOLDERS,
+    TOKENIZER_NAME,
+    TRANSFORM_NAME,
+    baseline_stage,
+    is_stage,
+    stage_directory,
+)
+from recgrit.manifests import Manifest, read_manifest
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.semantic_ids.table import SemanticIdTable
+from recgrit.summaries import Summarized
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -38,6 +48,8 @@ if TYPE_CHECKING:
     from recgrit.recommender import Recommender
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tokenizer:
@@ -56,7 +68,7 @@ def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tok
     return model.eval()
 
 
-class Run:
+class Run(Summarized):
     """A run folder, read-only.
 
     Args:
@@ -73,16 +85,50 @@ class Run:
     def __init__(self, directory: Path | str, *, device: str = "auto") -> None:
         self.directory = Path(directory)
         self.device = device
+        self._fingerprints: dict[str, str] = {}
         if not stage_directory(self.directory, "prepare").is_dir():
             raise ArtifactError(
                 f"No run at {self.directory}: expected a folder that 'recgrit run' wrote, with "
                 f"{', '.join(FOLDERS.values())} in it."
             )
 
+    def summarize(self) -> tuple[str, Mapping[str, str]]:
+        """The run in a few lines, of what its stages recorded."""
+        facts: dict[str, str] = {}
+        try:
+            told = {
+                stage: read_manifest(stage_directory(self.directory, stage)).summary
+                for stage in ("prepare", "evaluate")
+                if self.has(stage)
+            }
+            facts["model"] = self.model_kind
+        except ArtifactError as error:
+            return f"Run {self.directory}", {"damaged": str(error)}
+        data = told["prepare"]
+        facts["data"] = (
+            f"{data['source']}: {data['num_interactions']:,} interactions of "
+            f"{data['num_users']:,} users with {data['num_items']:,} items"
+        )
+        measured = told.get("evaluate", {}).get("metrics", {}).get(facts["model"], {})
+        for lists in ("test", "test_masked"):
+            if lists in measured:
+                facts[lists.replace("_", " ")] = ", ".join(
+                    f"{name.replace('_at_', '@')} {mean:.4f}"
+                    for name, mean in measured[lists].items()
+                )
+        return f"Run {self.directory}", facts
+
     @cached_property
     def config(self) -> ExperimentConfig:
         """The settings of the run, its folder being where it is now."""
         return ExperimentConfig.load(self.directory)
+
+    @property
+    def seed(self) -> int:
+        """The seed that the run's model was fitted with; of the settings before that."""
+        if self.has("train"):
+            return int(read_manifest(stage_directory(self.directory, "train")).config["seed"])
+        return self.config.seed
 
     def stages(self) -> list[str]:
         """Names of the stages of this run in their order, whether they have run yet or not.
@@ -114,6 +160,7 @@ class Run:
 
         Raises:
             ArtifactError: The stage has not run, or was built from other parents than are here.
+            ReplacedError: The run was made anew since a part of it was read here.
         """
         directory = stage_directory(self.directory, stage)
         if not self.has(stage):
@@ -121,48 +168,55 @@ class Run:
             read_manifest(stage_directory(self.directory, "prepare"))
         manifest = read_manifest(directory)
         for parent in manifest.parents:
+            if not is_stage(parent):
+                raise ArtifactError(
+                    f"{directory} says that it was built from {parent!r}, which is no stage: it is "
+                    f"damaged. Make it again with 'recgrit run {self.directory}'."
+                )
             parent_directory = stage_directory(self.directory, parent)
             check_parent(directory, manifest, parent_directory, read_manifest(parent_directory))
+        for name, fingerprint in {**manifest.parents, stage: manifest.fingerprint}.items():
+            if self._fingerprints.setdefault(name, fingerprint) != fingerprint:
+                raise ReplacedError(
+                    f"The stage {name} of {self.directory} was made anew since it was read: open "
+                    "the run again."
+                )
         return manifest
+
+    def read(self, stage: str, load: Callable[[Path], T]) -> T:
+        """What is read from the folder of a stage, whose files are compared with their checksums.
+
+        Args:
+            stage: Its name.
+            load: Reads what it needs from the folder.
+
+        Raises:
+            ArtifactError: A file is damaged, or see `manifest`.
+        """
+        expected = self.manifest(stage)
+        return load_artifact(stage_directory(self.directory, stage), load, expected=expected)
 
     @cached_property
     def data(self) -> PreparedData:
         """Interactions, items, split and funnel."""
-        self.manifest("prepare")
-        with self._reading("prepare") as directory:
-            return PreparedData.load(directory)
+        return self.read("prepare", PreparedData.load)
 
     @cached_property
     def features(self) -> Embeddings:
         """The item features that were tokenized."""
-        self.manifest("embed")
-        with self._reading("embed") as directory:
-            return Embeddings.load(directory, "features")
+        return self.read("embed", lambda directory: Embeddings.load(directory, "features"))
 
     @cached_property
     def words(self) -> csr_array | None:
         """The words of the items' texts; None where the items came as vectors."""
         from recgrit.embedding.words import load_words
 
-        self.manifest("embed")
-        with self._reading("embed") as directory:
-            return load_words(directory)
+        return self.read("embed", load_words)
 
     @cached_property
     def feature_transform(self) -> FeatureTransform:
-        """How the features were made, to be repeated on items that come later.
-
-        Raises:
-            ArtifactError: The embeddings were made before it was kept.
-        """
-        self.manifest("embed")
-        with self._reading("embed") as directory:
-            if not (directory / TRANSFORM_NAME).is_file():
-                raise ArtifactError(
-                    f"{directory} lacks {TRANSFORM_NAME}: an older recgrit wrote it. Make the run "
-                    f"again with 'recgrit run {self.directory} --force'."
-                )
-            return FeatureTransform.load(directory / TRANSFORM_NAME)
+        """How the features were made, to be repeated on items that come later."""
+        return self.read("embed", lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
 
     @cached_property
     def semantic_ids(self) -> SemanticIdTable:
@@ -176,9 +230,7 @@ class Run:
                 f"{self.directory} has the model {self.model_kind}, which needs no semantic IDs. "
                 f"'recgrit tokenize {self.directory}' makes them."
             )
-        self.manifest("tokenize")
-        with self._reading("tokenize") as directory:
-            return SemanticIdTable.load(directory)
+        return self.read("tokenize", SemanticIdTable.load)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -194,9 +246,11 @@ class Run:
                 "tokenizer to give codes to other items. Unset tokenizer.semantic_ids_path to fit "
                 "one."
             )
-        config = TokenizerConfig.model_validate(manifest.config["tokenizer"])
-        with self._reading("tokenize") as directory:
-            return read_tokenizer(directory / TOKENIZER_NAME, config, self.features.embedding_dim)
+        config = validate(TokenizerConfig, manifest.config["tokenizer"], "the tokenizer")
+        width = self.features.embedding_dim
+        return self.read(
+            "tokenize", lambda path: read_tokenizer(path / TOKENIZER_NAME, config, width)
+        )
 
     @property
     def model_kind(self) -> str:
@@ -252,21 +306,21 @@ class Run:
                 f"evaluation.baselines=[{kind}]'."
             )
         manifest, model = self.manifest(stage), find_model(kind)
-        settings = model.settings_class.model_validate(manifest.config["settings"])
         inputs = self.catalogue_inputs(model.needs)
-        with self._reading(stage) as directory:
-            return model.load(directory, inputs, settings).to_device(self.device)
+        settings = validate(model.settings_class, manifest.config["settings"], f"the stage {stage}")
+        loaded = self.read(stage, lambda path: model.load(path, inputs, settings))
+        return loaded.to_device(self.device)
 
     @cached_property
     def reports(self) -> dict[ReportKey, EvaluationReport]:
         """Evaluation reports of the run's own model and of its baselines."""
-        self.manifest("evaluate")
-        with self._reading("evaluate") as directory:
-            found = sorted(directory.glob("*/*/evaluation.json"))
-            return {
+        return self.read(
+            "evaluate",
+            lambda directory: {
                 ReportKey.of_folder(path.parent): EvaluationReport.load(path.parent)
-                for path in found
-            }
+                for path in sorted(directory.glob("*/*/evaluation.json"))
+            },
+        )
 
     def report(
         self, split: Split = "test", *, masked: bool = False, model: str | None = None
@@ -317,29 +371,27 @@ class Run:
         self,
         *,
         beam_width: int | Literal["exact"] | None = None,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
+        allowed_items: IdList | None = None,
+        blocked_items: IdList = (),
     ) -> Ranker:
         """The run's own model, ready to rank; see `Recommender.ranker`."""
         return self._recommender.ranker(
             beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
         )
 
-    def recommend(
-        self, user_ids: Sequence[str] | str | None = None, **options: Any
-    ) -> pl.DataFrame:
+    def recommend(self, user_ids: IdList | None = None, **options: Any) -> pl.DataFrame:
         """What these users are likely to interact with next; see `iterate_recommendations`."""
         return pl.concat(self.iterate_recommendations(user_ids, **options))
 
     def iterate_recommendations(
         self,
-        user_ids: Sequence[str] | str | None = None,
+        user_ids: IdList | None = None,
         *,
         top_k: int = 10,
         beam_width: int | None = None,
         exclude_seen: bool = True,
-        allowed_items: Collection[str] | None = None,
-        blocked_items: Collection[str] = (),
+        allowed_items: IdList | None = None,
+        blocked_items: IdList = (),
     ) -> Iterator[pl.DataFrame]:
         """Lists after all that users interacted with, some users at a time.
 
@@ -362,8 +414,6 @@ class Run:
         Raises:
             DataError: A user is unknown, or no item is left.
         """
-        if isinstance(user_ids, str):  # A sequence too, but of letters.
-            user_ids = [user_ids]
         users = self._user_indices(user_ids)
         ranker = self.ranker(
             beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
@@ -377,9 +427,7 @@ class Run:
             exclude_seen=exclude_seen,
         )
 
-    def recommend_after(
-        self, histories: Mapping[str, Sequence[str]], **options: Any
-    ) -> pl.DataFrame:
+    def recommend_after(self, histories: Mapping[str, IdList], **options: Any) -> pl.DataFrame:
         """What is likely to follow histories that need not be in the data.
 
         See `Recommender.recommend_after`, which has the options.
@@ -409,31 +457,19 @@ class Run:
         directory = stage_directory(self.directory, "evaluate")
         if not directory.is_dir():
             return self.config.evaluation.beam_width
-        return int(read_manifest(directory).config["evaluation"]["beam_width"])
-
-    @contextmanager
-    def _reading(self, stage: str) -> Iterator[Path]:
-        """The folder of a stage; what cannot be read in it is reported as such.
-
-        Raises:
-            ArtifactError: A file is damaged.
-        """
-        directory = stage_directory(self.directory, stage)
         try:
-            yield directory
-        except RecgritError:
-            raise
-        # Every format has its own exceptions, and safetensors derives its from Exception.
-        except Exception as error:
+            return int(read_manifest(directory).config["evaluation"]["beam_width"])
+        except (KeyError, TypeError, ValueError):
             raise ArtifactError(
-                f"{directory} cannot be read, its files are damaged or do not fit together: "
-                f"{error}. Delete the folder and run again with 'recgrit run {self.directory}'."
-            ) from error
+                f"{directory} does not say with which beam the run was evaluated: it is damaged. "
+                f"Make it again with 'recgrit evaluate {self.directory}'."
+            ) from None
 
-    def _user_indices(self, user_ids: Sequence[str] | None) -> npt.NDArray[np.int64]:
+    def _user_indices(self, user_ids: IdList | None) -> npt.NDArray[np.int64]:
         known = self.data.interactions.user_ids
         if user_ids is None:
             return np.arange(len(known))
+        user_ids = list_ids(user_ids, "user_ids")
         index = {user_id: user_idx for user_idx, user_id in enumerate(known)}
         unknown = [user_id for user_id in user_ids if user_id not in index]
         if unknown:

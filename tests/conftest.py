@@ -41,7 +41,15 @@ GROUPS = (
 # What makes a test one of a kind: a fixture it asks for, its file or its folder. ``slow`` and
 # ``gpu`` stand at the test itself. A test of no kind is a unit test: `make test-fast` runs them.
 KINDS = {
-    "pipeline": ("tiny_run", "new_config", "run_command", "pipelines/", "test_commands.py"),
+    "pipeline": (
+        "tiny_run",
+        "new_config",
+        "run_command",
+        "pipelines/",
+        "test_commands.py",
+        "test_frames.py",
+        "serving/test_own_files.py",
+    ),
     "processes": ("test_processes.py", "test_torchrun.py"),
     "ray": ("cluster",),
     "mlflow": ("tracking/test_start.py",),

@@ -3,6 +3,8 @@
 Every size is given here, so that no test hangs on a default.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -51,6 +53,19 @@ def make_batch(histories, targets, supervised):
 def loss_of(model, histories, targets, supervised):
     """The loss of a batch, planned as training plans it."""
     return model.loss(plan_step(model, make_batch(histories, targets, supervised)))
+
+
+def losses_by_weight(model, histories, targets, supervised):
+    """The loss of a batch with uneven weights, and what it should be: each target's, weighed."""
+    batch = make_batch(histories, targets, supervised)
+    weights = torch.linspace(0.1, 3, batch.num_targets)
+    found = model.loss(plan_step(model, replace(batch, weights=weights))).value
+    alone = []
+    for place in range(batch.num_targets):
+        only = slice(place, place + 1)
+        one = replace(batch, positions=batch.positions[only], targets=batch.targets[only])
+        alone.append(model.loss(plan_step(model, one)).value)
+    return found, (weights * torch.stack(alone)).mean()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,20 +10,11 @@ import numpy as np
 import pytest
 
 from recgrit import artifacts
-from recgrit.artifacts import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    Manifest,
-    Origin,
-    check_parent,
-    digest_file,
-    digest_json,
-    is_current,
-    read_manifest,
-    write_artifact,
-    write_atomic,
-)
+from recgrit.artifacts import check_parent, is_current, open_artifact, write_artifact
+from recgrit.checksums import digest_json
+from recgrit.disk import MANIFEST_NAME, write_atomic
 from recgrit.errors import ArtifactError
+from recgrit.manifests import SCHEMA_VERSION, Manifest, Origin, read_manifest
 
 CONFIG = {"num_levels": 3, "codebook_size": 256}
 
@@ -53,17 +46,74 @@ def test_what_is_written_is_found_again(tmp_path: Path) -> None:
     assert manifest.inputs == {"/data/items.csv": "d1"}
     assert manifest.summary == {"title": "Amélie"}
     assert list(manifest.files) == ["tables/codes.txt"]
-    assert manifest.files["tables/codes.txt"] == digest_file(directory / "tables" / "codes.txt")
+    record = manifest.files["tables/codes.txt"]
+    assert (record.bytes, record.sample) == (5, "")
+    assert record.sha256 == hashlib.sha256(b"codes").hexdigest()
     assert leftovers(directory.parent) == []
 
 
 def test_a_rebuild_replaces_the_old_files(tmp_path: Path) -> None:
     build(tmp_path / "tokenize")
-    (tmp_path / "tokenize" / "stray.txt").write_text("from an older release")
+    (tmp_path / "tokenize" / ".DS_Store").write_text("of a file manager")
     build(tmp_path / "tokenize", content="new")
     assert (tmp_path / "tokenize" / "tables" / "codes.txt").read_text() == "new"
-    assert not (tmp_path / "tokenize" / "stray.txt").exists()
+    assert not (tmp_path / "tokenize" / ".DS_Store").exists()
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "tables/notes.txt", ".git/config"])
+def test_what_somebody_put_there_is_kept(tmp_path: Path, name: str) -> None:
+    build(tmp_path / "tokenize")
+    path = tmp_path / "tokenize" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(ArtifactError, match=rf"holds {name}, which recgrit did not write"):
+        build(tmp_path / "tokenize", content="new")
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_folder_of_something_else_is_kept(tmp_path: Path, link: bool) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "u.data").write_text("raw")
+    directory = tmp_path / "mine"
+    if link:
+        directory = tmp_path / "tokenize"
+        directory.symlink_to(tmp_path / "mine")
+    with pytest.raises(ArtifactError, match="is no tokenize that recgrit wrote"):
+        build(directory)
+    assert (tmp_path / "mine" / "u.data").read_text() == "raw"
+
+
+def test_nothing_is_written_into_an_artifact(tmp_path: Path) -> None:
+    manifest = build(tmp_path / "tokenize")
+    with pytest.raises(ArtifactError, match=r"lies in .*tokenize, an artifact"):
+        build(tmp_path / "tokenize" / "inner" / "embed")
+    with pytest.raises(ArtifactError, match=r"lies in .*tokenize, an artifact"):
+        write_atomic(tmp_path / "tokenize" / "report.html", "page")
+    assert open_artifact(tmp_path / "tokenize") == manifest
+    (tmp_path / MANIFEST_NAME).write_text('{"name": "a page that can be installed"}')
+    build(tmp_path / "embed", stage="embed")
+
+
+def test_other_folders_of_like_names_are_left_alone(tmp_path: Path) -> None:
+    for name in (".c1.partial", ".c.partial-mine", ".c[1].partial"):
+        (tmp_path / name).mkdir()
+    build(tmp_path / "c[1]")
+    build(tmp_path / "c")
+    assert sorted(leftovers(tmp_path)) == [".c.partial-mine", ".c1.partial"]
+
+
+def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "tokenize").mkdir()
+    os.mkfifo(tmp_path / "tokenize" / MANIFEST_NAME)
+    with pytest.raises(ArtifactError, match="No artifact at"):
+        read_manifest(tmp_path / "tokenize")
+
+
+def test_the_root_is_no_artifact() -> None:
+    with pytest.raises(ArtifactError, match="/ is no folder to write"):
+        build(Path("/"))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -89,45 +139,21 @@ def test_a_stage_that_fails_leaves_what_was_there(
 
 
 def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for process in (dead.pid, os.getpid(), os.getppid()):
-        folder = tmp_path / f".tokenize.partial-{process}"
-        folder.mkdir()
-        (folder / "half.txt").write_text("half")
-    other = tmp_path / f".embed.partial-{dead.pid}"
-    other.mkdir()
+    for name in (".tokenize.partial", ".embed.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half.txt").write_text("half")
     build(tmp_path / "tokenize")
-    # A live process may still be at work, and another stage's folder is not ours to remove.
-    assert sorted(leftovers(tmp_path)) == [other.name, f".tokenize.partial-{os.getppid()}"]
-
-
-def test_a_swap_that_fails_keeps_the_old_artifact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = build(tmp_path / "tokenize")
-    rename = Path.rename
-
-    def refuse_new(self: Path, target: Path) -> Path:
-        if self.name == f".tokenize.partial-{os.getpid()}":
-            raise PermissionError("a file in it is open")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse_new)
-    with pytest.raises(PermissionError, match="is open"):
-        build(tmp_path / "tokenize", content="new")
-    assert read_manifest(tmp_path / "tokenize") == before
+    assert leftovers(tmp_path) == [".embed.partial"], "another stage's folder is not ours to remove"
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ArtifactError, match=r"Cannot write to .*run\.dir"):
-        build(tmp_path / "file" / "tokenize")
-    with (
-        pytest.raises(ArtifactError, match=r"Cannot write to .* another folder with --out\."),
-        write_artifact(tmp_path / "file" / "bundle", origin(), elsewhere="--out"),
-    ):
-        pytest.fail("nothing may begin")
+    for elsewhere in ("--out", "run.dir=PATH"):
+        with (
+            pytest.raises(ArtifactError, match=rf"Cannot write to .* folder with {elsewhere}\."),
+            write_artifact(tmp_path / "file" / "bundle", origin(), elsewhere=elsewhere),
+        ):
+            pytest.fail("nothing may begin")
 
 
 def test_numbers_from_arrays_are_fit_for_a_summary(tmp_path: Path) -> None:
@@ -224,6 +250,7 @@ def test_missing_and_damaged_artifacts_are_told(tmp_path: Path) -> None:
         (directory / MANIFEST_NAME).write_text(text)
         with pytest.raises(ArtifactError, match=r"is damaged.*Delete"):
             read_manifest(directory)
+    shutil.rmtree(directory)
     build(directory)
     (directory / "tables" / "codes.txt").unlink()
     with pytest.raises(ArtifactError, match=r"lacks tables/codes\.txt"):
@@ -245,22 +272,6 @@ def test_a_child_of_another_parent_is_refused(tmp_path: Path) -> None:
     stranger = build(tmp_path / "embed", stage="embed", parents={})
     with pytest.raises(ArtifactError, match="was built from embed artifact None"):
         check_parent(child_at, child, tmp_path / "embed", stranger)
-
-
-def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "state.json"
-    write_atomic(path, "one é")
-    write_atomic(path, "two é")
-    assert path.read_text(encoding="utf-8") == "two é"
-
-    def refuse(self: Path, target: Path) -> Path:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "three")
-    assert path.read_text(encoding="utf-8") == "two é"
-    assert [entry.name for entry in path.parent.iterdir()] == ["state.json"]
 
 
 def test_the_manifest_is_utf8_under_any_locale(tmp_path: Path) -> None:

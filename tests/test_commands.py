@@ -38,6 +38,7 @@ SUBSTITUTIONS = {
     r"data\.source=recbole data\.path=\S+": "data.source=recbole data.path=atomic-files",
     r"data\.path=(?:FOLDER|FILES|…|/path/to/\S+)": "data.path=ml-100k",
     r"items_path=items\.csv": "items_path=skus.csv",
+    r"init --events \S+ --items \S+": "init --events log.csv --items skus.csv",
     r"/shared/": "",
     r"codebook_size=\d+": "codebook_size=8",
     r"\bCONFIG\b": "configs/movielens-100k.yaml",
@@ -117,8 +118,24 @@ def write_log(path: Path, run: Any) -> None:
     table.with_columns(user_id="uid", item_id="sku", timestamp="at").write_csv(path)
 
 
+def write_events(path: Path, run: Any) -> None:
+    """The same under the names of a shop, packed."""
+    names = {"uid": "customer", "at": "event_time"}
+    write_log(path.with_suffix(""), run)
+    log = pl.read_csv(path.with_suffix("")).select("uid", "sku", "at").rename(names)
+    path.write_bytes(gzip.compress(log.write_csv().encode()))
+
+
+def write_clicks(path: Path, run: Any) -> None:
+    """A log with types of events: every third one is a purchase."""
+    write_log(path.with_suffix(""), run)
+    log = pl.read_csv(path.with_suffix("")).select("user_id", "item_id", "timestamp")
+    kinds = pl.Series("event", ["view", "cart", "purchase"] * log.height)[: log.height]
+    path.write_bytes(gzip.compress(log.with_columns(kinds).write_csv().encode()))
+
+
 def write_items(path: Path, run: Any) -> None:
-    pl.DataFrame({"sku": range(1, 41), "title": "A thing"}).write_csv(path)
+    pl.DataFrame({"sku": range(1, 41), "title": "A thing", "name": "A thing"}).write_csv(path)
 
 
 def write_atomic_files(folder: Path, run: Any) -> None:
@@ -164,6 +181,8 @@ INPUTS: dict[str, Callable[[Path, Any], object]] = {
     r"gift-cards": write_gift_cards,
     r"atomic-files": write_atomic_files,
     r"log\.csv": write_log,
+    r"events\.csv\.gz": write_events,
+    r"clicks\.csv\.gz": write_clicks,
     r"skus\.csv": write_items,
     r".*\bown_models\.NextItem\b.*": write_own_model,
     r"(items|new)\.csv": lambda path, run: later_items().write_csv(path),

@@ -5,6 +5,8 @@ from pydantic import Field, ValidationError
 
 from recgrit.config import Config, load_config, read_yaml
 from recgrit.errors import ConfigError
+from recgrit.experiment import ExperimentConfig
+from recgrit.training.config import TransformerConfig
 
 
 class Optimizer(Config):
@@ -70,6 +72,11 @@ def test_an_override_fills_a_section_that_is_absent() -> None:
 def test_null_and_empty_overrides_mean_none() -> None:
     assert load_config(Experiment, overrides=["name=x", "name=null"]).name is None
     assert load_config(Experiment, overrides=["name="]).name is None
+
+
+@pytest.mark.parametrize("text", ["%m/%d/%Y", "|", "#", ",", "*.csv", "@shop", "`x`", ">1"])
+def test_what_begins_as_no_value_of_yaml_is_text(text: str) -> None:
+    assert load_config(Experiment, overrides=[f"name={text}"]).name == text
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "seed 3"])
@@ -157,3 +164,97 @@ def test_the_home_folder_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_config(Placed, overrides=["place=~/runs"]).place == tmp_path / "runs"
     assert load_config(Placed, overrides=["place=2024-01-01"]).place == Path("2024-01-01")
+
+
+def aliases(width: int, levels: int) -> str:
+    """Some lines of YAML that stand for ``width ** levels`` values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, levels):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (aliases(9, 9), r"aliases resolved: 10,000 are allowed"),
+        (aliases(9, 5), "aliases resolved"),
+        ("a: &a [*a]", "nested more than"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("model_dim: " + "9" * 4000, "at most 9,223,372,036,854,775,807 in size"),
+        ("model_dim: " + "-" + "9" * 40, "in size"),
+        ("model_dim: [" + "x, " * 9000 + "]", "…"),
+        ("\n".join(f"k{number}: 1" for number in range(4000)), "and 3,980 more"),
+        ("x" * 2**20 + ": 1\n", "at most"),
+    ],
+)
+def test_settings_made_to_do_harm_end_in_one_short_message(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(TransformerConfig, path)
+    assert len(str(caught.value)) < 6000
+    if "\n" not in text:
+        with pytest.raises(ConfigError) as caught:
+            load_config(TransformerConfig, overrides=["{}={}".format(*text.split(": ", 1))])
+        assert len(str(caught.value)) < 1000
+
+
+def test_aliases_may_be_used(tmp_path: Path) -> None:
+    path = tmp_path / "alias.yaml"
+    path.write_text("epochs: &few 3\npatience: *few\n")
+    found = load_config(TransformerConfig, path)
+    assert (found.epochs, found.patience) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ("retriever.model_dim=10000000", "16384"),
+        ("retriever.num_layers=1000000", "256"),
+        ("retriever.history_length=1000000000000", "100000"),
+        ("retriever.epochs=10000000", "1000000"),
+        ("sasrec.num_heads=100000", "1024"),
+        ("tiger.head_dim=100000", "16384"),
+        ("evaluation.beam_width=-3", "1"),
+        ("evaluation.beam_width=1000000000", "100000"),
+        ("evaluation.ks=[5, 1000000000]", "1,000,000"),
+        ("evaluation.num_bootstrap=1000000000", "1000000"),
+        ("recommendation.top_k=1000000000", "1000000"),
+        ("tokenizer.codebook_size=1000000000", "1,048,576"),
+        ("tokenizer.codebook_size=[8, 8, 1000000000]", "1,048,576"),
+        ("tokenizer.hidden_dims=[1000000000]", "65,536"),
+        ("tokenizer.epochs=10000000", "1000000"),
+        ("embedding.dim=10000000", "65536"),
+        ("features.text_dim=10000000", "65536"),
+    ],
+)
+def test_absurd_values_are_refused_with_the_number_allowed(setting: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ExperimentConfig, overrides=[setting])
+    assert allowed in str(caught.value)
+    assert setting.partition("=")[2].strip("[]") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ('"a\\0b"', "NUL"),
+        ("x" * 300, "a name in it 255, got 300"),
+        ("/".join(["x" * 200] * 30), "4,096 bytes"),
+        ("~nobody-is-called-so/x", "no such home folder"),
+    ],
+)
+def test_paths_that_no_file_system_has_are_refused(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(ExperimentConfig, overrides=[f"run.dir={path}"])
+
+
+def test_a_config_file_that_cannot_be_there_is_missing() -> None:
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(ConfigError, match="No config file"):
+            read_yaml(Path(name))

@@ -1,13 +1,21 @@
 import io
+import logging
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
 
-from recgrit.display import metrics_table
+from recgrit.cli.app import _LogFormatter
+from recgrit.display import build_table, metrics_table, recommendation_table, relatives_table
 from recgrit.evaluation.report import EvaluationReport
+from recgrit.progress import SafeConsole, build_console, show_control
 
 
 def report(ks: tuple[int, ...], mean: float = 0.0765) -> EvaluationReport:
@@ -58,3 +66,54 @@ def test_a_run_shows_its_own_model_first_and_how_its_lists_were_found(
     places = [metrics.index(name) for name in ("trie (this run)", "item_knn", "popularity")]
     assert places == sorted(places)
     assert "60 users, all items ranked (trie: beam of 40)" in " ".join(out.split())
+
+
+# Sets the title of a window, moves up, clears, hides text, and turns its direction.
+HOSTILE = "Alien\x1b]0;owned\x07 \x1b[2J\x9b1A\rfree\x08\u202elive"
+
+
+def on_a_terminal(*printed: object) -> str:
+    console = SafeConsole(file=io.StringIO(), force_terminal=True, color_system=None, width=200)
+    for renderable in printed:
+        console.print(renderable, highlight=False)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def is_obeyed(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character != "\n"
+
+
+def test_titles_are_shown_and_not_obeyed_in_every_table() -> None:
+    rows = {"rank": [1], "item_id": [HOSTILE], "title": [HOSTILE], "score": [1.0]}
+    near = {"shared": [1], "item_id": [HOSTILE], "title": [HOSTILE], "semantic_id": ["<a_1>"]}
+    table = build_table("stage")
+    table.title = escape(HOSTILE)
+    table.add_row(escape(HOSTILE))
+    for printed in (
+        recommendation_table(HOSTILE, pl.DataFrame(rows)),
+        relatives_table(pl.DataFrame(near)),
+        table,
+        Panel(escape(HOSTILE)),
+        escape(HOSTILE),
+    ):
+        shown = on_a_terminal(printed)
+        assert not [character for character in shown if is_obeyed(character)]
+        assert r"Alien\x1b]0;owned\x07 \x1b[2J\x9b1A\rfree\x08\u202elive" in shown
+
+
+@given(st.text(st.characters(), max_size=30))
+def test_no_text_reaches_a_terminal_as_a_command(text: str) -> None:
+    shown = on_a_terminal(escape(text))
+    assert not [character for character in shown if is_obeyed(character)]
+    shown.encode()
+
+
+def test_log_lines_are_shown_too() -> None:
+    record = logging.LogRecord("recgrit", logging.WARNING, "", 1, "no item %s", (HOSTILE,), None)
+    line = _LogFormatter("%(message)s").format(record)
+    assert line == f"warning: no item {show_control(HOSTILE)}"
+    assert "\x1b" not in line
+
+
+def test_every_console_shows_control_characters() -> None:
+    assert all(isinstance(build_console(stderr=stderr), SafeConsole) for stderr in (True, False))

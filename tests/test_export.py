@@ -269,7 +269,13 @@ def test_a_bundle_is_exported_appended_to_and_asked(
         (("append", "b"), "with --out FOLDER"),
         (("append", "b", "--out", "c"), "--remove FILE"),
         (("recommend", "--bundle", "b"), "belong together"),
-        (("append", "nowhere", "nothing.csv", "--out", "c"), "nothing.csv"),
+        (("append", "nowhere", "nothing.csv", "--out", "c"), "No bundle at nowhere"),
+        (("export", "table", "--out", "c", "--name", "../x"), "without folders"),
+        (("export", "table", "--out", "c", "--name", ".."), "without folders"),
+        (
+            ("recommend", "--bundle", "b", "--histories", "h.parquet", "--out", "./h.parquet"),
+            "is what is read",
+        ),
     ],
 )
 def test_what_is_missing_is_told(

@@ -22,13 +22,13 @@ import pytest
 import yaml
 
 import recgrit
-from recgrit.artifacts import Manifest, read_manifest
 from recgrit.config import load_config
 from recgrit.embedding.encoders import ENCODERS
 from recgrit.errors import ArtifactError, NewerSchemaError
 from recgrit.evaluation.report import ReportKey
 from recgrit.experiment import ExperimentConfig
 from recgrit.layout import stage_directory
+from recgrit.manifests import Manifest, read_manifest
 from recgrit.pipeline import run_experiment
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.runs import Run
@@ -210,8 +210,8 @@ def test_a_killed_run_is_taken_up_again(
     new_config: NewConfig, tmp_path: Path, stop_in_training: Callable[..., Any]
 ) -> None:
     run = tmp_path / "runs" / "new"
-    number, _ = stop_in_training(new_config(), run, signal.SIGKILL)
-    assert leftovers(run) == [f".model.partial-{number}"]
+    stop_in_training(new_config(), run, signal.SIGKILL)
+    assert leftovers(run) == [".model.partial"]
     assert not (run / "model").exists()
     # From the folder alone: its settings were kept.
     result = run_experiment(load(run / "config.yaml", "retriever.epochs=2"))
@@ -478,3 +478,47 @@ def test_from_the_command_to_the_loss_it_is_eight_calls(
     assert ours[:2] == ["command", "run_experiment"]
     assert ours[-2:] == ["train_model", "add"]
     assert len(ours) == 8
+
+
+@pytest.mark.parametrize("kind", ["trie", "sasrec"])
+def test_weights_of_events_enter_the_training(
+    new_config: NewConfig, tmp_path: Path, kind: str
+) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", f"i{item}", draw.choice(["view", "cart", "buy"]), 1_700_000_000 + time)
+        for user in range(40)
+        for time, item in enumerate(draw.integers(0, 15, 12))
+    ]
+    log = tmp_path / "log.csv"
+    names = ["user_id", "item_id", "event", "timestamp"]
+    pl.DataFrame(rows, schema=names, orient="row").write_csv(log)
+    losses, runs = {}, {}
+    for weights in (
+        "view: 0, cart: 1, buy: 1",
+        "view: 0, cart: 5, buy: 5",
+        "view: 0, cart: 1, buy: 9",
+    ):
+        config = load(
+            new_config(),
+            "data.source=table",
+            f"data.path={log}",
+            "data.table.event=event",
+            f"data.event_weights={{{weights}}}",
+            f"run.dir={tmp_path / f'run{len(runs)}'}",
+            f"model.kind={kind}",
+            "evaluation.baselines=[popularity]",
+            "retriever.epochs=1",
+            "sasrec.epochs=1",
+            "sasrec.model_dim=16",
+            "sasrec.batch_targets=64",
+        )
+        run_experiment(config)
+        runs[weights] = run = Run(config.run.dir)
+        losses[weights] = run.manifest("train").summary["best"]["train_loss"]
+        split, events = run.data.split, run.data.interactions.frame["event"].to_numpy()
+        for name in ("valid", "test"):
+            assert "view" not in events[split.target_positions(name)[split.target_users(name)]]
+    alike, scaled, uneven = losses.values()
+    assert alike == scaled
+    assert alike != uneven

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -63,6 +65,39 @@ def test_filters_narrow_the_lists(
         recommender.recommend_after(history, allowed_items=[])
     with pytest.raises(DataError, match="top_k must be at least 1, got 0"):
         recommender.recommend_after(history, top_k=0)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, None, True, 2.5, "5"])
+def test_lists_without_a_length_are_refused(recommender: Recommender, top_k: Any) -> None:
+    with pytest.raises(DataError, match="top_k must be at least 1"):
+        recommender.recommend_after({"me": ["i0"]}, top_k=top_k)
+
+
+def test_a_bare_string_is_one_id_wherever_ids_are_listed(items: ItemTable) -> None:
+    digits = items.frame.with_columns(pl.col("item_id").str.replace("i", "1"))
+    recommender = Recommender(Popularity(COUNTS), ItemTable(digits), beam_width=20)
+    found = recommender.recommend_after({"me": "17"}, top_k=2)
+    assert found.equals(recommender.recommend_after({"me": ["17"]}, top_k=2))
+    assert ids(recommender.recommend_after({"me": ["10"]}, allowed_items="13")) == ["13"]
+    found = recommender.recommend_after({"me": ["10"]}, top_k=1, blocked_items="17")
+    assert ids(found) == ["16"]
+    with pytest.raises(DataError, match="Expected a list of histories"):
+        recommender.rank_histories("17")
+    with pytest.raises(DataError, match="Expected histories by a name"):
+        recommender.recommend_after(["17"])  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="entry 0 of history 0 is 17"):
+        recommender.recommend_after({"me": [17]})  # type: ignore[list-item]
+
+
+def test_nulls_of_a_history_are_passed_over_and_counted(
+    recommender: Recommender, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = recommender.recommend_after({"me": ["i7", None, "i5"], "you": [None]}, top_k=3)
+    assert found.equals(recommender.recommend_after({"me": ["i7", "i5"]}, top_k=3))
+    assert "2 nulls in the histories are passed over" in caplog.text
+    assert "1 histories hold no known item" in caplog.text
+    found = recommender.recommend_after({"me": ["i0"]}, top_k=1, blocked_items=[None, "i7"])
+    assert ids(found) == ["i6"]
 
 
 def test_items_that_left_the_catalogue_never_come(items: ItemTable) -> None:

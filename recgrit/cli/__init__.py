@@ -6,6 +6,7 @@ with one message and exit code 2. Heavy imports happen inside the commands.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any, NoReturn, cast
 
@@ -19,6 +20,7 @@ from recgrit.progress import messages
 
 # Each module adds its commands to the app when it is imported: their order is that of the help.
 # isort: off
+from recgrit.cli import init  # noqa: F401
 from recgrit.cli import stages  # noqa: F401
 from recgrit.cli import look  # noqa: F401
 from recgrit.cli import report  # noqa: F401
@@ -35,6 +37,10 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except RecgritError as error:
         _refuse(str(error))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _refuse(f"No file can be called {str(error.filename)[:80]}…: the name is too long.")
     except UsageError as error:
         _refuse_usage(error)
     except (KeyboardInterrupt, typer.Abort):

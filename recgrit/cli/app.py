@@ -15,7 +15,7 @@ from rich.markup import escape
 import recgrit
 from recgrit.display import output
 from recgrit.errors import ArtifactError
-from recgrit.progress import is_helper, messages
+from recgrit.progress import is_helper, messages, show_control
 
 if TYPE_CHECKING:
     from recgrit.runs import Run
@@ -82,6 +82,7 @@ class _LogFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
         if record.levelno >= logging.WARNING:
             record.message = f"warning: {record.message}"
+        record.message = show_control(record.message)
         return super().formatMessage(record)
 
 

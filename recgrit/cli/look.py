@@ -1,13 +1,15 @@
-"""Commands that look at what can be run and at what a run made: datasets, inspect."""
+"""Commands that look at what can be run and at what a run made: settings, datasets, inspect."""
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 
 from recgrit.cli.app import JsonOption, RunOption, app, open_run, print_json
 from recgrit.display import (
@@ -19,7 +21,43 @@ from recgrit.display import (
     print_tokenizer,
     relatives_table,
 )
-from recgrit.errors import ConfigError
+from recgrit.errors import ArtifactError, ConfigError
+from recgrit.progress import track
+
+if TYPE_CHECKING:
+    from recgrit.runs import Run
+
+
+@app.command(rich_help_panel="Look")
+def settings(
+    word: Annotated[
+        str | None, typer.Argument(help="A part of a setting's name or of its meaning.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the settings with meaning, default and values: all, or those that a word is part of.
+
+    Example: `recgrit settings dropout`
+    """
+    from recgrit.settings import list_sections, search_settings
+
+    known = [setting for section in list_sections() for setting in section.settings]
+    found = known if word is None else search_settings(word)
+    if not found:
+        close = difflib.get_close_matches(
+            str(word), [setting.name.rpartition(".")[2] for setting in known], n=1
+        )
+        raise ConfigError(
+            f"No setting has {word!r} in its name or meaning."
+            + (f" Did you mean {close[0]}?" if close else "")
+            + " 'recgrit settings' lists them all."
+        )
+    for setting in found:
+        output.print(f"{escape(setting.name)} = {escape(setting.default)}", highlight=False)
+        text = f"{setting.meaning.replace('``', '')} [{setting.values}]"
+        output.print(Padding(escape(text), (0, 0, 0, 4)), highlight=False)
+    if as_json:
+        print_json({"settings": [asdict(setting) for setting in found]})
 
 
 @app.command(rich_help_panel="Look")
@@ -113,15 +151,26 @@ def inspect_item(
 
 
 @inspect_app.command("run")
-def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) -> None:
+def inspect_run(
+    run_directory: RunOption = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", metavar="", help="Read every file whole and compare its checksum."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a run was built from, stage by stage.
 
-    Example: `recgrit inspect run --run runs/movielens-100k`
+    Example: `recgrit inspect run --run runs/movielens-100k --verify`
     """
-    from recgrit.artifacts import read_manifest
     from recgrit.layout import stage_directory
+    from recgrit.manifests import read_manifest
 
     opened = open_run(run_directory)
+    if verify:
+        _verify(opened)
     table = build_table("stage", "folder", "fingerprint", "built from", "seconds", "created (UTC)")
     for column in table.columns[:3]:
         column.no_wrap = True
@@ -160,3 +209,27 @@ def inspect_run(run_directory: RunOption = None, as_json: JsonOption = False) ->
         print_metrics(opened)
     if as_json:
         print_json({"run": str(opened.directory), "stages": stages})
+
+
+def _verify(run: Run) -> None:
+    """Read all files of a run whole.
+
+    Raises:
+        ArtifactError: Some are not as they were written; names them all.
+    """
+    from recgrit.artifacts import open_artifact
+    from recgrit.layout import stage_directory
+
+    broken, num_files, num_bytes = [], 0, 0
+    folders = [stage_directory(run.directory, name) for name in run.stages() if run.has(name)]
+    for folder in track(folders, "verifying", len(folders)):
+        try:
+            files = open_artifact(folder, whole=True).files
+        except ArtifactError as error:
+            broken.append(str(error))
+            continue
+        num_files += len(files)
+        num_bytes += sum(record.bytes for record in files.values())
+    if broken:
+        raise ArtifactError("\n".join(broken))
+    output.print(f"{num_files} files ({num_bytes / 2**20:,.1f} MiB) are as they were written.")

@@ -206,10 +206,14 @@ def _check_place(path: Path) -> None:
     """Refuse a place that cannot take a page, before minutes are spent on it."""
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder: name a file, such as {path / 'report.html'}.")
+    if path.exists() and path.suffix not in (".html", ".htm"):
+        raise ArtifactError(
+            f"{path} is there already and is no page: name a new file, or one that ends in .html."
+        )
 
 
 def _write_page(path: Path, page: str, console: Console) -> int:
-    from recgrit.artifacts import write_atomic
+    from recgrit.disk import write_atomic
 
     try:
         write_atomic(path, page)

@@ -11,12 +11,14 @@ from rich.markup import escape
 
 from recgrit.cli.app import JsonOption, RunOption, app, open_run, print_json
 from recgrit.display import metrics_table, output, print_history, recommendation_table
-from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.errors import ArtifactError, ConfigError, DataError, RecgritError
 from recgrit.progress import messages
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from recgrit.data.config import TableConfig
+    from recgrit.recommender import Recommender
     from recgrit.runs import Run
 
 Kind = Literal["recbole", "index", "table", "trie", "bundle", "mlflow"]
@@ -70,11 +72,20 @@ def recommend(
     if bundle is not None or histories is not None:
         if bundle is None or histories is None or out is None:
             raise ConfigError("--bundle DIR, --histories FILE and --out FILE belong together.")
+        if out.resolve() in (histories.resolve(), bundle.resolve()):
+            raise ConfigError(f"{out} is what is read: name another file with --out.")
+        from recgrit.artifacts import retry_replaced
         from recgrit.serving.bundle import Bundle
         from recgrit.serving.files import read_histories
 
-        recommender = Bundle(bundle).recommender()
-        read = read_histories(histories, recommender.items)
+        source = bundle
+
+        def open_bundle() -> tuple[Recommender, TableConfig]:
+            opened_bundle = Bundle(source)
+            return opened_bundle.recommender(), opened_bundle.settings.table
+
+        recommender, table = retry_replaced(open_bundle)
+        read = read_histories(histories, recommender.items, table)
         lists = recommender.list_users(
             read.split, read.user_ids, top_k=top_k, exclude_seen=not include_seen
         )
@@ -141,13 +152,19 @@ def export(
 
     Example: `recgrit export bundle --run runs/movielens-100k --out bundles/monday`
     """
-    from recgrit.artifacts import explain_write_failure
+    from recgrit.disk import explain_write_failure
 
+    if not name.strip(".") or any(character in name for character in "/\\\0"):
+        raise ConfigError(f"--name is what files are called, without folders; got {name!r}.")
     opened = open_run(run_directory)
     try:
         paths = _export(opened, kind, out, name)
-    except OSError as error:
-        reason = explain_write_failure(error) or error.strerror
+    except RecgritError:
+        raise
+    except Exception as error:  # Every format has its own for a full disk.
+        reason = explain_write_failure(error) or getattr(error, "strerror", None)
+        if reason is None:
+            raise
         raise ConfigError(f"Cannot write to {out}: {reason}. Choose another --out.") from None
     for path in paths:
         output.print(str(path), soft_wrap=True, highlight=False)
@@ -178,8 +195,14 @@ def _export(run: Run, kind: Kind, out: Path, name: str) -> list[Path]:
         quieten_mlflow()
         from recgrit.serving.pyfunc import save_pyfunc
 
-        with tempfile.TemporaryDirectory() as folder:
-            save_pyfunc(export_bundle(run, Path(folder) / "bundle"), out)
+        if out.exists():
+            raise ArtifactError(f"{out} is there already: name a folder that does not exist yet.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it, so that it comes into its place as a whole.
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            made = Path(folder) / "model"
+            save_pyfunc(export_bundle(run, Path(folder) / "bundle"), made)
+            made.rename(out)
     return [out]
 
 
@@ -217,9 +240,10 @@ def append(
     from recgrit.serving.bundle import Bundle
     from recgrit.serving.files import read_items
 
-    offered = read_items(items) if items is not None else None
+    before = Bundle(bundle)
+    offered = read_items(items, before.settings.table) if items is not None else None
     made = append_items(
-        Bundle(bundle),
+        before,
         out,
         offered,
         vectors=load_vectors(vectors, offered.item_ids) if vectors and offered else None,
@@ -256,9 +280,11 @@ def score(
 
     Example: `recgrit score recbole-top20.csv --run runs/movielens-100k`
     """
-    from recgrit.artifacts import Origin, digest_file, write_artifact
+    from recgrit.artifacts import write_artifact
+    from recgrit.checksums import digest_file
     from recgrit.evaluation.foreign_lists import read_lists
     from recgrit.evaluation.report import describe_ties, evaluate_recommendations
+    from recgrit.manifests import Origin
 
     opened = open_run(run_directory)
     data, settings = opened.data, opened.config.evaluation
@@ -310,8 +336,8 @@ def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
     Raises:
         ArtifactError: Nothing can be written there.
     """
-    from recgrit.artifacts import explain_write_failure
     from recgrit.data.recommendations import write_lists
+    from recgrit.disk import explain_write_failure
 
     if path.suffix not in ("", ".parquet"):
         raise ConfigError(f"Lists are written as Parquet: name {path.with_suffix('.parquet')}.")

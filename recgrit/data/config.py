@@ -9,8 +9,12 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from recgrit.config import Config
+from recgrit.data.events import MAX_TYPES, EventTypes
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, load_source
-from recgrit.data.sources.table import TimeUnit
+from recgrit.data.time_settings import TimeUnit
+
+# Far beyond use; sums of weights stay exact enough in float32.
+MAX_EVENT_WEIGHT = 1_000_000
 
 
 class TableConfig(Config):
@@ -22,9 +26,24 @@ class TableConfig(Config):
         user_id: Name of the user's column.
         item_id: Name of the item's column, in both kinds of files.
         timestamp: Name of the time's column: numbers, or dates with times.
+        time_format: Form of times that are text, such as ``%m/%d/%Y %H:%M``; None finds it out,
+            and asks where dates can be read in two ways.
+        time_unit: What times count since 1970 where they are numbers: ``s``, ``ms``, ``us``,
+            ``ns``, ``min``, ``h``, ``d``, or the day numbers of a spreadsheet (``excel``); None
+            finds it out.
+        timezone: Where times that name no zone were taken, such as ``Europe/Berlin``. These three
+            count for the source ``recbole`` too.
+        separator: What stands between the fields of text files, such as ``;``. This and what
+            follows is found out where it is None.
+        encoding: Of text files, such as ``latin-1``; UTF-8 and UTF-16 are found.
+        quote: What stands around fields of text files; ``none`` where quotes are inches.
+        comment: What lines of text files begin with that are no data.
+        decimal: What stands before decimals in ratings and prices, a point or a comma.
+        columns: Names of the columns of interactions, in order, where text files have no header.
+        item_columns: Likewise, of items.
         weight: Name of the rating's column; None for none.
+        event: Name of the column of event types, such as view and purchase; None for none.
         title: Name of the title's column among the items.
-        time_unit: What times count since 1970 where they are numbers: seconds, or parts of them.
     """
 
     items_path: Path | None = None
@@ -32,8 +51,25 @@ class TableConfig(Config):
     item_id: str = "item_id"
     timestamp: str = "timestamp"
     weight: str | None = None
+    event: str | None = None
     title: str = "title"
-    time_unit: TimeUnit = "s"
+    time_format: str | None = None
+    time_unit: TimeUnit | None = None
+    timezone: str = "UTC"
+    separator: str | None = Field(default=None, min_length=1)
+    encoding: str | None = None
+    quote: str | None = None
+    comment: str | None = Field(default=None, min_length=1)
+    decimal: Literal[".", ","] | None = None
+    columns: tuple[str, ...] | None = None
+    item_columns: tuple[str, ...] | None = None
+
+    @field_validator("quote")
+    @classmethod
+    def _is_quote(cls, quote: str | None) -> str | None:
+        if quote is not None and quote != "none" and len(quote) != 1:
+            raise ValueError("a quote is one character, or none")
+        return quote
 
 
 class DataConfig(Config):
@@ -58,13 +94,20 @@ class DataConfig(Config):
         since: Day in UTC from whose start on interactions are kept; None for no bound.
         until: Day in UTC before whose start interactions are kept; None for no bound.
         repeats: What becomes of a user's interactions with one item at different times: all are
-            kept, or the first, or the last.
+            kept, or the first, or the last; where events have types, of those of the strongest
+            type (targets, then by weight).
         ties: How a user's interactions at one time are ordered: as in the file, or drawn with
             ``tie_seed``, which measures what the file's order is worth.
         tie_seed: Seed of that draw.
         min_title_length: Items whose title has fewer characters are left out; 0 keeps all.
         max_title_words: Items without a title, or with more words in it, are left out; None for no
             bound.
+        event_weights: Event types in the column ``table.event``, each with what it counts in the
+            training loss where it is predicted: ``{view: 1, cart: 3, purchase: 5}``. 0 keeps a type
+            in histories only, null leaves it out. A type in the files that is not named is an
+            error.
+        target_events: The types that are predicted, in training, validation and test; all others
+            stand in histories only. None for all whose weight is over 0.
         min_weight: Interactions with a lower rating are left out; None keeps all.
         max_malformed_share: Share of a file's lines that may be malformed and are left out; above
             it the file is taken for damaged or of another format.
@@ -94,6 +137,8 @@ class DataConfig(Config):
     tie_seed: int = Field(default=0, ge=0)
     min_title_length: int = Field(default=0, ge=0)
     max_title_words: int | None = Field(default=None, ge=1)
+    event_weights: dict[str, float | None] = Field(default_factory=dict)
+    target_events: tuple[str, ...] | None = None
     min_weight: float | None = Field(default=None, allow_inf_nan=False)
     max_malformed_share: float = Field(default=DEFAULT_MAX_MALFORMED_SHARE, ge=0, le=1)
     split: Literal["leave_one_out", "temporal", "minionerec"] = "leave_one_out"
@@ -109,6 +154,46 @@ class DataConfig(Config):
         if name != TABLE:
             load_source(name)
         return name
+
+    @property
+    def event_types(self) -> EventTypes | None:
+        """The types of events; None where the log has none."""
+        return EventTypes.of(self.event_weights, self.target_events)
+
+    @field_validator("event_weights")
+    @classmethod
+    def _are_weights(cls, weights: dict[str, float | None]) -> dict[str, float | None]:
+        given = [weight for weight in weights.values() if weight is not None]
+        if any(not 0 <= weight <= MAX_EVENT_WEIGHT for weight in given):
+            raise ValueError(
+                f"weights are numbers from 0 to {MAX_EVENT_WEIGHT:,}, or null to leave out the type"
+            )
+        if len(weights) > MAX_TYPES:
+            raise ValueError(f"{len(weights)} types are named, {MAX_TYPES} at most are allowed")
+        return weights
+
+    @model_validator(mode="after")
+    def _check_events(self) -> DataConfig:
+        if self.table.event is not None and self.source != TABLE:
+            raise ValueError("table.event names a column of source=table")
+        if self.table.event is None and (self.event_weights or self.target_events is not None):
+            raise ValueError(
+                "event_weights and target_events need the column of event types: set "
+                "data.table.event=COLUMN"
+            )
+        if self.table.event is None:
+            return self
+        if self.split == "minionerec":
+            raise ValueError("table.event goes with split=leave_one_out or temporal")
+        weighed = [name for name, weight in self.event_weights.items() if weight]
+        for name in self.target_events or ():
+            if name not in weighed:
+                raise ValueError(
+                    f"target_events holds {name!r}, which has no weight over 0 in event_weights"
+                )
+        if self.target_events == () or (self.event_weights and not weighed):
+            raise ValueError("there is no target: give a type a weight over 0, and name one target")
+        return self
 
     @model_validator(mode="after")
     def _check_times(self) -> DataConfig:

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from recgrit.checksums import digest_file
 from recgrit.data.releases import Release
 from recgrit.data.sources import load_source
 from recgrit.data.transfer import fetch_file
@@ -23,9 +24,12 @@ logger = logging.getLogger(__name__)
 
 MIRROR_PACKAGE = "recbole==1.2.1"
 MIRROR_FOLDER = "recbole/dataset_example/ml-100k/"
-# Without .item there are no titles; .inter comes last, so that a half-copied folder does not
-# look complete.
-MIRROR_FILES = ("ml-100k.item", "ml-100k.inter")
+# With their SHA-256. Without .item there are no titles; .inter comes last, so that a half-copied
+# folder does not look complete.
+MIRROR_FILES = {
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+}
 PIP_SECONDS = 180.0
 
 
@@ -110,10 +114,15 @@ def _unpack_mirror(directory: Path) -> Path:
         target.mkdir(exist_ok=True)
         try:
             with zipfile.ZipFile(wheel) as archive:
-                for name in MIRROR_FILES:
+                for name, digest in MIRROR_FILES.items():
                     # Written under our own name: what paths the archive claims does not matter.
                     partial = Path(temporary) / name
                     partial.write_bytes(archive.read(MIRROR_FOLDER + name))
+                    if (found := digest_file(partial)) != digest:
+                        raise _FetchError(
+                            f"{name} in {wheel.name} has SHA-256 {found}, expected {digest}: the "
+                            "index that pip asks has another file"
+                        )
             for name in MIRROR_FILES:
                 (Path(temporary) / name).replace(target / name)
         except (zipfile.BadZipFile, KeyError) as error:

@@ -9,33 +9,53 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from recgrit.data.events import EVENT, LEFT_OUT
+
 # Of rows with codes for ids; looks at one row or one user at a time.
 Filter = Callable[[pl.DataFrame], pl.DataFrame]
+
+# What is left of a time beside whole seconds, in [0, 1), where any time has it: it counts until
+# duplicates are found and rows are in order.
+FRACTION = "fraction"
+
+
+def time_columns(rows: pl.DataFrame) -> list[str]:
+    """The columns that make up a time."""
+    return ["timestamp", *(name for name in rows.columns if name == FRACTION)]
 
 
 def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
     """The rows whose user and item may stand together in another row too; none that do is missed.
 
-    Columns ``row`` (its place), ``user_id``, ``item_id`` and ``timestamp``.
+    Columns ``row`` (its place), ``user_id``, ``item_id``, those of the time, and ``event`` where
+    there are types of events.
     """
     places = pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
-    return _keep_repeated(
-        interactions.select("user_id", "item_id", "timestamp", places), ["user_id", "item_id"]
-    )
+    pair = ["user_id", "item_id"]
+    others = [*time_columns(interactions), *_event_column(interactions)]
+    return _keep_repeated(interactions.select(*pair, *others, places), pair)
 
 
 def drop_exact_duplicates(interactions: pl.DataFrame, repeats: pl.DataFrame) -> pl.DataFrame:
     """One row, the first, for equal user, item and time: the same event, recorded twice.
 
-    An interaction with the same item at another time is an event of its own and stays.
+    An interaction with the same item at another time is an event of its own and stays. Where
+    events have types, the first of the strongest type stays: a purchase and not the view with it.
 
     Args:
         interactions: In file order.
         repeats: What `find_repeats` found in them.
     """
-    key = ["user_id", "item_id", "timestamp"]
+    key = ["user_id", "item_id", *time_columns(interactions)]
     suspects = _keep_repeated(repeats, key)
+    if EVENT in suspects.columns:
+        suspects = suspects.sort(EVENT, "row", descending=[True, False])
     return _drop_rows(interactions, suspects, suspects.unique(key, keep="first"))
+
+
+def keep_events(interactions: pl.DataFrame) -> pl.DataFrame:
+    """Events whose type is not left out."""
+    return interactions.filter(pl.col(EVENT) != LEFT_OUT)
 
 
 def keep_within(interactions: pl.DataFrame, since: date | None, until: date | None) -> pl.DataFrame:
@@ -49,11 +69,17 @@ def keep_within(interactions: pl.DataFrame, since: date | None, until: date | No
 
 
 def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"]) -> pl.DataFrame:
-    """Each user's earliest or latest interaction with an item, at one time by file order."""
+    """Each user's earliest or latest interaction with an item, at one time by file order.
+
+    Where events have types, of those of the strongest type: a purchase and not a view before it.
+    """
     pair = ["user_id", "item_id"]
     suspects = find_repeats(interactions)
-    in_time = suspects.sort("timestamp", "row")
-    return _drop_rows(interactions, suspects, in_time.unique(pair, keep=which, maintain_order=True))
+    strength = [pl.col(name) * (-1 if which == "first" else 1) for name in _event_column(suspects)]
+    in_order = suspects.sort(*strength, *time_columns(suspects), "row")
+    return _drop_rows(
+        interactions, suspects, in_order.unique(pair, keep=which, maintain_order=True)
+    )
 
 
 def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int) -> pl.DataFrame:
@@ -78,6 +104,10 @@ def count_distinct(codes: pl.Series) -> int:
     seen = np.zeros(numbers.max() - lowest + 1, np.bool_)
     seen[numbers - lowest] = True
     return int(seen.sum())
+
+
+def _event_column(rows: pl.DataFrame) -> list[str]:
+    return [name for name in rows.columns if name == EVENT]
 
 
 def _keep_repeated(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:

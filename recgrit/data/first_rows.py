@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.data.partitions import ORDER
-
 Indices = npt.NDArray[np.int64]
 
 # Rows looked at in one go: they stay in the processor's cache, and after the first of them most
@@ -24,8 +22,8 @@ class FirstRows:
 
     def __init__(self, num_codes: int) -> None:
         self._is_known = np.zeros(num_codes, np.bool_)
-        # Of each code's first row so far, the columns that tell its place.
-        self._order: dict[str, npt.NDArray[np.number]] = {}
+        # The place of each code's first row so far.
+        self._first = np.empty(num_codes, np.int64)
         # For the partition that is looked at; as it is now between partitions.
         self._is_new = np.ones(num_codes, np.bool_)
         self._places = np.empty(num_codes, np.int32)
@@ -33,30 +31,19 @@ class FirstRows:
     def add(self, codes: npt.NDArray[np.int32], rows: pl.DataFrame) -> None:
         """Look at the rows of a partition, in order, with the code of each.
 
-        They are all there are where no column of `ORDER` tells their place among others.
+        They are all there are where no column ``row`` tells their place among others.
         """
         first = self._find_first(codes)
         codes = codes[first]
-        order = {name: rows[name].to_numpy()[first] for name in ORDER if name in rows.columns}
-        order = order or {"row": first}
-        is_equal = self._is_known[codes]
-        is_earlier = ~is_equal
-        for name, found in order.items():
-            known = self._order.setdefault(name, np.empty(len(self._places), found.dtype))[codes]
-            is_earlier |= is_equal & (found < known)
-            is_equal &= found == known
-        for name, found in order.items():
-            self._order[name][codes[is_earlier]] = found[is_earlier]
+        found = rows["row"].to_numpy()[first] if "row" in rows.columns else first
+        is_earlier = ~self._is_known[codes] | (found < self._first[codes])
+        self._first[codes[is_earlier]] = found[is_earlier]
         self._is_known[codes] = True
 
     def in_order(self) -> Indices:
         """The codes that have a row, by it."""
         codes = np.flatnonzero(self._is_known)
-        if not len(codes):
-            return codes
-        return codes[
-            np.lexsort([self._order[name][codes] for name in ORDER[::-1] if name in self._order])
-        ]
+        return codes[np.argsort(self._first[codes], kind="stable")]
 
     def _find_first(self, codes: npt.NDArray[np.int32]) -> Indices:
         """Where in a partition each of its codes stands first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,17 @@ import pandas as pd
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from recgrit.artifacts import replacing
-from recgrit.errors import ArtifactError, DataError
+from recgrit.data.filtering import FRACTION, time_columns
+from recgrit.disk import replacing
+from recgrit.errors import ArtifactError, DataError, ReplacedError
+from recgrit.summaries import Summarized
 
 FILE_NAME = "interactions.parquet"
 # Fixed, so that the file's bytes do not depend on how many rows were at hand at a time.
 ROW_GROUP_SIZE = 2**18
 
 
-class Interactions:
+class Interactions(Summarized):
     """Interactions with dense user and item indices, sorted by user, then time, then file order.
 
     What was saved is read when `frame` is first asked for: ids and counts do without it, and most
@@ -47,6 +49,7 @@ class Interactions:
         self._num_rows = frame.height
         # Where the frame can be read, if it was not given.
         self._path: Path | None = None
+        self._identity: tuple[int, ...] = ()
 
     @property
     def frame(self) -> pl.DataFrame:
@@ -58,6 +61,10 @@ class Interactions:
         """
         if self._frame is None:
             assert self._path is not None
+            if _identify(self._path) != self._identity:
+                raise ReplacedError(
+                    f"{self._path} was replaced since it was opened: open it again."
+                )
             try:
                 frame = pl.read_parquet(self._path, glob=False)
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
@@ -68,6 +75,18 @@ class Interactions:
             _check(frame, self.user_ids, self.item_ids)
             self._frame = frame
         return self._frame
+
+    def summarize(self) -> tuple[str, Mapping[str, str]]:
+        """Counts and ids, and the time they span where the rows are read already."""
+        facts = {
+            "users": f"{self.num_users:,}, such as {', '.join(self.user_ids.head(3))}",
+            "items": f"{self.num_items:,}, such as {', '.join(self.item_ids.head(3))}",
+        }
+        if self._frame is not None and len(self):
+            times = self._frame["timestamp"].to_numpy()
+            first, last = pl.from_epoch(pl.Series([times.min(), times.max()])).dt.date()
+            facts["time"] = f"{first} to {last}, in UTC"
+        return f"{len(self):,} interactions", facts
 
     @property
     def num_users(self) -> int:
@@ -109,7 +128,7 @@ class Interactions:
         loaded = cls.__new__(cls)
         loaded.user_ids = pl.read_parquet(directory / "users.parquet", glob=False)["user_id"]
         loaded.item_ids = pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"]
-        loaded._frame, loaded._path = None, path
+        loaded._frame, loaded._path, loaded._identity = None, path, _identify(path)
         # Of the file's end only, which a file that was cut lacks.
         loaded._num_rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
         return loaded
@@ -138,7 +157,13 @@ def save_ids(user_ids: pl.Series, item_ids: pl.Series, directory: Path) -> None:
 
 
 def sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """Stable. One number of both, where they fit into one, sorts several times faster than two."""
+    """Stable; fractions of seconds count, and are dropped.
+
+    One number of user and time, where they fit into one, sorts several times faster than two.
+    """
+    if FRACTION in frame.columns:
+        exact = ["user_idx", *time_columns(frame)]
+        return frame.sort(exact, maintain_order=True).drop(FRACTION)
     user, time = pl.col("user_idx").cast(pl.Int64), pl.col("timestamp")
     first, last = frame["timestamp"].min(), frame["timestamp"].max()
     span = last - first + 1  # type: ignore[operator]
@@ -154,6 +179,15 @@ def _write(frame: pl.LazyFrame, path: Path) -> None:
     # Not into a file that is there, which may have another name in another run.
     with replacing(path) as temporary:
         frame.sink_parquet(temporary, row_group_size=ROW_GROUP_SIZE, engine="streaming")
+
+
+def _identify(path: Path) -> tuple[int, ...]:
+    """What tells a file from another one of its name; nothing where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return ()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
+from recgrit.data.ids import IdList, read_ids
 from recgrit.errors import DataError
 
 
@@ -39,10 +39,17 @@ class ItemIndex:
             )
         return self._places[item_id]
 
-    def find(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Dense indices of those ids that are known, in their order."""
+    def find(self, item_ids: IdList) -> npt.NDArray[np.int64]:
+        """Dense indices of those ids that are known, in their order.
+
+        A bare string is one id; nulls are passed over.
+
+        Raises:
+            DataError: This is no list of ids.
+        """
         known = self._places
-        return np.array([known[i] for i in item_ids if i in known], dtype=np.int64)
+        ids = read_ids(item_ids, "item_ids").ids
+        return np.array([known[i] for i in ids if i in known], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class ItemTable:
             ``genres``, ``year``, ``price``. Nulls mark what is unknown.
 
     Raises:
-        DataError: ``item_id`` or ``title`` is missing, null, or an id is repeated.
+        DataError: ``item_id`` or ``title`` is missing, null, or an id is empty or repeated.
     """
 
     frame: pl.DataFrame
@@ -68,6 +75,13 @@ class ItemTable:
                 )
             if self.frame[name].null_count():
                 raise DataError(f"Column {name!r} of an item table must not hold nulls.")
+        ids = pl.col("item_id").cast(pl.String)
+        unusable = (ids.str.strip_chars() == "") | ids.str.contains("\0", literal=True)
+        if num_unusable := self.frame.filter(unusable).height:
+            raise DataError(
+                f"Item ids must be text; {num_unusable} are empty or hold what is no character. "
+                "Drop these items, or give them ids."
+            )
         repeated = self.frame.filter(pl.col("item_id").is_duplicated())["item_id"].unique(
             maintain_order=True
         )
@@ -95,8 +109,11 @@ class ItemTable:
         """Where each item stands."""
         return ItemIndex(self.item_ids)
 
-    def find_items(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Dense indices of those external ids that the table has, in their order."""
+    def find_items(self, item_ids: IdList) -> npt.NDArray[np.int64]:
+        """Dense indices of those external ids that the table has, in their order.
+
+        A bare string is one id; nulls are passed over.
+        """
         return self.index.find(item_ids)
 
     def to_polars(self) -> pl.DataFrame:

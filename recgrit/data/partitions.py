@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-# What tells the order of rows across partitions: the first that are there count.
-ORDER = ("file", "exact", "row")
+from recgrit.data.events import EVENT
+from recgrit.data.filtering import FRACTION
 
 
 class Partitions(Protocol):
@@ -143,8 +143,7 @@ class Scratch:
 class RowPartitions:
     """The rows of all files of a source, put on disk as they are read.
 
-    Times are stored as they are written, which may be finer than seconds: a float64 holds them as
-    exactly as the parser did. A missing rating is NaN.
+    A missing rating is NaN, and a time without a part of a second has a fraction of 0.
 
     Args:
         store: Where they go.
@@ -154,10 +153,8 @@ class RowPartitions:
         self._store = store
         self.users_per_partition = store.users_per_partition
         self._has_weights = False
-        self._units_per_second = 1
+        self._has_fractions = False
         self._num_rows = 0
-        # Of each file, the row after its last.
-        self._file_ends: list[int] = []
 
     @property
     def num_partitions(self) -> int:
@@ -167,39 +164,36 @@ class RowPartitions:
     def keep(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Write coded rows; gives their columns without any row."""
         weight = pl.col("weight") if "weight" in rows.columns else pl.lit(None, pl.Float32)
+        fraction = pl.col(FRACTION) if FRACTION in rows.columns else pl.lit(0.0)
+        if FRACTION in rows.columns:
+            self._has_fractions |= bool((rows[FRACTION] > 0).any())
         row = pl.int_range(self._num_rows, self._num_rows + rows.height, dtype=pl.Int64)
         self._store.add(
             rows.select(
                 "user_id",
                 "item_id",
-                pl.col("timestamp").cast(pl.Float64),
+                pl.col("timestamp"),
+                fraction.alias(FRACTION),
                 weight.fill_null(float("nan")).alias("weight"),
+                *(name for name in rows.columns if name == EVENT),
                 row.alias("row"),
             )
         )
         self._num_rows += rows.height
         return rows.clear()
 
-    def end_file(self, units_per_second: int, *, has_weights: bool) -> None:
-        """The next row is another file's; what times counted in this one, and whether it rates."""
-        self._units_per_second, self._has_weights = units_per_second, has_weights
-        self._file_ends.append(self._num_rows)
+    def end_file(self, *, has_weights: bool) -> None:
+        """The next row is another file's; whether this one has ratings."""
+        self._has_weights = has_weights
 
     def take(self, number: int) -> pl.DataFrame:
-        """The rows of a partition in file order, or within a file that of times finer than seconds.
+        """The rows of a partition in file order.
 
-        Columns ``user_id``, ``item_id``, ``timestamp`` (seconds), ``weight`` where the files have
-        ratings, and those of `ORDER`: ``row`` and, where times are finer than seconds, ``file`` and
-        ``exact``.
+        Columns ``user_id``, ``item_id``, ``timestamp`` (seconds), ``fraction`` of a second where
+        any file has one, ``weight`` where the files have ratings, ``event`` where events have
+        types, and ``row``, the place among the rows of all files.
         """
         rows = self._store.take(number)
         is_rated = pl.col("weight").is_not_nan()
         rows = rows.filter(is_rated) if self._has_weights else rows.drop("weight")
-        if self._units_per_second == 1:
-            return rows.with_columns(pl.col("timestamp").cast(pl.Int64))
-        file = np.searchsorted(self._file_ends, rows["row"].to_numpy(), side="right")
-        return (
-            rows.with_columns(pl.Series("file", file, pl.Int32), exact=pl.col("timestamp"))
-            .sort("file", "exact", maintain_order=True)
-            .with_columns((pl.col("timestamp") // self._units_per_second).cast(pl.Int64))
-        )
+        return rows if self._has_fractions else rows.drop(FRACTION)

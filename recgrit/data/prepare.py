@@ -7,7 +7,7 @@ because of a silent filter.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 
 import polars as pl
 
-from recgrit.artifacts import explain_write_failure
 from recgrit.data.config import DataConfig
 from recgrit.data.download import fetch_dataset
 from recgrit.data.funnel import Funnel
+from recgrit.data.id_columns import require_meeting_ids
 from recgrit.data.interactions import Interactions, save_ids, write_interactions
 from recgrit.data.items import ItemTable
 from recgrit.data.minionerec import minionerec
@@ -32,11 +32,12 @@ from recgrit.data.protocols import (
 )
 from recgrit.data.releases import find_release
 from recgrit.data.rows import Rows, SortedRows
-from recgrit.data.sources import Source, build_source
+from recgrit.data.sources import TABLE, Source, build_source
 from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.table import Table
-from recgrit.data.splits import SequenceSplit, SplitWriter
+from recgrit.data.splits import SequenceSplit, Split, SplitWriter
 from recgrit.data.steps import build_steps, refuse_nothing_left
+from recgrit.disk import explain_write_failure
 from recgrit.errors import ConfigError, DataError, RecgritError
 
 USERS_NAME = "user_features.parquet"
@@ -164,6 +165,8 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
     on_disk = None if scratch is None else RowPartitions(scratch.open_store("read"))
     coder = InteractionCoder(on_disk)
     raw = _build_source(config).read(files, config.max_malformed_share, coder)
+    setting = "data.table.item_id" if config.source == TABLE else None
+    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], setting)
     funnel, steps = Funnel.start(raw), build_steps(config, raw)
     user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
     metadata, described = raw.items, raw.users
@@ -197,7 +200,11 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
     kept = rows.index()
     funnel.count("repeats of an item at another time", rows.num_repeats)
     user_ids, item_ids = user_ids.gather(kept.users), item_ids.gather(kept.items)
-    sorted_rows = rows.sort(kept, tie_seed=config.tie_seed if config.ties == "shuffle" else None)
+    sorted_rows = rows.sort(
+        kept,
+        tie_seed=config.tie_seed if config.ties == "shuffle" else None,
+        events=config.event_types,
+    )
     del rows, kept  # What there is of each user counts, where they are many.
 
     # Split.
@@ -215,7 +222,7 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
 
 
 def _build_source(config: DataConfig) -> Source:
-    table = Table(**config.table.model_dump())
+    table = Table(**config.table.model_dump(), event_types=config.event_types)
     return build_source(config.source, table=table, movie_tags=config.movie_tags)
 
 
@@ -225,7 +232,12 @@ def _build_splitter(config: DataConfig, rows: SortedRows, num_interactions: int)
     if config.cold_item_share > 0:
         held_out = draw_items(rows.num_items, config.cold_item_share, config.cold_item_seed)
     if config.split == "leave_one_out":
-        return Splitter(leave_one_out, {}, held_out)
+        counted: Mapping[Split, str] = {}
+        if config.event_types is not None:
+            counted = {
+                "test": f"users with a test target ({', '.join(config.event_types.targets)})"
+            }
+        return Splitter(leave_one_out, counted, held_out)
     if config.split == "minionerec":
         return Splitter(minionerec, {"valid": "validation targets", "test": "test targets"})
     cut_offs = choose_cut_off_times(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.data.splits import MIN_SEQUENCE_LENGTH, SequenceSplit, Split
+from recgrit.data.splits import SequenceSplit, Split, first_targets_from, last_targets_before
 from recgrit.errors import DataError
 
 
@@ -25,16 +25,25 @@ class Sequences:
         times: int64 [num_interactions], in seconds.
         offsets: int64 [num_users + 1]; user u owns ``items[offsets[u]:offsets[u + 1]]``.
         num_items: Size of the catalogue.
+        weights: float32 [num_interactions], what each counts as a target, 0 for history only; None
+            where all count alike.
     """
 
     items: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     num_items: int
+    weights: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def of(
-        cls, frame: pl.DataFrame, num_users: int, num_items: int, *, first_user: int = 0
+        cls,
+        frame: pl.DataFrame,
+        num_users: int,
+        num_items: int,
+        *,
+        first_user: int = 0,
+        weights: npt.NDArray[np.float32] | None = None,
     ) -> Sequences:
         """Those of rows as in `Interactions`, whose users are numbered from ``first_user`` on."""
         counts = np.bincount(frame["user_idx"].to_numpy() - first_user, minlength=num_users)
@@ -43,6 +52,7 @@ class Sequences:
             times=frame["timestamp"].to_numpy(),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
             num_items=num_items,
+            weights=weights,
         )
 
 
@@ -84,19 +94,24 @@ class Splitter:
 
 
 def leave_one_out(sequences: Sequences) -> SequenceSplit:
-    """Last item of each user for test, last but one for validation, the rest for training.
+    """Last item of each user for test, last but one for validation, what is before for training.
 
-    Users with fewer than three items have no targets: all their items are for training.
+    Of the items that may be targets: a history holds all that came before its target. Users without
+    two of them, the first with an item before it, have no targets: all their items are for
+    training.
     """
-    ends = sequences.offsets[1:]
-    has_targets = np.diff(sequences.offsets) >= MIN_SEQUENCE_LENGTH
+    starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
+    test = last_targets_before(sequences.weights, ends)
+    valid = last_targets_before(sequences.weights, np.maximum(test, 0))
+    has_targets = valid > starts
     return SequenceSplit(
         items=sequences.items,
         offsets=sequences.offsets,
-        train_ends=np.where(has_targets, ends - 2, ends),
-        valid_targets=np.where(has_targets, ends - 2, -1),
-        test_targets=np.where(has_targets, ends - 1, -1),
+        train_ends=np.where(has_targets, valid, ends),
+        valid_targets=np.where(has_targets, valid, -1),
+        test_targets=np.where(has_targets, test, -1),
         num_items=sequences.num_items,
+        weights=sequences.weights,
     )
 
 
@@ -139,7 +154,8 @@ def choose_cut_off_times(
 def split_by_time(sequences: Sequences, cut_offs: CutOffTimes) -> SequenceSplit:
     """Training before the first cut-off time of all users, validation between, test after.
 
-    A user's target in a period is the first interaction there that has one before it. Nothing a
+    A user's target in a period is the first interaction there that may be one and has one before
+    it. Nothing a
     model learns from happened after any target it is tested on, which leave-one-out does not
     promise: there, one user's training may lie after another's test.
     """
@@ -151,7 +167,10 @@ def split_by_time(sequences: Sequences, cut_offs: CutOffTimes) -> SequenceSplit:
 
     train_ends = starts + count_before(cut_offs.valid)
     valid_ends = starts + count_before(cut_offs.test)
-    valid, test = np.maximum(train_ends, starts + 1), np.maximum(valid_ends, starts + 1)
+    valid, test = (
+        first_targets_from(sequences.weights, np.minimum(np.maximum(from_, starts + 1), ends))
+        for from_ in (train_ends, valid_ends)
+    )
     return SequenceSplit(
         items=sequences.items,
         offsets=sequences.offsets,
@@ -159,6 +178,7 @@ def split_by_time(sequences: Sequences, cut_offs: CutOffTimes) -> SequenceSplit:
         valid_targets=np.where(valid < valid_ends, valid, -1),
         test_targets=np.where(test < ends, test, -1),
         num_items=sequences.num_items,
+        weights=sequences.weights,
     )
 
 
@@ -195,4 +215,5 @@ def without_items(split: SequenceSplit, held_out: npt.NDArray[np.bool_]) -> Sequ
         valid_targets=move(split.valid_targets),
         test_targets=move(split.test_targets),
         num_items=split.num_items,
+        weights=None if split.weights is None else split.weights[kept],
     )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from recgrit.artifacts import replacing
+from recgrit.disk import replacing
 from recgrit.errors import DataError
 
 # Fills the end of a list that has fewer than K items.

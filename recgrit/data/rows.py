@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recgrit.data.events import EVENT, EventTypes
 from recgrit.data.filtering import (
+    FRACTION,
     Filter,
     count_distinct,
     count_repeats,
@@ -136,13 +138,16 @@ class Rows:
             self._rows.add(rows)
         return KeptCodes(users.in_order(), items.in_order())
 
-    def sort(self, kept: KeptCodes, *, tie_seed: int | None = None) -> SortedRows:
+    def sort(
+        self, kept: KeptCodes, *, tie_seed: int | None = None, events: EventTypes | None = None
+    ) -> SortedRows:
         """Put rows with those of their user, by final indices and in time order.
 
         Args:
             kept: What `index` gave.
             tie_seed: Draws the order of what a user did at one time, in place of the file's; for
                 rows of one partition.
+            events: Their types, where they have some.
         """
         user_of = _invert(kept.users, len(self._per_user))
         item_of = _invert(kept.items, len(self._per_item))
@@ -153,12 +158,19 @@ class Rows:
             rows = rows.select(
                 pl.Series("user_idx", user_of[rows["user_id"].to_numpy()]),
                 pl.Series("item_idx", item_of[rows["item_id"].to_numpy()]),
-                *(name for name in ("timestamp", "weight") if name in rows.columns),
+                *(
+                    name
+                    for name in ("timestamp", FRACTION, "weight", EVENT)
+                    if name in rows.columns
+                ),
             )
             if tie_seed is not None:
                 rows = rows[np.random.default_rng(tie_seed).permutation(rows.height)]
             store.add(rows)
-        return SortedRows(store, rows.schema, num_users=len(kept.users), num_items=len(kept.items))
+        schema = rows.drop(FRACTION, strict=False).schema
+        return SortedRows(
+            store, schema, num_users=len(kept.users), num_items=len(kept.items), events=events
+        )
 
     def _open_store(self, name: str) -> Store:
         return MemoryStore() if self._scratch is None else self._scratch.open_store(name)
@@ -169,13 +181,25 @@ class SortedRows:
 
     Args:
         store: Holds them, those of a user in file order.
-        schema: Of the rows.
+        schema: Of the rows once they are sorted.
         num_users: Of all partitions.
         num_items: Likewise.
+        events: Types of the rows, where they have some.
     """
 
-    def __init__(self, store: Store, schema: pl.Schema, *, num_users: int, num_items: int) -> None:
-        self._store, self.schema = store, schema
+    def __init__(
+        self,
+        store: Store,
+        schema: pl.Schema,
+        *,
+        num_users: int,
+        num_items: int,
+        events: EventTypes | None = None,
+    ) -> None:
+        self._store, self._events = store, events
+        self.schema = schema
+        if events is not None:
+            self.schema = pl.Schema({**schema, EVENT: pl.Enum(events.names)})
         self.num_users, self.num_items = num_users, num_items
 
     def parts(self) -> Iterator[tuple[pl.DataFrame, Sequences]]:
@@ -184,7 +208,15 @@ class SortedRows:
             frame = sort_by_user_and_time(self._store.take(number))
             first = number * self._store.users_per_partition
             num_users = min(self._store.users_per_partition, self.num_users - first)
-            yield frame, Sequences.of(frame, num_users, self.num_items, first_user=first)
+            weights = None
+            if self._events is not None:
+                weights = self._events.weigh(frame[EVENT].to_numpy())
+                names = pl.Series(self._events.names, dtype=self.schema[EVENT])
+                frame = frame.with_columns(names.gather(frame[EVENT]).alias(EVENT))
+            sequences = Sequences.of(
+                frame, num_users, self.num_items, first_user=first, weights=weights
+            )
+            yield frame, sequences
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """The times of each partition, in no order."""

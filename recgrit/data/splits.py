@@ -8,9 +8,9 @@ interactions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,13 @@ from recgrit.errors import DataError
 
 Split = Literal["valid", "test"]
 
-# A user needs a target in valid and in test, and at least one earlier item as history.
-MIN_SEQUENCE_LENGTH = 3
 ITEMS_NAME, OFFSETS_NAME = "sequence_items.npy", "sequence_offsets.npy"
 SPLITS_NAME, OWNERS_NAME = "sequence_splits.npy", "sequence_owners.npy"
+WEIGHTS_NAME = "sequence_weights.npy"
 # Interactions looked at in one go where all of them are.
 PART_SIZE = 2**22
+# More are not looked at one by one when a split is opened.
+MAX_CHECKED = 2**24
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class SequenceSplit:
         test_targets: int64 [num_sequences], position of the test target, -1 where none.
         num_items: Size of the catalogue.
         owners: int64 [num_sequences], the user_idx of each sequence; None where each user has one.
-        is_checked: Whether the parts are known to fit, as what was saved is: reading all of a
-            mapped file to find so would take seconds where opening it takes milliseconds.
+        weights: float32 [num_interactions], what each interaction counts as a training target, and
+            0 for what stands in histories only; None where all count alike.
 
     Raises:
         DataError: Offsets do not fit the items, or a target is not behind its training part.
@@ -59,9 +60,9 @@ class SequenceSplit:
     test_targets: npt.NDArray[np.int64]
     num_items: int
     owners: npt.NDArray[np.int64] | None = None
-    is_checked: InitVar[bool] = False
+    weights: npt.NDArray[np.float32] | None = None
 
-    def __post_init__(self, is_checked: bool) -> None:
+    def __post_init__(self) -> None:
         if self.owners is not None and len(self.owners) != self.num_sequences:
             raise DataError(
                 f"Expected an owner for each of {self.num_sequences} sequences, got "
@@ -72,8 +73,11 @@ class SequenceSplit:
                 f"Offsets must run from 0 to the number of interactions ({len(self.items)}), "
                 f"got {self.offsets[0]} to {self.offsets[-1]}."
             )
-        if is_checked:
-            return
+        if self.weights is not None and len(self.weights) != len(self.items):
+            raise DataError(
+                f"Expected a weight for each of {len(self.items)} interactions, got "
+                f"{len(self.weights)}."
+            )
         starts, ends = self.offsets[:-1], self.offsets[1:]
         if np.any(self.train_ends < starts) or np.any(self.train_ends > ends):
             raise DataError("A training part must lie within its sequence.")
@@ -138,6 +142,28 @@ class SequenceSplit:
         (end,) = self._positions_of(split, np.array([sequence]))
         return self.items[self.offsets[sequence] : end]
 
+    def repeats(self, split: Split, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether each target stands in the history before it: bool [len(sequences)].
+
+        Raises:
+            DataError: A sequence has no target in this split.
+        """
+        starts, ends = np.asarray(self.offsets[sequences]), self._positions_of(split, sequences)
+        found = np.zeros(len(sequences), np.bool_)
+        # Histories that are looked at in one go are as long as a part, but for one that is longer.
+        totals = np.cumsum(ends - starts)
+        first = 0
+        while first < len(sequences):
+            before = totals[first - 1] if first else 0
+            last = max(int(np.searchsorted(totals, before + PART_SIZE, side="right")), first + 1)
+            lengths = (ends - starts)[first:last]
+            rows = np.repeat(np.arange(first, last), lengths)
+            firsts = np.cumsum(lengths) - lengths
+            places = np.arange(len(rows)) + np.repeat(starts[first:last] - firsts, lengths)
+            found[rows[self.items[places] == self.items[ends][rows]]] = True
+            first = last
+        return found
+
     def _positions_of(
         self, split: Split, sequences: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
@@ -163,6 +189,13 @@ class SequenceSplit:
         for part, may_be_learned in self._train_parts():
             counts += np.bincount(self.items[part][may_be_learned], minlength=self.num_items)
         return counts
+
+    def train_target_counts(self) -> npt.NDArray[np.int64]:
+        """int64 [num_items], the same of those interactions that may be targets."""
+        if self.weights is None:
+            return self.train_item_counts()
+        targets = self.items[self.train_mask() & (self.weights > 0)]
+        return np.bincount(targets, minlength=self.num_items)
 
     def train_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each interaction may be learned from: bool [num_interactions]."""
@@ -197,22 +230,91 @@ class SequenceSplit:
         )
         if self.owners is not None:
             np.save(directory / OWNERS_NAME, self.owners)
+        if self.weights is not None:
+            np.save(directory / WEIGHTS_NAME, self.weights)
 
     @classmethod
     def load(cls, directory: Path, num_items: int) -> SequenceSplit:
-        """Memory-map what `save` wrote."""
-        train_ends, valid_targets, test_targets = np.load(directory / SPLITS_NAME, mmap_mode="r")
-        owners = directory / OWNERS_NAME
+        """Memory-map what `save` wrote.
+
+        Raises:
+            DataError: The arrays do not fit together.
+        """
+        items, offsets = (
+            np.load(directory / name, mmap_mode="r") for name in (ITEMS_NAME, OFFSETS_NAME)
+        )
+        splits = np.load(directory / SPLITS_NAME, mmap_mode="r")
+        _check_saved(items, offsets, splits, num_items)
+        train_ends, valid_targets, test_targets = splits
+        owners, path = directory / OWNERS_NAME, directory / WEIGHTS_NAME
+        weights = np.load(path, mmap_mode="r") if path.is_file() else None
+        if weights is not None and weights.dtype != np.float32:
+            raise DataError(f"The weights of a split are {weights.dtype}; expected float32.")
         return cls(
-            items=np.load(directory / ITEMS_NAME, mmap_mode="r"),
-            offsets=np.load(directory / OFFSETS_NAME, mmap_mode="r"),
+            items=items,
+            offsets=offsets,
             train_ends=train_ends,
             valid_targets=valid_targets,
             test_targets=test_targets,
             num_items=num_items,
             owners=np.load(owners, mmap_mode="r") if owners.is_file() else None,
-            is_checked=True,
+            weights=weights,
         )
+
+
+def last_targets_before(
+    weights: npt.NDArray[np.float32] | None, positions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The last interaction before each position that may be a target; -1 where there is none.
+
+    Of all sequences together: whose it is has to be looked at.
+
+    Args:
+        weights: float32 [num_interactions], 0 for what is no target; None where all may be.
+        positions: int64, each from 0 to num_interactions.
+    """
+    if weights is None:
+        return positions - 1
+    before = np.full(len(weights) + 1, -1)
+    np.maximum.accumulate(np.where(weights > 0, np.arange(len(weights)), -1), out=before[1:])
+    return before[positions]
+
+
+def first_targets_from(
+    weights: npt.NDArray[np.float32] | None, positions: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """The first interaction at or behind each position that may be a target.
+
+    As `last_targets_before`; num_interactions where there is none.
+    """
+    if weights is None:
+        return positions
+    since = np.full(len(weights) + 1, len(weights))
+    own = np.where(weights > 0, np.arange(len(weights)), len(weights))
+    since[:-1] = np.minimum.accumulate(own[::-1])[::-1]
+    return since[positions]
+
+
+def _check_saved(
+    items: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    splits: npt.NDArray[np.int64],
+    num_items: int,
+) -> None:
+    """Refuse arrays that could not be read as sequences.
+
+    Raises:
+        DataError: Types or shapes are wrong, offsets fall, or an item is not in the catalogue. That
+            takes a look at every item, and is left out where there are very many.
+    """
+    found = [f"{array.dtype}{list(array.shape)}" for array in (items, offsets, splits)]
+    expected = [f"int32[{items.size}]", f"int64[{offsets.size}]", f"int64[3, {offsets.size - 1}]"]
+    if found != expected:
+        raise DataError(f"The arrays of a split are {found}; expected {expected}.")
+    if np.any(np.diff(offsets) < 0):
+        raise DataError("Offsets of sequences must not fall.")
+    if 0 < len(items) <= MAX_CHECKED and not 0 <= items.min() <= items.max() < num_items:
+        raise DataError(f"Sequences hold items outside the catalogue of {num_items}.")
 
 
 class SplitWriter:
@@ -225,22 +327,24 @@ class SplitWriter:
 
     def __init__(self, directory: Path, num_users: int) -> None:
         self._directory = directory
-        self._stream: BinaryIO | None = None
-        self._num_items = self._num_users = 0
+        self._items = _GrowingArray(directory / ITEMS_NAME, np.dtype(np.int32))
+        self._weights: _GrowingArray | None = None
+        self._num_users = 0
         self._offsets = np.zeros(num_users + 1, np.int64)
         self._splits = np.empty((3, num_users), np.int64)
 
     def __enter__(self) -> SplitWriter:
-        self._stream = (self._directory / ITEMS_NAME).open("wb")
-        self._write_header()
         return self
 
     def add(self, split: SequenceSplit) -> None:
         """Append the sequences of some users."""
-        assert self._stream is not None
-        start = self._num_items
-        self._stream.write(np.ascontiguousarray(split.items, np.int32).view(np.uint8).data)
-        self._num_items += len(split.items)
+        start = self._items.length
+        self._items.add(split.items)
+        if split.weights is not None:
+            if self._weights is None:
+                path = self._directory / WEIGHTS_NAME
+                self._weights = _GrowingArray(path, np.dtype(np.float32))
+            self._weights.add(split.weights)
         users = slice(self._num_users, self._num_users + split.num_users)
         self._offsets[1:][users] = split.offsets[1:] + start
         positions = np.stack([split.train_ends, split.valid_targets, split.test_targets])
@@ -248,16 +352,40 @@ class SplitWriter:
         self._num_users = users.stop
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._stream is not None
-        with self._stream as stream:
-            stream.seek(0)
-            self._write_header()
+        for array in (self._items, self._weights):
+            if array is not None:
+                array.close()
         if kind is None:
             np.save(self._directory / OFFSETS_NAME, self._offsets)
             np.save(self._directory / SPLITS_NAME, self._splits)
 
+
+class _GrowingArray:
+    """A ``.npy`` file of one dimension, written in parts.
+
+    Args:
+        path: Is opened.
+        dtype: Of the elements.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._dtype, self.length = dtype, 0
+        self._stream: BinaryIO = path.open("wb")
+        self._write_header()
+
+    def add(self, part: npt.NDArray[Any]) -> None:
+        """Append elements."""
+        self._stream.write(np.ascontiguousarray(part, self._dtype).view(np.uint8).data)
+        self.length += len(part)
+
+    def close(self) -> None:
+        """Say how many there are, and close the file."""
+        with self._stream as stream:
+            stream.seek(0)
+            self._write_header()
+
     def _write_header(self) -> None:
-        # As long for any number of items: the format leaves room for it to grow.
-        assert self._stream is not None
-        header = {"descr": "<i4", "fortran_order": False, "shape": (self._num_items,)}
+        # As long for any number of elements: the format leaves room for it to grow.
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._stream, header)

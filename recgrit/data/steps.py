@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from recgrit.data.config import DataConfig
-from recgrit.data.filtering import Filter, keep_one_per_item, keep_titled, keep_within
+from recgrit.data.filtering import Filter, keep_events, keep_one_per_item, keep_titled, keep_within
 from recgrit.data.funnel import Tally
 from recgrit.data.minionerec import keep_short_titles
 from recgrit.data.sources import RawData
@@ -42,6 +42,9 @@ class WeightFilter:
 def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
     """The filters that are asked for, in order."""
     steps = []
+    if config.event_types is not None and config.event_types.left_out:
+        left_out = ", ".join(config.event_types.left_out)
+        steps.append(Step(f"events left out: {left_out}", keep_events))
     if config.since is not None or config.until is not None:
         steps.append(
             Step(
@@ -53,7 +56,12 @@ def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
         if "weight" not in raw.coded.frame.columns:
             raise ConfigError(
                 f"data.min_weight is {config.min_weight:g}, but these files of {config.source} "
-                "have no ratings. Set data.min_weight=null."
+                "have no ratings. Set data.min_weight=null"
+                + (
+                    "; types of events are left out by null in data.event_weights."
+                    if config.table.event is not None
+                    else "."
+                )
             )
         steps.append(Step(f"weight below {config.min_weight:g}", WeightFilter(config.min_weight)))
     if config.repeats != "keep":
@@ -110,5 +118,5 @@ def refuse_nothing_left(steps: Sequence[Step], tallies: Sequence[Tally]) -> None
     if not tallies[-1].interactions:
         raise DataError(
             f"Nothing is left of {tallies[0].interactions} interactions. Loosen data.since, "
-            "data.until, data.min_title_length or data.max_title_words."
+            "data.until, data.event_weights, data.min_title_length or data.max_title_words."
         )

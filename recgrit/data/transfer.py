@@ -2,8 +2,10 @@
 
 What arrives is kept as ``NAME.partial``. A broken transfer goes on from there, also in a later run,
 if the server says that the file is still the same. It gets its name once its size and checksum are
-right. Where no checksum is published, the first one is recorded beside the files and compared with
-whatever comes under that address later. Proxies are those of the environment.
+right. A published checksum is that of the official address: a mirror does not vouch for itself.
+Where none is published, the first one is recorded beside the files and compared with whatever comes
+under that name later. What is asked for by https comes by https. Proxies are those of the
+environment.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 
 import httpx
 
-from recgrit.artifacts import explain_write_failure, write_atomic
+from recgrit.disk import explain_write_failure, write_atomic
 from recgrit.errors import DataError
 from recgrit.progress import progress_bar
 
@@ -66,21 +68,25 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
     Args:
         addresses: The official one, then mirrors.
         target: Where to put it.
-        publishes_md5: Whether ``ADDRESS.md5`` holds its checksum.
+        publishes_md5: Whether ``ADDRESS.md5`` of the official one holds its checksum.
 
     Raises:
         DataError: No address gives the file, or what came is not what came the first time; says
-            where to get it and where to put it by hand. Or it cannot be written.
+            where to get it and where to put it by hand. Or it cannot be written, or the record of
+            checksums is damaged.
     """
     if target.is_file():
         return target
+    # Before a long transfer that could not be compared with it.
+    _read_record(target.parent / RECORD_NAME)
+    official = addresses[0]
     reasons = []
     for address in addresses:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with _alone(target):
                 if not target.is_file():  # Another process may have fetched it meanwhile.
-                    _fetch(address, target, publishes_md5)
+                    _fetch(address, target, official, publishes_md5)
         except (TransferError, OSError) as error:
             # The disk's answer is the same for every address.
             if isinstance(error, OSError) and (reason := explain_write_failure(error)):
@@ -109,7 +115,7 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(address: str, target: Path, publishes_md5: bool) -> None:
+def _fetch(address: str, target: Path, official: str, publishes_md5: bool) -> None:
     partial = target.with_name(f"{target.name}.partial")
     note = target.with_name(f"{target.name}.partial.json")
     fruitless = 0
@@ -128,7 +134,7 @@ def _fetch(address: str, target: Path, publishes_md5: bool) -> None:
             logger.info("%s was interrupted (%s), going on", target.name, error)
             time.sleep(PAUSE_SECONDS * fruitless)
     try:
-        _check(address, partial, target, publishes_md5)
+        _check(address, partial, target, official, publishes_md5)
     except TransferError:
         partial.unlink()
         raise
@@ -145,12 +151,9 @@ def _transfer(address: str, partial: Path, note: Path) -> None:
     present = partial.stat().st_size if partial.is_file() else 0
     if present and known is not None and known.address == address:
         headers |= {"Range": f"bytes={present}-", "If-Range": known.validator}
-    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     begun = goes_on = False
     try:
-        with httpx.stream(
-            "GET", address, headers=headers, timeout=timeout, follow_redirects=True
-        ) as response:
+        with build_client() as client, client.stream("GET", address, headers=headers) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 partial.unlink()  # Longer than the file: it is part of another.
                 raise _InterruptedError("the server has less than was there", gained=False)
@@ -185,19 +188,27 @@ def _write_note(note: Path, address: str, response: httpx.Response) -> None:
         note.unlink(missing_ok=True)
 
 
-def _check(address: str, partial: Path, target: Path, publishes_md5: bool) -> None:
+def _check(address: str, partial: Path, target: Path, official: str, publishes_md5: bool) -> None:
     """Refuse what is of another kind than the name says, or another file than before."""
     with partial.open("rb") as stream:
         start = stream.read(2)
     magic = MAGIC.get(target.suffix)
     if magic is not None and start != magic:
         raise TransferError(f"the answer is not a {target.suffix} file, perhaps a web page")
-    if publishes_md5 and (published := _read_md5(f"{address}.md5")) is not None:
+    published = _read_md5(f"{official}.md5") if publishes_md5 else None
+    if published is not None:
         found = _checksum(partial, "md5")
         if found != published:
             raise TransferError(f"its MD5 is {found}, the published one {published}")
     record = target.parent / RECORD_NAME
-    checksums = json.loads(record.read_text()) if record.is_file() else {}
+    checksums = _read_record(record)
+    if published is None and target.name not in checksums and address != official:
+        logger.warning(
+            "%s comes from %s, and nothing is known to compare it with: whether it is the "
+            "publisher's file, the mirror alone says",
+            target.name,
+            address,
+        )
     found = _checksum(partial, "sha256")
     known = checksums.setdefault(target.name, found)
     if known != found:
@@ -208,10 +219,55 @@ def _check(address: str, partial: Path, target: Path, publishes_md5: bool) -> No
     write_atomic(record, json.dumps(checksums, indent=2) + "\n")
 
 
+def _read_record(record: Path) -> dict[str, str]:
+    """The checksums of what came before, by name.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    if not record.is_file():
+        return {}
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+        is_right = isinstance(values, dict) and all(
+            isinstance(value, str) and len(value) == 64 and _is_hex(value)
+            for value in values.values()
+        )
+    except (OSError, ValueError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise DataError(
+            f"{record} is damaged: expected a JSON object of file names and their SHA-256. Delete "
+            "it if you trust the files beside it; they are kept, and what comes next is recorded."
+        )
+    found: dict[str, str] = values
+    return found
+
+
+def build_client() -> httpx.Client:
+    """What asks for files: it follows redirects, but for those that give up encryption."""
+    return httpx.Client(
+        timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+        follow_redirects=True,
+        event_hooks={"response": [_refuse_downgrade]},
+    )
+
+
+def _refuse_downgrade(response: httpx.Response) -> None:
+    """Stop at an answer to an https request that leads to an address without it."""
+    if response.has_redirect_location and response.url.scheme == "https":
+        onward = response.url.join(response.headers["location"])
+        if onward.scheme != "https":
+            raise TransferError(
+                f"the server leads from https to {onward.scheme}://{onward.host}, where anybody on "
+                "the way could change the file"
+            )
+
+
 def _read_md5(address: str) -> str | None:
     """The published checksum, as ``HEX  NAME`` or ``MD5 (NAME) = HEX``; None if there is none."""
-    with suppress(httpx.HTTPError):
-        answer = httpx.get(address, timeout=CONNECT_SECONDS, follow_redirects=True)
+    with suppress(httpx.HTTPError, httpx.InvalidURL), build_client() as client:
+        answer = client.get(address, timeout=CONNECT_SECONDS)
         if answer.status_code == httpx.codes.OK:
             words = answer.text.lower().split()
             return next((word for word in words if len(word) == 32 and _is_hex(word)), None)

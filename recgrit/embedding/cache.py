@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.artifacts import replacing
+from recgrit.checksums import fits_record, write_record
+from recgrit.disk import replacing
 from recgrit.embedding.embeddings import Encoder
 from recgrit.embedding.text import order_texts
 from recgrit.engines.engine import Engine
@@ -74,6 +75,7 @@ def encode_cached(
         try:
             engine.map_shards(work, shards)
             _join(shards, rows, path)
+            write_record(path)
         except (EngineError, OSError) as error:
             # Another run of the same texts may have come first, and taken the shards away.
             cached = _read(path, len(texts))
@@ -186,10 +188,10 @@ def _read(path: Path, num_texts: int) -> npt.NDArray[np.float32] | None:
         vectors = None
     if (
         isinstance(vectors, np.ndarray)
+        and fits_record(path)
         and vectors.dtype == np.float32
         and vectors.ndim == 2
         and len(vectors) == num_texts
-        and np.isfinite(vectors.sum())
     ):
         return vectors
     logger.warning("The cached vectors in %s are damaged and are made anew", path)

@@ -32,11 +32,11 @@ class EmbeddingConfig(Config):
     encoder: Literal["minilm", "lsa", "vectors"] = "minilm"
     model: str = DEFAULT_MODEL
     template: str | None = None
-    dim: int = Field(128, ge=1)
+    dim: int = Field(128, ge=1, le=65_536)
     vectors_path: Path | None = None
     device: str = "auto"
-    batch_size: int = Field(64, ge=1)
-    max_length: int | None = Field(None, ge=1)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
+    max_length: int | None = Field(None, ge=1, le=1_000_000)
     precision: Precision = "auto"
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class FeatureConfig(Config):
         cooccurrence_window: Positions within which two items of a user count as taken together.
     """
 
-    text_dim: int | None = Field(64, ge=1)
-    cooccurrence_dim: int = Field(64, ge=1)
+    text_dim: int | None = Field(64, ge=1, le=65_536)
+    cooccurrence_dim: int = Field(64, ge=1, le=65_536)
     cooccurrence_weight: float = Field(0.5, ge=0)
-    cooccurrence_window: int = Field(10, ge=1)
+    cooccurrence_window: int = Field(10, ge=1, le=1_000_000)

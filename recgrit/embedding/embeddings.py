@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 
-from recgrit.artifacts import write_atomic
+from recgrit.disk import write_atomic
 from recgrit.errors import ArtifactError, DataError
 
 # Rows checked at a time, so that a memory-mapped file is never copied as a whole.

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from recgrit.artifacts import digest_json
+from recgrit.checksums import digest_json
 from recgrit.embedding.embeddings import normalize_rows
 from recgrit.embedding.words import MAX_TERMS, WORD_PATTERN, Terms
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from recgrit.artifacts import digest_json
+from recgrit.checksums import digest_json
 from recgrit.embedding.embeddings import normalize_rows
 from recgrit.embedding.text import order_texts
 from recgrit.embedding.weights import DEFAULT_MODEL, find_weights

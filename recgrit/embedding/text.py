@@ -12,9 +12,10 @@ semantic ID, when items are appended.
 from __future__ import annotations
 
 import itertools
+import re
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -26,6 +27,8 @@ DEFAULT_TEMPLATE = (
     "{title}. Brand: {brand}. Categories: {categories}. Genres: {genres}. "
     "Year: {year}. Price: {price}. Tags: {tags}."
 )
+# Characters at most of a column that is not among these fields.
+MAX_LENGTH = 300
 CLOSING_PUNCTUATION = ".,;:!?)]}'\""
 PRICE_EDGES = [mantissa * 10**power for power in range(6) for mantissa in (1, 2, 5)]
 PRICE_RANGES = [
@@ -37,11 +40,19 @@ PRICE_RANGES = [
 
 @dataclass(frozen=True)
 class Segment:
-    """One field of a template with the words before it and the punctuation after it."""
+    """One field of a template with the words before it and the punctuation after it.
+
+    Args:
+        label: The words.
+        field: Name of a column.
+        closing: The punctuation.
+        limit: Characters of the field at most; None for no bound.
+    """
 
     label: str
     field: str
     closing: str
+    limit: int | None = None
 
 
 def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]:
@@ -52,8 +63,9 @@ def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]
 
     Args:
         items: The item table.
-        template: Text with fields of the table in braces; None takes whatever the table has of
-            title, brand, categories, genres, year, price and tags.
+        template: Text with fields of the table in braces, ``{description:300}`` for the first 300
+            characters of one; None takes whatever the table has of title, brand, categories,
+            genres, year, price and tags.
 
     Raises:
         ConfigError: The given template cannot be read or names a field the table does not have.
@@ -85,11 +97,94 @@ def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]
     return items.frame.select(text.alias("text"))["text"].to_list()
 
 
+@dataclass(frozen=True)
+class ChosenText:
+    """Which columns of an item table its items' texts are made of.
+
+    Args:
+        template: What makes them.
+        used: The columns in it, in order.
+        left_out: Why each other column is not.
+    """
+
+    template: str
+    used: tuple[str, ...]
+    left_out: dict[str, str]
+
+    def describe(self) -> str:
+        """The same in one line."""
+        left = "; ".join(f"{name} ({why})" for name, why in self.left_out.items())
+        return f"item texts are made of {', '.join(self.used)}" + (
+            f"; left out: {left}. embedding.template changes that" if left else ""
+        )
+
+
+def choose_text(items: ItemTable) -> ChosenText:
+    """The text of items of a table of one's own: the fields known here, then other columns of text.
+
+    Those come in the table's order, each with its name before it and `MAX_LENGTH` characters at
+    most. A column is text if most of its cells have letters and say more than a code or an address.
+
+    >>> table = {"item_id": ["a", "b"], "title": ["Rose", "Oak"], "colour": ["red", "dark brown"]}
+    >>> choose_text(ItemTable(pl.DataFrame(table | {"stock": [1, 2]}))).template
+    '{title}. Colour: {colour:300}.'
+    """
+    frame = items.frame
+    known = [segment for segment in parse_template(DEFAULT_TEMPLATE) if segment.field in frame]
+    parts = [f"{segment.label}{{{segment.field}}}{segment.closing}" for segment in known]
+    used = [segment.field for segment in known]
+    left_out = {}
+    for name in frame.columns:
+        if name == "item_id" or name in used:
+            continue
+        if why := _why_no_text(frame, name):
+            left_out[name] = why
+            continue
+        label = name.replace("_", " ").strip().capitalize()
+        parts.append(f" {label}: {{{name}:{MAX_LENGTH}}}.")
+        used.append(name)
+    return ChosenText("".join(parts).strip(), tuple(used), left_out)
+
+
+def _why_no_text(frame: pl.DataFrame, name: str) -> str:
+    """Why a column is no text; empty if it is."""
+    dtype = frame.schema[name]
+    if re.search(r"[{}\[\]:!.]", name):
+        return "its name cannot stand in a template"
+    if not (dtype == pl.String or dtype == pl.List(pl.String)):
+        return f"{dtype} values" if dtype.is_nested() else "numbers or dates"
+    cells = frame.select(_field_text(frame, name)).to_series().drop_nulls()
+    if cells.is_empty():
+        return "empty"
+    kinds = {
+        "addresses": cells.str.contains(r"^(?:https?://|www\.|/)\S*$"),
+        "numbers or dates": ~cells.str.contains(r"\p{L}")
+        | cells.str.contains(r"^\d{4}-\d\d-\d\d(?:[T ].*)?$|^[^\p{L}]*\d\s?[A-Z]{3}$"),
+        "true or false": cells.str.contains(r"(?i)^(?:true|false|yes|no|y|n|t|f)$"),
+        "codes": cells.str.contains(r"^[^\s]*\d[^\s]*$"),
+    }
+    for what, fits in kinds.items():
+        if int(fits.sum()) > len(cells) // 2:
+            return what
+    if len(cells) > 1 and cells.n_unique() == 1 and len(cells) == frame.height:
+        return "the same for all items"
+    return ""
+
+
+def with_fields(items: ItemTable, template: str) -> tuple[ItemTable, list[str]]:
+    """Items with all columns that a template names, and the names of those that were missing."""
+    names = dict.fromkeys(segment.field for segment in parse_template(template))
+    missing = [name for name in names if name not in items.frame.columns]
+    nothing = (pl.lit(None, dtype=pl.String).alias(name) for name in missing)
+    return ItemTable(items.frame.with_columns(nothing)), missing
+
+
 def parse_template(template: str) -> list[Segment]:
     """The segments of a template.
 
     Raises:
-        ConfigError: Braces do not match, a field has a format, or there is no field at all.
+        ConfigError: Braces do not match, a field has a format that is no number of characters, or
+            there is no field at all.
 
     >>> [segment.label for segment in parse_template("{title}. Brand: {brand}.")]
     ['', ' Brand: ']
@@ -100,16 +195,17 @@ def parse_template(template: str) -> list[Segment]:
     except ValueError as error:
         raise ConfigError(f"Cannot read the item text template {template!r}: {error}.") from None
     for literal, field, form, conversion in pieces:
-        if form or conversion:
+        if conversion or (form and not re.fullmatch(r"[1-9]\d*", form)):
             raise ConfigError(
-                f"The item text template {template!r} formats a field; write {{{field}}} alone."
+                f"The item text template {template!r} formats a field; write {{{field}}} alone, or "
+                f"{{{field}:300}} for its first 300 characters."
             )
         closing, label = _split_closing(literal) if segments else ("", literal)
         if segments:
             last = segments[-1]
-            segments[-1] = Segment(last.label, last.field, last.closing + closing)
+            segments[-1] = replace(last, closing=last.closing + closing)
         if field is not None:
-            segments.append(Segment(label, field, ""))
+            segments.append(Segment(label, field, "", int(form) if form else None))
     if not segments:
         raise ConfigError(
             f"The item text template {template!r} names no field; write for example {{title}}."
@@ -132,6 +228,11 @@ def _split_closing(literal: str) -> tuple[str, str]:
 def _segment_text(frame: pl.DataFrame, segment: Segment) -> pl.Expr:
     """A segment as text; null where its field is, which leaves it out of the item's text."""
     value = _field_text(frame, segment.field)
+    if segment.limit is not None:
+        # Up to the last word that is there as a whole.
+        cut = value.str.head(segment.limit + 1).str.replace(r"\s+\S*$", "")
+        cut = cut.str.head(segment.limit)
+        value = pl.when(value.str.len_chars() > segment.limit).then(cut).otherwise(value)
     return pl.concat_str([pl.lit(segment.label), value, pl.lit(segment.closing)])
 
 

@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from recgrit.artifacts import digest_file, digest_json
+from recgrit.checksums import digest_file, digest_json
 from recgrit.errors import EncoderError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"

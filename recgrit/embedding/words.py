@@ -102,7 +102,11 @@ def save_words(words: csr_array, directory: Path) -> None:
 
 
 def load_words(directory: Path) -> csr_array | None:
-    """Read what `save_words` wrote; None where nothing was written."""
+    """Read what `save_words` wrote; None where nothing was written.
+
+    Raises:
+        ValueError: Offsets or terms are out of range.
+    """
     from safetensors.numpy import load_file
     from scipy.sparse import csr_array
 
@@ -111,7 +115,10 @@ def load_words(directory: Path) -> csr_array | None:
         return None
     arrays = load_file(path)
     entries = (arrays["data"], arrays["indices"], arrays["indptr"])
-    return csr_array(entries, shape=tuple(arrays["shape"].tolist()))
+    words = csr_array(entries, shape=tuple(arrays["shape"].tolist()))
+    # Offsets and terms that lie would be followed outside of memory.
+    words.check_format(full_check=True)
+    return words
 
 
 def find_same_words(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recgrit.artifacts import write_atomic
+from recgrit.disk import write_atomic
 from recgrit.engines.config import PROCESSES_PATIENCE, EngineConfig
 from recgrit.engines.local import collect
 from recgrit.engines.shards import Report, ShardBuilder, ShardOutcome, Shards, ShardWorker

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recgrit.artifacts import digest_file, explain_write_failure, replacing, write_atomic
+from recgrit.checksums import digest_file
+from recgrit.disk import explain_write_failure, replacing, write_atomic
 from recgrit.errors import EngineError, RecgritError
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,8 @@ from recgrit.config import Config
 
 DEFAULT_KS = (5, 10, 20)
 DEFAULT_NUM_BOOTSTRAP = 1000
+MAX_BEAM_WIDTH = 100_000
+MAX_K = 1_000_000
 
 
 class EvaluationConfig(Config):
@@ -23,8 +25,8 @@ class EvaluationConfig(Config):
     """
 
     ks: tuple[int, ...] = DEFAULT_KS
-    num_bootstrap: int = Field(DEFAULT_NUM_BOOTSTRAP, ge=1)
-    beam_width: int = Field(50, ge=1)
+    num_bootstrap: int = Field(DEFAULT_NUM_BOOTSTRAP, ge=1, le=1_000_000)
+    beam_width: int = Field(50, ge=1, le=MAX_BEAM_WIDTH)
     baselines: tuple[str, ...] = ("popularity", "item_knn")
     exact_users: int = Field(200, ge=0)
 
@@ -33,4 +35,6 @@ class EvaluationConfig(Config):
     def _check_ks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
         if not ks or min(ks) < 1:
             raise ValueError("list lengths must be positive, for example [5, 10, 20]")
+        if max(ks) > MAX_K:
+            raise ValueError(f"list lengths must be at most {MAX_K:,}")
         return tuple(sorted(set(ks)))

@@ -27,6 +27,8 @@ from recgrit.evaluation.metrics import METRICS, MISSED, PerTarget, Ranks, ranks_
 
 PER_TARGET_NAME = "per_target.parquet"
 REPORT_NAME = "evaluation.json"
+# From this share of targets on that are in the history, new items are told apart.
+MANY_REPEATS = 0.05
 
 
 class ReportKey(NamedTuple):
@@ -107,6 +109,24 @@ class EvaluationReport:
         """95% bootstrap intervals over users, by the same names."""
         return dict(self.bounds)
 
+    def of_targets(self, members: npt.NDArray[np.bool_]) -> EvaluationReport:
+        """The report of some of the targets alone, with intervals of their own.
+
+        Args:
+            members: bool [T], the targets that are meant; at least one.
+        """
+        per_target = self.per_target.filter(pl.Series(members))
+        ranks, owners = self.ranks[members], self.users[members]
+        values = _metrics_of(ranks, self.ks)
+        draws, seed = self.protocol["num_bootstrap"], self.protocol["seed"]
+        return EvaluationReport(
+            per_target=per_target,
+            protocol=self.protocol
+            | {"num_users": len(np.unique(owners)), "num_targets": per_target.height},
+            means={name: float(value.mean()) for name, value in values.items()},
+            bounds=bootstrap_intervals(ranks, values, draws, seed, owners=owners),
+        )
+
     def to_polars(self) -> pl.DataFrame:
         """The per-target table with a column for each metric."""
         return self.per_target.with_columns(
@@ -152,6 +172,56 @@ class EvaluationReport:
                 f"No readable evaluation at {directory}: {error!r}. Expected {REPORT_NAME} and "
                 f"{PER_TARGET_NAME}; run the evaluation again."
             ) from None
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Targets of test that stand in the history before them already.
+
+    Args:
+        is_repeat: bool [T], which of a report's targets do.
+        kept: What ``data.repeats`` is in the run.
+    """
+
+    is_repeat: npt.NDArray[np.bool_]
+    kept: str
+
+    @classmethod
+    def of(cls, report: EvaluationReport, split: SequenceSplit, data: DataConfig) -> Repeats:
+        """Those among the targets of a report of test."""
+        return cls(split.repeats("test", report.sequences), data.repeats)
+
+    @property
+    def share(self) -> float:
+        """Of all targets."""
+        return float(self.is_repeat.mean())
+
+    @property
+    def are_many(self) -> bool:
+        """Whether they are so many that a headline over all targets misleads."""
+        return self.share > MANY_REPEATS
+
+    def of_new_items(self, masked: EvaluationReport) -> EvaluationReport | None:
+        """The report of all other targets, in masked lists; None where there are none."""
+        return None if self.is_repeat.all() else masked.of_targets(~self.is_repeat)
+
+    def explain(self) -> str:
+        """What they are, in words."""
+        new = int((~self.is_repeat).sum())
+        told = (
+            f"{self.share:.1%} of {len(self.is_repeat):,} test targets stand in the history before "
+            f"them already (data.repeats={self.kept}; first or last would keep one interaction of "
+            "a user with an item)."
+        )
+        if not new:
+            return (
+                f"{told} None is new: nothing here says how well new items are found, and masked "
+                "lists, from which seen items are filtered out, miss every target."
+            )
+        return (
+            f"{told} New items are the other {new:,}, looked for in masked lists: seen items are "
+            "filtered out of these, so that they miss every repeat."
+        )
 
 
 def describe_search(beam_width: int | None) -> str:

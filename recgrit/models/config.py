@@ -40,7 +40,7 @@ class SASRecConfig(TransformerConfig):
         neighbours: Kinds of neighbours that count beside the model, as in ``retriever``.
     """
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, le=1_000_000)
     valid_users: int | None = Field(5000, ge=1)
     neighbours: tuple[NeighbourKind, ...] = ()
 
@@ -54,10 +54,10 @@ class ItemVectorConfig(TransformerConfig):
         quantized_learning_rate: Of these passes; each moves items to other codes.
     """
 
-    epochs: int = Field(10, ge=1)
-    patience: int = Field(2, ge=1)
+    epochs: int = Field(10, ge=1, le=1_000_000)
+    patience: int = Field(2, ge=1, le=1_000_000)
     valid_users: int | None = Field(5000, ge=1)
-    quantized_epochs: int = Field(5, ge=1)
+    quantized_epochs: int = Field(5, ge=1, le=1_000_000)
     quantized_learning_rate: float = Field(3e-4, gt=0)
 
 
@@ -68,9 +68,9 @@ class TokenModelConfig(TrainingConfig):
         valid_beam_width: Beam width of validation while training.
     """
 
-    epochs: int = Field(200, ge=1)
+    epochs: int = Field(200, ge=1, le=1_000_000)
     valid_users: int | None = Field(1000, ge=1)
-    valid_beam_width: int = Field(20, ge=10)
+    valid_beam_width: int = Field(20, ge=10, le=100_000)
 
 
 class TigerConfig(TokenModelConfig):
@@ -86,14 +86,14 @@ class TigerConfig(TokenModelConfig):
         dropout: Rate everywhere.
     """
 
-    batch_targets: int = Field(256, ge=1)
-    warmup_steps: int = Field(500, ge=0)
-    model_dim: int = Field(128, ge=8)
-    num_layers: int = Field(4, ge=1)
-    num_heads: int = Field(6, ge=1)
-    head_dim: int = Field(64, ge=1)
-    hidden_dim: int = Field(1024, ge=1)
-    history_length: int = Field(20, ge=1)
+    batch_targets: int = Field(256, ge=1, le=2**24)
+    warmup_steps: int = Field(500, ge=0, le=10**9)
+    model_dim: int = Field(128, ge=8, le=16_384)
+    num_layers: int = Field(4, ge=1, le=256)
+    num_heads: int = Field(6, ge=1, le=1024)
+    head_dim: int = Field(64, ge=1, le=16_384)
+    hidden_dim: int = Field(1024, ge=1, le=65_536)
+    history_length: int = Field(20, ge=1, le=100_000)
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
@@ -112,7 +112,7 @@ class TransitionsConfig(Config):
     """
 
     neighbours: tuple[NeighbourKind, ...] = Field(("near", "next", "alike"), min_length=1)
-    history_length: int = Field(50, ge=1)
+    history_length: int = Field(50, ge=1, le=100_000)
 
 
 class ItemKNNConfig(Config):
@@ -126,8 +126,8 @@ class ItemKNNConfig(Config):
         history_length: Items of a history that are read.
     """
 
-    num_neighbours: int = Field(100, ge=1)
-    window: int = Field(20, ge=1)
+    num_neighbours: int = Field(100, ge=1, le=1_000_000)
+    window: int = Field(20, ge=1, le=1_000_000)
     shrinkage: float = Field(10.0, ge=0)
     discount: float = Field(0.8, gt=0, le=1)
-    history_length: int = Field(50, ge=1)
+    history_length: int = Field(50, ge=1, le=100_000)

@@ -119,7 +119,7 @@ class DecoderOnly(TokenNetwork):
             x = layer(x, causal.unsqueeze(0))
         # The state before each token of item t + 1: shifted by one token.
         states = self.norm(x)[:, num_levels - 1 : -1].unflatten(1, (-1, num_levels))
-        return self.tables.loss(states.flatten(0, 1)[plan.positions], plan.targets)
+        return self.tables.loss(states.flatten(0, 1)[plan.positions], plan.targets, plan.weights)
 
 
 class DecoderModel(TokenModel):

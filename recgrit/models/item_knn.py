@@ -17,6 +17,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from recgrit.errors import DataError
 from recgrit.models.config import ItemKNNConfig
 from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
 from recgrit.ranking import Histories, ScoreRanker
@@ -75,8 +76,15 @@ class ItemKNN(Model):
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: ItemKNNConfig) -> Self:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: It is of other items.
+        """
         similarities = sparse.csr_array(sparse.load_npz(directory / SIMILARITIES_NAME))
+        similarities.check_format(full_check=True)
+        if similarities.shape != (items.num_items, items.num_items):
+            raise DataError(f"Similarities {similarities.shape} for {items.num_items} items.")
         return cls(similarities, discount=settings.discount, history_length=settings.history_length)
 
     def score(self, histories: Histories) -> Tensor:

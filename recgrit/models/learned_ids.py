@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from recgrit import distributed
-from recgrit.artifacts import replacing
+from recgrit.checksums import fits_record, write_record
+from recgrit.disk import replacing
 from recgrit.models.config import ItemVectorConfig
 from recgrit.models.model import FitSummary
 from recgrit.models.next_item import NextItemNetwork
@@ -190,6 +191,7 @@ def _keep_vectors(
         with replacing(path) as temporary:
             weights = {name: value.cpu() for name, value in weights_of(network).items()}
             save_file(weights, temporary, metadata={"epochs": epochs})
+        write_record(path)
     except (OSError, SafetensorError) as error:
         logger.warning("Cannot keep the item vectors in %s: %s", path, error)
 
@@ -202,6 +204,8 @@ def _read_vectors(
         return None
     network = build()
     try:
+        if not fits_record(path):
+            raise ValueError("its checksum differs")
         with safe_open(path, framework="pt") as file:
             history = [read_epoch(values) for values in json.loads(file.metadata()["epochs"])]
             names = file.keys()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recgrit.config import Config
 from recgrit.embedding.likeness import Likeness
+from recgrit.errors import ArtifactError
 from recgrit.ranking import Ranker
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ class CatalogueInputs:
             and None where the items came as vectors.
         listed: bool ``[N]``, the items that may be recommended; others left the catalogue.
         num_known: The first items, which the catalogue had in training; later ones were appended.
+
+    Raises:
+        ArtifactError: The parts are not of equally many items.
     """
 
     trained: npt.NDArray[np.bool_]
@@ -48,6 +52,21 @@ class CatalogueInputs:
     words: csr_array | None
     listed: npt.NDArray[np.bool_]
     num_known: int
+
+    def __post_init__(self) -> None:
+        rows = {
+            "semantic IDs": None if self.semantic_ids is None else len(self.semantic_ids),
+            "features": None if self.features is None else len(self.features),
+            "words": None if self.words is None else self.words.shape[0],
+            "listed": len(self.listed),
+        }
+        fitting = (None, self.num_items)
+        wrong = [f"{name}: {num}" for name, num in rows.items() if num not in fitting]
+        if wrong or not 0 <= self.num_known <= self.num_items:
+            raise ArtifactError(
+                f"The parts of a catalogue of {self.num_items} items, {self.num_known} of them "
+                f"known in training, are of other items: {', '.join(wrong) or 'too many known'}."
+            )
 
     @property
     def num_items(self) -> int:

@@ -27,6 +27,7 @@ from recgrit.quantization.fit import ENCODE_CHUNK
 from recgrit.quantization.quantizer import Quantizer
 from recgrit.ranking import NEVER, Batch, Histories, TrainingLoss
 from recgrit.retrieval.transformer import HistoryEncoder
+from recgrit.training.weighing import cross_entropy
 
 # Items that compete in a step: all where they are fewer, else the step's targets and a sample.
 MAX_CANDIDATES = 32_768
@@ -142,7 +143,8 @@ class NextItemNetwork(nn.Module):
         )
         columns = wanted if items is None else torch.searchsorted(items, wanted)
         accuracy = (scores.detach().argmax(dim=-1) == columns).float().mean()
-        return TrainingLoss(F.cross_entropy(scores, columns) + quantization, accuracy.unsqueeze(0))
+        value = cross_entropy(scores, columns, plan.weights) + quantization
+        return TrainingLoss(value, accuracy.unsqueeze(0))
 
     def _score_seen(self, scores: Tensor, columns: Tensor, present: Tensor) -> Tensor:
         """Scores ``[R, C]`` with what being in the history adds to them.

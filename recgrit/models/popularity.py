@@ -1,5 +1,7 @@
 """Popularity: the items with the most interactions in training, the same for everyone.
 
+Where events have types, those that are predicted are counted, such as purchases.
+
 The floor that any model must beat. Memory is linear in the lists and in the histories: no table of
 users times items is built.
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from recgrit.config import Config
 from recgrit.data.recommendations import NO_ITEM
+from recgrit.errors import DataError
 from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
 from recgrit.ranking import CPU, NEVER, Histories, Ranked, require_items
 
@@ -52,7 +55,7 @@ class Popularity(Model):
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
         """Count the items of the training parts."""
-        return Fitted(cls(split.train_item_counts()), FitSummary({"counts": split.num_items}))
+        return Fitted(cls(split.train_target_counts()), FitSummary({"counts": split.num_items}))
 
     def save(self, directory: Path) -> None:
         """Write ``counts.npy``."""
@@ -60,8 +63,15 @@ class Popularity(Model):
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: Config) -> Self:
-        """Read what `save` wrote."""
-        return cls(np.load(directory / COUNTS_NAME))
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: It is of other items.
+        """
+        counts = np.load(directory / COUNTS_NAME)
+        if counts.shape != (items.num_items,):
+            raise DataError(f"Counts of {counts.shape} items for {items.num_items}.")
+        return cls(counts)
 
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None

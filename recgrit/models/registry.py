@@ -7,7 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from recgrit.artifacts import digest_file
+from recgrit.checksums import digest_file
 from recgrit.errors import ConfigError
 from recgrit.models.model import Model
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recgrit.models.config import SASRecConfig
@@ -26,6 +25,7 @@ from recgrit.retrieval.config import NeighbourKind
 from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.neighbours import ItemNeighbours
 from recgrit.retrieval.transformer import HistoryEncoder
+from recgrit.training.weighing import cross_entropy
 
 if TYPE_CHECKING:
     from recgrit.data.splits import SequenceSplit
@@ -107,7 +107,8 @@ class SASRec(nn.Module):
         states = self.encode(plan.histories).flatten(0, 1)[plan.positions]
         scores = self.score(states).float().masked_fill(~self.train_items, NEVER)
         accuracy = (scores.detach().argmax(dim=-1) == plan.targets).float().mean()
-        return TrainingLoss(F.cross_entropy(scores, plan.targets), accuracy.unsqueeze(0))
+        value = cross_entropy(scores, plan.targets, plan.weights)
+        return TrainingLoss(value, accuracy.unsqueeze(0))
 
 
 class SASRecModel(NetworkModel[SASRec]):

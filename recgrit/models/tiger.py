@@ -105,7 +105,7 @@ class EncoderDecoder(TokenNetwork):
         items = plan.histories[plan.users.unsqueeze(-1), places.clamp_max(longest - 1)]
         context = self.read(Histories(items, lengths))
         chosen = self.tables.item_tokens[plan.targets][:, None, :-1]
-        return self.tables.loss(self._decode(context, chosen)[:, 0], plan.targets)
+        return self.tables.loss(self._decode(context, chosen)[:, 0], plan.targets, plan.weights)
 
 
 class TigerModel(TokenModel):

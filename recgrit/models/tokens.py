@@ -29,6 +29,7 @@ from recgrit.retrieval.dropout import Dropout
 from recgrit.retrieval.frontier import Frontier
 from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import Trie, build_trie
+from recgrit.training.weighing import cross_entropy
 
 
 class Attention(nn.Module):
@@ -140,13 +141,16 @@ class TokenTables(nn.Module):
         first = self.offsets[level]
         return states @ self.embedding.weight[first : first + self.sizes[level]].T
 
-    def loss(self, states: Tensor, wanted: Tensor) -> TrainingLoss:
-        """Of states ``[M, L, D]`` and the items that follow ``[M]``: the mean of -log P(item)."""
+    def loss(self, states: Tensor, wanted: Tensor, weights: Tensor | None) -> TrainingLoss:
+        """Of states ``[M, L, D]`` and the items that follow ``[M]``: the mean of -log P(item).
+
+        Each times its weight ``[M]``, where there are weights.
+        """
         tokens = self.item_tokens[wanted]
         total, accuracy = states.new_zeros((), dtype=torch.float32), []
         for level, first in enumerate(self.offsets):
             scores = self.score(states[:, level], level).float()
-            total = total + F.cross_entropy(scores, tokens[:, level] - first)
+            total = total + cross_entropy(scores, tokens[:, level] - first, weights)
             right = scores.detach().argmax(dim=-1) == tokens[:, level] - first
             accuracy.append(right.float().mean())
         return TrainingLoss(total, torch.stack(accuracy))
@@ -249,7 +253,7 @@ class TokenRanker:
         return beam_search(
             self.trie,
             TokenWalk(self.model, self.trie, context, num_users=len(histories.items)),
-            beam_width=search_width(self.beam_width, top_k),
+            beam_width=search_width(self.beam_width, top_k, self.trie.num_items),
             top_k=top_k,
             leaf_filter=LeafFilter.build(self.trie, excluded=excluded, allowed=self.allowed),
         )

@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from recgrit.config import Config
 from recgrit.errors import ConfigError
 
+# Far more than is of use: what is larger is a mistake, and would take all memory first.
+MAX_DIM, MAX_HIDDEN, MAX_CODES = 65_536, 64, 2**20
+
 
 class TokenizerConfig(Config):
     """Settings of the tokenizer.
@@ -65,16 +68,16 @@ class TokenizerConfig(Config):
     surrogate: Literal["additive", "multiplicative"] = "additive"
     direction_noise: float = Field(0.0, ge=0)
     transform: Literal["linear", "attention", "identity"] = "linear"
-    transform_rank: int = Field(8, ge=0)
+    transform_rank: int = Field(8, ge=0, le=MAX_DIM)
     codebook_learning: Literal["joint", "frozen", "ema"] = "joint"
     normalization: Literal["two_sided", "none", "codes"] = "two_sided"
     normalized_from: int = Field(1, ge=0)
     autoencoder: Literal["none", "mlp", "residual"] = "none"
     hidden_dims: tuple[int, ...] = (256, 128)
-    code_dim: int = Field(32, ge=1)
+    code_dim: int = Field(32, ge=1, le=MAX_DIM)
     init: Literal["kmeans", "balanced_kmeans", "random"] = "kmeans"
-    epochs: int = Field(40, ge=0)
-    batch_size: int = Field(1024, ge=1)
+    epochs: int = Field(40, ge=0, le=1_000_000)
+    batch_size: int = Field(1024, ge=1, le=2**24)
     learning_rate: float = Field(1e-3, gt=0)
     commitment_weight: float = Field(0.05, ge=0)
     codebook_weight: float = Field(0.0, ge=0)
@@ -92,7 +95,16 @@ class TokenizerConfig(Config):
         sizes = (value,) if isinstance(value, int) else value
         if not sizes or min(sizes) < 2:
             raise ValueError("codebook_size must be at least 2 on every level")
+        if max(sizes) > MAX_CODES:
+            raise ValueError(f"codebook_size must be at most {MAX_CODES:,} on every level")
         return value
+
+    @field_validator("hidden_dims")
+    @classmethod
+    def _check_dims(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
+        if len(dims) > MAX_HIDDEN or (dims and not 1 <= min(dims) <= max(dims) <= MAX_DIM):
+            raise ValueError(f"hidden_dims are at most {MAX_HIDDEN} numbers from 1 to {MAX_DIM:,}")
+        return dims
 
     @model_validator(mode="after")
     def _check_published(self) -> TokenizerConfig:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import polars as pl
 
 from recgrit.errors import ArtifactError
+from recgrit.evaluation.report import Repeats
 from recgrit.layout import EPOCHS_NAME, ID_EPOCHS_NAME, stage_directory
 from recgrit.reporting.catalogue import Collisions, ItemRows, find_collisions, list_items
 from recgrit.reporting.examples import ExampleUser, show_users
@@ -70,6 +71,9 @@ class EvaluationContents:
         users: Some users with their lists.
         ties: How interactions with equal timestamps were ordered.
         beam_agreement: Share of the exact top 10 that the beam finds; None where all is exact.
+        repeats: Test targets that stand in the history before them; None where they are few.
+        new_items: Of every model on all other test targets, in masked lists; empty where repeats
+            are few, or all there is.
     """
 
     scores: tuple[ModelScores, ...]
@@ -77,6 +81,8 @@ class EvaluationContents:
     users: tuple[ExampleUser, ...]
     ties: str
     beam_agreement: float | None
+    repeats: Repeats | None
+    new_items: tuple[ModelScores, ...]
 
 
 @dataclass(frozen=True)
@@ -196,18 +202,27 @@ def _read_learning(run: Run) -> pl.DataFrame | None:
 
 def read_training(run: Run) -> TrainingContents | None:
     """The training of a run's model; None for a model that has no epochs."""
-    if not (stage_directory(run.directory, "train") / EPOCHS_NAME).is_file():
+    if EPOCHS_NAME not in run.manifest("train").files:
         return None
     return TrainingContents(run.manifest("train").summary, read_epochs(run, "train"))
 
 
 def _read_evaluation(run: Run) -> EvaluationContents:
+    repeats = Repeats.of(run.report("test"), run.data.split, run.config.data)
+    new_items = {
+        key: new
+        for key, report in run.reports.items()
+        if repeats.are_many and key.split == "test" and key.masked
+        if (new := repeats.of_new_items(report)) is not None
+    }
     return EvaluationContents(
         scores=collect_scores(run.reports, run.model_kind),
         breakdowns=break_down(run.reports, run.data.split, run.model_kind),
         users=show_users(run, seed=run.config.seed),
         ties=run.report("test").protocol["ties"],
         beam_agreement=run.manifest("evaluate").summary.get("beam_agreement"),
+        repeats=repeats if repeats.are_many else None,
+        new_items=collect_scores(new_items, run.model_kind),
     )
 
 
@@ -217,11 +232,4 @@ def read_epochs(run: Run, stage: str, name: str = EPOCHS_NAME) -> pl.DataFrame:
     Raises:
         ArtifactError: The file is missing or damaged.
     """
-    path = stage_directory(run.directory, stage) / name
-    try:
-        return pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise ArtifactError(
-            f"{path} cannot be read: {error}. Delete its folder and run again with "
-            f"'recgrit run {run.directory}'."
-        ) from None
+    return run.read(stage, lambda path: pl.read_parquet(path / name, glob=False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from recgrit.evaluation.lists import (
     long_tail_share,
     mean_popularity,
 )
-from recgrit.layout import baseline_stage, stage_directory
+from recgrit.layout import LISTS_NAME, baseline_stage
 from recgrit.reporting.scores import FLOOR, name_model
 from recgrit.runs import Run
 
@@ -68,8 +67,11 @@ TIMES_LISTED = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
 
 def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
     """The recommendations of a run: int64 [U] users and int32 [U, K] items by rank."""
-    path: Path = stage_directory(run.directory, "recommend") / "recommendations.parquet"
-    frame = pl.read_parquet(path, columns=["user_id", "rank", "item_id"], glob=False)
+    columns = ["user_id", "rank", "item_id"]
+    frame = run.read(
+        "recommend",
+        lambda path: pl.read_parquet(path / LISTS_NAME, columns=columns, glob=False),
+    )
     data = run.data.interactions
     users = data.user_ids.alias("user_id").to_frame().with_row_index("user_idx")
     items = data.item_ids.alias("item_id").to_frame().with_row_index("item_idx")

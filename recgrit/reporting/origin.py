@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from recgrit.artifacts import read_manifest
 from recgrit.experiment import CONFIG_NAME, ExperimentConfig
 from recgrit.layout import stage_directory
+from recgrit.manifests import read_manifest
 from recgrit.runs import Run
 
 # What results may depend on.
@@ -79,7 +79,7 @@ def trace_origin(run: Run) -> Origin:
         command=f"recgrit run {shlex.quote(str(run.directory / CONFIG_NAME))}",
         settings=(run.directory / CONFIG_NAME).read_text(encoding="utf-8"),
         changed=changed_settings(run.config),
-        seed=run.config.seed,
+        seed=run.seed,
         stages=tuple(stages),
         inputs=inputs,
         versions=_versions(),

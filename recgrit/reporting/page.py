@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from markupsafe import Markup
 import recgrit
 from recgrit.reporting.contents import EvaluationContents, RunContents
 from recgrit.reporting.figures import PALETTE, build_figures, color_models
-from recgrit.reporting.scores import Score, headline_k, metric_title
+from recgrit.reporting.scores import ModelScores, Score, headline_k, metric_title
 from recgrit.reporting.tree import IdTree
 
 
@@ -151,13 +151,21 @@ def pack_tree(tree: IdTree) -> dict[str, Any]:
 
 
 def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
-    """Each metric on test at the headline's list length, as it is and with histories masked."""
+    """Each metric on test at the headline's list length, as it is and with histories masked.
+
+    Before them, where many targets are repeats, that of the others.
+    """
     tests = [found for found in evaluation.scores if found.key.split == "test"]
     colors = color_models(evaluation.scores)
     k = headline_k(tests[0].ks)
+    groups: list[tuple[str, Sequence[ModelScores]]] = [
+        ("all items ranked", [found for found in tests if not found.key.masked]),
+        ("seen items filtered out", [found for found in tests if found.key.masked]),
+    ]
+    if evaluation.new_items:
+        groups.insert(0, ("new items only", evaluation.new_items))
     cards = []
-    for masked in (False, True):
-        shown = [found for found in tests if found.key.masked == masked]
+    for note, shown in groups:
         for name in (f"recall_at_{k}", f"ndcg_at_{k}"):
             longest = max(found.scores[name].high for found in shown) or 1.0
             bars = tuple(
@@ -178,6 +186,5 @@ def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
             )
             best = max(bars[1:], key=lambda bar: bar.score.mean, default=None)
             ratio = bars[0].score.mean / best.score.mean if best and best.score.mean else None
-            note = "seen items filtered out" if masked else "all items ranked"
             cards.append(Card(metric_title(name), note, bars, ratio, best.model if best else ""))
     return tuple(cards)

@@ -58,7 +58,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[Row, ...]:
     """
     grouped: list[tuple[object, dict[int, Run]]] = []
     for run in runs:
-        recipe, seed = _recipe_of(run), run.config.seed
+        recipe, seed = _recipe_of(run), run.seed
         for known, by_seed in grouped:
             if known == recipe and seed not in by_seed:
                 by_seed[seed] = run

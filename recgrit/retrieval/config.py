@@ -13,16 +13,16 @@ NeighbourKind = Literal["near", "next", "alike"]
 PREFIXES_PER_ITEM = 2
 
 
-def search_width(beam_width: int, top_k: int) -> int:
+def search_width(beam_width: int, top_k: int, num_items: int) -> int:
     """Prefixes to keep at each level where ``top_k`` items are wanted: at least two for each.
 
     With one prefix for each, most users miss some item of the exact list: docs/retriever.md has
-    what was measured.
+    what was measured. No level has more prefixes than there are items.
 
-    >>> search_width(50, 10), search_width(50, 40)
-    (50, 80)
+    >>> search_width(50, 10, 1000), search_width(50, 40, 1000), search_width(50, 40, 60)
+    (50, 80, 60)
     """
-    return max(beam_width, PREFIXES_PER_ITEM * top_k)
+    return max(top_k, min(max(beam_width, PREFIXES_PER_ITEM * top_k), num_items))
 
 
 class RetrieverConfig(TransformerConfig):
@@ -52,9 +52,9 @@ class RetrieverConfig(TransformerConfig):
     neighbours: tuple[NeighbourKind, ...] = ("near", "next", "alike")
     seen_scores: bool = True
     size: Literal["catalogue", "prefixes", "constant"] = "catalogue"
-    node_buckets: int = Field(0, ge=0)
+    node_buckets: int = Field(0, ge=0, le=2**31)
     trie_softmax: bool = True
-    valid_beam_width: int = Field(30, ge=10)
+    valid_beam_width: int = Field(30, ge=10, le=100_000)
 
     @model_validator(mode="after")
     def _check_buckets(self) -> RetrieverConfig:

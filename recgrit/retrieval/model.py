@@ -246,7 +246,8 @@ class TrieRetriever(nn.Module):
                     sizes = self.trie.child_starts[choice.parents + 1] - firsts
                     others = self.score_other_codes(queries, firsts, sizes, level)
                     scores = torch.cat([scores, others], dim=-1)
-                total = total + self._negative_log_likelihood(scores, choice.columns)
+                weights = None if plan.weights is None else plan.weights[choice.open]
+                total = total + self._negative_log_likelihood(scores, choice.columns, weights)
                 num_right += (scores.detach().argmax(dim=-1) == choice.columns).sum()
             accuracy.append(num_right / max(1, plan.num_targets))
         return TrainingLoss(total / max(1, plan.num_targets), torch.stack(accuracy))
@@ -299,15 +300,21 @@ class TrieRetriever(nn.Module):
         leads_on.scatter_(1, codes, True)
         return others.masked_fill(leads_on[:, :num_codes], float("-inf"))
 
-    def _negative_log_likelihood(self, scores: Tensor, columns: Tensor) -> Tensor:
-        """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings."""
+    def _negative_log_likelihood(
+        self, scores: Tensor, columns: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings.
+
+        Each times its weight ``[M]``, where there are weights.
+        """
         log_probs = scores.log_softmax(dim=-1)
         wanted = log_probs.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
         if not self.label_smoothing:
-            return -wanted.sum()
+            return -(wanted if weights is None else weights * wanted).sum()
         absent = log_probs.isinf()
         spread = log_probs.masked_fill(absent, 0.0).sum(dim=-1) / (~absent).sum(dim=-1)
-        return -torch.lerp(wanted, spread, self.label_smoothing).sum()
+        smoothed = torch.lerp(wanted, spread, self.label_smoothing)
+        return -(smoothed if weights is None else weights * smoothed).sum()
 
     def num_parameters(self) -> dict[str, int]:
         """Trainable parameters by part."""

@@ -122,6 +122,22 @@ def find_next(split: SequenceSplit) -> csr_array:
     return csr_array(diags_array(1 / np.maximum(together.sum(axis=1), 1)) @ together)
 
 
+def _check_items(neighbours: nn.Module, _: object) -> None:
+    """Refuse a checkpoint that names items the catalogue does not have.
+
+    Raises:
+        ValueError: It does.
+    """
+    assert isinstance(neighbours, ItemNeighbours)
+    for kind in neighbours.kinds:
+        items = getattr(neighbours, f"{kind}_items")
+        if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < neighbours.num_items:
+            raise ValueError(
+                f"neighbours are items {int(items.min())} to {int(items.max())} of "
+                f"{neighbours.num_items}"
+            )
+
+
 class ItemNeighbours(nn.Module):
     """Each item's neighbours, and what they add to scores after a history.
 
@@ -151,6 +167,7 @@ class ItemNeighbours(nn.Module):
             self.register_buffer(f"{kind}_values", torch.zeros(shape))
         start = (strengths or Strengths()).only(self.kinds)
         self.register_buffer("fitted", torch.tensor(astuple(start), dtype=torch.float64))
+        self.register_load_state_dict_post_hook(_check_items)  # type: ignore[no-untyped-call]
 
     @property
     def strengths(self) -> Strengths:

@@ -71,6 +71,7 @@ class StepPlan:
         bag_starts: int64 ``[B * T + M * (L - 1)]``, where each sum begins in ``bags``.
         levels: One plan per level.
         num_targets: M.
+        weights: float32 ``[M]``, what each target counts in the loss; None where all count alike.
     """
 
     positions: Tensor
@@ -81,6 +82,7 @@ class StepPlan:
     bag_starts: Tensor
     levels: list[LevelPlan]
     num_targets: int
+    weights: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same on another device."""
@@ -171,6 +173,7 @@ class StepPlanner:
             bag_starts=torch.from_numpy(bag_starts),
             levels=levels,
             num_targets=len(positions),
+            weights=batch.weights,
         )
 
     def _candidates(

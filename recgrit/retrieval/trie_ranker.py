@@ -94,7 +94,7 @@ class TrieRanker:
         return beam_search(
             trie,
             walk,
-            beam_width=search_width(self.beam_width, top_k),
+            beam_width=search_width(self.beam_width, top_k, trie.num_items),
             top_k=top_k,
             neighbours=neighbours,
             leaf_filter=LeafFilter.build(trie, excluded=excluded, allowed=self.allowed),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +15,18 @@ import pandas as pd
 import polars as pl
 
 from recgrit.data.damage import TABLE_DAMAGE, read_parquet
+from recgrit.data.ids import IdList
 from recgrit.data.items import ItemIndex
 from recgrit.errors import DataError
 from recgrit.semantic_ids.collisions import number_rows
+from recgrit.summaries import Summarized
 
 # No more digits than a code can have.
 _TOKEN = re.compile(r"<([a-z])_([0-9]{1,18})>")
 
 
-@dataclass(frozen=True)
-class SemanticIdTable:
+@dataclass(frozen=True, repr=False)
+class SemanticIdTable(Summarized):
     """Semantic IDs of all items; row i is ``item_idx`` i.
 
     Args:
@@ -65,6 +67,19 @@ class SemanticIdTable:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def summarize(self) -> tuple[str, Mapping[str, str]]:
+        """Levels and a few IDs."""
+        level = self.disambiguation_level
+        facts = {
+            "levels": f"{self.id_length}, of {', '.join(map(str, self.codebook_sizes))} codes"
+            + ("" if level is None else f"; level {level} only tells items apart"),
+        }
+        for item, title, codes in zip(
+            self.item_ids.head(3), self.titles.head(3), self.codes[:3].tolist(), strict=True
+        ):
+            facts[item] = f"{format_semantic_id(tuple(codes))}  {title[:60]}"
+        return f"Semantic IDs of {len(self):,} items", facts
+
     @property
     def id_length(self) -> int:
         """Number of levels of an ID, a disambiguation level included."""
@@ -87,8 +102,11 @@ class SemanticIdTable:
         """
         return self.index[item_id]
 
-    def find_items(self, item_ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Dense indices of those external ids that the table has, in their order."""
+    def find_items(self, item_ids: IdList) -> npt.NDArray[np.int64]:
+        """Dense indices of those external ids that the table has, in their order.
+
+        A bare string is one id; nulls are passed over.
+        """
         return self.index.find(item_ids)
 
     def codes_of(self, item_id: str) -> tuple[int, ...]:

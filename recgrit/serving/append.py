@@ -9,7 +9,6 @@ its ID, is never listed, and is refused if it is offered again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,19 +18,21 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
+from recgrit.data.ids import IdList, list_ids
 from recgrit.data.items import ItemTable
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODER_FILES, load_encoder
 from recgrit.embedding.features import build_new_features
-from recgrit.embedding.text import build_item_texts
+from recgrit.embedding.text import build_item_texts, with_fields
 from recgrit.embedding.words import Terms
 from recgrit.errors import ArtifactError, DataError
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
 from recgrit.models.registry import find_model
 from recgrit.semantic_ids.addition import AddedIds, add_items
-from recgrit.serving.bundle import MODEL_FOLDER, Ancestor, Bundle
+from recgrit.semantic_ids.table import SemanticIdTable
+from recgrit.serving.bundle import MODEL_FOLDER, Ancestor, Bundle, is_bundle
 from recgrit.serving.catalogue import Catalogue
-from recgrit.serving.writing import write_bundle
+from recgrit.serving.writing import holds_another, write_bundle
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -82,7 +83,7 @@ def append_items(
     items: ItemTable | None = None,
     *,
     vectors: Embeddings | None = None,
-    removed: Collection[str] = (),
+    removed: IdList = (),
 ) -> Appended:
     """Write another bundle with new items, without removed ones, and with every old ID in place.
 
@@ -92,21 +93,28 @@ def append_items(
         items: Items to add, with the columns of the first catalogue; None for none. Those that are
             in the bundle are passed over, removed ones are refused.
         vectors: Vectors of ``items``, where the run took vectors of the user's own.
-        removed: External ids of items to remove.
+        removed: External ids of items to remove; a bare string is one.
+
+    The same request again, into the folder that it made, gives the bundle that is there.
 
     Raises:
-        ArtifactError: The folder is that of the bundle, or cannot be written.
-        DataError: Items cannot be used.
+        ArtifactError: The folder is that of the bundle, holds another one or anything else, or
+            cannot be written.
+        DataError: Items cannot be used, or none would be left.
         EncoderError: The encoder that the items need is not on this machine.
     """
     if directory.resolve() == bundle.directory.resolve():
         raise ArtifactError(
             f"{directory} holds the bundle to start from, which never changes: name another folder."
         )
+    there_before = _find_bundle_after(bundle, directory)
     _require_appendable(bundle)
+    # What cannot recommend is not handed on.
+    bundle.recommend_after({"": bundle.items.item_ids.head(1).to_list()}, top_k=1)
     table, catalogue = bundle.semantic_ids, bundle.catalogue
     step = len(bundle.settings.ancestors) + 1
-    leaving = table.find_items(dict.fromkeys(removed))
+    removed = list_ids(removed, "removed")
+    leaving = table.find_items(list(dict.fromkeys(removed)))
     leaving = leaving[catalogue.listed[leaving]]
     removed_in = catalogue.removed_in.copy()
     removed_in[leaving] = step
@@ -115,7 +123,12 @@ def append_items(
     there = np.array([item_id in known for item_id in offered.item_ids], dtype=bool)
     refused = np.array([item_id in gone for item_id in offered.item_ids], dtype=bool)
     wanted = np.flatnonzero(~there & ~refused)
-    new = ItemTable(offered.frame[wanted])
+    if not len(wanted) and (removed_in >= 0).all():
+        raise DataError(
+            f"These {len(leaving):,} removals would leave no item to list, and a bundle lists at "
+            "least one. Check the list of items to remove."
+        )
+    new = _with_all_fields(bundle, ItemTable(offered.frame[wanted]))
     features, added = _tokenize(bundle, new, None if vectors is None else vectors.vectors[wanted])
     num_new = len(wanted)
     tables = {
@@ -137,23 +150,27 @@ def append_items(
         num_added=manifest.summary["num_added"],
         num_removed=manifest.summary["num_removed"],
     )
-    written = write_bundle(
+    after = Catalogue(
+        trained=np.concatenate([catalogue.trained, np.zeros(num_new, bool)]),
+        added_in=np.concatenate([catalogue.added_in, np.full(num_new, step, np.int32)]),
+        removed_in=np.concatenate([removed_in, np.full(num_new, -1, np.int32)]),
+    )
+    if there_before is not None:
+        _require_same(there_before, added.table, after, tables["features"])
+    written = there_before or write_bundle(
         directory,
         bundle.settings.model_copy(update={"ancestors": (*bundle.settings.ancestors, before)}),
         items=added.table,
-        catalogue=Catalogue(
-            trained=np.concatenate([catalogue.trained, np.zeros(num_new, bool)]),
-            added_in=np.concatenate([catalogue.added_in, np.full(num_new, step, np.int32)]),
-            removed_in=np.concatenate([removed_in, np.full(num_new, -1, np.int32)]),
-        ),
+        catalogue=after,
         tables=tables,
         words=_add_words(bundle, new),
         copied={
-            name: bundle.directory / name
-            for name in manifest.files
+            name: (bundle.directory / name, record)
+            for name, record in manifest.files.items()
             if name.startswith(f"{MODEL_FOLDER}/") or name in COPIED
         },
         device=bundle.device,
+        may_replace=False,
     )
     return Appended(
         bundle=written,
@@ -164,6 +181,29 @@ def append_items(
         num_removed=len(leaving),
         num_unknown=len(set(removed) - known),
     )
+
+
+def _find_bundle_after(bundle: Bundle, directory: Path) -> Bundle | None:
+    """The bundle that was made of this one and lies there; None where there is none."""
+    if not is_bundle(directory):
+        return None
+    there = Bundle(directory, device=bundle.device)
+    if there.parent != bundle.fingerprint:
+        raise holds_another(directory)
+    return there
+
+
+def _require_same(
+    there: Bundle, table: SemanticIdTable, catalogue: Catalogue, features: Embeddings
+) -> None:
+    """Refuse a bundle that is not what would be written in its place."""
+    same = there.semantic_ids.to_polars().equals(table.to_polars()) and np.array_equal(
+        there.features.vectors, features.vectors
+    )
+    for name in ("trained", "added_in", "removed_in"):
+        same &= np.array_equal(getattr(there.catalogue, name), getattr(catalogue, name))
+    if not same:
+        raise holds_another(there.directory)
 
 
 def _require_appendable(bundle: Bundle) -> None:
@@ -182,6 +222,21 @@ def _require_appendable(bundle: Bundle) -> None:
         )
 
 
+def _with_all_fields(bundle: Bundle, items: ItemTable) -> ItemTable:
+    """New items with the columns that the first ones' texts are made of, empty where they lack."""
+    template = bundle.require_ids().embedding.template
+    if template is None or not len(items):
+        return items
+    items, missing = with_fields(items, template)
+    if missing:
+        logger.warning(
+            "The new items lack %s, of which the texts of the first ones are made: they have %s",
+            ", ".join(missing),
+            ", ".join(name for name in items.frame.columns if name not in missing),
+        )
+    return items
+
+
 def _add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
     """The words of all items' texts, in the terms of the first ones."""
     from scipy.sparse import csr_array, vstack
@@ -190,7 +245,8 @@ def _add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
     if words is None or not len(items):
         return words
     texts = build_item_texts(items, bundle.require_ids().embedding.template)
-    return csr_array(vstack([words, Terms.load(bundle.directory).encode(texts)], format="csr"))
+    terms = bundle.read(Terms.load)
+    return csr_array(vstack([words, terms.encode(texts)], format="csr"))
 
 
 # Files of a bundle that new items do not change.
@@ -250,11 +306,11 @@ def _encode(
         )
     if vectors is None:
         assert settings.encoder_space is not None
-        encoder = load_encoder(
-            settings.embedding,
-            settings.seed,
-            directory=bundle.directory,
-            space=settings.encoder_space,
+        space = settings.encoder_space
+        encoder = bundle.read(
+            lambda path: load_encoder(
+                settings.embedding, settings.seed, directory=path, space=space
+            )
         )
         vectors = encoder.encode(build_item_texts(items, settings.embedding.template))
     center = transform.text_mean if transform.text_center is None else transform.text_center

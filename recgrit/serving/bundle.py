@@ -2,7 +2,8 @@
 
 Nothing in it refers to the run it came from. It is never changed: adding or removing items writes
 another bundle (`recgrit.serving.append`), which names the one before. Every file is listed with its
-checksum and compared when a bundle is opened.
+checksum and compared when a bundle is opened; a bundle that is replaced by another while it is open
+is told from it.
 
 In it: the items' names and which of them are trained, added or removed; the model. For models with
 semantic IDs also the ID table, the tokenizer, what made the items' features, the features
@@ -12,30 +13,30 @@ themselves, and the trie's tables for services that walk it on their own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from pydantic import Field
 
-from recgrit.artifacts import (
-    MANIFEST_NAME,
-    Manifest,
-    digest_file,
-    read_manifest,
-)
-from recgrit.config import Config
+from recgrit.artifacts import load_artifact, open_artifact
+from recgrit.config import Config, validate
+from recgrit.data.config import TableConfig
+from recgrit.data.ids import IdList
 from recgrit.data.items import ItemTable
+from recgrit.disk import MANIFEST_NAME, wait_for
 from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.features import FeatureTransform
 from recgrit.embedding.words import load_words
-from recgrit.errors import ArtifactError, NewerSchemaError, RecgritError
+from recgrit.errors import ArtifactError, ConfigError, NewerSchemaError, ReplacedError
+from recgrit.evaluation.config import MAX_BEAM_WIDTH
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
+from recgrit.manifests import Manifest
 from recgrit.models.model import CatalogueInputs, Model
 from recgrit.models.registry import find_model
 from recgrit.quantization.config import TokenizerConfig
@@ -43,6 +44,7 @@ from recgrit.recommender import Recommender
 from recgrit.runs import read_tokenizer
 from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.serving.catalogue import Catalogue
+from recgrit.summaries import Summarized
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -53,6 +55,8 @@ BUNDLE = "bundle"
 TRIE_NAME = "trie.safetensors"
 MODEL_FOLDER = "model"
 BUNDLE_VERSION = 4
+
+T = TypeVar("T")
 
 
 class Ancestor(Config):
@@ -99,6 +103,7 @@ class BundleSettings(Config):
         ids: How items get semantic IDs; None for a model without them.
         beam_width: Prefixes kept at each level, as the run was evaluated.
         num_known_items: The first items, which the catalogue had in training.
+        table: How the run's own files name their columns, for files that come later.
     """
 
     version: int
@@ -107,11 +112,12 @@ class BundleSettings(Config):
     model: str
     settings: dict[str, Any]
     ids: TokenizerSettings | None
-    beam_width: int
-    num_known_items: int
+    beam_width: int = Field(ge=1, le=MAX_BEAM_WIDTH)
+    num_known_items: int = Field(ge=0)
+    table: TableConfig = TableConfig()
 
 
-class Bundle:
+class Bundle(Summarized):
     """A bundle, read-only.
 
     Args:
@@ -128,8 +134,19 @@ class Bundle:
     def __init__(self, directory: Path | str, *, device: str = "auto") -> None:
         self.directory = Path(directory)
         self.device = device
-        self.manifest = _read_verified(self.directory)
-        self.settings = BundleSettings.model_validate(self.manifest.config)
+        self.manifest = _open_whole(self.directory)
+        self.settings = _read_settings(self.manifest, self.directory)
+
+    def summarize(self) -> tuple[str, Mapping[str, str]]:
+        """The bundle in a few lines, of what it says of itself."""
+        settings, line = self.settings, self.settings.ancestors
+        facts = {
+            "model": f"{settings.model}, of {settings.num_known_items:,} items in training",
+            "made": f"{self.manifest.created}, by recgrit {self.manifest.recgrit_version}",
+            "bundles before": f"{len(line)}, the last from {line[-1].created}" if line else "none",
+            "fingerprint": self.fingerprint,
+        }
+        return f"Bundle {self.directory}", facts
 
     @property
     def fingerprint(self) -> str:
@@ -144,10 +161,9 @@ class Bundle:
     @cached_property
     def items(self) -> SemanticIdTable | ItemTable:
         """What the items are called, removed items included."""
-        with self._reading():
-            if self.settings.ids is None:
-                return ItemTable.load(self.directory)
-            return SemanticIdTable.load(self.directory)
+        if self.settings.ids is None:
+            return self.read(ItemTable.load)
+        return self.read(SemanticIdTable.load)
 
     @property
     def semantic_ids(self) -> SemanticIdTable:
@@ -180,34 +196,35 @@ class Bundle:
     @cached_property
     def catalogue(self) -> Catalogue:
         """Which items are trained, added, removed."""
-        with self._reading():
-            return Catalogue.load(self.directory)
+        catalogue = self.read(lambda path: Catalogue.load(path, self.items.item_ids))
+        if self.settings.num_known_items > len(self.items):
+            raise ArtifactError(
+                f"The bundle {self.directory} has {len(self.items)} items, and says that it knew "
+                f"{self.settings.num_known_items} in training: it is damaged."
+            )
+        return catalogue
 
     @cached_property
     def features(self) -> Embeddings:
         """Features of all items."""
-        with self._reading():
-            return Embeddings.load(self.directory, "features")
+        return self.read(lambda path: Embeddings.load(path, "features"))
 
     @cached_property
     def words(self) -> csr_array | None:
         """The words of all items' texts; None where the items came as vectors."""
-        with self._reading():
-            return load_words(self.directory)
+        return self.read(load_words)
 
     @cached_property
     def cooccurrence(self) -> npt.NDArray[np.float32] | None:
         """Co-occurrence vectors of all items, zeros where there are none."""
         if self.feature_transform.cooccurrence_mean is None:
             return None
-        with self._reading():
-            return Embeddings.load(self.directory, "cooccurrence").vectors
+        return self.read(lambda path: Embeddings.load(path, "cooccurrence").vectors)
 
     @cached_property
     def feature_transform(self) -> FeatureTransform:
         """How features are made of vectors."""
-        with self._reading():
-            return FeatureTransform.load(self.directory / TRANSFORM_NAME)
+        return self.read(lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -215,10 +232,8 @@ class Bundle:
         config = self.require_ids().tokenizer
         if config is None:
             raise self._lacks_ids()
-        with self._reading():
-            return read_tokenizer(
-                self.directory / TOKENIZER_NAME, config, self.features.embedding_dim
-            )
+        width = self.features.embedding_dim
+        return self.read(lambda path: read_tokenizer(path / TOKENIZER_NAME, config, width))
 
     @cached_property
     def model(self) -> Model:
@@ -232,9 +247,8 @@ class Bundle:
             listed=self.catalogue.listed,
             num_known=self.settings.num_known_items,
         )
-        settings = found.settings_class.model_validate(self.settings.settings)
-        with self._reading():
-            model = found.load(self.directory / MODEL_FOLDER, inputs, settings)
+        settings = validate(found.settings_class, self.settings.settings, "the model")
+        model = self.read(lambda path: found.load(path / MODEL_FOLDER, inputs, settings))
         return model.to_device(self.device)
 
     def recommender(self, *, beam_width: int | None = None) -> Recommender:
@@ -253,9 +267,7 @@ class Bundle:
             listed=self.catalogue.listed,
         )
 
-    def recommend_after(
-        self, histories: Mapping[str, Sequence[str]], **options: Any
-    ) -> pl.DataFrame:
+    def recommend_after(self, histories: Mapping[str, IdList], **options: Any) -> pl.DataFrame:
         """What is likely to follow histories; see `Recommender.recommend_after`."""
         return self._recommender.recommend_after(histories, **options)
 
@@ -263,17 +275,20 @@ class Bundle:
     def _recommender(self) -> Recommender:
         return self.recommender()
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """What cannot be read is reported as such."""
+    def read(self, load: Callable[[Path], T]) -> T:
+        """What ``load`` reads from the bundle's folder.
+
+        Raises:
+            ArtifactError: They cannot be read.
+            ReplacedError: Another bundle took the place of this one since it was opened.
+        """
         try:
-            yield
-        except RecgritError:
+            return load_artifact(self.directory, load, expected=self.manifest)
+        except ReplacedError:
             raise
-        # Every format has its own exceptions, and safetensors derives its from Exception.
-        except Exception as error:
+        except ArtifactError as error:
             raise ArtifactError(
-                f"The bundle {self.directory} cannot be read: {error}. Take the bundle before it, "
+                f"The bundle {self.directory} cannot be read. {error} Take the bundle before it, "
                 "or export it again with 'recgrit export bundle'."
             ) from error
 
@@ -281,39 +296,53 @@ class Bundle:
 def is_bundle(directory: Path) -> bool:
     """Whether a folder says it is a bundle, whole or not."""
     try:
+        if not (directory / MANIFEST_NAME).is_file():  # Nor a pipe, which would never end.
+            return False
         values: Any = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
         return bool(values["stage"] == BUNDLE)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def _read_verified(directory: Path) -> Manifest:
-    """The manifest of a bundle whose files are all as they were written."""
+def _open_whole(directory: Path) -> Manifest:
+    """The manifest of a bundle whose files are all as they were written.
+
+    Raises:
+        ArtifactError: It is no bundle, or a file changed since.
+    """
+    wait_for(directory)
     if not is_bundle(directory):
         raise ArtifactError(
             f"No bundle at {directory}: expected a folder that 'recgrit export bundle' or "
             "'recgrit append' wrote."
         )
     try:
-        manifest = read_manifest(directory)
+        manifest = open_artifact(directory, whole=True)
     except NewerSchemaError:
         raise
     except ArtifactError as error:
-        raise ArtifactError(f"The bundle {directory} is damaged. {error}") from None
+        raise ArtifactError(
+            f"The bundle {directory} is damaged. {error} Copy it again from where it came, or "
+            "export it again with 'recgrit export bundle'."
+        ) from None
     version = manifest.config.get("version")
     if version != BUNDLE_VERSION:
         raise NewerSchemaError(
             f"The bundle {directory} has layout {version}, this recgrit reads {BUNDLE_VERSION}. "
             "Upgrade recgrit, or export the bundle again."
         )
-    try:
-        digests = {name: digest_file(directory / name) for name in manifest.files}
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {error.filename}: {error.strerror}.") from None
-    changed = [name for name, digest in manifest.files.items() if digests[name] != digest]
-    if changed:
-        raise ArtifactError(
-            f"The bundle {directory} is not as it was written: {', '.join(changed)} changed since "
-            "(checksums differ). Copy it again from where it came, or export it again."
-        )
     return manifest
+
+
+def _read_settings(manifest: Manifest, directory: Path) -> BundleSettings:
+    """What a bundle says of itself, checked.
+
+    Raises:
+        ArtifactError: A setting is missing or makes no sense.
+    """
+    try:
+        settings = validate(BundleSettings, manifest.config, "the manifest")
+        validate(find_model(settings.model).settings_class, settings.settings, "the model")
+    except ConfigError as error:
+        raise ArtifactError(f"The bundle {directory} cannot be used. {error}") from None
+    return settings

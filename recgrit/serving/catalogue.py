@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recgrit.errors import ArtifactError
+
 CATALOGUE_NAME = "catalogue.parquet"
 
 
@@ -39,9 +41,21 @@ class Catalogue:
         frame.write_parquet(directory / CATALOGUE_NAME)
 
     @classmethod
-    def load(cls, directory: Path) -> Catalogue:
-        """Read what `save` wrote."""
+    def load(cls, directory: Path, item_ids: pl.Series) -> Catalogue:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: It is not of these items, or says of one what cannot be.
+        """
         frame = pl.read_parquet(directory / CATALOGUE_NAME, glob=False)
+        types = {"item_id": pl.String, "trained": pl.Boolean, "added_in": pl.Int32}
+        expected = pl.Schema(types | {"removed_in": pl.Int32})
+        if frame.schema != expected or any(frame.null_count().row(0)):
+            raise ArtifactError(f"{CATALOGUE_NAME} needs {expected} without nulls.")
+        if not frame["item_id"].equals(item_ids):
+            raise ArtifactError(f"{CATALOGUE_NAME} lists other items than the item table.")
+        if (frame["added_in"] < 0).any() or (frame["removed_in"] < -1).any():
+            raise ArtifactError(f"{CATALOGUE_NAME} has negative numbers of bundles.")
         return cls(
             trained=frame["trained"].to_numpy(),
             added_in=frame["added_in"].to_numpy(),

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from recgrit.data.config import TableConfig
+from recgrit.data.filtering import FRACTION, time_columns
+from recgrit.data.id_columns import as_ids, refuse_damaged_ids
 from recgrit.data.items import ItemTable
+from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE
+from recgrit.data.sources.item_table import read_item_table
+from recgrit.data.sources.reading import show_names
+from recgrit.data.sources.table import Table
+from recgrit.data.sources.table_files import TableFile, find_tables, list_files, open_table
 from recgrit.data.splits import SequenceSplit
+from recgrit.data.times import TimeReader
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".parquet", ".csv", ".jsonl")
+DEFAULT_TABLE = TableConfig()
 
 
 @dataclass(frozen=True)
@@ -32,33 +42,54 @@ class UserHistories:
     split: SequenceSplit
 
 
-def read_items(path: Path) -> ItemTable:
-    """Items with ``item_id`` and the columns of the catalogue they are to join.
+def read_items(path: Path, settings: TableConfig = DEFAULT_TABLE) -> ItemTable:
+    """Items of a file, a folder or a pattern, read as those of a run are.
 
     A missing title is the item's id. Lists, such as genres, are lists in Parquet and JSON lines,
-    text with commas in CSV.
+    text with commas in text files.
+
+    Args:
+        path: Where they are.
+        settings: How the run's files name their columns; ``item_id`` and ``title`` are understood
+            too, where these are missing.
 
     Raises:
-        DataError: The file cannot be read, has no ``item_id``, or names an item twice.
+        DataError: A file cannot be read, has no ids, or describes an item twice and differently.
     """
-    frame = _read(path, ("item_id",))
-    title = pl.col("title") if "title" in frame.columns else pl.lit(None)
-    return ItemTable(
-        frame.with_columns(title.cast(pl.String).fill_null(pl.col("item_id")).alias("title"))
+    table = Table(**settings.model_dump())
+    items = read_item_table(
+        list_files(path, "items"),
+        item_id=table.item_id,
+        title=table.title,
+        text=table.text(table.item_columns),
+        max_malformed_share=0,
+        or_own_names=True,
     )
+    title = pl.col("title").fill_null(pl.col("item_id"))
+    return ItemTable(items.frame.with_columns(title))
 
 
-def read_histories(path: Path, table: SemanticIdTable | ItemTable) -> UserHistories:
-    """Histories from rows of ``user_id``, ``item_id`` and, where there is one, ``timestamp``.
+def read_histories(
+    path: Path, table: SemanticIdTable | ItemTable, settings: TableConfig = DEFAULT_TABLE
+) -> UserHistories:
+    """Histories from rows of a user, an item and, where there is one, a time.
 
     Rows are sorted by time; without one, and where times are equal, they keep the file's order.
-    Items that the table does not have are passed over and told. Memory grows with the number of
-    rows, by a few dozen bytes each while reading and 4 bytes after.
+    Items that the table does not have are passed over and told, and so are rows without a time if
+    they are few. Memory grows with the number of rows, by a few dozen bytes each while reading and
+    4 bytes after.
+
+    Args:
+        path: A file, a folder or a pattern.
+        table: The items.
+        settings: How the run's files name their columns and write times; ``user_id``, ``item_id``
+            and ``timestamp`` are understood too, where these are missing.
 
     Raises:
-        DataError: The file cannot be read, columns are missing, or no item is known.
+        DataError: The file cannot be read, columns are missing, times can be read in two ways, or
+            no item is known.
     """
-    frame = _read(path, ("user_id", "item_id"))
+    frame = _read_rows(path, Table(**settings.model_dump()))
     known = pl.DataFrame(
         {"item_id": table.item_ids, "item_idx": np.arange(len(table), dtype=np.int32)}
     )
@@ -72,11 +103,12 @@ def read_histories(path: Path, table: SemanticIdTable | ItemTable) -> UserHistor
         )
     if not rows.height:
         raise DataError(
-            f"No row of {path} names an item of the bundle, whose ids are such as "
-            f"{table.item_ids.head(3).to_list()}."
+            f"No row of {path} names an item of the bundle: its ids are such as "
+            f"{table.item_ids.head(3).to_list()}, those of the file such as "
+            f"{frame['item_id'].head(3).to_list()}."
         )
     if "timestamp" in rows.columns:
-        rows = rows.sort("timestamp", maintain_order=True)
+        rows = rows.sort(time_columns(rows), maintain_order=True)
     lists = rows.group_by("user_id", maintain_order=True).agg("item_idx")
     lengths = lists["item_idx"].list.len().to_numpy()
     return UserHistories(
@@ -89,28 +121,79 @@ def read_histories(path: Path, table: SemanticIdTable | ItemTable) -> UserHistor
     )
 
 
-def _read(path: Path, ids: tuple[str, ...]) -> pl.DataFrame:
-    """The rows of a file, whose ids are text and without nulls."""
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"Cannot read {path}: expected a file ending in {', '.join(SUFFIXES)}.")
-    text = dict.fromkeys(ids, pl.String)
-    try:
-        if path.suffix == ".parquet":
-            frame = pl.read_parquet(path, glob=False)
-        elif path.suffix == ".csv":
-            frame = pl.read_csv(path, glob=False, schema_overrides=text, try_parse_dates=True)
-        else:
-            frame = pl.read_ndjson(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from None
-    missing = [name for name in ids if name not in frame.columns]
-    if missing:
+def _read_rows(path: Path, table: Table) -> pl.DataFrame:
+    """Rows of ``user_id``, ``item_id`` and, where the files have times, those in our columns."""
+    wanted = {"user_id": table.user_id, "item_id": table.item_id, "timestamp": table.timestamp}
+    files = [
+        open_table(place, [table.user_id, table.item_id], table.text(table.columns))
+        for file in list_files(path, "histories")
+        for place in find_tables(file)
+    ]
+    names = [_find_names(file, wanted) for file in files if file.columns]
+    files = [file for file in files if file.columns]
+    if not files or len({frozenset(found) for found in names}) > 1:
         raise DataError(
-            f"{path} needs the column(s) {', '.join(ids)}; missing: {', '.join(missing)}, found: "
-            f"{', '.join(frame.columns)}."
+            f"{path} holds {'files with and without times' if files else 'no rows'}: expected "
+            f"{', '.join(wanted.values())}."
         )
-    frame = frame.with_columns(pl.col(name).cast(pl.String) for name in ids)
-    nulls = {name: count for name in ids if (count := frame[name].null_count())}
-    if nulls:
-        raise DataError(f"{path} has rows without {', '.join(nulls)}: fill or drop them.")
-    return frame
+
+    def all_times() -> Iterator[pl.Series]:
+        for file, found in zip(files, names, strict=True):
+            yield from (part.frame[found["timestamp"]] for part in file.rows([found["timestamp"]]))
+
+    times = TimeReader(table.timestamp, table.times, other_files=all_times)
+    parts, num_unsplit = [], 0
+    for file, found in zip(files, names, strict=True):
+        logger.info("%s: %s", file.label, file.describe())
+        for part in file.rows(list(found.values())):
+            ids = [
+                as_ids(part.frame[found[ours]], file.label, found[ours])
+                .cast(pl.String)
+                .str.strip_chars()
+                .alias(ours)
+                for ours in ("user_id", "item_id")
+            ]
+            for column in ids:
+                refuse_damaged_ids(column.unique(), file.label, found[column.name])
+            exact: list[pl.Series] = []
+            if "timestamp" in found:
+                exact = list(times.read(part.frame[found["timestamp"]], file.label))
+            parts.append(pl.DataFrame([*ids, *exact]))
+            num_unsplit += len(part.unsplit)
+    times.finish()
+    empty = pl.DataFrame(schema={"user_id": pl.String, "item_id": pl.String})
+    rows = pl.concat([empty, *parts], how="diagonal")
+    if FRACTION in rows.columns:
+        rows = rows.with_columns(pl.col(FRACTION).fill_null(0.0))
+    is_bad = pl.any_horizontal(
+        (pl.col("user_id", "item_id") == "").fill_null(True),
+        *([pl.col("timestamp").is_null()] if "timestamp" in rows.columns else []),
+    )
+    usable = rows.filter(~is_bad)
+    num_bad, num_read = rows.height - usable.height + num_unsplit, rows.height + num_unsplit
+    why = "lack a user, an item or a time" if "timestamp" in rows.columns else "lack an id"
+    if num_bad > DEFAULT_MAX_MALFORMED_SHARE * num_read or not usable.height:
+        unread = times.describe_unread()
+        raise DataError(
+            f"{path}: {num_bad} of {num_read} rows {why} or have too many fields"
+            f"{f' ({unread})' if unread else ''}. Mend them, or leave the times out where the file "
+            "is in order."
+        )
+    if num_bad:
+        logger.warning("%d of %d rows of %s %s and are left out", num_bad, num_read, path, why)
+    return usable
+
+
+def _find_names(file: TableFile, wanted: dict[str, str]) -> dict[str, str]:
+    """What our columns are called in a file: as in the run, else as here; times may be missing."""
+    found = {}
+    for ours, name in wanted.items():
+        here = next((known for known in (name, ours) if known in file.columns), None)
+        if here is not None:
+            found[ours] = here
+        elif ours != "timestamp":
+            raise DataError(
+                f"{file.label} needs the column(s) {wanted['user_id']}, {wanted['item_id']}; "
+                f"missing: {name}, found: {show_names(file.columns)}."
+            )
+    return found

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recgrit.artifacts import Origin, write_artifact
+from recgrit.artifacts import open_artifact, write_artifact
+from recgrit.checksums import FileRecord
+from recgrit.config import validate
 from recgrit.data.items import ItemTable
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODER_FILES
 from recgrit.embedding.words import save_words
-from recgrit.errors import ArtifactError
+from recgrit.errors import ArtifactError, ReplacedError
 from recgrit.layout import EPOCHS_NAME, TOKENIZER_NAME, TRANSFORM_NAME, stage_directory
-from recgrit.quantization.config import TokenizerConfig
+from recgrit.manifests import Origin
 from recgrit.runs import Run
 from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.semantic_ids.trie import build_trie
@@ -49,7 +51,9 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
     data, tables, words = run.data, [], None
     folder = stage_directory(run.directory, "train")
     copied = {
-        f"{MODEL_FOLDER}/{name}": folder / name for name in trained.files if name != EPOCHS_NAME
+        f"{MODEL_FOLDER}/{name}": (folder / name, record)
+        for name, record in trained.files.items()
+        if name != EPOCHS_NAME
     }
     ids = None
     names = data.items.to_polars().select("item_id", "title")
@@ -59,27 +63,34 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
         tokenizer, embed = manifests["tokenize"], run.manifest("embed")
         manifests["embed"] = embed
         published = "published" in tokenizer.summary
-        ids = TokenizerSettings(
-            seed=embed.config["seed"],
-            embedding=run.config.embedding,
-            encoder_space=embed.summary["encoder_space"],
-            tokenizer=(
-                None if published else TokenizerConfig.model_validate(tokenizer.config["tokenizer"])
-            ),
-        )
+        embedding = run.config.embedding.model_dump(mode="json")
+        values = {
+            "seed": embed.config["seed"],
+            "embedding": {
+                **embedding,
+                "template": embed.summary.get("template", embedding["template"]),
+            },
+            "encoder_space": embed.summary["encoder_space"],
+            "tokenizer": None if published else tokenizer.config["tokenizer"],
+        }
+        ids = validate(TokenizerSettings, values, f"the run {run.directory}")
         embeddings = stage_directory(run.directory, "embed")
         if run.feature_transform.cooccurrence_mean is not None:
-            tables.append(("cooccurrence", Embeddings.load(embeddings, "cooccurrence")))
+            kept = run.read("embed", lambda path: Embeddings.load(path, "cooccurrence"))
+            tables.append(("cooccurrence", kept))
         copied |= {
-            name: embeddings / name
+            name: (embeddings / name, embed.files[name])
             for name in (TRANSFORM_NAME, *ENCODER_FILES)
-            if (embeddings / name).is_file()
+            if name in embed.files
         }
         if not published:
-            copied[TOKENIZER_NAME] = stage_directory(run.directory, "tokenize") / TOKENIZER_NAME
+            path = stage_directory(run.directory, "tokenize") / TOKENIZER_NAME
+            copied[TOKENIZER_NAME] = (path, tokenizer.files[TOKENIZER_NAME])
     if "embed" in manifests:
         tables.append(("features", run.features))
         words = run.words
+    for stage in manifests:  # What goes to others is read whole.
+        open_artifact(stage_directory(run.directory, stage), whole=True)
     num_items = len(items)
     settings = BundleSettings(
         version=BUNDLE_VERSION,
@@ -90,6 +101,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
         ids=ids,
         beam_width=run.evaluated_beam_width(),
         num_known_items=num_items,
+        table=run.config.data.table.model_copy(update={"items_path": None}),
     )
     catalogue = Catalogue(
         trained=data.split.train_item_counts() > 0,
@@ -108,6 +120,14 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
     )
 
 
+def holds_another(directory: Path) -> ArtifactError:
+    """What is said where a bundle would replace one that it must not."""
+    return ArtifactError(
+        f"{directory} holds another bundle, which may be in use: name a folder that does not exist "
+        "yet, or delete this one first."
+    )
+
+
 def write_bundle(
     directory: Path,
     settings: BundleSettings,
@@ -116,8 +136,9 @@ def write_bundle(
     catalogue: Catalogue,
     tables: Mapping[str, Embeddings],
     words: csr_array | None,
-    copied: Mapping[str, Path],
+    copied: Mapping[str, tuple[Path, FileRecord]],
     device: str,
+    may_replace: bool = True,
 ) -> Bundle:
     """Write a bundle and open it.
 
@@ -128,21 +149,23 @@ def write_bundle(
         catalogue: What became of each of them.
         tables: Vectors of all of them, such as ``features``, by name.
         words: Those of their texts; None where there are none.
-        copied: Files taken as they are, by their names in the bundle.
+        copied: Files taken as they are, by their names in the bundle, and what they have to be.
         device: Of the opened bundle.
+        may_replace: Whether a bundle that is there gives way.
 
     Raises:
-        ArtifactError: The folder cannot be written, or holds something else than a bundle.
+        ArtifactError: The folder cannot be written, holds something else than a bundle, or somebody
+            else writes it.
+        ReplacedError: What is copied was replaced meanwhile.
     """
-    if directory.exists() and not is_bundle(directory):
-        raise ArtifactError(
-            f"{directory} is there already and is no bundle: name a folder that does not exist yet."
-        )
     parents = dict(settings.run)
     if settings.ancestors:
         parents[BUNDLE] = settings.ancestors[-1].fingerprint
     origin = Origin(BUNDLE, BUNDLE_VERSION, settings.model_dump(mode="json"), parents)
     with write_artifact(directory, origin, elsewhere="--out") as writer:
+        # Looked at while nobody else writes it.
+        if not may_replace and is_bundle(directory):
+            raise holds_another(directory)
         items.save(writer.path)
         catalogue.save(writer.path, items.item_ids)
         for name, vectors in tables.items():
@@ -152,8 +175,10 @@ def write_bundle(
         if isinstance(items, SemanticIdTable):
             build_trie(items.codes).save(writer.path / TRIE_NAME)
         (writer.path / MODEL_FOLDER).mkdir()
-        for name, path in copied.items():
+        for name, (path, record) in copied.items():
             shutil.copyfile(path, writer.path / name)
+            if not record.fits(writer.path / name, whole=True):
+                raise ReplacedError(f"{path} was replaced while it was copied: run this again.")
         step = len(settings.ancestors)
         writer.summary = {
             "num_items": len(items),

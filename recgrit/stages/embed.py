@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from recgrit.layout import TRANSFORM_NAME
 from recgrit.runs import Run
 from recgrit.stages.stage import Stage, as_settings
 from recgrit.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
@@ -43,20 +46,26 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
+    from recgrit.data.sources import TABLE
     from recgrit.embedding.cooccurrence import build_cooccurrence_vectors
     from recgrit.embedding.embeddings import Embeddings
     from recgrit.embedding.encoders import encode_items
     from recgrit.embedding.features import fit_features
-    from recgrit.embedding.text import build_item_texts
+    from recgrit.embedding.text import build_item_texts, choose_text
     from recgrit.embedding.vectors import load_vectors
     from recgrit.embedding.words import Terms, has_words, save_words
 
     data = Run(config.run.dir).data
-    space = None
+    space, template = None, None
     if config.embedding.vectors_path is not None:
         text = load_vectors(config.embedding.vectors_path, data.items.item_ids)
     else:
-        texts = build_item_texts(data.items, config.embedding.template)
+        template = config.embedding.template
+        if template is None and config.data.source == TABLE:
+            chosen = choose_text(data.items)
+            logger.info("%s", chosen.describe())
+            template = chosen.template
+        texts = build_item_texts(data.items, template)
         encoded = encode_items(
             texts,
             config.embedding,
@@ -97,6 +106,7 @@ def _build(
     writer.summary = {
         "encoder": text.encoder,
         "encoder_space": space,
+        "template": template,
         "features": combined.encoder,
         "text_dim": text.embedding_dim,
         "feature_dim": combined.embedding_dim,
@@ -105,7 +115,7 @@ def _build(
 
 EMBED = Stage(
     name="embed",
-    version=2,
+    version=3,
     parents=("prepare",),
     settings=_settings,
     inputs=_find_inputs,

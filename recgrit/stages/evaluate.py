@@ -52,7 +52,7 @@ def _build(
 ) -> None:
     run, settings = Run(config.run.dir, device=_device(config)), config.evaluation
     split = run.data.split
-    width = search_width(settings.beam_width, max(settings.ks))
+    width = search_width(settings.beam_width, max(settings.ks), split.num_items)
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for key, found in _rank_targets(config, writer, engine, run).items():
         report = evaluate_recommendations(

@@ -48,7 +48,7 @@ def _build(
 
 PREPARE = Stage(
     name="prepare",
-    version=1,
+    version=2,
     settings=_settings,
     inputs=lambda config: find_input_files(config.data),
     build=_build,

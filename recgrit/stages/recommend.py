@@ -15,6 +15,7 @@ from recgrit.data.recommendations import write_lists
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import ShardFunction
 from recgrit.experiment import ExperimentConfig
+from recgrit.layout import LISTS_NAME
 from recgrit.runs import Run
 from recgrit.stages.stage import Stage, plan_shards
 from recgrit.tracking.tracker import Tracker
@@ -81,7 +82,7 @@ def _build(
     shards = plan_shards(config, f"recommend-{writer.key}", num_users, size, ".parquet")
     engine.map_shards(RecommendLists(config.with_absolute_paths()), shards)
     tables = (pl.read_parquet(path, glob=False) for path in shards.paths())
-    written = write_lists(tables, writer.path / "recommendations.parquet")
+    written = write_lists(tables, writer.path / LISTS_NAME)
     shards.remove()
     writer.summary = asdict(written)
 

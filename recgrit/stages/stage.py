@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recgrit.artifacts import (
-    ArtifactWriter,
-    Origin,
-    digest_file,
-    is_current,
-)
+from recgrit.artifacts import ArtifactWriter, is_current
+from recgrit.checksums import digest_file
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import Shards
 from recgrit.errors import DataError
 from recgrit.experiment import ExperimentConfig
 from recgrit.layout import SHARDS_NAME, stage_directory
+from recgrit.manifests import Origin
 from recgrit.runs import Run
 from recgrit.tracking.tracker import Tracker
 
@@ -95,18 +91,11 @@ def plan_shards(
 
 
 def _digest_input(path: Path) -> str:
-    """Digest of a raw file, read once a process as long as the file does not change."""
+    """Digest of a raw file."""
     try:
-        state = path.stat()
-        return _digest_unchanged(path, state.st_size, state.st_mtime_ns)
+        return digest_file(path)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from None
-
-
-@functools.cache
-def _digest_unchanged(path: Path, *state: int) -> str:
-    """Cached by path and state: a changed file is read again."""
-    return digest_file(path)
 
 
 def as_settings(seed: int, **sections: Mapping[str, Any]) -> dict[str, Any]:

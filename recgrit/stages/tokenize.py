@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.artifacts import ArtifactWriter, Origin, digest_file
+from recgrit.artifacts import ArtifactWriter
+from recgrit.checksums import digest_file
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import Report, ShardFunction
 from recgrit.experiment import ExperimentConfig
@@ -24,6 +25,7 @@ from recgrit.layout import (
     TOKENIZER_NAME,
     stage_directory,
 )
+from recgrit.manifests import Origin
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.runs import Run, read_tokenizer
 from recgrit.stages.stage import Stage, as_settings, plan_shards

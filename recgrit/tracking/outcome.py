@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from recgrit.artifacts import MANIFEST_NAME, Manifest
+from recgrit.disk import MANIFEST_NAME
 from recgrit.errors import TrackingError
+from recgrit.manifests import Manifest
 from recgrit.tracking.tracker import DataOrigin, Tracker
 
 logger = logging.getLogger(__name__)

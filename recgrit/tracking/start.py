@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recgrit.artifacts import digest_json, write_atomic
+from recgrit.checksums import digest_json
+from recgrit.disk import write_atomic
 from recgrit.tracking.config import TrackingConfig
 from recgrit.tracking.tracker import NullTracker, Tracker
 

@@ -5,8 +5,9 @@ One safetensors file, replaced as a whole: a reader sees one epoch's end or the 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from recgrit.checksums import digest_json
+from recgrit.disk import replacing
 from recgrit.errors import TrainingError
 from recgrit.training.averaging import MovingAverage, put_weights, weights_of
+
+# Where the digest of the rest stands.
+DIGEST = "digest"
 
 
 @dataclass
@@ -71,14 +77,20 @@ def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, An
         "generator": json.dumps(state.generator.bit_generator.state),
         "history": json.dumps(history),
     }
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata[DIGEST] = _digest(held, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        held = {name: value.detach().cpu() for name, value in tensors.items()}
+    with replacing(path) as temporary:
         save_file(held, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Hash of all that a checkpoint holds: a damaged one would be learned on from silently."""
+    digest = hashlib.sha256(digest_json({**metadata, DIGEST: ""}).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: Path, state: TrainingState) -> list[dict[str, Any]]:
@@ -91,9 +103,12 @@ def load_checkpoint(path: Path, state: TrainingState) -> list[dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             parts: dict[str, dict[str, Tensor]] = {}
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                part, name = key.split(".", 1)
-                parts.setdefault(part, {})[name] = file.get_tensor(key)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if _digest(tensors, metadata) != metadata[DIGEST]:
+            raise ValueError("its digest differs")
+        for key, tensor in tensors.items():
+            part, name = key.split(".", 1)
+            parts.setdefault(part, {})[name] = tensor
         history: list[dict[str, Any]] = json.loads(metadata["history"])
         put_weights(state.model, parts["model"])
         put_weights(state.averaged.model, parts["averaged"])

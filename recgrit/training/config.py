@@ -31,13 +31,13 @@ class TrainingConfig(Config):
             slower than ``float32``.
     """
 
-    epochs: int = Field(20, ge=1)
-    patience: int = Field(4, ge=1)
-    batch_targets: int = Field(1024, ge=1)
-    accumulation: int = Field(1, ge=1)
+    epochs: int = Field(20, ge=1, le=1_000_000)
+    patience: int = Field(4, ge=1, le=1_000_000)
+    batch_targets: int = Field(1024, ge=1, le=2**24)
+    accumulation: int = Field(1, ge=1, le=1_000_000)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    warmup_steps: int = Field(200, ge=0)
+    warmup_steps: int = Field(200, ge=0, le=10**9)
     average_decay: float = Field(0.99, ge=0, lt=1)
     valid_users: int | None = Field(None, ge=1)
     max_seconds: float | None = Field(None, gt=0)
@@ -56,10 +56,10 @@ class TransformerConfig(TrainingConfig):
         dropout: Rate everywhere.
     """
 
-    model_dim: int = Field(128, ge=8)
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(4, ge=1)
-    history_length: int = Field(50, ge=1)
+    model_dim: int = Field(128, ge=8, le=16_384)
+    num_layers: int = Field(2, ge=1, le=256)
+    num_heads: int = Field(4, ge=1, le=1024)
+    history_length: int = Field(50, ge=1, le=100_000)
     dropout: float = Field(0.5, ge=0, lt=1)
 
     @model_validator(mode="after")

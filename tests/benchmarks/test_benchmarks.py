@@ -61,6 +61,10 @@ CASES = {
         keys="different_texts_per_second seconds_again hours_of_a_million_extrapolated",
         facts={"texts": 20},
     ),
+    "long_memory": Case(
+        "--users 300 --train-users 100 --epochs 2",
+        keys="growth_while_training_mb growth_while_recommending_mb",
+    ),
     "prepare": Case(
         "--rows 20000 --partition-users 50",
         keys="seconds cpu_seconds peak_rss_mb seconds_pandas speedup_vs_pandas "
@@ -131,6 +135,15 @@ def test_the_model_is_served_and_timed(tiny_run: FinishedRun) -> None:
     assert found["num_items"] == 40
 
 
+def test_a_server_stays_right_under_load_and_abuse(tiny_run: FinishedRun) -> None:
+    sizes = ("--requests", 24, "--threads", 8, "--long", 100_000)
+    found = last_line("serve_load", tiny_run.directory, *sizes)
+    assert {"p50_ms", "p99_ms", "requests_per_second", "memory_growth_mb"} <= found.keys()
+    assert (found["requests"], found["wrong_answers"]) == (24, 0)
+    assert found["hostile_requests"] == 60
+    assert found["hostile_wrong_status"] == 0
+
+
 def test_rows_that_were_kept_are_fitted_again(tmp_path: Path) -> None:
     sizes = ("--stages", "train_buckets", "--sizes", "1e3,4e3")
     found = last_line("scaling", *sizes, "--out", tmp_path)
@@ -148,4 +161,4 @@ def test_node_buckets_hold_the_weights_of_many_nodes() -> None:
 
 def test_every_benchmark_is_tried_here() -> None:
     names = {path.stem for path in BENCHMARKS.glob("*.py")}
-    assert names - HELPERS == {*CASES, "node_buckets", "serve_latency"}
+    assert names - HELPERS == {*CASES, "node_buckets", "serve_latency", "serve_load"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -172,12 +173,22 @@ def test_each_stage_has_a_command(new_config: Callable[..., Path], command: Comm
 
 
 def test_a_damaged_artifact_is_built_again(copied_run: Path, command: Command) -> None:
-    (copied_run / "semantic_ids" / "manifest.json").write_text("{")
+    (copied_run / "semantic_ids" / "semantic_ids.parquet").write_bytes(b"")
     (copied_run / "evaluation" / "trie" / "test" / "per_target.parquet").unlink()
     done = command("run", copied_run, "--json")
     assert done.code == 0, done.err
     assert redone(done.json())[0] == "tokenize"
     assert "evaluate" in redone(done.json())
+
+
+def test_a_folder_without_a_readable_manifest_is_not_deleted(
+    copied_run: Path, command: Command
+) -> None:
+    (copied_run / "semantic_ids" / "manifest.json").write_text("{")
+    told = command("run", copied_run).told()
+    assert "semantic_ids is there already and is no tokenize that recgrit wrote" in told
+    shutil.rmtree(copied_run / "semantic_ids")
+    assert command("run", copied_run).code == 0
 
 
 def test_recommend_prints_titles_and_scores(tiny_run: FinishedRun, command: Command) -> None:

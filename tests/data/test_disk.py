@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from recgrit.artifacts import Origin, read_manifest, write_artifact
+from recgrit.artifacts import write_artifact
 from recgrit.data import transfer
 from recgrit.data.transfer import fetch_file
 from recgrit.errors import ArtifactError, DataError
+from recgrit.manifests import Origin, read_manifest
 from recgrit.runs import Run
 
 NOBODY = 65534
@@ -157,7 +158,9 @@ def test_a_folder_without_permission_keeps_the_old_artifact(denied: Path) -> Non
     before = contents(denied)
     with (
         pytest.raises(ArtifactError, match=r"Cannot write to .*: Permission denied.*run\.dir=PATH"),
-        write_artifact(denied / "data", Origin("prepare", 1, {"old": False})),
+        write_artifact(
+            denied / "data", Origin("prepare", 1, {"old": False}), elsewhere="run.dir=PATH"
+        ),
     ):
         pytest.fail("nothing may begin")
     assert contents(denied) == before

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from recgrit.checksums import digest_file
 from recgrit.data import download, transfer
 from recgrit.data.categories import AMAZON_CATEGORIES
 from recgrit.data.download import fetch_dataset
@@ -65,6 +66,8 @@ def pip_calls(
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(download.subprocess, "run", run)
+    digests = {name: digest_file(folder / name) for name in download.MIRROR_FILES}
+    monkeypatch.setattr(download, "MIRROR_FILES", digests)
     return calls
 
 
@@ -128,6 +131,15 @@ def test_100k_comes_from_a_wheel_at_last(
     assert rows_read(path) == 6
     assert pip_calls[0][-1] == "recbole==1.2.1"
     assert "--no-deps" in pip_calls[0]
+
+
+def test_another_wheel_than_the_known_one_is_refused(
+    target: Path, pip_calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "MIRROR_FILES", download.MIRROR_FILES | {"ml-100k.inter": "0"})
+    with pytest.raises(DataError, match=r"ml-100k.inter in recbole.* has SHA-256 .*, expected 0"):
+        fetch_dataset(release_at("movielens-100k", DEAF), target)
+    assert names(target) == []
 
 
 # Nobody listens there.

@@ -38,3 +38,10 @@ def test_required_columns(name: str) -> None:
 def test_repeated_ids_are_named() -> None:
     with pytest.raises(DataError, match=r"must be unique; 1 are repeated, the first \['x'\]"):
         ItemTable(pl.concat([FRAME, FRAME.head(1)]))
+
+
+@pytest.mark.parametrize("item_id", ["", "  ", "\t", "\0", "a\0b"])
+def test_ids_without_a_character_are_refused(item_id: str) -> None:
+    """NUL is what polars reads where JSON spells half a surrogate pair."""
+    with pytest.raises(DataError, match="Item ids must be text; 1 are empty"):
+        ItemTable(pl.DataFrame({"item_id": ["x", item_id], "title": ["Soap", "y"]}))

@@ -23,7 +23,7 @@ from recgrit.config import load_config
 from recgrit.data.config import DataConfig
 from recgrit.data.interactions import Interactions
 from recgrit.data.prepare import PreparedData, prepare
-from recgrit.errors import ArtifactError, DataError
+from recgrit.errors import ArtifactError, DataError, ReplacedError
 from recgrit.experiment import ExperimentConfig
 from recgrit.stages.prepare import PREPARE
 
@@ -166,8 +166,7 @@ def test_real_files(real_data: Callable[[str], Path]) -> None:
         assert outcome(source, path, partition_users=1000) == in_memory
 
 
-# Times finer than seconds order rows within a file before they become seconds, so users and items
-# are numbered in another order than their codes.
+# Times finer than seconds tell duplicates and order rows before they become seconds.
 milliseconds = st.lists(
     st.tuples(
         st.sampled_from("abcdef"),
@@ -237,11 +236,7 @@ def prepare_plainly(
     files: Sequence[Sequence[tuple[Any, ...]]], values: dict[str, Any]
 ) -> list[tuple[Any, ...]]:
     """User, item, time and rating as plain Python filters and sorts them."""
-    rows = [
-        (user, item, int(time // 1000), rating)
-        for file in files
-        for user, item, rating, time in sorted(file, key=lambda row: row[3])
-    ]
+    rows = [(user, item, time, rating) for file in files for user, item, rating, time in file]
     events: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for row in rows:
         events.setdefault(row[:3], row)
@@ -266,7 +261,8 @@ def prepare_plainly(
             break
         rows = left
     users = [*dict.fromkeys(row[0] for row in rows)]
-    return sorted(rows, key=lambda row: (users.index(row[0]), row[2]))
+    in_order = sorted(rows, key=lambda row: (users.index(row[0]), row[2]))
+    return [(user, item, int(time // 1000), rating) for user, item, time, rating in in_order]
 
 
 @pytest.mark.parametrize(
@@ -365,10 +361,14 @@ def test_damage_that_is_met_late_is_an_error(
     write_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
     prepare(DataConfig(source=ML, path=write_dataset(ML, draw_rows()))).save(tmp_path)
-    loaded = PreparedData.load(tmp_path)
     path = tmp_path / "interactions.parquet"
-    path.write_bytes(path.read_bytes()[:100])
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(100) + content[104:])
+    loaded = PreparedData.load(tmp_path)
     with pytest.raises(ArtifactError, match=r"interactions\.parquet cannot be read, it is damaged"):
+        _ = loaded.interactions.frame
+    path.write_bytes(content)
+    with pytest.raises(ReplacedError, match=r"interactions\.parquet was replaced since"):
         _ = loaded.interactions.frame
 
 

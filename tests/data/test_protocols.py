@@ -12,7 +12,7 @@ from recgrit.data.protocols import (
     split_by_time,
     without_items,
 )
-from recgrit.data.splits import MIN_SEQUENCE_LENGTH, SequenceSplit
+from recgrit.data.splits import SequenceSplit
 from recgrit.errors import DataError
 from tests.data.small_data import build_interactions, build_sequences
 
@@ -47,7 +47,7 @@ def test_leave_one_out_invariants(values: list[tuple[str, str, int]]) -> None:
             (row for row in values if row[0] == interactions.user_ids[user]), key=lambda r: r[2]
         )
         assert [interactions.item_ids[item] for item in sequence] == [row[1] for row in expected]
-        if len(sequence) < MIN_SEQUENCE_LENGTH:
+        if len(sequence) < 3:
             assert split.train_sequence(user).tolist() == sequence
             continue
         one = np.array([user])

@@ -88,3 +88,20 @@ def test_a_part_may_be_users_without_interactions() -> None:
         patch.setattr(splits, "PART_SIZE", 1)
         assert split.train_mask().all()
         assert split.train_item_counts().tolist() == [1, 2, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, st.integers(1, 12))
+def test_repeats_are_targets_that_the_history_holds(
+    values: list[tuple[str, str, int]], part_size: int
+) -> None:
+    split = leave_one_out(build_sequences(values))
+    for name in ("valid", "test"):
+        users = split.target_users(name)
+        expected = [
+            split.items[split.target_positions(name)[user]] in split.history(user, name)
+            for user in users
+        ]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(splits, "PART_SIZE", part_size)
+            assert split.repeats(name, users).tolist() == expected

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from recgrit.data import transfer
@@ -144,3 +145,82 @@ def test_the_proxy_of_the_environment_is_asked(
     assert target.read_bytes() == CONTENT
     # A proxy is asked for the whole address.
     assert file_server.requests == [("http://files.example/whole/data.zip", None)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "5", "null", '{"data.zip": 5}', '{"data.zip": "short"}', "[" * 10**5]
+)
+def test_a_damaged_record_is_told_before_anything_is_fetched(
+    server: Any, target: Path, text: str
+) -> None:
+    target.parent.mkdir()
+    record = target.parent / "checksums.json"
+    record.write_text(text)
+    with pytest.raises(DataError, match=r"checksums.json is damaged.*Delete it"):
+        fetch_file([f"{server.address}/whole/data.zip"], target)
+    assert not server.requests
+    record.unlink()
+    fetch_file([f"{server.address}/whole/data.zip"], target)
+
+
+def test_a_mirror_does_not_vouch_for_itself(
+    server: Any, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server, as a mirror, has the checksum of what it gives; the official one has another."""
+    server.md5 = hashlib.md5(CONTENT).hexdigest()
+    mirror = f"{server.address}/whole/data.zip"
+    fetch_file(["http://127.0.0.1:9/data.zip", mirror], target, publishes_md5=True)
+    assert not [path for path, _ in server.requests if path.endswith(".md5")]
+    assert "nothing is known to compare it with" in caplog.text
+    caplog.clear()
+    target.unlink()
+    fetch_file(["http://127.0.0.1:9/data.zip", mirror], target, publishes_md5=True)
+    assert "nothing is known" not in caplog.text, "it is the file that came before"
+    target.unlink()
+    (target.parent / "checksums.json").unlink()
+    fetch_file([mirror], target)
+    assert "nothing is known" not in caplog.text, "an official address without a checksum"
+
+
+def test_the_official_checksum_is_held_against_a_mirror(server: Any, target: Path) -> None:
+    server.md5 = "0" * 32
+    official, mirror = f"{server.address}/gone/data.zip", f"{server.address}/whole/data.zip"
+    with pytest.raises(DataError, match=f"the published one {'0' * 32}"):
+        fetch_file([official, mirror], target, publishes_md5=True)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("publishes_md5", [False, True])
+def test_https_is_not_given_up_for_http(
+    target: Path, monkeypatch: pytest.MonkeyPatch, publishes_md5: bool
+) -> None:
+    """Neither for the file nor for its checksum; from https to https is fine."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        if request.url.path == "/moved/data.zip":
+            return httpx.Response(302, headers={"location": "https://b.test/data.zip"})
+        if request.url.path.endswith(".md5") or request.url.path == "/down/data.zip":
+            return httpx.Response(301, headers={"location": "http://b.test/x"})
+        return httpx.Response(200, stream=httpx.ByteStream(CONTENT))
+
+    build = transfer.build_client
+
+    def build_mocked() -> httpx.Client:
+        client = build()
+        client._transport = httpx.MockTransport(answer)
+        client._mounts = {}
+        return client
+
+    monkeypatch.setattr(transfer, "build_client", build_mocked)
+    with pytest.raises(DataError, match="from https to http://b"):
+        fetch_file(["https://a.test/down/data.zip"], target)
+    assert "http://b.test/x" not in asked
+    moved = ["https://a.test/moved/data.zip"]
+    if publishes_md5:
+        with pytest.raises(DataError, match="from https to http://b"):
+            fetch_file(moved, target, publishes_md5=True)
+        assert not target.exists()
+    else:
+        assert fetch_file(moved, target).read_bytes() == CONTENT

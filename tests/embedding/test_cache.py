@@ -60,12 +60,12 @@ def test_another_encoder_has_its_own_entry(tmp_path):
     assert other.calls == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "rows", "nan", "dtype", "zip"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "rows", "nan", "dtype", "zip", "bit"])
 def test_damaged_files_are_made_anew(tmp_path, damage, caplog):
     encoder = CountingEncoder()
     # Copied, or they would change with the file.
     vectors = np.array(encode_cached(["ab", "c"], encoder, tmp_path))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.npy")
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-3])
     elif damage == "empty":
@@ -73,6 +73,10 @@ def test_damaged_files_are_made_anew(tmp_path, damage, caplog):
     elif damage == "zip":
         with path.open("wb") as stream:
             np.savez(stream, vectors)
+    elif damage == "bit":
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 0x40
+        path.write_bytes(content)
     else:
         wrong = {"rows": vectors[:1], "nan": vectors * np.nan, "dtype": vectors.astype(int)}
         np.save(path, wrong[damage])
@@ -93,7 +97,7 @@ def test_a_cache_that_cannot_be_written_costs_no_vectors(tmp_path, caplog):
 
 def test_nothing_half_written_is_left(tmp_path):
     encode_cached(["ab"], CountingEncoder(), tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy"]
 
 
 TEXTS = [f"{'x' * (i % 13)}{i % 40}" for i in range(100)]
@@ -105,7 +109,7 @@ def test_equal_texts_are_encoded_once_in_shards(tmp_path):
     assert len(encoder.seen) == len(set(encoder.seen)) == len(set(TEXTS))
     assert encoder.calls == -(-len(set(TEXTS)) // 16)
     np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])
-    assert [path.suffix for path in tmp_path.iterdir()] == [".npy"], "no shards are left"
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".npy"], "no shards"
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, caplog):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recgrit.embedding import words as module
@@ -113,3 +114,14 @@ def test_without_words_features_tell_what_is_alike():
     assert ((found > 0).sum(axis=1) == 4).all()
     np.testing.assert_allclose(np.sort(found)[:, -4:], np.sort(expected)[:, -4:], rtol=1e-4)
     assert Likeness(features, None).find(items, np.empty(0, np.int64), 4).nnz == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("indptr", 10**6), ("indptr", -1), ("indices", 10**6)])
+def test_offsets_and_terms_out_of_range_are_refused(catalogue, tmp_path, name, value):
+    save_words(catalogue, tmp_path)
+    path = tmp_path / module.ITEM_WORDS_NAME
+    arrays = load_file(path)
+    arrays[name][1] = value
+    save_file(arrays, path)
+    with pytest.raises(ValueError, match=r"index|indices|indptr|values"):
+        load_words(tmp_path)

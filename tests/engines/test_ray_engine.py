@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recgrit.artifacts import read_manifest
 from recgrit.config import load_config
 from recgrit.embedding.cache import encode_cached
 from recgrit.engines.config import EngineConfig
@@ -19,6 +18,7 @@ from recgrit.engines.local import LocalEngine
 from recgrit.engines.shards import Shards
 from recgrit.errors import ConfigError, EngineError
 from recgrit.experiment import ExperimentConfig
+from recgrit.manifests import read_manifest
 from recgrit.pipeline import run_experiment
 
 NUM_ROWS = 12

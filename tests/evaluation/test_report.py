@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -9,11 +10,12 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from recgrit.config import load_config
+from recgrit.data.config import DataConfig
 from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.evaluation.config import EvaluationConfig
-from recgrit.evaluation.report import EvaluationReport, evaluate_recommendations
+from recgrit.evaluation.report import EvaluationReport, Repeats, evaluate_recommendations
 
 
 @pytest.fixture
@@ -225,3 +227,32 @@ def test_what_a_caller_does_to_the_numbers_stays_outside(split: SequenceSplit) -
     report.intervals().clear()
     assert report.metrics()
     assert report.intervals()
+
+
+def test_the_report_of_some_targets_is_that_of_their_lists(split: SequenceSplit) -> None:
+    found = lists([3, 0, 1], [[1, 9, 2], [2, 1, 0], [5, 6, 7]])
+    some = evaluate(found, split).of_targets(np.array([True, False, True]))
+    expected = evaluate(found, split, sequences=np.array([0, 3]))
+    assert_frame_equal(some.per_target, expected.per_target)
+    assert (some.means, some.bounds) == (expected.means, expected.bounds)
+    assert some.protocol == expected.protocol
+
+
+def test_targets_that_stand_in_the_history_are_told(split: SequenceSplit) -> None:
+    # Of user 1 alone the test target would be a repeat.
+    items = split.items.copy()
+    items[3] = items[6]
+    split = dataclasses.replace(split, items=items)
+    report = evaluate(lists([3, 0, 1], [[1, 9, 2], [2, 1, 0], [5, 6, 7]]), split)
+    repeats = Repeats.of(report, split, DataConfig())
+    assert repeats.is_repeat.tolist() == [False, True, False]
+    assert repeats.are_many
+    new = repeats.of_new_items(report)
+    assert new is not None
+    assert new.metrics()["recall_at_3"] == 1.0
+    for text in ("33.3% of 3 test targets", "data.repeats=keep", "the other 2", "masked"):
+        assert text in repeats.explain()
+    everything = Repeats(np.ones(3, np.bool_), "keep")
+    assert everything.of_new_items(report) is None
+    assert "None is new" in everything.explain()
+    assert not Repeats(np.arange(100) < 5, "keep").are_many

@@ -29,17 +29,18 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["recgrit"]):
-    from recgrit.artifacts import read_manifest
     from recgrit.config import load_config
     from recgrit.data.config import TableConfig
-    from recgrit.data.items import read_item_list
+    from recgrit.data.items import ItemTable, read_item_list
     from recgrit.data.sources import load_source
     from recgrit.data.sources.table import Table
     from recgrit.embedding.vectors import load_vectors
     from recgrit.errors import RecgritError
     from recgrit.experiment import ExperimentConfig
+    from recgrit.manifests import read_manifest
     from recgrit.semantic_ids.published import read_published_ids
     from recgrit.semantic_ids.table import SemanticIdTable, parse_semantic_id
+    from recgrit.serving.files import read_histories
 
 import polars as pl
 
@@ -97,6 +98,21 @@ def read_table(folder: Path) -> object:
     return table.read(table.find_files(interactions), max_malformed_share=0.9)
 
 
+def read_log_as_histories(folder: Path) -> object:
+    items = ItemTable(pl.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"]}))
+    return read_histories(next(folder.glob("log.*")), items)
+
+
+TEXT = (
+    b'user_id;item_id;timestamp;stars\r\nu;"a";2011-11-01 10:00:00.25+01:00;4,5\r\n'
+    b'v;"b ""x""";30/9/2011 9:00 PM;5\r\n'
+)
+JSON_LINES = (
+    b'{"user_id": "u", "item_id": 1, "timestamp": "Nov 1, 2011", "stars": 4}\n'
+    b'{"user_id": "v", "item_id": 2, "timestamp": 1320105600123, "stars": 5}\n'
+)
+
+
 def build_targets(folder: Path) -> list[Target]:
     """One target for each format."""
     targets = []
@@ -116,6 +132,9 @@ def build_targets(folder: Path) -> list[Target]:
     ids = pl.Series(["a", "b"])
     targets += [
         Target("table csv", {"log.csv": _csv(log), "items.csv": _csv(items)}, read_table),
+        Target("table text", {"log.txt": TEXT, "items.tsv": _csv(items)}, read_table),
+        Target("table json", {"log.jsonl": JSON_LINES, "items.csv": _csv(items)}, read_table),
+        Target("histories", {"log.csv": _csv(log)}, read_log_as_histories),
         Target(
             "table parquet", {"log.parquet": _parquet(log), "items.csv": _csv(items)}, read_table
         ),

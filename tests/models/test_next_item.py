@@ -17,7 +17,7 @@ from recgrit.models.next_item import NextItemNetwork
 from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.residual import ResidualGRITVQ
 from recgrit.ranking import Histories
-from tests.small_models import loss_of
+from tests.small_models import loss_of, losses_by_weight
 
 NUM_ITEMS, NUM_GROUPS = 40, 4
 SETTINGS = {
@@ -333,3 +333,8 @@ def test_codebooks_are_kept_up_while_they_learn(features):
     for _ in range(3):
         loss_of(network, *draw_batch()).value.backward()
     assert not torch.equal(before, network.quantizer.codebooks[0])
+
+
+def test_targets_count_by_their_weights(features):
+    network = make_network(features).eval()
+    torch.testing.assert_close(*losses_by_weight(network, *draw_batch()))

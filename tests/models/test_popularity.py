@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -5,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from recgrit.config import Config
 from recgrit.data.recommendations import NO_ITEM, Recommendations
 from recgrit.data.splits import SequenceSplit, Split
 from recgrit.errors import DataError
-from recgrit.models.popularity import PopularityRanker
+from recgrit.models.popularity import Popularity, PopularityRanker
 from recgrit.ranking import recommend_items
+from tests.small_models import build_inputs
 
 
 def build_split(sequences: list[list[int]], num_items: int) -> SequenceSplit:
@@ -124,3 +128,13 @@ def test_memory_does_not_follow_users_times_items() -> None:
     assert result.num_users == num_users
     # Users times items in bits would be 625 MB; users times the longest history in bytes 100 MB.
     assert peak < 80e6
+
+
+def test_what_is_predicted_is_counted() -> None:
+    split = build_split([[0, 1, 1, 2, 2, 0, 0]], 3)
+    weights = np.array([0, 5, 0, 0, 5, 5, 5], np.float32)
+    split = dataclasses.replace(split, weights=weights)
+    inputs = build_inputs(split)
+    found = Popularity.fit(inputs, split, Config(), seed=0).model
+    assert found.counts.tolist() == [0, 1, 1]
+    assert inputs.trained.all()

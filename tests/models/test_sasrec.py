@@ -7,7 +7,7 @@ from recgrit.models.config import SASRecConfig
 from recgrit.models.sasrec import SASRecModel
 from recgrit.ranking import Histories, recommend_items
 from recgrit.retrieval.neighbours import Strengths
-from tests.small_models import build_inputs, loss_of
+from tests.small_models import build_inputs, loss_of, losses_by_weight
 
 NUM_ITEMS = 40
 
@@ -117,3 +117,11 @@ def test_a_model_that_was_saved_ranks_in_the_precision_of_its_training(
     ]
     assert np.array_equal(*scores)
     assert not np.array_equal(scores[1], single)
+
+
+def test_targets_count_by_their_weights(make_split, config):
+    network = build(make_split([list(range(NUM_ITEMS))], NUM_ITEMS), config).network.eval()
+    items = torch.randint(NUM_ITEMS - 2, (4, 7))
+    supervised = torch.rand(4, 6) < 0.7
+    found = losses_by_weight(network, items[:, :-1], items[:, 1:], supervised)
+    torch.testing.assert_close(*found)

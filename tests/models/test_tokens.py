@@ -12,7 +12,7 @@ from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import build_trie
 from recgrit.training.config import TrainingConfig
 from recgrit.training.loop import train_model
-from tests.small_models import loss_of
+from tests.small_models import loss_of, losses_by_weight
 
 NUM_ITEMS, SIZES, HISTORY_LENGTH = 40, (4, 4, 4), 6
 
@@ -174,3 +174,11 @@ def test_what_follows_from_the_last_item_is_learned(build, codes, make_split, cy
     ranks = ranks_of_targets(lists.items, split.targets("test", users))
     assert recall_at_k(ranks, 10).mean() > 0.8
     assert len(found.history[0].level_accuracy) == len(SIZES)
+
+
+def test_targets_count_by_their_weights(model):
+    items = torch.randint(NUM_ITEMS, (4, HISTORY_LENGTH + 1))
+    supervised = torch.rand(4, HISTORY_LENGTH) < 0.7
+    with torch.no_grad():
+        found = losses_by_weight(model, items[:, :-1], items[:, 1:], supervised)
+    torch.testing.assert_close(*found)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from recgrit.artifacts import read_manifest
 from recgrit.evaluation.report import EvaluationReport
+from recgrit.manifests import read_manifest
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 INTERPRETER = "RECGRIT_TEST_RECBOLE_PYTHON"

@@ -17,6 +17,7 @@ from recgrit.evaluation.paired import mean_over_seeds, paired_difference
 from recgrit.reporting.comparison import compare_runs
 from recgrit.reporting.rows import find_baselines, group_runs
 from recgrit.runs import Run
+from tests.forging import forge_run
 from tests.reporting.pages import places_without_figure
 
 Command = Callable[..., Any]
@@ -201,5 +202,6 @@ def test_reports_on_other_targets_are_not_compared(make_run: MakeRun, tmp_path: 
     shutil.copytree(first, tmp_path / "fewer")
     path = tmp_path / "fewer" / "evaluation" / "trie" / "test" / "per_target.parquet"
     pl.read_parquet(path).head(10).write_parquet(path)
+    forge_run(tmp_path / "fewer")
     with pytest.raises(ConfigError, match="evaluated on different targets"):
         compare_runs([Run(first), Run(tmp_path / "fewer")])

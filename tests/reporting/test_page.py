@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.forging import forge_run
+
 Command = Callable[..., Any]
 NASTY = "<script>alert(1)</script><b>&amp;"
 
@@ -128,6 +130,7 @@ def test_a_title_that_is_a_script_is_text_everywhere(
         metadata = pl.read_parquet_metadata(copied_run / name)
         kept = {key: value for key, value in metadata.items() if key.startswith("recgrit.")}
         frame.with_columns(title=pl.lit(NASTY)).write_parquet(copied_run / name, metadata=kept)
+    forge_run(copied_run)
     page = tmp_path / "nasty.html"
     assert command("report", copied_run, "--out", page).code == 0
     assert "<script>alert" not in page.read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from recgrit.data.items import ItemTable
 from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.reporting.contents import gather_contents
+from recgrit.reporting.page import make_cards
 from recgrit.reporting.scores import break_down, name_model
 from recgrit.reporting.tags import read_tags, typical_tags
 from recgrit.reporting.tree import build_tree
@@ -59,7 +60,8 @@ def test_a_run_on_any_split_has_a_whole_page(
         ranks = report.per_target.filter(user_idx=known)["rank"].to_list()
         assert ranks
         assert user.num_history > 0
-    targets, users = report.protocol["num_targets"], report.protocol["num_users"]
+    first = (contents.evaluation.new_items or contents.evaluation.scores)[0]
+    targets, users = first.num_targets, first.num_users
     assert (f"{targets} targets of {users} users" in text) == (split == "minionerec")
     assert places_without_figure(text) == set()
     assert "beam of 40" in text
@@ -264,3 +266,30 @@ def test_a_page_needs_a_run_and_a_place(tiny_run: Any, command: Command, tmp_pat
     assert "No run at" in command("report", tmp_path / "nothing").told()
     assert "is a folder" in command("report", tiny_run.directory, "--out", tmp_path).told()
     assert "Cannot write" in command("report", tiny_run.directory, "--out", "/proc/x.html").told()
+
+
+def test_new_items_come_first_where_many_targets_are_repeats(
+    make_run: Callable[..., Path], command: Command, tmp_path: Path
+) -> None:
+    for repeats, are_many in (("keep", True), ("first", False)):
+        directory = make_run(f"repeats-{repeats}", f"data.repeats={repeats}")
+        page = tmp_path / f"{repeats}.html"
+        shown = command("evaluate", directory / "config.yaml")
+        assert shown.code == 0, shown.err
+        assert command("report", directory, "--out", page).code == 0
+        evaluation = gather_contents(Run(directory)).evaluation
+        assert evaluation is not None
+        text = page.read_text(encoding="utf-8")
+        told = f"data.repeats={repeats}; first or last would keep"
+        assert (evaluation.repeats is not None) == are_many
+        assert (told in text) == (told in " ".join(shown.out.split())) == are_many
+        assert ("test new items" in shown.out) == are_many
+        cards = [card.note for card in make_cards(evaluation)]
+        assert (cards[0] == "new items only") == are_many
+        if are_many:
+            assert shown.out.index("test new items") < shown.out.index("test masked")
+            new = evaluation.new_items[0]
+            assert new.is_own
+            assert f"{new.num_targets} users where that item is new" in " ".join(
+                text.replace("</b>", "").split()
+            )

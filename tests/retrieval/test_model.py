@@ -5,7 +5,7 @@ import torch
 from recgrit.retrieval.decoding import score_all_items
 from recgrit.retrieval.frontier import ragged_index
 from recgrit.retrieval.trie_walk import TrieWalk
-from tests.small_models import loss_of
+from tests.small_models import loss_of, losses_by_weight
 
 NUM_ITEMS = 30
 
@@ -393,3 +393,11 @@ def test_a_checkpoint_holds_nothing_of_the_id_table(make_model, random_codes, hi
     assert torch.equal(
         second.encode(histories, second.nodes()), first.encode(histories, first.nodes())
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2}, {"trie_softmax": False}])
+def test_targets_count_by_their_weights(
+    make_model, random_codes, histories, targets, supervised, settings
+):
+    model = make_model(random_codes(NUM_ITEMS), **settings).eval()
+    torch.testing.assert_close(*losses_by_weight(model, histories, targets, supervised))

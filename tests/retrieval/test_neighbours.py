@@ -14,6 +14,7 @@ from recgrit.retrieval.neighbours import (
     MAX_ASKED,
     NUM_STAND_INS,
     SHARPNESS,
+    ItemNeighbours,
     Strengths,
 )
 from recgrit.retrieval.trie_ranker import TrieRanker
@@ -275,3 +276,13 @@ def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random
     assert (kept >= torch.minimum((before > 0).sum(dim=1), torch.tensor(45))).all()
     assert not found[:, NUM_ITEMS + 7].any(), "what is not listed is nobody's neighbour"
     assert (found[NUM_ITEMS:, 3] > 0).sum() == num_added - 1, "each has the item it looks like"
+
+
+@pytest.mark.parametrize("item", [-1, 9, 2**30])
+def test_a_checkpoint_that_names_other_items_is_refused(item):
+    neighbours = ItemNeighbours(9)
+    state = ItemNeighbours(9).state_dict()
+    neighbours.load_state_dict(state)
+    state["near_items"][3, 1] = item
+    with pytest.raises(ValueError, match="of 9"):
+        neighbours.load_state_dict(state)

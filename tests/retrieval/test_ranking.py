@@ -3,6 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recgrit import ranking
 from recgrit.data.recommendations import NO_ITEM
@@ -229,3 +231,56 @@ def test_filtered_lists_are_full_as_long_as_items_are_left(model, split, beam_wi
 def test_nothing_allowed_is_refused(model):
     with pytest.raises(DataError, match="all are filtered out"):
         TrieRanker(model, beam_width=5, allowed=torch.zeros(NUM_ITEMS, dtype=torch.bool))
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=30), min_size=1, max_size=6))
+def test_items_once_are_the_different_items_of_each_slice(rows):
+    offsets = np.cumsum([0, *map(len, rows)])
+    flat = np.array([item for row in rows for item in row], np.int32)
+    found = ranking.items_once(flat, offsets[:-1], offsets[1:], 10)
+    assert found.items.shape[1] <= 10
+    for row, items, length in zip(rows, found.items, found.lengths, strict=True):
+        assert items[:length].tolist() == sorted(set(row))
+
+
+def test_one_long_history_does_not_make_all_rows_long(model, make_split, monkeypatch):
+    """Rows are padded to the longest of their batch: to the catalogue at most, and few of them."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, NUM_ITEMS, 3 + user % 5) for user in range(300)]
+    split = make_split([rng.integers(0, NUM_ITEMS, 1_000_000), *rows], NUM_ITEMS)
+    asked = []
+    rank = TrieRanker.rank
+
+    def watch(self, histories, *, top_k, excluded):
+        asked.append((histories.items.shape, excluded.items.shape))
+        return rank(self, histories, top_k=top_k, excluded=excluded)
+
+    monkeypatch.setattr(TrieRanker, "rank", watch)
+    found = recommend_items(
+        model, split, "all", everyone(split), top_k=3, beam_width=5, masked=True
+    )
+    assert sum(read[0] for read, _ in asked) == 301
+    assert max(read[1] for read, _ in asked) <= HISTORY_LENGTH
+    assert [excluded[1] > 10 for _, excluded in asked].count(True) == 1, "the long one alone"
+    assert max(excluded[1] for _, excluded in asked) <= NUM_ITEMS
+    assert (found.items[0] == NO_ITEM).all(), "the long one has every item"
+    assert (found.items[1:] != NO_ITEM).all()
+
+
+def test_long_lists_are_made_for_few_users_at_once(model, split, monkeypatch):
+    monkeypatch.setattr(ranking, "MAX_LISTED", 30)
+    sizes = []
+    rank = TrieRanker.rank
+
+    def watch(self, histories, **options):
+        sizes.append(len(histories.items))
+        return rank(self, histories, **options)
+
+    monkeypatch.setattr(TrieRanker, "rank", watch)
+    for top_k, most in ((3, 10), (30, 1), (40, 1)):
+        sizes.clear()
+        found = recommend_items(
+            model, split, "test", everyone(split), top_k=top_k, beam_width=5, masked=False
+        )
+        assert max(sizes) == most
+        assert found.items.shape == (NUM_USERS, top_k)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from recgrit.config import load_config
+from recgrit.data.config import TableConfig
 from recgrit.data.items import ItemTable
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.errors import ArtifactError, DataError, EncoderError
@@ -21,6 +23,7 @@ from recgrit.models.trie import TrieModel
 from recgrit.pipeline import run_experiment
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.runs import Run
+from recgrit.serving import append
 from recgrit.serving.append import append_items
 from recgrit.serving.bundle import Bundle
 from recgrit.serving.files import read_histories
@@ -91,7 +94,7 @@ def test_the_same_night_again_is_the_same_bundle(
 ) -> None:
     items = like(["3", "4", "12"])
     first = append_items(bundle, tmp_path / "1", items, removed=["2"])
-    again = append_items(bundle, tmp_path / "1", items, removed=["2"])
+    again = append_items(bundle, tmp_path / "again", items, removed=["2"])
     assert again.bundle.fingerprint == first.bundle.fingerprint
     shuffled = append_items(bundle, tmp_path / "2", ItemTable(items.frame.reverse()))
     assert ids_of(shuffled.bundle) == ids_of(first.bundle), "rows may come in any order"
@@ -115,6 +118,25 @@ def test_a_removed_item_never_comes_back(
     # Nor does anything ever get its ID.
     third = append_items(second.bundle, tmp_path / "3", like(["5"], "heir of "))
     assert ids_of(third.bundle)["5"] == ids_of(bundle)["5"] != ids_of(third.bundle)["heir of 5"]
+
+
+def test_a_bare_string_removes_one_item(bundle: Bundle, tmp_path: Path) -> None:
+    made = append_items(bundle, tmp_path / "1", removed="13")
+    assert (made.num_removed, made.num_unknown) == (1, 0)
+    assert not made.bundle.catalogue.listed[made.bundle.items.find_items("13")].any()
+
+
+def test_removing_every_item_is_refused_before_anything_is_written(
+    bundle: Bundle, like: Like, tmp_path: Path
+) -> None:
+    everything = bundle.items.item_ids.to_list()
+    with pytest.raises(DataError, match="40 removals would leave no item to list"):
+        append_items(bundle, tmp_path / "1", removed=everything)
+    assert not list(tmp_path.iterdir())
+    made = append_items(bundle, tmp_path / "1", like(["5"]), removed=everything).bundle
+    assert made.recommend_after({"x": ["7"]})["item_id"].to_list() == ["new 5"]
+    made = append_items(bundle, tmp_path / "2", removed=everything[1:]).bundle
+    assert made.recommend_after({"x": ["7"]})["item_id"].to_list() == everything[:1]
 
 
 def percentiles(bundle: Bundle, histories: dict[str, list[str]], items: list[str]) -> np.ndarray:
@@ -281,6 +303,57 @@ def test_a_bundle_is_not_appended_to_in_place(bundle: Bundle, like: Like) -> Non
         append_items(bundle, bundle.directory, like(["4"]))
 
 
+def test_another_bundle_is_not_replaced(bundle: Bundle, like: Like, tmp_path: Path) -> None:
+    first = append_items(bundle, tmp_path / "1", like(["4"]))
+    written = (tmp_path / "1" / "manifest.json").read_bytes()
+    again = append_items(bundle, tmp_path / "1", like(["4"]))
+    assert (again.num_added, again.bundle.fingerprint) == (1, first.bundle.fingerprint)
+    export_again = append_items(first.bundle, tmp_path / "2", like(["5"]))
+    for before, items, removed in (
+        (bundle, like(["4", "5"]), []),
+        (bundle, like(["4"]), ["7"]),
+        (export_again.bundle, like(["4"]), []),
+    ):
+        with pytest.raises(ArtifactError, match="holds another bundle, which may be in use"):
+            append_items(before, tmp_path / "1", items, removed=removed)
+    assert (tmp_path / "1" / "manifest.json").read_bytes() == written
+
+
+def test_what_new_items_lack_is_told(
+    bundle: Bundle, like: Like, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run of a table of one's own keeps of which columns its texts are made."""
+    ids = bundle.require_ids()
+    embedding = ids.embedding.model_copy(update={"template": "{title}. Colour: {colour}."})
+    settings = {"ids": ids.model_copy(update={"embedding": embedding})}
+    bundle = Bundle(bundle.directory)
+    bundle.settings = bundle.settings.model_copy(update=settings)
+    assert append_items(bundle, tmp_path / "1", like(["4"])).num_added == 1
+    assert "The new items lack colour" in caplog.text
+
+
+def test_histories_with_the_names_and_times_of_the_run(bundle: Bundle, tmp_path: Path) -> None:
+    path, table = tmp_path / "h.csv", bundle.semantic_ids
+
+    def items_of(text: str, **names: Any) -> list[str]:
+        path.write_text(text)
+        split = read_histories(path, table, TableConfig(**names)).split
+        return [table.item_ids[int(item)] for item in split.full_sequence(0)]
+
+    us = "who;sku;at\nu;1;9/30/2011 10:00\nu;5;10/1/2011 9:00\nu;9;9/2/2011 8:00\n"
+    names = {"user_id": "who", "item_id": "sku", "timestamp": "at"}
+    assert items_of(us, **names) == ["9", "1", "5"]
+    assert items_of(us.replace("who;sku;at", "user_id;item_id;timestamp"), **names)[0] == "9"
+    exact = "user_id,item_id,timestamp\nu,5,1320105600.9\nu,1,1320105600.1\n"
+    assert items_of(exact) == ["1", "5"]
+    with pytest.raises(DataError, match=r"month or the day first.*data\.table\.time_format"):
+        items_of(us.replace("30/2011", "3/2011"), **names)
+    with pytest.raises(DataError, match=r"2 of 2 rows lack .* such as 'soon'"):
+        items_of("user_id,item_id,timestamp\nu,5,soon\nu,1,soon\n")
+    with pytest.raises(DataError, match="ids with decimals"):
+        items_of("user_id,item_id\nu,5.0\n")
+
+
 def test_histories_of_a_file(bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     path.write_text("user_id,item_id,timestamp\n7,5,30\n07,9,10\n7,1,20\n7,zz,5\n08,zz,1\n")
@@ -298,3 +371,14 @@ def test_histories_of_a_file(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_settings_of_a_bundle_are_plain_yaml(bundle: Bundle) -> None:
     assert yaml.safe_load(yaml.safe_dump(bundle.manifest.config)) == bundle.manifest.config
+
+
+def test_a_bundle_that_came_meanwhile_is_not_replaced(
+    bundle: Bundle, like: Like, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = append_items(bundle, tmp_path / "1", like(["3"]))
+    # As when the other one was not there yet.
+    monkeypatch.setattr(append, "_find_bundle_after", lambda *_: None)
+    with pytest.raises(ArtifactError, match="holds another bundle"):
+        append_items(bundle, tmp_path / "1", like(["4"]))
+    assert Bundle(tmp_path / "1").fingerprint == first.bundle.fingerprint

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from recgrit.artifacts import read_manifest
 from recgrit.errors import ArtifactError, DataError, NewerSchemaError
-from recgrit.layout import FOLDERS, TRANSFORM_NAME
+from recgrit.manifests import read_manifest
 from recgrit.runs import Run
 from recgrit.semantic_ids.trie import Trie, build_trie
 from recgrit.serving.bundle import Bundle
 from recgrit.serving.writing import export_bundle
+from tests.forging import forge
 
 
 def test_it_recommends_what_the_run_does(
@@ -81,9 +81,7 @@ def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) ->
 
 def test_a_newer_layout_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle.directory, tmp_path / "copy"))
-    values = json.loads((copy / "manifest.json").read_text())
-    values["config"]["version"] = 9
-    (copy / "manifest.json").write_text(json.dumps(values))
+    forge(copy, lambda manifest: manifest["config"].update(version=9))
     with pytest.raises(NewerSchemaError, match=r"has layout 9.*Upgrade"):
         Bundle(copy)
 
@@ -98,12 +96,41 @@ def test_other_folders_are_no_bundles_and_stay_as_they_are(run: Run, tmp_path: P
     assert (tmp_path / "mine" / "letters.txt").read_text() == "dear"
 
 
-def test_an_older_run_says_what_it_lacks(copied_run: Path, tmp_path: Path) -> None:
-    directory = copied_run / FOLDERS["embed"]
-    manifest = read_manifest(directory)
-    (directory / TRANSFORM_NAME).unlink()
-    files = {name: digest for name, digest in manifest.files.items() if name != TRANSFORM_NAME}
-    changed = manifest.model_copy(update={"files": files})
-    (directory / "manifest.json").write_text(changed.model_dump_json())
-    with pytest.raises(ArtifactError, match=r"lacks feature_transform.*--force"):
-        export_bundle(Run(copied_run), tmp_path / "b")
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("beam_width",), -3, "greater than or equal to 1"),
+        (("beam_width",), 10**9, "less than or equal to 100000"),
+        (("num_known_items",), -1, "greater than or equal to 0"),
+        (("settings", "model_dim"), 10**7, "less than or equal to 16384"),
+        (("settings", "num_layers"), 10**6, "less than or equal to 256"),
+        (("settings", "history_length"), 10**12, "less than or equal to 100000"),
+        (("settings", "nonsense"), 1, "unknown key"),
+    ],
+)
+def test_absurd_settings_in_a_manifest_are_refused(
+    bundle: Bundle, tmp_path: Path, keys: tuple[str, ...], value: int, message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle.directory, copy)
+
+    def change(manifest: dict[str, Any]) -> None:
+        place = manifest["config"]
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    forge(copy, change)
+    with pytest.raises(ArtifactError, match=message):
+        Bundle(copy).recommender()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"stage": "bundle", "schema_version": ' + "9" * 5000]
+)
+def test_a_manifest_that_cannot_be_parsed_is_no_bundle(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError):
+        Bundle(tmp_path)
+    with pytest.raises(ArtifactError):
+        read_manifest(tmp_path)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from recgrit import stages
-from recgrit.artifacts import read_manifest
 from recgrit.experiment import ExperimentConfig
+from recgrit.manifests import read_manifest
 from recgrit.pipeline import run_experiment
 from recgrit.stages.stage import Stage
 from recgrit.stages.train import train_stage

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -167,3 +168,58 @@ def test_last_items_end_where_they_should(history_length):
     assert histories[1, 0] == 8
     assert histories.shape == (3, min(5, history_length))
     assert (histories[1, 1:] == 0).all()
+
+
+def weighed(split, weights):
+    return dataclasses.replace(split, weights=np.array(weights, np.float32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths, st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_what_weighs_nothing_is_read_and_no_target(make_split, user_lengths, history_length, seed):
+    draw = np.random.default_rng(seed)
+    split = make_split(distinct(user_lengths))
+    split = weighed(split, draw.choice([0, 0, 1, 5], len(split.items)))
+    windows = build_windows(split, history_length)
+    expected = {
+        position: split.weights[position]
+        for user in range(split.num_users)
+        for position in range(split.offsets[user] + 1, split.train_ends[user])
+        if split.weights[position] > 0
+    }
+    assert windows.num_targets == len(expected)
+    assert (windows.counts > 0).all()
+    if not expected:
+        return
+    found = {}
+    steps = iterate_steps(
+        split, windows, batch_targets=9, num_parts=2, generator=np.random.default_rng(0)
+    )
+    for step in steps:
+        assert step.num_targets == sum(batch.num_targets for batch in step.parts)
+        for batch in step.parts:
+            # An item tells its position: what stands right before a target is read last.
+            torch.testing.assert_close(batch.targets, batch.histories[batch.users, batch.ends] + 1)
+            weights = torch.ones(batch.num_targets) if batch.weights is None else batch.weights
+            assert not found.keys() & set(batch.targets.tolist())
+            found |= dict(zip(batch.targets.tolist(), weights.tolist(), strict=True))
+    mean = np.mean(list(expected.values()))
+    assert found == pytest.approx({position: w / mean for position, w in expected.items()})
+
+
+def test_equal_weights_change_nothing(make_split):
+    split = make_split(distinct([9, 4, 30]))
+    plain, alike = (
+        next(
+            iterate_steps(
+                some,
+                build_windows(some, 6),
+                batch_targets=99,
+                generator=np.random.default_rng(0),
+            )
+        ).parts[0]
+        for some in (split, weighed(split, np.full(len(split.items), 5)))
+    )
+    assert alike.weights is None
+    for name in ("histories", "positions", "targets"):
+        assert torch.equal(getattr(plain, name), getattr(alike, name))

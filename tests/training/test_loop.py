@@ -8,6 +8,8 @@ from recgrit.errors import TrainingError
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.training import loop
+from recgrit.training.averaging import MovingAverage
+from recgrit.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from tests.small_models import build_retriever, fit_retriever
 
 NUM_ITEMS = 40
@@ -207,3 +209,25 @@ def test_a_threshold_of_validation_ends_a_training(table, split, make_config):
     )
     first = next(i for i, value in enumerate(values) if value >= threshold)
     assert numbers(found.history) == numbers(whole[: first + 1])
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_refused(tmp_path):
+    network = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(network.parameters())
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    state = TrainingState(
+        network, MovingAverage(network, 0.9), optimizer, schedule, np.random.default_rng(0)
+    )
+    network(torch.ones(1, 4)).sum().backward()
+    state.step(max_grad_norm=1.0)
+    state.best = {name: value.clone() for name, value in network.state_dict().items()}
+    path = tmp_path / "state.safetensors"
+    save_checkpoint(path, state, [{"epoch": 1}])
+    content = path.read_bytes()
+    assert load_checkpoint(path, state) == [{"epoch": 1}]
+    for place in (len(content) - 1, len(content) - 90, content.index(b"schedule") + 30):
+        changed = bytearray(content)
+        changed[place] ^= 0x04
+        path.write_bytes(changed)
+        with pytest.raises(TrainingError, match="is damaged or belongs to another training"):
+            load_checkpoint(path, state)

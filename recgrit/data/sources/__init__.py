@@ -85,7 +85,7 @@ def build_source(name: str, *, table: Table, movie_tags: int = 0) -> Source:
 
     Args:
         name: As for `load_source`, or ``table``.
-        table: The source that ``table`` means.
+        table: The source that ``table`` means; what it knows of times counts for ``recbole`` too.
         movie_tags: Tags of a movie at most, as one more field of the items; 0 for none.
 
     Raises:
@@ -93,5 +93,5 @@ def build_source(name: str, *, table: Table, movie_tags: int = 0) -> Source:
     """
     if name == TABLE:
         return table
-    source = load_source(name)
+    source = RecBole(table.times) if name == "recbole" else load_source(name)
     return with_tags(source, name, movie_tags) if movie_tags else source

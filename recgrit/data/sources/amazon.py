@@ -21,6 +21,7 @@ from typing import Any
 
 import polars as pl
 
+from recgrit.data.ids import is_text
 from recgrit.data.sources.cleaning import (
     CleanRows,
     RowCollector,
@@ -162,9 +163,11 @@ class Amazon:
     def find_files(self, path: Path) -> tuple[Path, ...]:
         """The interactions and the metadata; the smallest files that hold what is needed."""
         candidates = [(*names, self._metadata) for names in self._rating_sets]
-        if path.is_file() and path.name != self._metadata:
-            # One of several sets was named: that one is meant.
-            candidates = [names for names in candidates if path.name in names] or candidates
+        if path.is_file() and path.name.removesuffix(".gz") != self._metadata.removesuffix(".gz"):
+            # One of several sets was named, packed or not: that one is meant.
+            plain = path.name.removesuffix(".gz")
+            named = [n for n in candidates if plain in {name.removesuffix(".gz") for name in n}]
+            candidates = named or candidates
         return find_files(path, candidates, self.expected)
 
     def read(
@@ -284,7 +287,7 @@ def _item_values(fields: dict[str, Any], edition: Edition) -> tuple[object, ...]
     item_id = fields.get(edition.item_field)
     brand = clean_text(fields.get(edition.brand_field))
     return (
-        item_id if isinstance(item_id, str) else None,
+        item_id if isinstance(item_id, str) and is_text(item_id) else None,
         clean_text(fields.get("title")),
         None if brand is None or brand.lower() in NO_BRAND else brand,
         _flatten_categories(fields.get(edition.category_field)) or None,

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import polars as pl
 
+from recgrit.data.events import EVENT
+from recgrit.data.filtering import FRACTION
+from recgrit.data.ids import is_text
 from recgrit.data.sources.coding import CodedInteractions, InteractionCoder
 from recgrit.data.sources.raw import RawData
 from recgrit.errors import DataError
@@ -30,6 +33,7 @@ _SCRIPT = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.D
 _BARE_SCRIPT = re.compile(
     r"\bfunction\s*\w*\([\w\s,]*\)\s*\{|\bvar aPageStart\b|\(new Date\(\)\)|^\s*[.#][\w-]+\s*\{"
 )
+_LACKED = {"timestamp": "time", "weight": "rating that is a number", EVENT: "type of event"}
 _PRICE = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
 
 
@@ -51,8 +55,7 @@ class RowCollector:
         coder: Of ids; one for all files of a data set.
         label: The file, for messages.
         expected: What a line should look like, for messages.
-        units_per_second: What times count. Finer ones put the rows in order before they become
-            seconds, so that what happened within one stays in order.
+        units_per_second: What times count; what is left of them beside whole seconds is kept.
         weight_is_optional: Whether a file may be without any rating; where one line has it, all
             must.
     """
@@ -72,29 +75,34 @@ class RowCollector:
         self._malformed: list[pl.Series] = []
         self._unrated: list[pl.Series] = []
         self._num_read = self._num_without_id = 0
+        # With both ids, but without a time, a rating, or an event type.
+        self._lacking = {"timestamp": 0, "weight": 0, EVENT: 0}
         self._has_weights = False
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take the rows that have both ids, a time, and a rating where the file has ratings.
+        """Take the rows that have both ids, a time, and what else the file has of interactions.
 
         Args:
-            rows: ``line`` and ``user_id``, ``item_id``, ``timestamp`` and maybe ``weight``, as text
-                or numbers; null where a line could not be split.
+            rows: ``line`` and ``user_id``, ``item_id``, ``timestamp`` and maybe ``fraction`` and
+                ``weight``, as text or numbers, and ``event``, the number of its type; null where a
+                line could not be split.
         """
         names = [name for name in ("timestamp", "weight") if name in rows.columns]
-        number = {
-            name: pl.col(name).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
-            for name in names
-        }
+        number = {name: _to_number(name, rows.schema) for name in names}
         required = names[:1] if self._weight_is_optional else names
         seconds = number["timestamp"] // self._units if self._units > 1 else number["timestamp"]
-        has_ids = _is_given("user_id") & _is_given("item_id")
-        has_numbers = pl.all_horizontal(
-            number[name].is_finite().fill_null(False) for name in required
-        ) & (seconds.abs() <= MAX_TIMESTAMP).fill_null(False)
+        has_ids = _is_given("user_id", rows.schema) & _is_given("item_id", rows.schema)
+        has: dict[str, pl.Expr] = {
+            name: number[name].is_finite().fill_null(False) for name in required
+        }
+        if EVENT in rows.columns:
+            has[EVENT] = pl.col(EVENT).is_not_null()
+        has["timestamp"] &= (seconds.abs() <= MAX_TIMESTAMP).fill_null(False)
         checked = rows.with_columns(
-            has_ids.alias("has_ids"), (has_ids & has_numbers).alias("usable")
+            has_ids.alias("has_ids"), (has_ids & pl.all_horizontal(has.values())).alias("usable")
         )
+        for name, is_there in has.items():
+            self._lacking[name] += checked.filter(has_ids & ~is_there).height
         self._malformed.append(checked.filter(~pl.col("usable"))["line"])
         # A line that could not be split at all lacks its ids too, but for another reason.
         splittable = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_not_null())
@@ -104,7 +112,9 @@ class RowCollector:
             _strip_id("user_id", rows.schema),
             _strip_id("item_id", rows.schema),
             number["timestamp"].alias("timestamp"),
+            *(name for name in rows.columns if name == FRACTION),
             *(number[name].cast(pl.Float32).alias(name) for name in names if name == "weight"),
+            *(name for name in rows.columns if name == EVENT),
         )
         if self._weight_is_optional and "weight" in names:
             self._has_weights |= rows["weight"].null_count() < rows.height
@@ -120,13 +130,17 @@ class RowCollector:
         self._keep(rows)
         self._num_read += rows.height
 
-    def finish(self, max_malformed_share: float) -> CleanRows:
-        """All rows added, in file order or that of times finer than seconds.
+    def add_unsplit(self, lines: pl.Series) -> None:
+        """Take lines that could not be split into fields, by their numbers."""
+        self._malformed.append(lines.cast(pl.Int64))
+        self._num_read += len(lines)
 
-        Those that went to the coder's partitions are put in order there.
+    def finish(self, max_malformed_share: float, reason: str = "") -> CleanRows:
+        """All rows added, in file order.
 
         Args:
             max_malformed_share: More malformed lines than this share stop the run.
+            reason: What is known of why lines are malformed, for the message.
 
         Raises:
             DataError: Too many lines are malformed, or none is left.
@@ -134,7 +148,12 @@ class RowCollector:
         malformed = self._malformed + (self._unrated if self._has_weights else [])
         lines = pl.concat([pl.Series("line", [], dtype=pl.Int64), *malformed])
         refuse_malformed(
-            lines.sort(), self._num_read, self._label, self._expected, max_malformed_share
+            lines.sort(),
+            self._num_read,
+            self._label,
+            self._expected,
+            max_malformed_share,
+            self._explain(reason),
         )
         frame = pl.concat(self._parts, rechunk=True)
         self._parts.clear()
@@ -142,13 +161,11 @@ class RowCollector:
             frame = frame.drop_nulls("weight")
         elif self._weight_is_optional:
             frame = frame.drop("weight", strict=False)
-        if self._units > 1:
-            frame = frame.sort("timestamp", maintain_order=True).with_columns(
-                (pl.col("timestamp") // self._units).cast(pl.Int64)
-            )
+        if FRACTION in frame.columns and not (frame[FRACTION] > 0).any():
+            frame = frame.drop(FRACTION)
         if self._coder.partitions is not None:
             has_weights = "weight" in frame.columns
-            self._coder.partitions.end_file(self._units, has_weights=has_weights)
+            self._coder.partitions.end_file(has_weights=has_weights)
         return CleanRows(
             frame=frame,
             num_read=self._num_read,
@@ -156,9 +173,23 @@ class RowCollector:
             num_without_id=self._num_without_id,
         )
 
+    def _explain(self, reason: str) -> str:
+        """How many lines lack what, in words."""
+        counts = [
+            f"{count} of them lack a {what}"
+            for name, what in _LACKED.items()
+            if (count := self._lacking[name])
+        ]
+        counts += [f"{self._num_without_id} lack a user or item id"] * (self._num_without_id > 0)
+        return "; ".join([*counts, *([reason] if reason else [])])
+
     def _keep(self, rows: pl.DataFrame) -> None:
-        time = pl.Float64 if self._units > 1 else pl.Int64
-        coded = self._coder.encode(rows).with_columns(pl.col("timestamp").cast(time))
+        time = pl.col("timestamp")
+        if self._units > 1:
+            rows = rows.with_columns(
+                time // self._units, ((time % self._units) / self._units).alias(FRACTION)
+            )
+        coded = self._coder.encode(rows).with_columns(time.cast(pl.Int64))
         partitions = self._coder.partitions
         self._parts.append(coded if partitions is None else partitions.keep(coded))
 
@@ -169,6 +200,7 @@ def clean_interactions(
     expected: str,
     max_malformed_share: float,
     coder: InteractionCoder,
+    reason: str = "",
 ) -> CleanRows:
     """The usable rows of a file that is read whole; see `RowCollector`.
 
@@ -177,7 +209,7 @@ def clean_interactions(
     """
     collector = RowCollector(coder, label, expected)
     collector.add(rows)
-    return collector.finish(max_malformed_share)
+    return collector.finish(max_malformed_share, reason)
 
 
 def clean_items(
@@ -193,7 +225,7 @@ def clean_items(
     Raises:
         DataError: Too many lines are malformed, or two rows of one id differ.
     """
-    has_id = _is_given(id_name)
+    has_id = _is_given(id_name, rows.schema)
     refuse_malformed(
         rows.filter(~has_id)["line"], rows.height, label, expected, max_malformed_share
     )
@@ -216,14 +248,18 @@ def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
     Raises:
         DataError: One file has ratings and another has none.
     """
-    for part, file in zip(parts, files, strict=True):
-        if part.frame.columns != parts[0].frame.columns:
+    columns = [[n for n in part.frame.columns if n != FRACTION] for part in parts]
+    for names, file in zip(columns, files, strict=True):
+        if names != columns[0]:
             raise DataError(
-                f"{file} holds {', '.join(part.frame.columns)}, but {files[0]} "
-                f"{', '.join(parts[0].frame.columns)}. Use files of one kind."
+                f"{file} holds {', '.join(names)}, but {files[0]} {', '.join(columns[0])}. Use "
+                "files of one kind."
             )
+    frame = pl.concat([part.frame for part in parts], how="diagonal")
+    if FRACTION in frame.columns:
+        frame = frame.with_columns(pl.col(FRACTION).fill_null(0.0))
     return CleanRows(
-        frame=pl.concat([part.frame for part in parts]),
+        frame=frame,
         num_read=sum(part.num_read for part in parts),
         num_malformed=sum(part.num_malformed for part in parts),
         num_without_id=sum(part.num_without_id for part in parts),
@@ -251,7 +287,12 @@ def to_raw_data(
 
 
 def refuse_malformed(
-    lines: pl.Series, num_read: int, label: str, expected: str, max_malformed_share: float
+    lines: pl.Series,
+    num_read: int,
+    label: str,
+    expected: str,
+    max_malformed_share: float,
+    reason: str = "",
 ) -> None:
     """Stop if too many lines of a file are malformed.
 
@@ -264,9 +305,9 @@ def refuse_malformed(
         where = ", ".join(str(line) for line in lines.head(3))
         raise DataError(
             f"{label}: {len(lines)} of {num_read} lines are malformed, the first at line "
-            f"{where}. Expected {expected}. Check that this is the right file and that its "
-            f"download is complete; up to {max_malformed_share:.0%} are skipped "
-            "(data.max_malformed_share)."
+            f"{where}{f' ({reason})' if reason else ''}. Expected {expected}. Check that this is "
+            f"the right file and that its download is complete; up to {max_malformed_share:.0%} "
+            "are skipped (data.max_malformed_share)."
         )
 
 
@@ -279,6 +320,9 @@ def clean_text(text: object) -> str | None:
     if not isinstance(text, str):
         return None
     text = html.unescape(text)
+    if not is_text(text):
+        # Halves that belong together make a character; others become U+FFFD.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if "<" in text:
         text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
     if _BARE_SCRIPT.search(text):
@@ -300,8 +344,18 @@ def parse_price(price: object) -> float | None:
     return float(price) if math.isfinite(price) and price >= 0 else None
 
 
-def _is_given(name: str) -> pl.Expr:
-    return (pl.col(name).cast(pl.String).str.strip_chars() != "").fill_null(False)
+def _to_number(name: str, schema: pl.Schema) -> pl.Expr:
+    if schema[name].is_numeric():
+        return pl.col(name).cast(pl.Float64)
+    return pl.col(name).cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
+
+
+def _is_given(name: str, schema: pl.Schema) -> pl.Expr:
+    if schema[name].is_integer():
+        return pl.col(name).is_not_null()
+    # Half a surrogate pair in JSON, which is no text, comes as NUL.
+    text = pl.col(name).cast(pl.String).str.strip_chars()
+    return ((text != "") & ~text.str.contains("\0", literal=True)).fill_null(False)
 
 
 def _strip_id(name: str, schema: pl.Schema) -> pl.Expr:

@@ -32,6 +32,11 @@ class IdCoder:
         self._anchor: pl.Series | None = None
         self.num_ids = 0
 
+    @property
+    def are_numbers(self) -> bool:
+        """Whether all ids so far are small whole numbers."""
+        return self._categories is None
+
     def encode(self, ids: pl.Series) -> npt.NDArray[np.int32]:
         """The code of each id: int32 [len(ids)].
 

@@ -12,7 +12,7 @@ import gzip
 import itertools
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,14 @@ from typing import IO, Any, TypeAlias
 import polars as pl
 from polars.datatypes import DataTypeClass
 
+from recgrit.data.ids import is_text
 from recgrit.data.sources.archive import DAMAGE, members_by_name
 from recgrit.errors import DataError
 
 ColumnType: TypeAlias = DataTypeClass | pl.DataType
 
 GZIP_MAGIC = b"\x1f\x8b"
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # Data unpack to some ten times their size. What is larger than the first and grows by more than the
 # second was made to fill the memory.
 BOMB_BYTES = 256 * 2**20
@@ -35,7 +37,12 @@ BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
 NEWLINE = b"\n"
 # Of gzip, zlib and zstd.
-PACKED_MAGICS = (GZIP_MAGIC, b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
+PACKED_MAGICS = (GZIP_MAGIC, b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", ZSTD_MAGIC)
+
+# No row is so long, and what has no line end would be held as a whole.
+MAX_LINE_BYTES = 64 * 2**20
+# Of the columns of a file in a message.
+SHOWN_NAMES, SHOWN_BYTES = 30, 60
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def find_files(
     if path.is_file():
         if archive is not None and path.suffix == ".zip":
             return (path,)
-        if not any(path.name in names for names in candidates):
+        if not any(path.name in names for names in (*candidates, *_unpacked(candidates))):
             raise DataError(
                 f"{path} is not a file of this data set: expected {expected}. "
                 "Set data.path to the folder that holds them."
@@ -96,14 +103,27 @@ def find_files(
     places = [path] if archive is None else [path, path / (folder or Path(archive).stem)]
     for place in places:
         for names in candidates:
-            if all((place / name).is_file() for name in names):
-                return tuple(place / name for name in names)
+            found = [_find_file(place / name) for name in names]
+            if all(file is not None for file in found):
+                return tuple(file for file in found if file is not None)
     if archive is not None and (path / archive).is_file():
         return (path / archive,)
     raise DataError(
         f"{path} does not hold the files of this data set: expected {expected}; "
         f"found {list_folder(path)}. Set data.path to the folder that holds them."
     )
+
+
+def _unpacked(candidates: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The sets with the names that unpacked files have, where they differ."""
+    plain = [tuple(name.removesuffix(".gz") for name in names) for names in candidates]
+    return [names for names in plain if names not in candidates]
+
+
+def _find_file(path: Path) -> Path | None:
+    """A file, packed or not; None if there is neither."""
+    plain = path.with_name(path.name.removesuffix(".gz"))
+    return next((file for file in (path, plain) if file.is_file()), None)
 
 
 def require_path(path: Path, expected: str) -> None:
@@ -157,7 +177,7 @@ def read_file(place: Place) -> RawFile:
     return RawFile(place.label, content)
 
 
-def read_pieces(place: Place, piece_bytes: int) -> Iterator[bytes]:
+def read_pieces(place: Place, piece_bytes: int) -> Generator[bytes]:
     """A file's unpacked bytes, so many at a time.
 
     Raises:
@@ -182,7 +202,8 @@ def read_pieces(place: Place, piece_bytes: int) -> Iterator[bytes]:
         if isinstance(error, OSError) and error.strerror:
             raise DataError(f"Cannot read {place.path}: {error.strerror}.") from None
         raise DataError(
-            f"{place.path} is a damaged or incomplete gzip file ({error}): expected the whole "
+            f"{place.path} is a damaged or incomplete {_packed_as(place.path)} file ({error}): "
+            "expected the whole "
             "published file. Download it again."
         ) from None
 
@@ -299,7 +320,27 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _text_or_none(value: object) -> str | None:
     """Numbers and texts alike, for columns whose type the schema decides afterwards."""
-    return str(value) if isinstance(value, str | int | float) else None
+    return str(value) if isinstance(value, str | int | float) and is_text(str(value)) else None
+
+
+def refuse_long_line(label: str, line: int, num_bytes: int) -> None:
+    """Stop before a line without an end fills the memory.
+
+    Raises:
+        DataError: It has more bytes than any row has.
+    """
+    if num_bytes > MAX_LINE_BYTES:
+        raise DataError(
+            f"{label}, line {line} has more than {MAX_LINE_BYTES:,} bytes: expected one row a "
+            "line, separated by line ends. Is this the right file?"
+        )
+
+
+def show_names(names: Sequence[str]) -> str:
+    """Names of columns for a message, cut where they are long or many."""
+    shown = [name if len(name) <= SHOWN_BYTES else f"{name[:SHOWN_BYTES]}…" for name in names]
+    more = [f"and {len(shown) - SHOWN_NAMES} more"] if len(shown) > SHOWN_NAMES else []
+    return ", ".join((*shown[:SHOWN_NAMES], *more)) or "none"
 
 
 def refuse_html(label: str, content: bytes) -> None:
@@ -337,17 +378,29 @@ def _open(place: Place, stack: ExitStack) -> tuple[IO[bytes] | gzip.GzipFile, in
     """A stream of unpacked bytes, and how many they are packed; None where they are not."""
     if place.member is not None:
         archive = stack.enter_context(zipfile.ZipFile(place.path))
-        size = archive.getinfo(place.member).compress_size
+        # The directory may say anything; no member is larger than the archive.
+        size = min(archive.getinfo(place.member).compress_size, place.path.stat().st_size)
         try:
             return stack.enter_context(archive.open(place.member)), size
         except RuntimeError as error:  # It asks for a password.
             raise _damaged_archive(place.path, error) from None
     stream = stack.enter_context(place.path.open("rb"))
-    is_gzip = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    start = stream.read(len(ZSTD_MAGIC))
     stream.seek(0)
-    if not is_gzip:
+    size = place.path.stat().st_size
+    if start == ZSTD_MAGIC:
+        import pyarrow as pa
+
+        return stack.enter_context(pa.CompressedInputStream(stream, "zstd")), size
+    if not start.startswith(GZIP_MAGIC):
         return stream, None
-    return stack.enter_context(closing(gzip.GzipFile(fileobj=stream))), place.path.stat().st_size
+    return stack.enter_context(closing(gzip.GzipFile(fileobj=stream))), size
+
+
+def _packed_as(path: Path) -> str:
+    """What a packed file is called."""
+    with path.open("rb") as stream:
+        return "zstd" if stream.read(len(ZSTD_MAGIC)) == ZSTD_MAGIC else "gzip"
 
 
 def _damaged_archive(path: Path, error: Exception) -> DataError:

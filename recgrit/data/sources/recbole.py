@@ -30,6 +30,8 @@ from recgrit.data.sources.reading import (
     split_fields,
     split_lines,
 )
+from recgrit.data.time_settings import TimeSettings
+from recgrit.data.times import TimeReader
 from recgrit.errors import DataError
 
 # The published files name the same thing differently.
@@ -42,11 +44,18 @@ ITEM_FIELDS = {
     "genre": "genres",
 }
 LIST_FIELDS = ("genres", "categories")
+ANY_TIMES, SECONDS = TimeSettings(), TimeSettings(time_unit="s")
 
 
 @dataclass(frozen=True)
 class RecBole:
-    """Any data set in RecBole's atomic files."""
+    """Any data set in RecBole's atomic files.
+
+    Args:
+        times: How its times are written, as far as that is known.
+    """
+
+    times: TimeSettings = ANY_TIMES
 
     @property
     def expected(self) -> str:
@@ -76,7 +85,12 @@ class RecBole:
         suffixes = [file.suffix for file in files]
         contents = dict(zip(suffixes, read_files(files, ()).values(), strict=True))
         raw = read_atomic_files(
-            contents[".inter"], contents.get(".item"), files, max_malformed_share, coder
+            contents[".inter"],
+            contents.get(".item"),
+            files,
+            max_malformed_share,
+            coder,
+            times=self.times,
         )
         if (users := contents.get(".user")) is None:
             return raw
@@ -89,6 +103,8 @@ def read_atomic_files(
     files: tuple[Path, ...],
     max_malformed_share: float,
     coder: InteractionCoder | None = None,
+    *,
+    times: TimeSettings = SECONDS,
 ) -> RawData:
     """Interactions and items of one data set in atomic files.
 
@@ -96,7 +112,7 @@ def read_atomic_files(
         DataError: A header lacks a field that is needed, or the content is malformed.
     """
     coder = coder or InteractionCoder()
-    interactions = _read_inter(inter, max_malformed_share, coder)
+    interactions = _read_inter(inter, max_malformed_share, coder, times)
     if item is None:
         schema = {"item_id": pl.String, "title": pl.String}
         items = CleanRows(pl.DataFrame(schema=schema), num_read=0, num_malformed=0)
@@ -105,7 +121,9 @@ def read_atomic_files(
     return to_raw_data(interactions, items, files, coder)
 
 
-def _read_inter(file: RawFile, max_malformed_share: float, coder: InteractionCoder) -> CleanRows:
+def _read_inter(
+    file: RawFile, max_malformed_share: float, coder: InteractionCoder, times: TimeSettings
+) -> CleanRows:
     rows, types = _read_table(file)
     # Without times there is no order to learn from: the file's own may be anything.
     missing = [name for name in ("user_id", "item_id", "timestamp") if name not in types]
@@ -114,7 +132,11 @@ def _read_inter(file: RawFile, max_malformed_share: float, coder: InteractionCod
             f"{file.label} lacks {', '.join(missing)}: expected the header fields user_id:token, "
             f"item_id:token, timestamp:float and maybe rating:float, got {', '.join(types)}."
         )
-    names = ["line", "user_id", "item_id", "timestamp"]
+    reader = TimeReader("timestamp", times)
+    exact = reader.read(rows["timestamp"], file.label)
+    reader.finish()
+    rows = rows.drop("timestamp").hstack(exact)
+    names = ["line", "user_id", "item_id", *exact.columns]
     weight = [pl.col("rating").alias("weight")] if "rating" in types else []
     return clean_interactions(
         rows.select(*names, *weight),
@@ -122,6 +144,7 @@ def _read_inter(file: RawFile, max_malformed_share: float, coder: InteractionCod
         f"{len(types)} fields separated by tabs",
         max_malformed_share,
         coder,
+        reader.describe_unread(),
     )
 
 

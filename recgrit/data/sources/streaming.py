@@ -23,6 +23,7 @@ from recgrit.data.sources.reading import (
     looks_packed,
     read_pieces,
     refuse_html,
+    refuse_long_line,
     require_first_line,
     split_fields,
     split_lines,
@@ -70,6 +71,7 @@ def read_blocks(place: Place) -> Iterator[Block]:
         end = content.rfind(b"\n") + 1
         if not end:
             rest += content
+            refuse_long_line(place.label, line, len(rest))
             continue
         lines, rest = b"".join((rest, memoryview(content)[:end])), content[end:]
         yield Block(RawFile(place.label, lines), line, offset)

@@ -1,31 +1,32 @@
-"""A user's own interactions: Parquet or CSV files, one or many, under their own column names."""
+"""A user's own interactions: files in any common format, under their own column names."""
 
 from __future__ import annotations
 
-import glob
+import difflib
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
-from recgrit.data.damage import TABLE_DAMAGE, read_parquet, read_parquet_columns
-from recgrit.data.sources.cleaning import (
-    CleanRows,
-    clean_interactions,
-    clean_items,
-    clean_text,
-    join_rows,
-    to_raw_data,
-)
+from recgrit.data.decimals import read_decimals
+from recgrit.data.events import EVENT, EventReader, EventTypes
+from recgrit.data.id_columns import as_ids, refuse_damaged_ids, tell_lost_zeros, tell_stand_ins
+from recgrit.data.sources.cleaning import CleanRows, RowCollector, join_rows, to_raw_data
 from recgrit.data.sources.coding import InteractionCoder
+from recgrit.data.sources.dialect import TextSettings
+from recgrit.data.sources.item_table import NO_ITEMS, read_item_table
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
-from recgrit.data.sources.reading import list_folder, require_path
+from recgrit.data.sources.reading import show_names
+from recgrit.data.sources.table_files import TableFile, find_tables, list_files, open_table
+from recgrit.data.time_settings import TimeSettings, TimeUnit
+from recgrit.data.times import TimeReader
 from recgrit.errors import DataError
 
-TimeUnit = Literal["s", "ms", "us", "ns"]
-UNITS_PER_SECOND: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-SUFFIXES = (".parquet", ".csv", ".csv.gz")
+logger = logging.getLogger(__name__)
+
+SAMPLE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,19 @@ class Table:
         item_id: Name of the item's column, in both kinds of files.
         timestamp: Name of the time's column: numbers, or dates with times.
         weight: Name of the rating's column; None for none.
+        event: Name of the column of event types; None for none.
         title: Name of the title's column among the items.
-        time_unit: What times count, where they are numbers.
+        time_format: Form of times that are text; None to find out.
+        time_unit: What times count, where they are numbers; None to find out.
+        timezone: Of times that name none.
+        separator: Between the fields of text files; None to find out, as of all that follow.
+        encoding: Of text files.
+        quote: Around fields of text files.
+        comment: What lines of text files begin with that are no data.
+        decimal: The mark in numbers.
+        columns: Names of the columns of interactions in text files without a header.
+        item_columns: Likewise, of items.
+        event_types: What is known of event types; None leaves them to be found and told.
     """
 
     items_path: Path | None
@@ -47,28 +59,55 @@ class Table:
     item_id: str
     timestamp: str
     weight: str | None
+    event: str | None
     title: str
-    time_unit: TimeUnit
+    time_format: str | None
+    time_unit: TimeUnit | None
+    timezone: str
+    separator: str | None
+    encoding: str | None
+    quote: str | None
+    comment: str | None
+    decimal: str | None
+    columns: tuple[str, ...] | None
+    item_columns: tuple[str, ...] | None
+    event_types: EventTypes | None = None
+
+    @property
+    def times(self) -> TimeSettings:
+        """How times are written."""
+        return TimeSettings(
+            time_format=self.time_format, time_unit=self.time_unit, timezone=self.timezone
+        )
+
+    def text(self, columns: tuple[str, ...] | None) -> TextSettings:
+        """How text files are written, and what their columns are called."""
+        return TextSettings(
+            separator=self.separator,
+            encoding=self.encoding,
+            quote=self.quote,
+            comment=self.comment,
+            decimal=self.decimal,
+            columns=columns,
+        )
 
     @property
     def expected(self) -> str:
         """The files wanted, in words."""
-        return f"Parquet or CSV with the columns {', '.join(self._interaction_columns)}"
+        names = ", ".join(self._interaction_columns.values())
+        return f"Parquet or CSV, or another table, with the columns {names}"
 
     @property
     def _interaction_columns(self) -> dict[str, str]:
-        """Their names in the files, and ours."""
-        names = {
-            self.user_id: "user_id",
-            self.item_id: "item_id",
-            self.timestamp: "timestamp",
-        }
-        return names if self.weight is None else {**names, self.weight: "weight"}
+        """The names of our columns in the files."""
+        names = {"user_id": self.user_id, "item_id": self.item_id, "timestamp": self.timestamp}
+        optional = {"weight": self.weight, EVENT: self.event}
+        return names | {ours: name for ours, name in optional.items() if name is not None}
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
         """The files of a folder or of a pattern such as ``2024-*.parquet``; those of items last."""
-        items = () if self.items_path is None else _list_files(self.items_path, "items")
-        return (*_list_files(path, self.expected), *items)
+        items = () if self.items_path is None else list_files(self.items_path, "items")
+        return (*list_files(path, self.expected, apart=items), *items)
 
     def read(
         self,
@@ -77,112 +116,149 @@ class Table:
         coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read the interactions, and the items where there are files of them."""
-        described = () if self.items_path is None else _list_files(self.items_path, "items")
+        described = () if self.items_path is None else list_files(self.items_path, "items")
         logs = files[: len(files) - len(described)]
         coder = coder or InteractionCoder()
-        parts = [self._read_interactions(path, max_malformed_share, coder) for path in logs]
-        items = self._read_items(described, max_malformed_share)
-        return to_raw_data(join_rows(parts, logs), items, files, coder)
+        tables = self._open(logs)
+        times = TimeReader(
+            self.timestamp,
+            self.times,
+            other_files=lambda: (
+                part.frame[self.timestamp]
+                for table in tables
+                for part in table.rows([self.timestamp])
+            ),
+        )
+        events = None if self.event is None else EventReader(self.event, self.event_types)
+        parts, labels = [], []
+        for table in tables:
+            first_codes = coder.users.num_ids, coder.items.num_ids
+            part = self._read_interactions(
+                table, max_malformed_share, coder, times, events, is_only=len(tables) == 1
+            )
+            if part is None:
+                continue
+            for ids, first, name in zip(
+                (coder.users, coder.items),
+                first_codes,
+                (self.user_id, self.item_id),
+                strict=True,
+            ):
+                if not ids.are_numbers:
+                    refuse_damaged_ids(ids.ids()[first:], table.label, name)
+            parts.append(part)
+            labels.append(Path(table.label))
+        if not parts:
+            raise DataError(f"No file of {logs[0]} and what is beside it holds a row.")
+        times.finish()
+        if events is not None:
+            events.finish()
+        tell_lost_zeros(coder.items.ids(), self.item_id)
+        for ids, name in ((coder.users, self.user_id), (coder.items, self.item_id)):
+            if not ids.are_numbers:
+                tell_stand_ins(ids.ids(), name)
+        items = NO_ITEMS
+        if described:
+            items = read_item_table(
+                described,
+                item_id=self.item_id,
+                title=self.title,
+                text=self.text(self.item_columns),
+                max_malformed_share=max_malformed_share,
+            )
+        return to_raw_data(join_rows(parts, labels), items, files, coder)
+
+    def _open(self, files: Sequence[Path]) -> list[TableFile]:
+        """The tables in these files, each with all columns; how they are written is said."""
+        tables, forms = [], dict[str, list[str]]()
+        wanted = list(self._interaction_columns.values())
+        for path in files:
+            for place in find_tables(path):
+                table = open_table(place, wanted, self.text(self.columns))
+                if table.columns or len(files) == 1:
+                    _require_columns(table, self._interaction_columns)
+                    tables.append(table)
+                    forms.setdefault(table.describe(), []).append(place.label)
+        if not tables:
+            raise DataError(f"{files[0]} is empty, and so is every file beside it.")
+        for form, labels in forms.items():
+            more = f" and {len(labels) - 1:,} more files" if len(labels) > 1 else ""
+            logger.info("%s%s: %s", labels[0], more, form)
+        return tables
 
     def _read_interactions(
-        self, path: Path, max_malformed_share: float, coder: InteractionCoder
-    ) -> CleanRows:
-        frame = _read_columns(path, self._interaction_columns)
-        seconds = _seconds(frame["timestamp"], UNITS_PER_SECOND[self.time_unit])
-        # Kept in whole seconds: what happened within one stays in order.
-        rows = frame.with_columns(seconds.alias("exact")).sort("exact", maintain_order=True)
-        return clean_interactions(
-            rows.with_columns(pl.col("exact").floor().alias("timestamp")).drop("exact"),
-            str(path),
-            f"{', '.join(self._interaction_columns)}, with times as dates or counting "
-            f"{self.time_unit} (data.table.time_unit)",
-            max_malformed_share,
-            coder,
+        self,
+        table: TableFile,
+        max_malformed_share: float,
+        coder: InteractionCoder,
+        times: TimeReader,
+        events: EventReader | None,
+        *,
+        is_only: bool,
+    ) -> CleanRows | None:
+        """The rows of a file; None where it has none, and others may."""
+        names = self._interaction_columns
+        collector = RowCollector(
+            coder, table.label, f"{', '.join(names.values())}, with times as dates or numbers"
         )
-
-    def _read_items(self, files: tuple[Path, ...], max_malformed_share: float) -> CleanRows:
-        if not files:
-            schema = {"item_id": pl.String, "title": pl.String}
-            return CleanRows(pl.DataFrame(schema=schema), num_read=0, num_malformed=0)
-        frames = [
-            _read_columns(path, {self.item_id: "item_id"}, keep_others=True) for path in files
-        ]
-        rows = pl.concat(frames, how="diagonal_relaxed")
-        if self.title in rows.columns:
-            tidy = pl.col(self.title).cast(pl.String).map_elements(clean_text, pl.String)
-            rows = rows.with_columns(tidy.alias("title"))
-        else:
-            rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias("title"))
-        first = ["line", "item_id", "title"]
-        others = [name for name in rows.columns if name not in (*first, self.title)]
-        return clean_items(
-            rows.select(*first, *others), str(files[0]), f"a {self.item_id}", max_malformed_share
-        )
-
-
-def _seconds(times: pl.Series, units_per_second: int) -> pl.Series:
-    """Seconds since 1970 of dates or numbers, also as text; null where there is neither."""
-    if times.dtype.is_temporal():
-        return times.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
-    numbers = times.cast(pl.Float64, strict=False)
-    if times.dtype == pl.String and numbers.null_count() == len(times):
-        try:
-            return _seconds(times.str.to_datetime(strict=False), units_per_second)
-        except pl.exceptions.ComputeError:  # No date in any form.
-            return numbers
-    return numbers / units_per_second
-
-
-def _list_files(path: Path, expected: str) -> tuple[Path, ...]:
-    """The Parquet or else CSV files that a path stands for, in the order of their names."""
-    if glob.has_magic(str(path)) and not path.exists():
-        folder = path.parent
-        require_path(folder, expected)
-        found = sorted(folder.glob(path.name))
-    else:
-        require_path(path, expected)
-        found = sorted(path.iterdir()) if path.is_dir() else [path]
-        folder = path if path.is_dir() else path.parent
-    kinds = {
-        suffix: [file for file in found if file.name.endswith(suffix) and file.is_file()]
-        for suffix in SUFFIXES
-    }
-    present = [suffix for suffix, files in kinds.items() if files]
-    if len(present) != 1:
-        what = f"files of several kinds ({', '.join(present)})" if present else "no such file"
-        raise DataError(
-            f"{path} holds {what}: expected {expected}, in files of one of {', '.join(SUFFIXES)}; "
-            f"found {list_folder(folder)}. Set data.path to a file, a folder or a pattern like "
-            f"{folder / '*.parquet'}."
-        )
-    return tuple(kinds[present[0]])
-
-
-def _read_columns(path: Path, names: dict[str, str], *, keep_others: bool = False) -> pl.DataFrame:
-    """Columns of a file under our names, after ``line``; ids as text."""
-    try:
-        # Of CSV all as text: what is a number gets decided by the column's meaning.
-        is_parquet = path.suffix == ".parquet"
-        lazy = None if is_parquet else pl.scan_csv(path, infer_schema=False, glob=False)
-        present = read_parquet_columns(path) if lazy is None else lazy.collect_schema().names()
-        missing = [name for name in names if name not in present]
-        if missing:
-            raise DataError(
-                f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-                f"{', '.join(present)}. Name yours as in data.table.user_id=COLUMN."
+        num_read = 0
+        num_unsplit = 0
+        for part in table.rows(list(names.values())):
+            columns = {
+                ours: as_ids(part.frame[name], table.label, name).alias(ours)
+                for ours, name in names.items()
+                if ours in ("user_id", "item_id")
+            }
+            for ours, ids in columns.items():  # What is plain at once is told before all else.
+                sample = ids.head(SAMPLE).cast(pl.String).unique(maintain_order=True)
+                refuse_damaged_ids(sample, table.label, names[ours])
+            exact = times.read(part.frame[self.timestamp], table.label)
+            further = []
+            if self.weight is not None:
+                numbers = read_decimals(
+                    part.frame[self.weight], self.decimal, table.label, self.weight
+                )
+                further.append(numbers.alias("weight"))
+            if events is not None:
+                assert self.event is not None
+                further.append(events.read(part.frame[self.event]))
+            collector.add(
+                pl.DataFrame([part.lines, columns["user_id"], columns["item_id"], *exact, *further])
             )
-        chosen = present if keep_others else list(names)
-        frame = read_parquet(path, chosen) if lazy is None else lazy.select(chosen).collect()
-    except TABLE_DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]} ({reason}).") from None
-    frame = frame.rename({name: ours for name, ours in names.items() if name != ours})
-    for name in {"user_id", "item_id"} & set(frame.columns):
-        if frame.schema[name].is_float():
-            raise DataError(
-                f"{path} has ids with decimals in the column for {name} (as pandas makes of whole "
-                "numbers with gaps). Save it as whole numbers or text."
+            collector.add_unsplit(part.unsplit)
+            num_unsplit += len(part.unsplit)
+            num_read += part.frame.height + len(part.unsplit)
+        if not num_read and not is_only:
+            return None
+        reason = times.describe_unread()
+        if num_unsplit:
+            reason = "; ".join(
+                [f"{num_unsplit} have too many or too few fields", *([reason] if reason else [])]
             )
-        frame = frame.with_columns(pl.col(name).cast(pl.String))
-    # A table's first row of data stands on line 2.
-    return frame.with_row_index("line", offset=2).with_columns(pl.col("line").cast(pl.Int64))
+        return collector.finish(max_malformed_share, reason)
+
+
+def _require_columns(table: TableFile, names: dict[str, str]) -> None:
+    missing = {ours: name for ours, name in names.items() if name not in table.columns}
+    if not missing:
+        return
+    if not table.columns:
+        raise DataError(f"{table.label} is empty: it has no line of data.")
+    ours, first = next(iter(missing.items()))
+    plain = {_plain(name): name for name in table.columns}
+    close = difflib.get_close_matches(_plain(first), plain, n=1, cutoff=0.7)
+    raise DataError(
+        f"{table.label} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing.values())}; "
+        f"it has {show_names(table.columns)} ({table.describe()}). Name yours as in "
+        f"data.table.{ours}={plain[close[0]] if close else 'COLUMN'}"
+        + (
+            ", or what stands between fields with data.table.separator."
+            if len(table.columns) == 1
+            else "."
+        )
+    )
+
+
+def _plain(name: str) -> str:
+    """A name without what people write in different ways."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -21,6 +21,8 @@ from recgrit.data.sources.cleaning import clean_text, parse_price
         ("Multi function (black)", "Multi function (black)"),
         ("I &lt;3 You", "I <3 You"),
         ("Shirt <M>", "Shirt <M>"),
+        ("A\ud83d\ude00 smile", "A😀 smile"),
+        ("half \ud83d one", "half \ufffd one"),
         ("  ", None),
         ("", None),
         (None, None),

@@ -5,9 +5,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from recgrit.data.sources import load_source, reading
+from recgrit.data.sources import load_source, reading, streaming
+from recgrit.data.sources.cleaning import clean_items
+from recgrit.data.sources.reading import RawFile, parse_json_lines
 from recgrit.errors import DataError
 
 NAME = "movielens-latest-small"
@@ -101,3 +104,47 @@ def test_a_cut_archive(write_dataset: Callable[..., Path], tmp_path: Path, cut: 
     archive.write_bytes(archive.read_bytes()[:-cut])
     with pytest.raises(DataError, match="damaged or incomplete zip"):
         rows_read(NAME, archive)
+
+
+@pytest.mark.parametrize("cut", ["", "{cut\n"])
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"a\ud800b"])
+def test_half_a_surrogate_pair_is_no_id(cut: str, half: str) -> None:
+    """Whether the lines are parsed in one go or, beside a cut one, each by itself."""
+    lines = '{"item_id": "' + half + '"}\n{"item_id": "b"}\n{"item_id": ""}\n' + cut
+    file = RawFile("x.jsonl", lines.encode())
+    found = parse_json_lines(file, {"item_id": pl.String})
+    cleaned = clean_items(found, "x.jsonl", "objects", 1.0)
+    assert cleaned.frame["item_id"].to_list() == ["b"]
+    assert cleaned.num_malformed == found.height - 1
+
+
+def test_a_zip_whose_directory_lies_about_sizes_is_refused(
+    write_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member said to be packed in two gigabytes may not unpack to a hundred times that."""
+    monkeypatch.setattr(reading, "BOMB_BYTES", 2**20)
+    folder = write_dataset(NAME)
+    (folder / "ratings.csv").write_bytes(b"\0" * 3 * 2**20)
+    archive = pack(folder, tmp_path / "ml-latest-small.zip")
+    told = zipfile.ZipFile.getinfo
+
+    def lie(self: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+        info = told(self, name)
+        info.compress_size = 2**31
+        return info
+
+    monkeypatch.setattr(zipfile.ZipFile, "getinfo", lie)
+    with pytest.raises(DataError, match="made to fill the memory"):
+        rows_read(NAME, archive)
+
+
+def test_a_line_without_an_end_is_refused(
+    write_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setattr(streaming, "PARSED_BYTES", 2**14)
+    folder = write_dataset(NAME)
+    with (folder / "ratings.csv").open("a") as stream:
+        stream.write("1" * 2**18)
+    with pytest.raises(DataError, match=r"ratings.csv, line \d+ has more than 65,536 bytes"):
+        rows_read(NAME, folder)

@@ -42,10 +42,10 @@ def test_columns_are_mapped(tmp_path: Path, name: str) -> None:
     else:
         ROWS.write_csv(path, compression="gzip" if name.endswith("gz") else "uncompressed")
     assert read(path).rows() == [
-        ("9", "b", 50, 5.0),
-        ("7", "c", 90, 5.0),
         ("7", "a", 100, 4.0),
+        ("9", "b", 50, 5.0),
         ("7", "b", 100, 3.0),
+        ("7", "c", 90, 5.0),
     ]
     assert read(tmp_path).equals(read(path))
 
@@ -54,7 +54,7 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     ROWS[2:].write_parquet(tmp_path / "2024-02.parquet")
     ROWS[:2].write_parquet(tmp_path / "2024-01.parquet")
     ROWS[:1].write_parquet(tmp_path / "old.parquet")
-    assert read(tmp_path / "2024-*.parquet")["user_id"].to_list() == ["9", "7", "7", "7"]
+    assert read(tmp_path / "2024-*.parquet")["user_id"].to_list() == ["7", "9", "7", "7"]
     assert read(tmp_path).height == 5
 
 
@@ -63,7 +63,7 @@ def test_items_bring_their_own_fields(tmp_path: Path) -> None:
     ITEMS.write_csv(tmp_path / "items.csv")
     table = new_table(**NAMES, title="name", items_path=tmp_path / "items.csv")
     raw = table.read(table.find_files(tmp_path / "log.parquet"))
-    assert raw.items.rows() == [("a", "Rose & soap", "4.5"), ("b", "Comb", None)]
+    assert raw.items.rows() == [("a", "Rose & soap", 4.5), ("b", "Comb", None)]
     assert raw.items.columns == ["item_id", "title", "price"]
     assert [path.name for path in raw.files] == ["log.parquet", "items.csv"]
 
@@ -81,9 +81,16 @@ def test_items_bring_their_own_fields(tmp_path: Path) -> None:
 def test_times_become_seconds_and_keep_their_order(tmp_path: Path, times: list, unit: str) -> None:
     rows = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["late", "early"], "timestamp": times})
     rows.write_parquet(tmp_path / "log.parquet")
-    found = read(tmp_path, new_table(time_unit=unit))
-    assert found["timestamp"].to_list() == [1_500_000_000] * 2
-    assert found["item_id"].to_list() == ["early", "late"]
+    for table in ({"time_unit": unit}, {}):
+        assert read(tmp_path, new_table(**table))["timestamp"].to_list() == [1_500_000_000] * 2
+        data = prepare(all_rows(tmp_path, table))
+        assert data.interactions.to_polars()["item_id"].to_list() == ["early", "late"]
+
+
+def all_rows(path: Path, table: dict[str, Any] | None = None, **values: Any) -> DataConfig:
+    least = {"min_user_interactions": 1, "min_item_interactions": 1}
+    shop = {"source": "table", "path": path, "table": table or {}}
+    return DataConfig.model_validate(shop | least | values)
 
 
 def test_rows_with_gaps_are_counted(tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ def test_rows_with_gaps_are_counted(tmp_path: Path) -> None:
     [
         (ROWS.drop("uid"), r"lacks the column uid; it has sku, at.*data\.table\.user_id=COLUMN"),
         (ROWS.with_columns(pl.col("uid") + 0.0), "ids with decimals"),
-        (ROWS.with_columns(at=pl.lit("soon")), "4 of 4 lines are malformed.*time_unit"),
+        (ROWS.with_columns(at=pl.lit("soon")), "4 of 4 lines are malformed.*time_format"),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path: Path, rows: pl.DataFrame, message: str) -> None:
@@ -120,7 +127,7 @@ def test_damage_and_confusion(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as parquet"):
         read(tmp_path)
     (tmp_path / "log.csv").write_text("uid,sku,at,stars\n1,a,1,2,3,4\n")
-    with pytest.raises(DataError, match="cannot be read as csv"):
+    with pytest.raises(DataError, match=r"line 2 \(1 have too many or too few fields\)"):
         read(tmp_path / "log.csv")
     with pytest.raises(DataError, match=r"files of several kinds \(\.parquet, \.csv\)"):
         read(tmp_path)

@@ -1,0 +1,117 @@
+"""The command that writes a first configuration: init."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.prompt import Prompt
+
+from recgrit.cli.app import JsonOption, app, print_json
+from recgrit.display import output
+from recgrit.errors import ConfigError
+from recgrit.progress import messages
+from recgrit.proposal.questions import Ask, Question, refuse, take_default
+
+
+@app.command(rich_help_panel="Run")
+def init(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME] [KEY=VALUE]",
+            help="A published data set, or what is known of your files, as "
+            "data.table.user_id=customer.",
+        ),
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your log: a file, a folder or a pattern."),
+    ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your items, if they are described anywhere."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The YAML; shop.yaml or NAME.yaml if not given."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", metavar="", help="Take what is likely, and never ask.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Replace a YAML that is there.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a YAML to start with: for your files, or that of a published data set.
+
+    It finds the columns, proposes filters and sizes, and says what looks like a mistake.
+
+    Example: `recgrit init --events events.csv --items items.csv --out shop.yaml`
+
+    A published one: `recgrit init movielens-100k`
+    """
+    names = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    if len(names) + (events is not None) != 1 or (names and (overrides or items)):
+        raise ConfigError(
+            "Name one published data set ('recgrit init movielens-100k'), or your files "
+            "('recgrit init --events events.csv --items items.csv')."
+        )
+    place = out or Path(f"{names[0].replace('/', '-')}.yaml" if names else "shop.yaml")
+    if place.exists() and not force:
+        raise ConfigError(f"{place} is there already: name another with --out, or add --force.")
+    warnings: tuple[str, ...] = ()
+    if events is None:
+        from recgrit.proposal.published import copy_config
+
+        text = copy_config(names[0], place)
+    else:
+        from recgrit.proposal.shop import look_at
+        from recgrit.proposal.writing import write_shop_config
+
+        facts = look_at(events, items, overrides=overrides, ask=_choose_ask(yes=yes))
+        text, warnings = write_shop_config(facts, place), facts.warnings
+    _write(place, text)
+    for warning in warnings:
+        messages.print(f"To look at: {escape(warning)}", highlight=False, soft_wrap=True)
+    command = f"recgrit run {shlex.quote(str(place))}"
+    output.print(f"{escape(str(place))}\n\nNext:\n  {escape(command)}", highlight=False)
+    if as_json:
+        print_json({"out": str(place), "warnings": list(warnings), "next": command})
+
+
+def _choose_ask(*, yes: bool) -> Ask:
+    """Who answers what the files leave open."""
+    if yes:
+        return take_default
+    return _ask if sys.stdin.isatty() and messages.is_terminal else refuse
+
+
+def _ask(question: Question) -> str:
+    try:
+        answer = Prompt.ask(
+            f"{escape(question.text)} ({question.setting})",
+            choices=list(question.options),
+            default=question.default if question.default is not None else ...,
+            console=messages,
+        )
+    except EOFError:
+        raise typer.Abort from None
+    return str(answer)
+
+
+def _write(path: Path, text: str) -> None:
+    from recgrit.disk import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot write {path}: {error.strerror}. Name another with --out."
+        ) from None

@@ -1,0 +1,171 @@
+"""Ids as they stand in people's tables: text or whole numbers, never altered, damage refused."""
+
+from __future__ import annotations
+
+import logging
+
+import polars as pl
+
+from recgrit.data.times import describe_type
+from recgrit.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = 3
+# What pandas makes of whole numbers with gaps, and spreadsheets of long ones.
+_DECIMAL = r"^-?\d+\.\d+$"
+_WHOLE_DECIMAL = r"^-?\d+\.0+$"
+_SCIENTIFIC = r"^-?\d[.,]\d+[eE]\+\d+$"
+_ZEROS = r"^0+(\d)"
+# An item table that describes fewer of the log's items is worth a warning.
+FEW = 0.5
+STAND_INS = ("nan", "null", "none", "na", "n/a", "\\n", "<na>", "undefined")
+
+
+def as_ids(ids: pl.Series, label: str, column: str) -> pl.Series:
+    """A column as ids: text, or whole numbers that stand for the text they are written as.
+
+    Args:
+        ids: Of any type.
+        label: The file, for messages.
+        column: Its name there.
+
+    Raises:
+        DataError: The type can mean no id.
+    """
+    dtype = ids.dtype
+    if dtype == pl.String or dtype.is_integer():
+        return ids
+    if isinstance(dtype, pl.Categorical | pl.Enum) or dtype == pl.Null:
+        return ids.cast(pl.String)
+    if isinstance(dtype, pl.Decimal) and dtype.scale == 0:
+        return ids.cast(pl.String)
+    if dtype.is_float() or dtype.is_decimal():
+        raise DataError(
+            f"{label} has ids with decimals in the column {column} (as pandas makes of whole "
+            f"numbers with gaps), such as {_examples(ids)}. Save it as whole numbers or text."
+        )
+    raise DataError(
+        f"{label}: the column {column} holds {describe_type(dtype)}, which are no ids, such as "
+        f"{_examples(ids)}. Expected text or whole numbers."
+    )
+
+
+def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
+    """Stop where ids are whole numbers that some program has written as decimals.
+
+    Ids such as ``1.5`` beside ``7`` are text like any other.
+
+    Args:
+        ids: Different ids as text.
+        label: The files, for messages.
+        column: Their name there.
+
+    Raises:
+        DataError: They are.
+    """
+    given = ids.drop_nulls()
+    if given.is_empty():
+        return
+    given = given.str.strip_chars()
+    decimals = given.filter(given.str.contains(_DECIMAL))
+    whole = given.filter(given.str.contains(_WHOLE_DECIMAL))
+    scientific = given.filter(given.str.contains(_SCIENTIFIC))
+    if len(decimals) == len(given) or (len(whole) and len(whole) == len(decimals)):
+        damaged, how = decimals, "decimals (as pandas makes of whole numbers with gaps)"
+    elif len(scientific):
+        damaged, how = scientific, "exponents (as spreadsheets make of long numbers)"
+    else:
+        return
+    raise DataError(
+        f"{label} has ids with {how} in the column {column}, such as {_examples(damaged)}: "
+        "read as they are, they would be other ids than the same numbers without. Save the column "
+        "as whole numbers or text."
+    )
+
+
+def tell_lost_zeros(ids: pl.Series, column: str) -> None:
+    """Warn where ids differ in nothing but zeros at their start, as in ``007`` beside ``7``."""
+    padded = ids.filter(ids.str.contains(_ZEROS))
+    if padded.is_empty():
+        return
+    both = padded.filter(_strip_zeros(padded).is_in(ids.implode()))
+    if len(both):
+        logger.warning(
+            "%d ids in %s stand there with and without zeros at the start, such as %s: they count "
+            "as different. Some program may have read them as numbers.",
+            len(both),
+            column,
+            ", ".join(f"{a!r} and {b!r}" for a, b in zip(both, _strip_zeros(both), strict=True))[
+                :120
+            ],
+        )
+
+
+def tell_stand_ins(ids: pl.Series, column: str) -> None:
+    """Warn where an id is what programs write in place of a missing one."""
+    found = ids.filter(ids.str.to_lowercase().is_in(STAND_INS))
+    if len(found):
+        logger.warning(
+            "%s has ids that may stand for none: %s. They count as ids; leave the cells empty if "
+            "they are none.",
+            column,
+            _examples(found),
+        )
+
+
+def require_meeting_ids(log: pl.Series, described: pl.Series, setting: str | None) -> None:
+    """Stop where an item table describes none of a log's items; warn where it does few.
+
+    Args:
+        log: Ids of the items in the log, each once.
+        described: Those in the item table, each once.
+        setting: The one that names their column; None for a published format, of which files may
+            be parts: there is a warning then.
+
+    Raises:
+        DataError: No id stands in both, and their column is a setting.
+    """
+    if log.is_empty() or described.is_empty():
+        return
+    is_met = log.is_in(described.implode())
+    num_met = int(is_met.sum())
+    if num_met >= FEW * len(log):
+        return
+    missing, unused = log.filter(~is_met), described.filter(~described.is_in(log.implode()))
+    examples = _examples(missing), _examples(unused)
+    text = (
+        f"{'None' if not num_met else f'Only {num_met:,}'} of the {len(log):,} items of the log "
+        f"{'is' if num_met < 2 else 'are'} described in the item table. The log has ids such as "
+        f"{examples[0]}, the item table such as {examples[1]}.{_guess(missing, unused)}"
+    )
+    if num_met or setting is None:
+        logger.warning("%s The others are titled by their id.", text)
+        return
+    raise DataError(
+        f"{text} Name the column of these ids with {setting}, or leave the item table out."
+    )
+
+
+def _guess(missing: pl.Series, unused: pl.Series) -> str:
+    """What may make the ids of both sides differ."""
+    forms = {
+        "zeros at the start, which one side lost": (_strip_zeros(missing), _strip_zeros(unused)),
+        "the case of their letters": (missing.str.to_lowercase(), unused.str.to_lowercase()),
+        "what stands before the number": (
+            missing.str.extract(r"(\d+)$"), unused.str.extract(r"(\d+)$")
+        ),
+    }  # fmt: skip
+    for what, (left, right) in forms.items():
+        known = left.drop_nulls().is_in(right.drop_nulls().implode())
+        if len(known) and int(known.sum()) > len(known) // 2:
+            return f" They differ in {what}."
+    return ""
+
+
+def _strip_zeros(ids: pl.Series) -> pl.Series:
+    return ids.str.replace(_ZEROS, "$1")
+
+
+def _examples(ids: pl.Series) -> str:
+    return ", ".join(map(repr, ids.drop_nulls().head(EXAMPLES).to_list())) or "none"

@@ -1,0 +1,237 @@
+"""Tables of items, read alike wherever a file of them comes in: in training and in what follows.
+
+What a cell says depends on no other cell: the text made of an item is the same in the file of a
+whole catalogue and in one of three new items.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from recgrit.data.decimals import read_decimals
+from recgrit.data.id_columns import as_ids, refuse_damaged_ids
+from recgrit.data.sources.cleaning import CleanRows, clean_items, clean_text
+from recgrit.data.sources.dialect import TextSettings
+from recgrit.data.sources.reading import show_names
+from recgrit.data.sources.table_files import TableFile, find_tables, open_table
+from recgrit.data.times import describe_type
+from recgrit.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# What an item is called here, whatever its columns are.
+OWN = ("item_id", "title")
+# Names that no column has: of the numbers of lines, and of a column that is called `line`.
+LINE, FIELD_LINE = "\0", "\0line"
+# Cells that `clean_text` may change.
+_UNTIDY = r"[&<{}()\t\r\n\x0b\x0c]|\s\s|^\s|\s$|aPageStart"
+NO_ITEMS = CleanRows(
+    pl.DataFrame(schema=dict.fromkeys(OWN, pl.String)), num_read=0, num_malformed=0
+)
+
+
+def read_item_table(
+    files: Sequence[Path],
+    *,
+    item_id: str,
+    title: str,
+    text: TextSettings,
+    max_malformed_share: float,
+    or_own_names: bool = False,
+) -> CleanRows:
+    """The items of some files: ``item_id``, ``title`` (null where none is known), then all else.
+
+    A column of theirs that is called as one of ours, and is not the one meant, gets ``_column``
+    behind its name. Types that mean no text and no number are left out, and said.
+
+    Args:
+        files: One row per item.
+        item_id: Name of the id's column.
+        title: Name of the title's column; ``title`` may be missing, any other must be there.
+        text: What is known of how text files are written.
+        max_malformed_share: Of the rows, how many may lack an id.
+        or_own_names: Whether files may call them ``item_id`` and ``title`` all the same.
+
+    Raises:
+        DataError: A file cannot be read, lacks a column, describes an item twice and differently,
+            or holds ids or titles of a type that can be none.
+    """
+    parts, num_unsplit = [], 0
+    for path in files:
+        for place in find_tables(path):
+            table = open_table(place, [item_id], text, setting_of="item_columns")
+            if or_own_names and item_id not in table.columns and "item_id" in table.columns:
+                logger.info("%s has no column %s: item_id is read", place.label, item_id)
+                table = open_table(place, ["item_id"], text, setting_of="item_columns")
+            logger.info("%s: %s", place.label, table.describe())
+            frame, bad = _read_file(table, item_id, title, text, or_own_names=or_own_names)
+            parts.append(frame)
+            num_unsplit += bad
+    try:
+        rows = pl.concat(parts, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"The files {files[0]} to {files[-1]} hold columns of different types "
+            f"({str(error).splitlines()[0]}). Save them alike."
+        ) from None
+    label = str(files[0])
+    refuse_damaged_ids(rows["item_id"].cast(pl.String), label, item_id)
+    # The reader of rows has a use of its own for the name.
+    renamed = {"line": FIELD_LINE, LINE: "line"}
+    rows = rows.rename({old: new for old, new in renamed.items() if old in rows.columns})
+    clean = clean_items(rows, label, f"a {item_id}", max_malformed_share)
+    return CleanRows(
+        clean.frame.rename({FIELD_LINE: "line"}, strict=False),
+        num_read=clean.num_read + num_unsplit,
+        num_malformed=clean.num_malformed + num_unsplit,
+        num_repeated=clean.num_repeated,
+    )
+
+
+def _read_file(
+    table: TableFile, item_id: str, title: str, text: TextSettings, *, or_own_names: bool
+) -> tuple[pl.DataFrame, int]:
+    """The columns, after ids, titles and numbers of lines; how many lines could not be split."""
+    label, columns = table.label, table.columns
+    id_column, title_column = (
+        own if or_own_names and name not in columns and own in columns else name
+        for name, own in zip((item_id, title), OWN, strict=True)
+    )
+    missing = [name for name in (id_column,) if name not in columns]
+    if title_column not in columns and title_column != "title":
+        missing.append(title_column)
+    if missing:
+        setting = "item_id" if missing[0] == id_column else "title"
+        raise DataError(
+            f"{label} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
+            f"{show_names(columns)}. Name yours as in data.table.{setting}=COLUMN."
+        )
+    if title_column not in columns:
+        logger.warning(
+            "%s has no column title, so items are titled by their id; it has %s. Name one with "
+            "data.table.title=COLUMN.",
+            label,
+            ", ".join(name for name in columns if name != id_column) or "none other",
+        )
+    others = [name for name in columns if name not in (id_column, title_column)]
+    parts, bad = [], pl.Series("line", [], pl.Int64)
+    for part in table.rows(columns):
+        parts.append(part.frame.insert_column(0, part.lines.alias(LINE)))
+        bad = bad.append(part.unsplit)
+    schema = {LINE: pl.Int64, **dict.fromkeys(columns, pl.String)}
+    frame = pl.concat(parts, how="vertical_relaxed") if parts else pl.DataFrame(schema=schema)
+    first = min(bad.to_list(), default=0)
+    if len(bad):
+        logger.warning(
+            "%s: %d lines have too many or too few fields and are left out, the first on line %d",
+            label,
+            len(bad),
+            first,
+        )
+    if len(bad) > max(1, frame.height // 20):
+        raise DataError(
+            f"{label}: {len(bad)} of {len(bad) + frame.height} lines have not {len(columns)} "
+            f"fields as the header, the first on line {first}. Set data.table.separator or "
+            "data.table.quote if it is written in another way than found."
+        )
+    ids = as_ids(frame[id_column], label, id_column).cast(pl.String).alias("item_id")
+    named = [frame[LINE], ids, _titles(frame, title_column, label)]
+    left_out = []
+    taken = {"item_id", "title"}
+    for name in others:
+        column = _tidy(frame[name], name, text, label)
+        if column is None:
+            left_out.append(f"{name} ({describe_type(frame.schema[name])})")
+            continue
+        new = name
+        while new in taken:
+            new += "_column"
+        taken.add(new)
+        named.append(column.alias(new))
+    if left_out:
+        logger.info("%s: left out %s", label, ", ".join(left_out))
+    return pl.DataFrame(named), len(bad)
+
+
+def _titles(frame: pl.DataFrame, name: str, label: str) -> pl.Series:
+    if name not in frame.columns:
+        return pl.Series("title", [None] * frame.height, dtype=pl.String)
+    titles = frame[name]
+    dtype = titles.dtype
+    if dtype.is_float():
+        texts = titles.fill_nan(None).cast(pl.String).str.replace(r"\.0$", "")
+    elif dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Object):
+        raise DataError(
+            f"{label}: the column {name} holds {describe_type(dtype)}, which are no titles: "
+            "expected text. Name another with data.table.title."
+        )
+    else:
+        texts = titles.cast(pl.String)
+    return _clean(texts).alias("title")
+
+
+def _tidy(column: pl.Series, name: str, text: TextSettings, label: str) -> pl.Series | None:
+    """A field, each cell by itself; None where the type means neither text nor number."""
+    if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Time | pl.Duration):
+        column = column.cast(pl.String)
+    elif isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
+    elif column.dtype.is_decimal():
+        column = column.cast(pl.Float64)
+    dtype = column.dtype
+    if name == "price" and dtype == pl.String:
+        column = _prices(column, text, label)
+    elif dtype == pl.String:
+        # As a program wrote it that read whole numbers with gaps, or true and false.
+        cells = _clean(column).str.replace(r"^(-?\d+)\.0$", "$1")
+        column = cells.replace({"True": "true", "False": "false"})
+    elif dtype.is_float():
+        column = column.fill_nan(None)
+    elif isinstance(dtype, pl.List):
+        column = (
+            column
+            if dtype.inner != pl.String
+            else column.list.eval(pl.element().map_batches(_clean, return_dtype=pl.String))
+        )
+    return None if _means_nothing(dtype) else column
+
+
+def _means_nothing(dtype: pl.DataType) -> bool:
+    """Whether a type has no meaning in a text; of lists, those of words, numbers and paths have."""
+    if isinstance(dtype, pl.List):
+        inner = dtype.inner
+        if isinstance(inner, pl.List):
+            return inner.inner != pl.String
+        return not (inner == pl.String or (isinstance(inner, pl.DataType) and inner.is_numeric()))
+    return isinstance(dtype, pl.Binary | pl.Struct | pl.Object)
+
+
+def _prices(texts: pl.Series, text: TextSettings, label: str) -> pl.Series:
+    """Prices as numbers, with or without a currency; null for ranges and words, counted."""
+    given = texts.str.strip_chars()
+    given = given.set(given == "", None)
+    bare = given.str.replace(r"^(?:[A-Z]{3}|[$€£¥])\s*", "").str.replace(
+        r"\s*(?:[A-Z]{3}|[$€£¥])$", ""
+    )
+    numbers = read_decimals(bare, text.decimal, label, "price")
+    numbers = numbers.set(~(numbers.is_finite() & (numbers >= 0)), None)
+    lost = given.filter(numbers.is_null() & given.is_not_null())
+    if len(lost):
+        logger.warning(
+            "%s: %d prices are no numbers, such as %r, and are left out", label, len(lost), lost[0]
+        )
+    return numbers
+
+
+def _clean(texts: pl.Series) -> pl.Series:
+    """Text without entities, markup and blanks around; null where nothing is left."""
+    is_untidy = texts.str.contains(_UNTIDY).fill_null(False)
+    if is_untidy.any():
+        places = is_untidy.arg_true()
+        tidied = [clean_text(cell) for cell in texts.gather(places)]
+        texts = texts.clone().scatter(places, pl.Series(tidied, dtype=pl.String))
+    return texts.set(texts == "", None)

@@ -1,0 +1,260 @@
+"""Times as people write them, read alike wherever a file of theirs has some.
+
+A column of numbers counts something since 1970; which unit, its size tells. A column of text holds
+dates, each cell in a form of its own if need be. What only a person can know is asked for: whether
+3/4/2011 is in March or April, and whether 20111101 is a day or a second. Day and month stand in one
+order in all files of a data set, and so does the unit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+import polars as pl
+
+from recgrit.data.date_texts import DateTexts
+from recgrit.data.filtering import FRACTION
+from recgrit.data.number_looks import MOST, find_look, year_of
+from recgrit.data.time_settings import (
+    PER_SECOND,
+    TimeSettings,
+    TimeUnit,
+    no_times,
+    split_seconds,
+    strip_blanks,
+    to_utc,
+)
+from recgrit.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+# How many seconds a unit is.
+SECONDS: dict[str, int] = {"min": 60, "h": 3600, "d": 86400, "excel": 86400}
+# Excel's day 25569 is the first of 1970.
+EXCEL_EPOCH = 25569
+# In seconds this is the year 5138.
+MAX_SECONDS = 100_000_000_000
+YEAR = 365 * 86400
+EXAMPLES = 3
+
+
+class TimeReader:
+    """Reads the time column of one data set, file by file.
+
+    Args:
+        column: Its name, for messages.
+        settings: What is known of it.
+        prefix: Of the settings' names in messages.
+        other_files: Gives the times of all files, for what one file leaves open; None where there
+            is one.
+    """
+
+    def __init__(
+        self,
+        column: str,
+        settings: TimeSettings,
+        *,
+        prefix: str = "data.table.",
+        other_files: Callable[[], Iterable[pl.Series]] | None = None,
+    ) -> None:
+        self._column, self._settings, self._prefix = column, settings, prefix
+        self._texts = DateTexts(column, settings, prefix, other_files)
+        self._unit = settings.time_unit
+        # The largest number of seconds so far, and cells that could not be read.
+        self._largest = -1.0
+        self._unread: list[str] = []
+        _require_timezone(settings.timezone, prefix)
+
+    def read(self, times: pl.Series, label: str) -> pl.DataFrame:
+        """Each time as ``timestamp`` (whole seconds since 1970) and ``fraction`` of one.
+
+        Both are null where there is no time. Without a column ``fraction`` all are whole seconds.
+
+        Args:
+            times: Dates, numbers or text.
+            label: The file, for messages.
+
+        Raises:
+            DataError: The column is of a type that means no time, can be read in two ways, or looks
+                like something else than a count since 1970.
+        """
+        dtype = times.dtype
+        if isinstance(dtype, pl.Categorical | pl.Enum):
+            times = times.cast(pl.String)
+        if times.dtype == pl.String:
+            found = self._read_text(times, label)
+        elif dtype.is_numeric():
+            found = self._read_numbers(times, label)
+        elif isinstance(dtype, pl.Datetime | pl.Date):
+            found = self._read_dates(times)
+        elif dtype == pl.Null:
+            found = no_times(len(times))
+        else:
+            raise DataError(
+                f"{label}: the column {self._column} holds {describe_type(dtype)}, which is no "
+                "point in time: expected dates, numbers that count since 1970, or text."
+            )
+        self._remember_unread(times, found)
+        seconds = found["timestamp"]
+        if (largest := seconds.abs().max()) is not None:
+            self._largest = max(self._largest, float(largest))  # type: ignore[arg-type]
+        if not (found[FRACTION] > 0).any():
+            return found.drop(FRACTION)
+        return found
+
+    def describe_unread(self) -> str:
+        """Times that could not be read since the last call, in words; empty if there are none."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return ""
+        examples = f"times in {self._column} such as {', '.join(unread)} cannot be read"
+        if (form := self._settings.time_format) is not None:
+            return f"{examples} as {self._prefix}time_format={form!r}"
+        if self._unit is not None:
+            return f"{examples}; numbers are taken to count {self._unit} ({self._prefix}time_unit)"
+        return f"{examples}: set {self._prefix}time_format"
+
+    def finish(self) -> None:
+        """Say so if all times lie in 1970."""
+        if 0 <= self._largest < YEAR and self._settings.time_format is None:
+            logger.warning(
+                "All times in %s lie in 1970 (the largest is second %g): their order is used as it "
+                "is. If they count something else, set %stime_unit.",
+                self._column,
+                self._largest,
+                self._prefix,
+            )
+
+    def _remember_unread(self, times: pl.Series, found: pl.DataFrame) -> None:
+        bad = times.filter(found["timestamp"].is_null() & times.is_not_null())
+        if bad.dtype == pl.String:
+            bad = bad.filter(bad.str.strip_chars() != "")
+        for value in bad.head(1000).unique(maintain_order=True).head(EXAMPLES):
+            if repr(value) not in self._unread and len(self._unread) < EXAMPLES:
+                self._unread.append(repr(value))
+
+    def _read_dates(self, times: pl.Series) -> pl.DataFrame:
+        if isinstance(times.dtype, pl.Date):
+            times = times.cast(pl.Datetime("us"))
+        assert isinstance(times.dtype, pl.Datetime)
+        per_second = PER_SECOND[times.dtype.time_unit]
+        if times.dtype.time_zone is None:
+            times = to_utc(times, self._settings.timezone)
+        return split_seconds(times.to_physical(), per_second)
+
+    def _read_numbers(self, times: pl.Series, label: str) -> pl.DataFrame:
+        if times.dtype.is_decimal():
+            times = times.cast(pl.Float64)
+        if times.dtype == pl.Float32 and (times.abs() > 2**24).any():
+            logger.warning(
+                "%s: %s was saved as float32, which holds seven digits: times of today are told "
+                "apart to some two minutes. Save it as whole numbers or float64.",
+                label,
+                self._column,
+            )
+        if times.dtype.is_float():
+            times = times.cast(pl.Float64)
+            times = times.set(~times.is_finite(), None)
+        else:
+            times = times.cast(pl.Int64, strict=False)
+        if self._settings.time_format is not None:
+            whole = times.cast(pl.Int64, strict=False)
+            return self._texts.read_format(whole.cast(pl.String), self._settings.time_format)
+        if times.null_count() == len(times):
+            return no_times(len(times))
+        if self._settings.time_unit is None:
+            self._refuse_looks(times, label)
+        if self._unit is None:
+            self._unit = _find_unit(times)
+            if self._unit != "s":
+                logger.info("Times in %s count %s since 1970", self._column, self._unit)
+        unit = self._unit
+        if unit in PER_SECOND:
+            found = split_seconds(times, PER_SECOND[unit])
+        else:
+            start = EXCEL_EPOCH if unit == "excel" else 0
+            # Days as decimals are not exact to the last digit: to the millisecond.
+            parts = ((times.cast(pl.Float64) - start) * (SECONDS[unit] * 1000)).round()
+            found = split_seconds(parts.cast(pl.Int64, strict=False), 1000)
+            if unit == "excel":
+                local = pl.from_epoch(found["timestamp"], "s").dt.cast_time_unit("us")
+                utc = to_utc(local, self._settings.timezone)
+                found = found.with_columns(utc.dt.epoch("s").alias("timestamp"))
+        too_large = pl.col("timestamp").abs() > MAX_SECONDS
+        return found.with_columns(pl.when(~too_large).then(pl.all()))
+
+    def _refuse_looks(self, times: pl.Series, label: str) -> None:
+        known = times.drop_nulls()
+        # Counters that began near 0 may look like anything later on.
+        is_counter = self._unit is not None and 0 <= self._largest < YEAR
+        if is_counter or (look := find_look(known)) is None:
+            return
+        year = year_of(float(known.median()))  # type: ignore[arg-type]
+        raise DataError(
+            f"{label}: the numbers in {self._column}, such as {known[0]}, look like {look.what}; "
+            f"taken for seconds they would lie in {year}. Set {self._prefix}{look.setting} if they "
+            f"are, {self._prefix}time_unit=s if they are seconds."
+        )
+
+    def _read_text(self, times: pl.Series, label: str) -> pl.DataFrame:
+        if self._settings.time_format is not None:
+            return self._texts.read_format(times, self._settings.time_format)
+        numbers = times.str.to_integer(strict=False)
+        if numbers.null_count():
+            times = strip_blanks(times)
+            numbers = times.str.to_integer(strict=False)
+        is_left = numbers.is_null() & times.is_not_null()
+        if not is_left.any():
+            return self._read_numbers(numbers, label)
+        decimals = times.str.replace(r"^(-?\d+),(\d+)$", "$1.$2").cast(pl.Float64, strict=False)
+        decimals = decimals.set(~decimals.is_finite(), None)
+        num_numbers, num_given = decimals.count(), times.count()
+        if num_numbers > (1 - MOST) * num_given:
+            # The few that are no dates are judged among their like.
+            are_numbers = decimals.is_not_null()
+            all_whole = numbers.null_count() == decimals.null_count()
+            found = self._read_numbers(numbers if all_whole else decimals, label)
+            left = times.filter(~are_numbers & times.is_not_null())
+            if not len(left):
+                return found
+            others = self._texts.read(times.set(are_numbers, None), label)
+            return found.select(
+                found[name].fill_null(others[name]).alias(name) for name in found.columns
+            )
+        # A few numbers among dates stand for no time, such as 0 or -1.
+        return self._texts.read(times.set(decimals.is_not_null(), None), label)
+
+
+def _require_timezone(timezone: str, prefix: str) -> None:
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(timezone)
+    except (ValueError, OSError, KeyError):  # It is no name, leads elsewhere, or is unknown.
+        raise ConfigError(
+            f"{prefix}timezone={timezone} is no known time zone: write it as in Europe/Berlin, "
+            "America/New_York or UTC."
+        ) from None
+
+
+def _find_unit(numbers: pl.Series) -> TimeUnit:
+    """The unit in which most of these numbers lie within the years 1973 to 5138."""
+    middle = abs(float(numbers.cast(pl.Float64).median() or 0.0))  # type: ignore[arg-type]
+    units: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
+    return next((u for u in units if middle < MAX_SECONDS * PER_SECOND[u]), "ns")
+
+
+def describe_type(dtype: pl.DataType) -> str:
+    """A column's type as its users call it."""
+    names: dict[type[pl.DataType], str] = {
+        pl.List: "lists",
+        pl.Array: "lists",
+        pl.Struct: "structs of fields",
+        pl.Binary: "raw bytes",
+        pl.Time: "times of day without a date",
+        pl.Duration: "durations",
+        pl.Boolean: "true or false",
+        pl.Object: "objects",
+    }
+    return next((name for kind, name in names.items() if isinstance(dtype, kind)), str(dtype))

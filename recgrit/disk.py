@@ -1,0 +1,275 @@
+"""Writing to disk so that readers and kills meet the old content or the new, never a part.
+
+Files and folders are written beside their destination, flushed to the disk, and put in place in one
+step. A file is renamed. A folder is exchanged with the one that is there, where the system can do
+that; elsewhere it takes two renames, and a folder that a kill left between them is brought back. A
+lock keeps two writers off one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from recgrit.errors import ArtifactError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_NAME = "manifest.json"
+
+# What a full disk, a quota or a folder without permission answers to a write.
+WRITE_FAILURES = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
+# In the first bytes of a manifest stands its fingerprint.
+MANIFEST_START = 4096
+# What a system or a file system answers that cannot exchange two folders.
+NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+# Seconds for which a reader waits for a folder that is just being replaced.
+REPLACING_SECONDS = 5.0
+
+
+def explain_write_failure(error: Exception) -> str | None:
+    """Why the system refused a write, in its words; None if the error is another.
+
+    The writers of Parquet and safetensors do not raise `OSError` but put its number into their
+    message, and NumPy raises one without a number.
+    """
+    named = re.search(r"\(os error (\d+)\)", str(error))
+    number = getattr(error, "errno", None) or (int(named[1]) if named else None)
+    if number in WRITE_FAILURES:
+        return os.strerror(number)
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+        return "the disk took a part of a file only, it may be full"
+    return None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small text file so that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` when the block ends well.
+
+    Raises:
+        ArtifactError: ``path`` is a device, a pipe or a folder, which no file may replace; or lies
+            in an artifact.
+    """
+    path = path.resolve()  # The file that a link names is replaced, and the link is kept.
+    refuse_inside_artifact(path)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise ArtifactError(f"Cannot write {path}: it is {what}. Name a file.")
+    # Of this machine too: several may write one shard, where one of them is thought dead.
+    temporary = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_inside_artifact(path: Path) -> None:
+    """Refuse a place in a folder whose manifest lists all that is in it.
+
+    Raises:
+        ArtifactError: The place lies in such a folder.
+    """
+    for folder in path.parents:
+        manifest = folder / MANIFEST_NAME
+        if manifest.is_file() and b'"fingerprint"' in manifest.read_bytes()[:MANIFEST_START]:
+            raise ArtifactError(
+                f"{path} lies in {folder}, an artifact that recgrit wrote and that holds nothing "
+                "else. Name another place."
+            )
+
+
+def replace_folder(source: Path, destination: Path) -> None:
+    """Put a folder in the place of another, which is deleted; ``destination`` may not exist.
+
+    Whoever holds a file of the former folder open can read it to its end.
+    """
+    for path in (*source.rglob("*"), source):
+        _flush(path)
+    if not destination.exists():
+        source.rename(destination)
+    elif _exchange(source, destination):
+        shutil.rmtree(source, ignore_errors=True)
+    else:
+        retired = _retired(destination)
+        shutil.rmtree(retired, ignore_errors=True)
+        destination.rename(retired)
+        try:
+            source.rename(destination)
+        except OSError:
+            retired.rename(destination)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
+    _flush(destination.parent)
+
+
+def bring_back(directory: Path) -> None:
+    """Bring back a folder that a kill left without its name; the caller holds its lock.
+
+    One that was replaced, and not deleted before the kill, is deleted.
+    """
+    retired = _retired(directory)
+    if not retired.is_dir():
+        return
+    if directory.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        logger.warning("%s was being replaced when its writer was killed: it is back", directory)
+        retired.rename(directory)
+
+
+def wait_for(directory: Path) -> None:
+    """Wait for a folder that is being replaced, and bring it back if its writer was killed."""
+    until = time.monotonic() + REPLACING_SECONDS
+    while not directory.exists() and _retired(directory).is_dir() and time.monotonic() < until:
+        # Its writer holds the lock, or nothing may be written here: wait, then say it is missing.
+        with contextlib.suppress(ArtifactError, OSError), hold_lock(directory):
+            bring_back(directory)
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
+    """Keep other writers off a folder, which need not exist, while the block runs.
+
+    Args:
+        directory: The folder.
+        inside: Put the lock's files into the folder, which is made; false for beside it.
+
+    Raises:
+        ArtifactError: Somebody else holds the lock; says who.
+        OSError: The lock cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = directory if inside else directory.parent
+    name = "." if inside else f".{directory.name}."
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    file, note = folder / f"{name}lock", folder / f"{name}holder"
+    lock = FileLock(file, timeout=0)
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise ArtifactError(
+                f"{directory} is being written by {_read_holder(note)}. Wait until that has ended, "
+                "or stop it."
+            ) from None
+        try:
+            _write_holder(note)
+            yield
+        finally:
+            # While the lock is held: whoever waits for a file that is gone takes another. Windows
+            # does not delete what is open.
+            for path in (note, file):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            lock.release()
+    finally:
+        for path in made:  # Unless something was written there.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _write_holder(note: Path) -> None:
+    """Say who holds a lock, for others to read; not through a link that somebody else made."""
+    content = json.dumps(_describe_holder())
+    with contextlib.suppress(OSError):  # A full disk: what is to be written will say so.
+        note.unlink(missing_ok=True)
+        with note.open("x", encoding="utf-8") as stream:
+            stream.write(content)
+
+
+def _describe_holder() -> dict[str, str]:
+    return {
+        "process": str(os.getpid()),
+        "host": socket.gethostname(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200],
+        "since": datetime.now(UTC).isoformat(sep=" ", timespec="seconds"),
+    }
+
+
+def _read_holder(note: Path) -> str:
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+        return (
+            f"process {found['process']} on {found['host']} since {found['since']} "
+            f"({found['command']})"
+        )
+    # Not written yet, or just deleted.
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _retired(directory: Path) -> Path:
+    """Where a folder lies for the moment between two renames."""
+    return directory.with_name(f".{directory.name}.retired")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; false where the system cannot."""
+    libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    paths = os.fsencode(first), os.fsencode(second)
+    if hasattr(libc, "renameat2"):
+        here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        failed = libc.renameat2(here, paths[0], here, paths[1], exchange)
+    elif hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(*paths, 2)  # RENAME_SWAP of macOS
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+def _flush(path: Path) -> None:
+    """Have the system put a file or a folder on the disk before what follows."""
+    if os.name != "posix" and path.is_dir():  # Windows opens no folders.
+        return
+    if stat.S_ISLNK(path.lstat().st_mode):
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in NO_EXCHANGE:  # Some file systems cannot flush a folder.
+            raise
+    finally:
+        os.close(number)

@@ -1,0 +1,139 @@
+"""From data frames to a finished run: `recgrit.fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import polars as pl
+
+from recgrit.config import read_yaml, validate
+from recgrit.disk import replacing
+from recgrit.errors import ArtifactError, ConfigError, DataError
+from recgrit.experiment import ExperimentConfig
+from recgrit.pipeline import run_experiment
+
+if TYPE_CHECKING:
+    from recgrit.runs import Run
+
+Frame = pl.DataFrame | pd.DataFrame
+# In the run folder: the frames, as the run reads them.
+INPUTS = "inputs"
+
+
+def fit(
+    events: Frame,
+    items: Frame | None = None,
+    *,
+    config: Path | str | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Run:
+    """Run everything on data frames: from interactions to a model that recommends.
+
+    The frames are written into the run folder as ``inputs/events.parquet`` and
+    ``inputs/items.parquet`` and read as any files of one's own (`data.source=table`). The same
+    frames and settings again do nothing. In pandas, an index with a name is a column.
+
+    Args:
+        events: One row per interaction, with columns of users, items and times.
+        items: One row per item, with the same ids; None where only ids are known.
+        config: A YAML file with settings, such as one that ``recgrit init`` wrote.
+        force: Redo stages that are up to date.
+        **settings: Settings by their names with two underscores in place of each point
+            (``retriever__epochs=3``), or a section as a mapping (``retriever={"epochs": 3}``).
+            ``run__dir`` is the run folder, ``data__table__user_id`` names a column.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: A setting is unknown or does not fit.
+        DataError: A frame is none, or holds what no table can.
+
+    Example:
+        ``recgrit.fit(log, goods, data__table__user_id="customer", run__dir="runs/shop")``
+    """
+    values = {} if config is None else read_yaml(Path(config))
+    for name, value in settings.items():
+        _set(values, name.split("__"), value)
+    data = dict(values.get("data") or {})
+    table = dict(data.get("table") or {})
+    if given := {"data__source", "data__path", "data__table__items_path"} & settings.keys():
+        raise ConfigError(f"{min(given)} does not go with data frames, which are the data.")
+    data["source"] = "table"
+    found = validate(ExperimentConfig, {**values, "data": data}, "the settings")
+    folder = found.run.dir / INPUTS
+    _write(events, folder / "events.parquet", "events")
+    data["path"], table["items_path"] = folder / "events.parquet", None
+    if items is not None:
+        _write(items, folder / "items.parquet", "items")
+        table["items_path"] = folder / "items.parquet"
+    data["table"] = table
+    run = {"dir": found.run.dir, "cache_dir": found.run.cache_dir}
+    complete = validate(ExperimentConfig, {**values, "data": data, "run": run}, "the settings")
+    run_experiment(complete, force=force)
+    from recgrit.runs import Run
+
+    return Run(found.run.dir)
+
+
+def _set(values: dict[str, Any], names: list[str], value: Any) -> None:
+    """Put a value below sections; a mapping is added to what a section holds."""
+    *sections, last = names
+    for section in sections:
+        below = values.get(section)
+        # A section may be given as the one word that is its kind, as engine="ray".
+        below = {"kind": below} if isinstance(below, str) else dict(below or {})
+        values[section] = below
+        values = below
+    before = values.get(last)
+    is_section = isinstance(value, Mapping) and isinstance(before, Mapping)
+    values[last] = {**before, **value} if is_section else value  # type: ignore[dict-item]
+
+
+def _write(frame: Frame, path: Path, name: str) -> None:
+    """Write a frame as Parquet, whole or not at all.
+
+    Raises:
+        ArtifactError: The folder cannot be written to.
+        DataError: It is no frame, or holds what Parquet cannot.
+    """
+    table = _to_polars(frame, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            table.write_parquet(temporary)
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot write {path}: {error.strerror or error}. Name another folder with run__dir."
+        ) from None
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{name} cannot be written as Parquet: {error}.") from None
+
+
+def _to_polars(frame: Frame, name: str) -> pl.DataFrame:
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(
+            f"{name} is a {type(frame).__name__}: expected a data frame of pandas or polars. Files "
+            "go in with data.path; 'recgrit init --events FILE' looks at them."
+        )
+    if any(level is not None for level in frame.index.names):
+        frame = frame.reset_index()
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise DataError(f"{name} has two columns {twice!r}: give each a name of its own.")
+    columns = {}
+    for column in frame.columns:
+        try:
+            columns[str(column)] = pl.from_pandas(frame[column])
+        except Exception as error:  # pandas, Arrow and polars each raise their own.
+            raise DataError(
+                f"{name}: the column {column!r} holds values of several types ({error}). Make "
+                "them one type, such as text with .astype(str)."
+            ) from None
+    return pl.DataFrame(columns)

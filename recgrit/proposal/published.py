@@ -1,0 +1,54 @@
+"""The configurations of published data sets that come with recgrit."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import recgrit
+from recgrit.config import read_yaml
+from recgrit.errors import ConfigError
+
+# In the package a link to the folder in the checkout; where links are no folders, that itself.
+_PACKAGE = Path(recgrit.__file__).parent
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def list_configs() -> dict[str, Path]:
+    """The YAML of each published data set by its name, such as ``movielens-100k``."""
+    folder = next((path for path in _FOLDERS if path.is_dir()), _FOLDERS[0])
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """The YAML of a data set.
+
+    Args:
+        name: Of the YAML, as `list_configs` has it, or of the data source (``amazon2014/Beauty``).
+
+    Raises:
+        ConfigError: There is none of this name; lists those there are.
+    """
+    configs = list_configs()
+    if name in configs:
+        return configs[name]
+    for path in configs.values():
+        if read_yaml(path)["data"]["source"] == name:
+            return path
+    close = difflib.get_close_matches(name, configs, n=1, cutoff=0.5)
+    raise ConfigError(
+        f"No YAML comes with recgrit for {name!r}."
+        + (f" Did you mean {close[0]}?" if close else "")
+        + f" There are {', '.join(configs)}. For another published data set take the nearest and "
+        "set data.source; for your own, give --events FILE."
+    )
+
+
+def copy_config(name: str, out: Path) -> str:
+    """The text of a data set's YAML, its command naming the file that it goes to.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    path = find_config(name)
+    return path.read_text(encoding="utf-8").replace(f"configs/{path.name}", str(out))

@@ -1,0 +1,133 @@
+"""What in a shop's data looks like a mistake, or like something that knows the future."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import polars as pl
+
+from recgrit.data.filtering import find_repeats
+from recgrit.data.id_columns import STAND_INS
+
+DAY = 86_400
+# Ids of people who are nobody: a till, or whoever was not logged in.
+NOBODY = {*STAND_INS, "guest", "anonymous", "anon", "unknown", "test", "0", "-1", ""}
+# Names of columns of items that are counted from what people did, tested days included.
+_COUNTED = re.compile(
+    r"(?i)(best.?sell|popular|rank|views|clicks|sales|sold|orders|purchases|rating|reviews|trend)"
+)
+
+
+class Repeats(NamedTuple):
+    """How often a user meets an item again.
+
+    Args:
+        share: Of the interactions, how many are with an item the user had before.
+        soon: Of these, how many within a day after the time before.
+    """
+
+    share: float
+    soon: float
+
+
+def measure_repeats(rows: pl.DataFrame) -> Repeats:
+    """Interactions with an item that the user interacted with before.
+
+    Args:
+        rows: ``user_id``, ``item_id`` and ``timestamp`` (seconds), exact duplicates dropped.
+    """
+    again = find_repeats(rows).sort("user_id", "item_id", "timestamp")
+    pair = ["user_id", "item_id"]
+    gaps = again.select(pl.col("timestamp").diff().over(pair).alias("gap"))["gap"].drop_nulls()
+    if gaps.is_empty():
+        return Repeats(0.0, 0.0)
+    return Repeats(len(gaps) / rows.height, int((gaps < DAY).sum()) / len(gaps))
+
+
+def suspect_log(
+    rows: pl.DataFrame, num_read: int, num_duplicates: int, user_ids: pl.Series
+) -> Iterator[str]:
+    """What looks odd in a log, a sentence each.
+
+    Args:
+        rows: With codes for ids, exact duplicates dropped.
+        num_read: Rows of the files.
+        num_duplicates: Exact duplicates among them.
+        user_ids: The id of each code.
+    """
+    if num_duplicates > 0.01 * num_read:
+        yield (
+            f"{num_duplicates:,} of {num_read:,} rows repeat user, item and time of another: they "
+            "count once. Was the log joined with another table, or exported twice?"
+        )
+    times = rows["timestamp"]
+    now = datetime.now(UTC).timestamp()
+    if num_later := int((times > now + DAY).sum()):
+        yield f"{num_later:,} times lie in the future: a wrong unit or time zone, or test entries?"
+    if bool((times % DAY == 0).all()):
+        yield (
+            "All times are midnights: the order within a day is that of the file. If the file has "
+            "no such order, what is called the next item may have come before."
+        )
+    if num_old := int((times < _seconds(1990)).sum()):
+        yield f"{num_old:,} times lie before 1990: are they times? data.since leaves them out."
+    per_user = rows.group_by("user_id").len().sort("len", descending=True)
+    first, largest = per_user.row(0)
+    name = user_ids[first]
+    usual = float(per_user["len"].quantile(0.99) or 0)
+    if largest > max(20 * usual, 0.01 * rows.height, 100):
+        yield (
+            f"The user {name!r} has {largest:,} of {rows.height:,} interactions: a bot, a till, or "
+            "whoever was not logged in? Take such rows out."
+        )
+    nobody = [
+        user_ids[code] for code in per_user["user_id"].head(50)
+        if user_ids[code].strip().lower() in NOBODY and user_ids[code] != name
+    ]  # fmt: skip
+    if name.strip().lower() in NOBODY:
+        nobody.insert(0, name)
+    if nobody:
+        yield (
+            f"The user id {nobody[0]!r} seems to stand for people who were not known: their "
+            "interactions would be one long history. Take such rows out."
+        )
+    lonely = int((per_user["len"] == 1).sum())
+    if lonely > 0.7 * per_user.height:
+        yield (
+            f"{lonely:,} of {per_user.height:,} users have one interaction: are these visits or "
+            "orders rather than customers (data.table.user_id)?"
+        )
+
+
+def suspect_items(items: pl.DataFrame, log_ids: pl.Series, used: tuple[str, ...]) -> Iterator[str]:
+    """What looks odd in an item table, a sentence each.
+
+    Args:
+        items: With ``item_id`` and ``title``.
+        log_ids: Ids of the items in the log, each once.
+        used: Columns that item texts are made of.
+    """
+    counted = [name for name in used if _COUNTED.search(name)]
+    if counted:
+        yield (
+            f"The item column {counted[0]} may be counted from what people did, also after the "
+            "days that are tested on: leave it out with embedding.template unless it is older."
+        )
+    unknown = int((~log_ids.is_in(items["item_id"].implode())).sum())
+    if unknown:
+        yield f"{unknown:,} of {len(log_ids):,} items of the log are not in the item table."
+    titles = items["title"].drop_nulls()
+    if len(titles) > 10 and titles.n_unique() < 0.8 * len(titles):
+        yield (
+            f"{len(titles) - titles.n_unique():,} of {len(titles):,} items have the title of "
+            "another: are they variants (sizes, colours) of one product that should be one item?"
+        )
+    if titles.is_empty() and items.height:
+        yield "No item has a title: items are called by their ids. Set data.table.title=COLUMN."
+
+
+def _seconds(year: int) -> float:
+    return datetime(year, 1, 1, tzinfo=UTC).timestamp()

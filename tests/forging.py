@@ -1,0 +1,46 @@
+"""Artifacts changed by somebody who knows how their digests are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recgrit.checksums import FileRecord, digest_json
+from recgrit.disk import MANIFEST_NAME
+from recgrit.layout import stage_directory
+from recgrit.manifests import Manifest
+from recgrit.runs import Run
+
+
+def forge(directory: Path, change: Callable[[dict[str, Any]], Any] = lambda _: None) -> None:
+    """Change a manifest, and make all its digests fit it and the files that are there."""
+    path = directory / MANIFEST_NAME
+    values = Manifest.model_validate_json(path.read_text()).model_dump(mode="json")
+    values["files"] = {
+        file.relative_to(directory).as_posix(): FileRecord.of(file).model_dump()
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and file != path
+    }
+    change(values)
+    manifest = Manifest.model_validate(values)
+    manifest = manifest.model_copy(update={"key": manifest.origin.key})
+    digests = {name: record.sha256 for name, record in manifest.files.items()}
+    fingerprint = digest_json([manifest.key, digests])
+    manifest = manifest.model_copy(update={"fingerprint": fingerprint}).signed()
+    path.write_text(manifest.model_dump_json(indent=2))
+
+
+def forge_run(directory: Path) -> None:
+    """Make the manifests of all stages fit the files that are there, and one another."""
+    run, fingerprints = Run(directory), {}
+    for stage in run.stages():
+        folder = stage_directory(directory, stage)
+
+        def adopt(values: dict[str, Any]) -> None:
+            values["parents"] = {name: fingerprints[name] for name in values["parents"]}
+
+        forge(folder, adopt)
+        fingerprints[stage] = Manifest.model_validate_json(
+            (folder / MANIFEST_NAME).read_text()
+        ).fingerprint

@@ -1,0 +1,143 @@
+"""Wherever a command is killed, a repeat is whole, and what was there is there until replaced.
+
+A sample of all moments at which something happens on the disk is tried; all of them with
+
+    RECGRIT_KILLS=all python -m pytest tests/test_kills.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from recgrit.disk import MANIFEST_NAME
+from recgrit.serving.bundle import Bundle
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    """Runs a command that is killed at a given moment; see `tests.killing`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.killing"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+
+    def call(*arguments: object, kill_at: int | None = None, exchanges: bool = True) -> Any:
+        request = {"arguments": list(map(str, arguments)), "kill_at": kill_at}
+        stdin.write(json.dumps(request | {"exchanges": exchanges, "loud": kill_at is None}) + "\n")
+        stdin.flush()
+        answer = json.loads(stdout.readline())
+        # A repeated run may do one thing less, such as making a folder.
+        assert answer["code"] in ((0,) if kill_at is None else (0, -9)), answer
+        return answer
+
+    yield call
+    stdin.close()
+    process.wait()
+
+
+def moments(num_events: int, num_tried: int, seed: int) -> list[int]:
+    """The events to be killed at: a sample that has the first and the last ones."""
+    if os.environ.get("RECGRIT_KILLS") == "all":
+        return list(range(num_events))
+    inner = random.Random(seed).sample(range(1, num_events - 3), num_tried)
+    return [0, *sorted(inner), *range(num_events - 3, num_events)]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    """All files but what depends on the clock."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST_NAME, "epochs.parquet")
+    }
+
+
+@pytest.fixture(scope="module")
+def first(tiny_run: Any, ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle, and beside it files of items and of histories."""
+    folder = tmp_path_factory.mktemp("bundles")
+    ask("export", "bundle", "--run", tiny_run.directory, "--out", folder / "first")
+    (folder / "items.csv").write_text("item_id,title\nnew,Love Wedding\nnewer,Star Robot\n")
+    (folder / "histories.csv").write_text("user_id,item_id\na,5\na,9\nb,12\n")
+    return folder / "first"
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_killed_append_is_repeated(
+    first: Path, ask: Ask, tmp_path: Path, exchanges: bool
+) -> None:
+    before = content_of(first)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    items = first.parent / "items.csv"
+    num = ask("append", first, items, "--out", whole, exchanges=exchanges)["events"]
+    for moment in moments(num, 2, seed=1):
+        ask("append", first, items, "--out", out, kill_at=moment, exchanges=exchanges)
+        if out.exists():
+            assert Bundle(out).fingerprint == Bundle(whole).fingerprint
+            shutil.rmtree(out)
+        ask("append", first, items, "--out", out, exchanges=exchanges)
+        assert content_of(out) == content_of(whole)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+        shutil.rmtree(out)
+    assert content_of(first) == before
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_bundle_outlives_a_killed_export(
+    tiny_run: Any, first: Path, ask: Ask, tmp_path: Path, exchanges: bool
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("export", "bundle", "--run", tiny_run.directory, "--out", out)
+    shutil.copytree(first, out)
+    num = ask(*arguments, exchanges=exchanges)["events"]
+    for moment in moments(num, 4, seed=2):
+        ask(*arguments, kill_at=moment, exchanges=exchanges)
+        assert Bundle(out).fingerprint == Bundle(first).fingerprint
+    ask(*arguments, exchanges=exchanges)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_lists_outlive_a_killed_command(first: Path, ask: Ask, tmp_path: Path) -> None:
+    lists = tmp_path / "lists.parquet"
+    histories = first.parent / "histories.csv"
+    arguments = ("recommend", "--bundle", first, "--histories", histories, "--out", lists)
+    num = ask(*arguments)["events"]
+    before = lists.read_bytes()
+    for moment in moments(num, 1, seed=3) if num > 4 else range(num):
+        ask(*arguments, kill_at=moment)
+        assert lists.read_bytes() == before
+    ask(*arguments)
+    assert pl.read_parquet(lists).height == 20
+
+
+def test_a_killed_run_is_repeated_to_the_bit(
+    new_config: Callable[..., Path], ask: Ask, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "runs" / "new", ("retriever.epochs=2", "tokenizer.epochs=1")
+    config = new_config()
+    num = ask("run", config, *settings)["events"]
+    whole = content_of(run)
+    for moment in moments(num, 2, seed=4):
+        shutil.rmtree(run)
+        ask("run", config, *settings, kill_at=moment)
+        ask("run", config, *settings)
+        assert content_of(run) == whole, f"killed at {moment}"

@@ -1,0 +1,73 @@
+"""The page of settings is current, says something of each, and can be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recgrit.config import Config, load_config
+from recgrit.experiment import ExperimentConfig
+from recgrit.settings import describe_settings, list_sections, read_meanings, search_settings
+
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+ALL = [setting for section in list_sections() for setting in section.settings]
+
+
+def test_the_page_is_current() -> None:
+    assert PAGE.read_text(encoding="utf-8") == describe_settings(), "run: python docs/settings.py"
+
+
+@pytest.mark.parametrize("setting", ALL, ids=lambda setting: setting.name)
+def test_each_setting_has_a_meaning_and_values(setting: Any) -> None:
+    assert len(setting.meaning) > 5
+    assert "any" not in setting.values.split()
+
+
+def test_defaults_are_those_of_the_classes_and_can_be_typed() -> None:
+    assert len(ALL) > 150
+    defaults = [s for s in ALL if not s.name.startswith(("model.settings", "run.dir"))]
+    overrides = [f"{setting.name}={setting.default}" for setting in defaults]
+    assert load_config(ExperimentConfig, None, overrides) == ExperimentConfig()
+
+
+def test_a_word_finds_names_before_meanings() -> None:
+    found = [setting.name for setting in search_settings("dropout")]
+    assert found[0].endswith("dropout")
+    assert "retriever.dropout" in found
+    assert any(s.name == "data.repeats" for s in search_settings("different times"))
+
+
+def test_meanings_of_bases_are_those_of_a_class_that_says_nothing_else() -> None:
+    class Base(Config):
+        """Something.
+
+        Args:
+            one: Of one
+                line and more.
+            two: Second.
+
+        Raises:
+            three: No setting.
+        """
+
+    class Own(Base):
+        """Else.
+
+        Attributes:
+            two: Another.
+        """
+
+    assert read_meanings(Own) == {"one": "Of one line and more.", "two": "Another."}
+
+
+def test_the_command_prints_and_searches(command: Callable[..., Any]) -> None:
+    done = command("settings", "history_length", "--json")
+    assert done.code == 0
+    assert "retriever.history_length = 50" in done.out
+    assert "retriever.history_length" in [s["name"] for s in done.json()["settings"]]
+    wrong = command("settings", "droput")
+    assert wrong.code == 2
+    assert "Did you mean dropout?" in wrong.told()
