@@ -5,8 +5,7 @@
 The catalogue has the shape of Amazon 2014 Beauty. Lists are written as `recgrit recommend --out`
 writes them, by a small retriever, since it is the number of users that counts. Training is of the
 same retriever, on a tenth of Beauty's users. Memory is this process's, read at every shard of lists
-and after every epoch. What it grows by, from the second tenth of the work to the last, is told, and
-drawn.
+and after every epoch. Its growth from the second tenth of the work to the last is printed.
 """
 
 from __future__ import annotations

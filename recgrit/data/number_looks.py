@@ -29,7 +29,7 @@ class Look:
     layout: str | None = None
 
 
-# The first that fits is told.
+# The message names the first that fits.
 LOOKS = (
     Look(19000101, 21001231, "dates such as 20111101", "time_format=%Y%m%d", "%Y%m%d"),
     Look(

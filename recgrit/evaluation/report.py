@@ -27,7 +27,7 @@ from recgrit.evaluation.metrics import METRICS, MISSED, PerTarget, Ranks, ranks_
 
 PER_TARGET_NAME = "per_target.parquet"
 REPORT_NAME = "evaluation.json"
-# From this share of targets on that are in the history, new items are told apart.
+# From this share of targets on that are in the history, new items have metrics of their own.
 MANY_REPEATS = 0.05
 
 

@@ -147,7 +147,7 @@ def _score(role: str, column: pl.Series) -> float:
     try:
         ids = as_ids(given, "", column.name)
     except DataError:
-        # Damaged ids are told of when they are read: the name says that they are meant.
+        # Damaged ids are refused when they are read: the name says that they are meant.
         return named if named >= WHOLE_NAME else 0.0
     return named if ids.n_unique() > 1 or len(ids) < 3 else 0.0
 

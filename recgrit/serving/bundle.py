@@ -2,8 +2,8 @@
 
 Nothing in it refers to the run it came from. It is never changed: adding or removing items writes
 another bundle (`recgrit.serving.append`), which names the one before. Every file is listed with its
-checksum and compared when a bundle is opened; a bundle that is replaced by another while it is open
-is told from it.
+checksum and compared when a bundle is opened. Reading from a bundle that another one replaced since
+then raises `ReplacedError`.
 
 In it: the items' names and which of them are trained, added or removed; the model. For models with
 semantic IDs also the ID table, the tokenizer, what made the items' features, the features

@@ -209,7 +209,7 @@ class Table:
                 for ours, name in names.items()
                 if ours in ("user_id", "item_id")
             }
-            for ours, ids in columns.items():  # What is plain at once is told before all else.
+            for ours, ids in columns.items():  # Damaged ids end the run before times are read.
                 sample = ids.head(SAMPLE).cast(pl.String).unique(maintain_order=True)
                 refuse_damaged_ids(sample, table.label, names[ours])
             exact = times.read(part.frame[self.timestamp], table.label)
