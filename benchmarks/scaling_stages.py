@@ -152,7 +152,7 @@ def assign(size: int, folder: Path) -> Work:
     from recgrit.engines.local import LocalEngine
     from recgrit.engines.shards import Shards
     from recgrit.quantization.fit import fit_codebooks
-    from recgrit.stages.tokenize import AssignCodes
+    from recgrit.stages.fitting_ids import AssignCodes
 
     draw_vectors(folder / "features.npy", size, FEATURE_DIM)
     config = TokenizerConfig(epochs=0, sample_items=20_000, codebook_size=256)

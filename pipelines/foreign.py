@@ -11,13 +11,9 @@ from typing import Any
 from recgrit.artifacts import is_current, write_artifact
 from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit
-from recgrit.display import metrics_table, output
+from recgrit.display import metrics_tables, output
 from recgrit.evaluation.foreign_lists import name_lists, without_history
-from recgrit.evaluation.report import (
-    EvaluationReport,
-    describe_ties,
-    evaluate_recommendations,
-)
+from recgrit.evaluation.report import EvaluationReport, describe_ties, evaluate_recommendations
 from recgrit.manifests import Origin
 from recgrit.runs import Run
 
@@ -101,7 +97,8 @@ def print_reports(directories: Sequence[Path]) -> None:
         for directory in directories
         for path in sorted(directory.glob("test*"))
     }
-    output.print(metrics_table(reports))
+    for table in metrics_tables(reports, output.width):
+        output.print(table)
 
 
 def _evaluate(

@@ -6,22 +6,34 @@
 `items` has the columns of the catalogue, new items and old ones alike; `removed` is a text file of
 item ids; `histories` has user_id, item_id and timestamp. The next night starts from
 `nights/tuesday/bundle`.
+
+With `train=config.yaml` the model is trained on first, with today's log, from yesterday's bundle
+(`retriever.init_from`): the run is `nights/tuesday/run`. `settings` are put over those of the file:
+
+    python pipelines/nightly_batch.py ... train=config.yaml 'settings=[retriever.epochs=3]'
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from pathlib import Path
 
+from pydantic import Field, model_validator
+
 from recgrit.config import Config, load_config
 from recgrit.data.items import read_item_list
 from recgrit.data.recommendations import write_lists
-from recgrit.embedding.vectors import load_vectors
+from recgrit.embedding.vectors import load_some_vectors, load_vectors
 from recgrit.errors import RecgritError
+from recgrit.experiment import ExperimentConfig
+from recgrit.pipeline import run_experiment
+from recgrit.runs import Run
 from recgrit.serving.append import append_items
 from recgrit.serving.bundle import Bundle
 from recgrit.serving.files import read_histories, read_items
+from recgrit.serving.writing import export_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +47,13 @@ class NightConfig(Config):
         out: A folder for the new bundle and the lists.
         items: Today's items; None where there are no new ones.
         vectors: Their vectors, where the bundle's items came with vectors of your own.
+        blocks: Vectors of today's items by the name of their block of features.
+        pictures: Where relative paths of today's pictures start; None for the working folder.
         removed: Items that are gone; None for none.
         top_k: Items per user.
+        train: Settings of the run that trains on from the bundle, its data being today's log; None
+            to leave the weights as they are.
+        settings: Put over those of ``train``, such as ``retriever.epochs=3``.
     """
 
     bundle: Path
@@ -44,13 +61,34 @@ class NightConfig(Config):
     out: Path
     items: Path | None = None
     vectors: Path | None = None
+    blocks: dict[str, Path] = Field(default_factory=dict)
+    pictures: Path | None = None
     removed: Path | None = None
     top_k: int = 10
+    train: Path | None = None
+    settings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_train(self) -> NightConfig:
+        if self.settings and self.train is None:
+            raise ValueError("settings are put over those of a file: name it with train=FILE")
+        return self
+
+
+def train_on(config: NightConfig) -> Bundle:
+    """Train on from yesterday's bundle; returns that of the run, with all of yesterday's IDs."""
+    places = {"retriever.init_from": config.bundle, "run.dir": config.out / "run"}
+    overrides = [f"{name}={json.dumps(str(path))}" for name, path in places.items()]
+    experiment = load_config(ExperimentConfig, config.train, [*config.settings, *overrides])
+    run_experiment(experiment, until="train")
+    bundle = export_bundle(Run(experiment.run.dir), config.out / "trained")
+    logger.info("%s: the model after training, of %s", bundle.directory, bundle.parent)
+    return bundle
 
 
 def main(config: NightConfig) -> Path:
-    """Write the new bundle, then the lists; returns the folder of both."""
-    before = Bundle(config.bundle)
+    """Train on if asked to, write the new bundle, then the lists; returns the folder of all."""
+    before = Bundle(config.bundle) if config.train is None else train_on(config)
     items = read_items(config.items, before.settings.table) if config.items else None
     vectors = load_vectors(config.vectors, items.item_ids) if items and config.vectors else None
     made = append_items(
@@ -58,13 +96,26 @@ def main(config: NightConfig) -> Path:
         config.out / "bundle",
         items,
         vectors=vectors,
+        blocks={
+            name: load_some_vectors(path, items.item_ids) for name, path in config.blocks.items()
+        }
+        if items
+        else None,
+        pictures=config.pictures,
         removed=read_item_list(config.removed) if config.removed else (),
     )
     logger.info("%s", made.describe())
+    logger.info("%s", made.delta.describe())
     table = made.bundle.settings.table
     users = read_histories(config.histories, made.bundle.semantic_ids, table)
     recommender = made.bundle.recommender()
-    shards = recommender.list_users(users.split, users.user_ids, top_k=config.top_k)
+    shards = recommender.list_users(
+        users.split,
+        users.user_ids,
+        top_k=config.top_k,
+        source="history",
+        popular=recommender.popular(),
+    )
     written = write_lists(shards, config.out / "recommendations.parquet")
     logger.info("%d rows for %d users", written.num_rows, written.num_users)
     return config.out

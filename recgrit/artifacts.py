@@ -29,6 +29,7 @@ from recgrit.disk import (
     hold_lock,
     refuse_inside_artifact,
     replace_folder,
+    resolve_links,
     wait_for,
 )
 from recgrit.errors import ArtifactError, DataError, NewerSchemaError, RecgritError, ReplacedError
@@ -84,7 +85,7 @@ def write_artifact(
             lies in an artifact, or somebody else writes it.
     """
     started = time.perf_counter()
-    directory = directory.resolve()
+    directory = resolve_links(directory)
     if not directory.name:
         raise ArtifactError(f"{directory} is no folder to write: name one with {elsewhere}.")
     refuse_inside_artifact(directory)
@@ -163,6 +164,8 @@ def require_replaceable(directory: Path, stage: str | None, elsewhere: str) -> N
     try:
         values = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
         found, listed = values["stage"], {*values["files"], MANIFEST_NAME}
+    except PermissionError as error:
+        raise ArtifactError(f"Cannot read {error.filename}: {error.strerror}.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         found, listed = None, set[str]()
     if found is None or (stage is not None and found != stage):

@@ -16,20 +16,21 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from recgrit.bounds import CONFIG_BYTES, CONFIG_VALUES
 from recgrit.errors import ConfigError
+from recgrit.text import is_text
 
 LARGEST_INTEGER = 2**63 - 1
-# Far more than any experiment has: values in all, nested in one another, and bytes of a file.
-MAX_VALUES = 10_000
+# Of values in one another: far more than any experiment has.
 MAX_DEPTH = 50
-MAX_FILE_BYTES = 2**20
 # What a file system takes.
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096
 # Characters of a value in a message, and of what the parser says.
 SHOWN, MAX_EXPLANATION = 80, 600
 MAX_FAULTS = 20
-# No value of one line begins with these in YAML: %Y-%m-%d, |, #, a comma and *.csv are text.
-TEXT_MARKS = ("%", "@", "`", "|", ">", "#", ",", "*")
+# No value of one line begins with these in YAML: %Y-%m-%d, |, #, a comma and *.csv are text. ~ is
+# the separator or the home folder: null is written as null.
+TEXT_MARKS = ("%", "@", "`", "|", ">", "#", ",", "*", "~")
 
 
 class Config(BaseModel):
@@ -117,11 +118,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         )
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"{path} has {size:,} bytes: a config file has {MAX_FILE_BYTES:,} at most. Is it a "
-                "file of data?"
-            )
+        if size > CONFIG_BYTES.allowed():
+            raise ConfigError(f"{path} has {CONFIG_BYTES.explain(size)}. Is it a file of data?")
         values = _parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
@@ -144,13 +142,15 @@ def _parse(text: str) -> Any:
             it names, and one that names two others for all of theirs.
     """
     values = yaml.load(text, SettingsLoader)
-    if (found := _count_values(values, {}, 0)) > MAX_VALUES:
-        raise ValueError(f"it holds {found:,} values, aliases resolved: {MAX_VALUES:,} are allowed")
+    if (found := _count_values(values, {}, 0)) > CONFIG_VALUES.allowed():
+        raise ValueError(f"it has {CONFIG_VALUES.explain(found)}")
     return values
 
 
 def _count_values(value: Any, counted: dict[int, int], depth: int) -> int:
     """Values in all, those behind an alias counted wherever it stands."""
+    if isinstance(value, str) and not is_text(value):
+        raise ValueError(f"it holds half of a character: {ascii(value)[:SHOWN]}")
     if not isinstance(value, Mapping | list | tuple | set):
         return 1
     if depth > MAX_DEPTH:
@@ -174,6 +174,8 @@ def _check_path(path: Path) -> Path:
     text = str(path)
     if "\0" in text:
         raise ValueError("a path holds no NUL character")
+    if not is_text(text):
+        raise ValueError("a path has to be UTF-8: rename the file or folder")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     if longest > MAX_NAME_BYTES or len(os.fsencode(text)) > MAX_PATH_BYTES:
         raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import json
 import logging
 import os
@@ -68,9 +69,22 @@ def explain_write_failure(error: Exception) -> str | None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a small text file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def resolve_links(path: Path) -> Path:
+    """The absolute place that a path names, links followed.
+
+    Raises:
+        ArtifactError: Its links lead round in a circle.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:  # Of Python before 3.13; later ones leave the last link.
+        raise ArtifactError(
+            f"{path} is a link that leads back to itself: delete it, or name another place."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -81,13 +95,18 @@ def replacing(path: Path) -> Iterator[Path]:
         ArtifactError: ``path`` is a device, a pipe or a folder, which no file may replace; or lies
             in an artifact.
     """
-    path = path.resolve()  # The file that a link names is replaced, and the link is kept.
+    path = resolve_links(path)  # The file that a link names is replaced, and the link is kept.
     refuse_inside_artifact(path)
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise ArtifactError(f"Cannot write {path}: it is {what}. Name a file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Of this machine too: several may write one shard, where one of them is thought dead.
-    temporary = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    start = f".{path.name}.partial-{socket.gethostname()}-"
+    temporary = path.with_name(f"{start}{os.getpid()}")
+    for other in path.parent.glob(f"{glob.escape(start)}*"):
+        if not _is_running(other.name.removeprefix(start)):
+            other.unlink(missing_ok=True)  # Of a killed process.
     try:
         yield temporary
         _flush(temporary)
@@ -95,6 +114,97 @@ def replacing(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this machine, by its number, may be at work."""
+    if os.name != "posix" or not process.isdecimal():  # Elsewhere, asking would end it.
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # Of another user.
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder for files that appear in another one together, when the block ends well.
+
+    The other folder is replaced by one with the new files and all others that it holds, so that
+    nobody reads some of the new files beside some of the old ones.
+
+    Raises:
+        ArtifactError: ``folder`` holds folders, is the working folder or lies in an artifact, or
+            somebody else writes it.
+    """
+    folder = resolve_links(folder)
+    refuse_inside_artifact(folder / "any")
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is no folder: name one.")
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ArtifactError(
+            f"{folder} is the folder that you work in, or above it, and files that belong together "
+            f"get a folder of their own: name another, such as {folder / 'export'}."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder):
+        bring_back(folder)
+        kept = sorted(folder.iterdir()) if folder.is_dir() else []
+        if inner := [path.name for path in kept if path.is_symlink() or not path.is_file()]:
+            raise ArtifactError(
+                f"{folder} holds {', '.join(inner[:3])}: files that belong together are written to "
+                "a folder that holds files alone. Name another one."
+            )
+        temporary = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process.
+        temporary.mkdir()
+        try:
+            yield temporary
+            for path in kept:
+                if not (temporary / path.name).exists():
+                    _link(path, temporary / path.name)
+            if folder.is_dir():
+                shutil.copystat(folder, temporary)
+            replace_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def making_folder(folder: Path) -> Iterator[Path]:
+    """A folder that is there, whole, when the block ends well; nothing may be there before.
+
+    Raises:
+        ArtifactError: Something is there, the place lies in an artifact, or somebody else writes
+            it.
+    """
+    folder = resolve_links(folder)
+    refuse_inside_artifact(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(folder):
+        if folder.exists():
+            raise ArtifactError(
+                f"{folder} is there already: name a folder that does not exist yet."
+            )
+        temporary = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process.
+        temporary.mkdir()
+        try:
+            yield temporary
+            replace_folder(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link(source: Path, destination: Path) -> None:
+    """Another name for a file, or a copy where the file system has no such names."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
 
 
 def refuse_inside_artifact(path: Path) -> None:
@@ -189,6 +299,14 @@ def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
                 f"{directory} is being written by {_read_holder(note)}. Wait until that has ended, "
                 "or stop it."
             ) from None
+        except PermissionError:
+            if not file.exists():
+                raise
+            raise ArtifactError(
+                f"{directory} has a lock that this user may not take: {file}, of user number "
+                f"{file.stat().st_uid}. If no process of theirs writes {directory}, delete that "
+                "file."
+            ) from None
         try:
             _write_holder(note)
             yield
@@ -231,7 +349,7 @@ def _read_holder(note: Path) -> str:
             f"({found['command']})"
         )
     # Not written yet, or just deleted.
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 
@@ -265,7 +383,8 @@ def _flush(path: Path) -> None:
         return
     if stat.S_ISLNK(path.lstat().st_mode):
         return
-    number = os.open(path, os.O_RDONLY)
+    # Windows flushes only what is open for writing.
+    number = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(number)
     except OSError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -32,17 +32,15 @@ def print_metrics(opened: Run) -> None:
     Where many targets stand in the history already, that is said, and targets that do not come
     first.
     """
-    from recgrit.evaluation.report import Repeats
     from recgrit.reporting.scores import name_model
 
     own = opened.model_kind
-    repeats = Repeats.of(opened.report("test"), opened.data.split, opened.config.data)
+    repeats, new_items = opened.repeats, opened.new_items
     models: dict[str, dict[str, EvaluationReport]] = {}
     for key in sorted(opened.reports, key=lambda k: (k.model != own, k.model, k.split == "test")):
         rows = models.setdefault(name_model(key.model, own), {})
-        if repeats.are_many and not rows:
-            new = repeats.of_new_items(opened.report("test", masked=True, model=key.model))
-            rows |= {} if new is None else {"test new items": new}
+        if key.model in new_items and not rows:
+            rows["test new items"] = new_items[key.model]
         label = f"{key.split} masked" if key.masked else key.split
         rows[label] = opened.reports[key]
     protocol = opened.report("test").protocol
@@ -51,56 +49,120 @@ def print_metrics(opened: Run) -> None:
     search = f"{own}: {protocol['search']}"
     note = f"{who}, all items ranked ({search}), mean ± half the 95% interval"
     if repeats.are_many:
-        output.print(repeats.explain())
+        output.print(escape(repeats.explain()))
     if output.width >= WIDE:
         groups = {
             note: {f"{m} {name}": r for m, rows in models.items() for name, r in rows.items()}
         }
     else:
-        output.print(note)
+        output.print(escape(note))
         groups = models
     for title, shown in groups.items():
-        table = metrics_table(shown)
-        table.title = title
-        output.print(table)
-    output.print("masked: seen items are filtered out of the lists")
+        output.print(f"\n{escape(title)}")
+        for table in metrics_tables(shown, output.width):
+            output.print(table)
+    output.print(
+        "Recall@K: share of targets among the first K of their list. NDCG@K: a target counts more "
+        "the higher it stands. valid: targets by which training ends and settings are chosen; "
+        "test: all others. masked: seen items are filtered out of the lists."
+    )
 
 
-def metrics_table(rows: Mapping[str, EvaluationReport]) -> Table:
-    """One row per report, one column per metric and k; each cell is a mean ± half its interval.
+def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Table]:
+    """One row per report and one column per metric and k, where so many columns have room.
 
-    A line takes about 110 columns at three list lengths; on a narrower terminal the half interval
-    moves below its mean, down to about 80 columns.
+    Each cell is a mean ± half its interval. With a little less room the half interval stands below
+    its mean; with more list lengths than fit, each has a row, and reports stand side by side.
 
     Args:
         rows: Reports by what to call them, such as ``"popularity test"``.
+        width: Columns of the terminal.
     """
     from recgrit.evaluation.metrics import METRICS
-    from recgrit.reporting.scores import short_number
-
-    def cell(report: EvaluationReport, key: str) -> str:
-        if key not in report.means:
-            return "–"
-        low, high = report.bounds[key]
-        return f"{short_number(report.means[key])} ±{short_number((high - low) / 2)}"
 
     ks = sorted({k for report in rows.values() for k in report.ks})
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    # Numbers wrap between mean and interval; words of a label are never broken.
+    keys = {f"{metric}@{k}": f"{metric.lower()}_at_{k}" for metric in METRICS for k in ks}
+    cells = {
+        label: [_show_mean(report, key) for key in keys.values()] for label, report in rows.items()
+    }
+    # Words are never broken.
+    columns = [
+        (title, *(numbers[place] for numbers in cells.values())) for place, title in enumerate(keys)
+    ]
+    widths = [max(len(word) for cell in column for word in cell.split()) for column in columns]
     longest_word = max((len(word) for label in rows for word in label.split()), default=0)
-    table.add_column("", min_width=longest_word)
-    for metric in METRICS:
-        for k in ks:
-            table.add_column(f"{metric}@{k}", justify="right", overflow="fold")
-    keys = [f"{metric.lower()}_at_{k}" for metric in METRICS for k in ks]
-    for label, report in rows.items():
-        table.add_row(escape(label), *(cell(report, key) for key in keys))
-    return table
+    if _table_width([longest_word, *widths]) > width:
+        return _tall_tables(rows, ks, width)
+    table = _open_table()
+    one_line = [max(map(len, column)) for column in columns]
+    longest_label = max(map(len, rows), default=0)
+    if _table_width([longest_label, *one_line]) <= width:
+        widths = one_line
+    left = width - _table_width([0, *widths])
+    table.add_column("", width=min(longest_label, left), overflow="fold")
+    for title, column in zip(keys, widths, strict=True):
+        table.add_column(title, justify="right", width=column)
+    for label, numbers in cells.items():
+        table.add_row(escape(label), *numbers)
+    return [table]
+
+
+def _tall_tables(rows: Mapping[str, EvaluationReport], ks: list[int], width: int) -> list[Table]:
+    """A row per list length; as many reports side by side as have room."""
+    from recgrit.evaluation.metrics import METRICS
+
+    numbers = {
+        (label, metric): [_show_mean(report, f"{metric.lower()}_at_{k}") for k in ks]
+        for label, report in rows.items()
+        for metric in METRICS
+    }
+    cell = max(len(text) for column in numbers.values() for text in column)
+    first = max(len("K"), *(len(str(k)) for k in ks))
+    if _table_width([first, *[cell] * len(METRICS)]) > width:  # The half interval below its mean.
+        cell = max(len(word) for column in numbers.values() for t in column for word in t.split())
+    per_table = 1
+    while (
+        per_table < len(rows)
+        and _table_width([first, *[cell] * (len(METRICS) * (per_table + 1))]) <= width
+    ):
+        per_table += 1
+    tables = []
+    labels_of_all = list(rows)
+    for start in range(0, len(labels_of_all), per_table):
+        labels = labels_of_all[start : start + per_table]
+        table = _open_table()
+        table.add_column("K", justify="right", width=first)
+        columns = [(label, metric) for label in labels for metric in METRICS]
+        for label, metric in columns:
+            title = f"{escape(label)} {metric}"
+            table.add_column(title, justify="right", width=cell, overflow="fold")
+        for place, k in enumerate(ks):
+            table.add_row(str(k), *(numbers[column][place] for column in columns))
+        tables.append(table)
+    return tables
+
+
+def _show_mean(report: EvaluationReport, key: str) -> str:
+    from recgrit.reporting.scores import short_number
+
+    if key not in report.means:
+        return "–"
+    low, high = report.bounds[key]
+    return f"{short_number(report.means[key])} ±{short_number((high - low) / 2)}"
+
+
+def _table_width(columns: Sequence[int]) -> int:
+    """Of a table of such columns, with what stands between and beside them."""
+    return sum(columns) + 2 * len(columns) + 1
+
+
+def _open_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def build_table(*columns: str, numbers: tuple[str, ...] = ("seconds",)) -> Table:
     """An empty table in the one style of all tables here; ``numbers`` are set to the right."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = _open_table()
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return table
@@ -113,15 +175,24 @@ def funnel_table(funnel: list[dict[str, Any]]) -> Table:
     table.title = "Data"
     for row in funnel:
         table.add_row(
-            *("" if v is None else f"{v:,}" if isinstance(v, int) else v for v in row.values())
+            *(
+                ""
+                if row[name] is None
+                else f"{row[name]:,}"
+                if name != "step"
+                else escape(row[name])
+                for name in ("step", *numbers)
+            )
         )
     return table
 
 
 def print_tokenizer(summary: Mapping[str, Any]) -> None:
     """Use of each level's codebook, and how many items shared an ID."""
+    from recgrit.semantic_ids.collisions import explain_method
+
     found = summary["diagnostics"]
-    columns = ("level", "codes", "usage", "perplexity", "dead", "residual norm")
+    columns = ("level", "codes", "usage", "perplexity", "dead", "residual norm", "neighbours kept")
     table = build_table(*columns, numbers=columns)
     table.title = "Semantic IDs"
     for level in found["levels"]:
@@ -133,18 +204,20 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
             str(level["dead_codes"]),
             # Published codes come without what they quantized.
             f"{norm:.3f}" if (norm := level["residual_norm"]) is not None else "–",
+            f"{kept:.1%}" if (kept := level["neighbours_kept"]) is not None else "–",
         )
     output.print(table)
     shared = f"{found['collision_rate']:.1%} of {summary['num_items']:,} items shared an ID"
     if found["collision_rate"]:
         shared += f" (at most {found['largest_bucket']} on one), made unique by "
-        shared += summary["unique_by"]
+        shared += escape(explain_method(summary["unique_by"]))
     if summary["num_moved"]:
         shared += f", {summary['num_moved']:,} moved"
     output.print(f"{shared}.")
     if "published" in summary:
         unknown = summary["num_unknown"]
-        output.print(f"Taken from {summary['published']}; {unknown:,} of its items are not here.")
+        source = escape(summary["published"])
+        output.print(f"Taken from {source}; {unknown:,} of its items are not here.")
 
 
 def print_model(summary: Mapping[str, Any]) -> None:
@@ -153,8 +226,8 @@ def print_model(summary: Mapping[str, Any]) -> None:
     if "best_epoch" in summary:
         kept = f"best epoch {summary['best_epoch']} of {summary['num_epochs']}; "
     output.print(
-        f"Model {summary['model']}: {kept}{sum(parts.values()):,} parameters: "
-        + ", ".join(f"{name} {count:,}" for name, count in parts.items())
+        f"Model {escape(summary['model'])}: {kept}{sum(parts.values()):,} parameters: "
+        + ", ".join(f"{escape(name)} {count:,}" for name, count in parts.items())
         + "."
     )
 
@@ -175,10 +248,22 @@ def recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
     return table
 
 
-def print_history(history: pl.DataFrame) -> None:
-    """What a list of recommendations goes on from: the latest titles."""
+def print_history(history: pl.DataFrame, source: str = "model") -> None:
+    """What a list of recommendations goes on from: the latest titles.
+
+    Args:
+        history: Of the user.
+        source: What the list comes from.
+    """
+    if source == "popular":
+        output.print("Popular items: no known item is in the history.\n")
+        return
     latest = "; ".join(reversed(history["title"].tail(SHOWN_HISTORY).to_list()))
-    output.print(f"After {history.height:,} items, the latest first: {escape(latest)}\n")
+    items = "1 item" if history.height == 1 else f"{history.height:,} items"
+    output.print(f"After {items}, the latest first: {escape(latest)}")
+    if source == "history":
+        output.print("The model was not trained with this history.")
+    output.print()
 
 
 def relatives_table(frame: pl.DataFrame) -> Table:

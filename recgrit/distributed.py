@@ -36,7 +36,7 @@ def join(backend: str, timeout: timedelta | None = None) -> None:
     store, number, total = next(rendezvous("env://"))
     life = "0"
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     # Nor is a group that was left before in this life the one that is joined now.
     prefix = f"{life}-{next(_joins)}"
     store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]

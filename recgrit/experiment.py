@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from recgrit.config import Config, load_config
+from recgrit.config import Config, load_config, validate
 from recgrit.data.config import DataConfig
 from recgrit.disk import write_atomic
 from recgrit.embedding.config import EmbeddingConfig, FeatureConfig
@@ -69,12 +69,15 @@ class RecommendationConfig(Config):
         exclude_seen: Keep out what the user already has.
         allowed_items: A text file of item ids, one a line: nothing else is recommended.
         blocked_items: Likewise; what is never recommended.
+        left_out_users: Recommend to users with too few interactions for training too: by what they
+            had, or popular items. Turn it off where a log has many more of these than others.
     """
 
     top_k: int = Field(10, ge=1, le=1_000_000)
     exclude_seen: bool = True
     allowed_items: Path | None = None
     blocked_items: Path | None = None
+    left_out_users: bool = True
 
 
 class ExperimentConfig(Config):
@@ -127,9 +130,56 @@ class ExperimentConfig(Config):
         values = self.model.settings if kind == self.model.kind else {}
         return find_model(kind).settings_class.model_validate(values)
 
+    def with_recorded(self, stage: str, recorded: Mapping[str, Any]) -> ExperimentConfig:
+        """The settings with those that a stage was built with; what it did not record stays.
+
+        Settings of stages that have not run yet need not fit them.
+
+        Args:
+            stage: Its name.
+            recorded: The settings in its manifest.
+
+        Raises:
+            ConfigError: They are no settings of such a stage.
+        """
+        sections: dict[str, Any] = {k: v for k, v in recorded.items() if k in RECORDED}
+        if stage == "prepare":
+            # Whether there was a file of items is recorded, and not where it lies.
+            table = {k: v for k, v in recorded["table"].items() if k != "items_path"}
+            sections = {"data": {**recorded, "table": table}}
+        elif stage == "embed":
+            sections["features"] = self.features.with_recorded(sections["features"])
+        elif stage == "train":
+            kind, settings = recorded["model"], recorded["settings"]
+            sections["model"] = {"kind": kind, "settings": {}}
+            if kind in SECTIONS:
+                sections[SECTIONS[kind]] = settings
+            elif settings:
+                sections["model"] = {"kind": kind, "settings": settings}
+        found: dict[str, Any] = {"seed": recorded["seed"]} if "seed" in recorded else {}
+        for name, values in sections.items():
+            section = getattr(self, name)
+            found[name] = validate(type(section), _put(section, values), f"the manifest of {stage}")
+        return self.model_copy(update=found)
+
     def with_absolute_paths(self) -> ExperimentConfig:
         """The settings as a process with another working folder needs them."""
         return ExperimentConfig.model_validate(_absolute(self.model_dump()))
+
+    def to_values(self, *, only_given: bool = False) -> dict[str, Any]:
+        """The settings as YAML holds them, with absolute paths.
+
+        Args:
+            only_given: Leave out what nobody set.
+        """
+        values = _absolute(self.model_dump(exclude_unset=only_given))
+        found: dict[str, Any] = json.loads(json.dumps(values, default=str))
+        return found
+
+    def to_yaml(self) -> str:
+        """The settings as a file of them has them, paths absolute."""
+        text: str = yaml.safe_dump(self.to_values(), sort_keys=False)
+        return text
 
     def save(self) -> None:
         """Keep the settings in the run folder; a file that already holds them stays untouched.
@@ -139,8 +189,7 @@ class ExperimentConfig(Config):
         Raises:
             ArtifactError: The file cannot be written.
         """
-        values = json.loads(json.dumps(_absolute(self.model_dump()), default=str))
-        path, text = self.run.dir / CONFIG_NAME, yaml.safe_dump(values, sort_keys=False)
+        path, text = self.run.dir / CONFIG_NAME, self.to_yaml()
         if path.is_file() and path.read_text(encoding="utf-8") == text:
             return
         try:
@@ -205,6 +254,27 @@ class ExperimentConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _check_source(self) -> ExperimentConfig:
+        source = self.retriever.init_from
+        if source is None:
+            return self
+        if self.model.kind != _DEFAULT_KIND:
+            raise ValueError(
+                f"retriever.init_from is for model.kind={_DEFAULT_KIND}, and model.kind is "
+                f"{self.model.kind}: set one of them"
+            )
+        if self.tokenizer.semantic_ids_path is not None:
+            raise ValueError(
+                "retriever.init_from takes the IDs of what it trains on from, and "
+                "tokenizer.semantic_ids_path others: set one of them"
+            )
+        if source.resolve() == self.run.dir.resolve():
+            raise ValueError(
+                f"retriever.init_from is {source}, the run itself: name another run.dir"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_beam(self) -> ExperimentConfig:
         longest = max(*self.evaluation.ks, self.recommendation.top_k)
         if self.evaluation.beam_width < longest:
@@ -213,6 +283,42 @@ class ExperimentConfig(Config):
                 "items are asked for: a beam finds no more items than its width"
             )
         return self
+
+
+# Sections that stages record under the names that they have here.
+RECORDED = {"embedding", "features", "tokenizer", "item_vectors", "evaluation", "recommendation"}
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and JSON values.
+
+    Example:
+        >>> list(flat_settings({"seed": 0, "evaluation": {"ks": [5, 10]}}))
+        [('seed', '0'), ('evaluation.ks', '[5, 10]')]
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False)
+
+
+def _put(settings: Config, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a mapping, with other values in their place."""
+    found = {name: getattr(settings, name) for name in type(settings).model_fields}
+    for name, value in values.items():
+        found[name] = _put_one(found.get(name), value)
+    return found
+
+
+def _put_one(before: Any, value: Any) -> Any:
+    """A recorded value in the place of a setting: sections keep what was not recorded of them."""
+    if not isinstance(value, Mapping):
+        return value
+    if isinstance(before, Config):
+        return _put(before, value)
+    named = before if isinstance(before, Mapping) else {}
+    return {name: _put_one(named.get(name), entry) for name, entry in value.items()}
 
 
 _DEFAULT_SOURCE = DataConfig.model_fields["source"].default

@@ -22,7 +22,7 @@ from recgrit.data.minionerec import MAX_HISTORY
 from recgrit.data.prepare import PreparedData
 from recgrit.data.protocols import Sequences, leave_one_out
 from recgrit.data.splits import SequenceSplit, Split
-from recgrit.disk import replacing, write_atomic
+from recgrit.disk import replacing, replacing_files, write_atomic
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
 from recgrit.semantic_ids.trie import build_trie
@@ -59,8 +59,14 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
     Raises:
         DataError: Ids hold what these files cannot say.
     """
-    split = data.split
     _refuse_ids(data)
+    with replacing_files(folder) as temporary:
+        written = _write_recbole(data, temporary, name)
+    return [folder / path.name for path in written]
+
+
+def _write_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
+    split = data.split
     described = [_write_atomic_file(data.items.frame, folder / f"{name}.item")]
     if data.users is not None:
         described.append(_write_atomic_file(data.users, folder / f"{name}.user"))
@@ -188,6 +194,13 @@ def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
             "of a user, whatever they are",
             name,
         )
+    with replacing_files(folder) as temporary:
+        written = _write_index(data, table, temporary, name)
+    return [folder / path.name for path in written]
+
+
+def _write_index(data: PreparedData, table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
+    split = data.split
     files: Mapping[str, Callable[[], Any]] = {
         "index": lambda: {
             str(item): semantic_id_tokens(codes) for item, codes in enumerate(table.codes.tolist())
@@ -216,15 +229,16 @@ def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
 
 def export_table(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
     """Write ``NAME.parquet`` and ``NAME.jsonl``: item_id, title, codes, the ID as text."""
-    paths = [folder / f"{name}.parquet", folder / f"{name}.jsonl"]
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(paths[0]) as temporary:
-        table.to_polars().write_parquet(temporary)
-    lines = table.to_polars().select(
-        "item_id", "title", codes=pl.concat_list(pl.col("^level_.*$")), semantic_id="semantic_id"
-    )
-    write_atomic(paths[1], lines.write_ndjson())
-    return paths
+    with replacing_files(folder) as temporary:
+        table.to_polars().write_parquet(temporary / f"{name}.parquet")
+        lines = table.to_polars().select(
+            "item_id",
+            "title",
+            codes=pl.concat_list(pl.col("^level_.*$")),
+            semantic_id="semantic_id",
+        )
+        lines.write_ndjson(temporary / f"{name}.jsonl")
+    return [folder / f"{name}.parquet", folder / f"{name}.jsonl"]
 
 
 def export_trie(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:

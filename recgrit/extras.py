@@ -8,7 +8,18 @@ from typing import Any
 from recgrit.errors import MissingExtraError
 
 # What works without the extras; the import contracts in pyproject.toml keep it so.
-CORE = {"__main__", "config", "distributed", "errors", "extras", "progress", "quantization"}
+CORE = {
+    "__main__",
+    "bounds",
+    "config",
+    "distributed",
+    "errors",
+    "extras",
+    "launch",
+    "progress",
+    "quantization",
+    "text",
+}
 
 INSTALL = (
     "Install the extra that fits this machine, recgrit[cpu] or, with an NVIDIA GPU, recgrit[gpu]: "

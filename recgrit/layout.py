@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 TOKENIZER_NAME = "tokenizer.safetensors"
+# In the embed stage of a run that trains on from another: a bundle of that other and of new items.
+SOURCE_FOLDER = "source"
 TRANSFORM_NAME = "feature_transform.safetensors"
+# Which items have a vector of each further block of features.
+BLOCKS_NAME = "feature_blocks.safetensors"
 EPOCHS_NAME = "epochs.parquet"
 LISTS_NAME = "recommendations.parquet"
 # Of a tokenizer that learned item vectors: what it quantizes, and the epochs of its IDs.

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 import recgrit
+from recgrit.bounds import MANIFEST_BYTES
 from recgrit.checksums import FileRecord, digest_json
 from recgrit.config import Config
 from recgrit.disk import MANIFEST_NAME, wait_for
@@ -31,8 +32,6 @@ from recgrit.errors import ArtifactError, NewerSchemaError
 SCHEMA_VERSION = 3
 # Left by them wherever people look.
 OF_FILE_MANAGERS = {".DS_Store", ".directory", "Thumbs.db", "desktop.ini"}
-# A larger file is no manifest.
-MAX_MANIFEST_BYTES = 64 * 2**20
 
 
 class Manifest(Config):
@@ -125,8 +124,10 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
     try:
         # No pipe, from which nothing may ever come.
-        if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > MAX_MANIFEST_BYTES:
+        if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError
+        if (size := path.stat().st_size) > MANIFEST_BYTES.allowed():
+            raise ArtifactError(f"{path} has {MANIFEST_BYTES.explain(size)}.")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ArtifactError(
@@ -146,7 +147,10 @@ def read_manifest(directory: Path) -> Manifest:
             "folder. Do not use it."
         )
     # A folder that is just being replaced: whoever reads on finds another manifest.
-    missing = sorted(name for name in names if not (directory / name).is_file())
+    try:
+        missing = sorted(name for name in names if not (directory / name).is_file())
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {error.filename}: {error.strerror}.") from None
     if missing:
         raise ArtifactError(
             f"{directory} lacks {', '.join(missing)}, which its manifest lists. "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from recgrit.artifacts import require_replaceable, write_artifact
 from recgrit.disk import hold_lock
 from recgrit.engines.engine import start_engine
 from recgrit.errors import ArtifactError, ConfigError, DataError, NewerSchemaError
+from recgrit.evaluation.repeats import NEW_ITEMS
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.experiment import CONFIG_NAME, ExperimentConfig
 from recgrit.layout import CHECKPOINTS_NAME, FOLDERS, SHARDS_NAME, TRACKING_NAME, stage_directory
@@ -28,7 +29,13 @@ from recgrit.manifests import read_manifest
 from recgrit.runs import Run
 from recgrit.stages import plan_stages
 from recgrit.stages.stage import Stage
-from recgrit.tracking.outcome import record_artifacts, record_data, record_metrics, register_model
+from recgrit.tracking.outcome import (
+    record_artifacts,
+    record_data,
+    record_metrics,
+    record_origin,
+    register_model,
+)
 from recgrit.tracking.start import start_tracking
 from recgrit.tracking.tracker import NullTracker, Tracker
 
@@ -43,25 +50,36 @@ class RunResult:
         directory: The run folder.
         model: Kind of the run's own model.
         reports: Evaluation reports; empty if the run stopped before evaluation.
+        new_items: Those of test targets that are no repeats, by model, where repeats are many.
         seconds: Time spent in each stage now; 0 for one that was up to date.
         up_to_date: Stages that were not redone.
         artifacts: Folder of each stage.
         tracking: Where the run was recorded.
+        model_uri: Address of the registered model, such as ``models:/films/1``; empty if none was.
         is_leader: False in those processes of torchrun that only helped: they report nothing.
     """
 
     directory: Path
     model: str = ""
     reports: dict[ReportKey, EvaluationReport] = field(default_factory=dict)
+    new_items: dict[str, EvaluationReport] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     up_to_date: list[str] = field(default_factory=list)
     artifacts: dict[str, Path] = field(default_factory=dict)
     tracking: str = ""
+    model_uri: str = ""
     is_leader: bool = True
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics by report: ``test_masked`` of the run's own model, ``popularity/test`` else."""
-        return {
+        """Metrics by report: ``test_masked`` of the run's own model, ``popularity/test`` else.
+
+        Where many targets are repeats, ``test_new_items`` has those of all others, and comes first.
+        """
+        new = {
+            NEW_ITEMS if model == self.model else f"{model}/{NEW_ITEMS}": report.metrics()
+            for model, report in self.new_items.items()
+        }
+        return new | {
             key.lists if key.model == self.model else key.folder: report.metrics()
             for key, report in self.reports.items()
         }
@@ -69,6 +87,9 @@ class RunResult:
     def to_json(self) -> dict[str, Any]:
         """Metrics by split, of the baselines too, times, memory and places, as JSON-able values."""
         values: dict[str, Any] = {"model": self.model, "baselines": {}, "num_users": None}
+        for model, report in self.new_items.items():
+            of_model = values if model == self.model else values["baselines"].setdefault(model, {})
+            of_model[NEW_ITEMS] = report.metrics()
         for key, report in self.reports.items():
             if key.model == self.model:
                 values[key.lists] = report.metrics()
@@ -83,11 +104,16 @@ class RunResult:
             "peak_rss_mb": peak_memory_mb(),
             "artifacts": {name: str(path) for name, path in self.artifacts.items()},
             "tracking": self.tracking,
+            "model_uri": self.model_uri,
         }
 
 
 def run_experiment(
-    config: ExperimentConfig, *, until: str = "recommend", force: bool = False
+    config: ExperimentConfig,
+    *,
+    until: str = "recommend",
+    force: bool = False,
+    parent: Tracker | None = None,
 ) -> RunResult:
     """Run all stages up to ``until`` that are not up to date.
 
@@ -95,6 +121,8 @@ def run_experiment(
         config: Settings of all stages.
         until: The last stage to run.
         force: Redo stages that are up to date.
+        parent: Records the run, and is ended by whoever started it; None for a tracked run of its
+            own, as the settings say.
 
     Raises:
         RecgritError: Some input, setting or artifact cannot be used, or somebody else writes the
@@ -115,8 +143,13 @@ def run_experiment(
             _forget_unfinished(config.run.dir)
         if replaces:
             _delete_replaced(config, stages)
-        is_idle = not force and all(stage.is_current(config) for stage in stages)
-        with _track(config, is_idle=is_idle) as tracker:
+        is_idle = (
+            not force
+            and all(stage.is_current(config) for stage in stages)
+            and not (parent is None and until == "recommend" and _is_tracking_unfinished(config))
+        )
+        tracking = _track(config, is_idle=is_idle) if parent is None else nullcontext(parent)
+        with tracking as tracker:
             for number, stage in enumerate(stages, start=1):
                 heading = f"[{number}/{len(stages)}] {stage.name}"
                 result.artifacts[stage.name] = stage.directory(config)
@@ -144,11 +177,12 @@ def run_experiment(
                 if not (config.run.dir / CONFIG_NAME).is_file():
                     config.save()
             config.save()
+            if "evaluate" in result.artifacts:
+                run = Run(config.run.dir)
+                result.reports, result.new_items = run.reports, run.new_items
             if not is_idle:
                 result.tracking = tracker.location
                 _record(config, stages, result, tracker)
-    if "evaluate" in result.artifacts:
-        result.reports = Run(config.run.dir).reports
     return result
 
 
@@ -186,6 +220,13 @@ def require_own_checkpoint(config: ExperimentConfig) -> None:
 
 def peak_memory_mb() -> float:
     """Most memory this process has held at once, in MiB."""
+    try:
+        import resource
+    except ImportError:  # Windows, whose psutil knows the peak.
+        import psutil
+
+        info = psutil.Process().memory_info()
+        return round(int(getattr(info, "peak_wset", info.rss)) / 2**20, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
     return round(peak * unit / 2**20, 1)
@@ -210,11 +251,20 @@ def _track(config: ExperimentConfig, *, is_idle: bool) -> Iterator[Tracker]:
         yield tracker
 
 
+def _is_tracking_unfinished(config: ExperimentConfig) -> bool:
+    """Whether a tracked run broke off, maybe after the last stage, while it was given the model."""
+    return config.tracking.backend != "none" and (config.run.dir / TRACKING_NAME).is_file()
+
+
 def _record(
     config: ExperimentConfig, stages: Sequence[Stage], result: RunResult, tracker: Tracker
 ) -> None:
     """Final metrics, the tables and the model, so that a tracked run stands on its own."""
+    if config.tracking.backend == "none":
+        return
+    logger.info("MLflow: keeping the report, the tables and the model with the run ...")
     run = Run(config.run.dir)
+    record_origin(tracker, sys.argv, config.run.dir / CONFIG_NAME)
     record_data(tracker, run.manifest("prepare"))
     record_artifacts(
         tracker,
@@ -224,16 +274,27 @@ def _record(
     )
     if "evaluate" not in result.artifacts:
         return
-    result.reports = run.reports
     record_metrics(tracker, result.metrics())
-    if config.tracking.register_model and config.tracking.backend != "none":
+    _record_report(run, tracker)
+    if config.tracking.register_model:
         from recgrit.serving.pyfunc import save_pyfunc
         from recgrit.serving.writing import export_bundle
 
         def write(path: Path) -> None:
             save_pyfunc(export_bundle(run, path.with_name("bundle")), path)
 
-        register_model(tracker, config.experiment_name, write)
+        result.model_uri = register_model(tracker, config.experiment_name, write)
+
+
+def _record_report(run: Run, tracker: Tracker) -> None:
+    """Keep the page that `recgrit report` writes."""
+    from recgrit.reporting.contents import gather_contents
+    from recgrit.reporting.page import render_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        page.write_text(render_report(gather_contents(run)), encoding="utf-8")
+        tracker.log_artifact(page)
 
 
 def _forget_unfinished(directory: Path) -> None:

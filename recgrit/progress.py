@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from recgrit.launch import read_launch
 
 T = TypeVar("T")
 
@@ -46,11 +50,88 @@ def show_control(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+class SignOfLife:
+    """Says that something goes on where nothing else was said for a while.
+
+    Some work cannot tell how far it is: libraries that load, a fit of one piece. On a terminal one
+    line counts the seconds until the next output takes its place; in files and pipes lines come at
+    growing intervals.
+
+    Attributes:
+        is_quiet: Says nothing.
+    """
+
+    def __init__(self) -> None:
+        self.is_quiet = False
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+        self._wait = SILENT_SECONDS
+        self._is_drawn = self._is_paused = False
+
+    def note_output(self) -> None:
+        """Something else is about to be said."""
+        with self._lock:
+            self._last, self._wait = time.monotonic(), SILENT_SECONDS
+            if self._is_drawn:
+                self._is_drawn = False
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """For the length of a block, from another thread."""
+        self.note_output()
+        ended = threading.Event()
+        threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            self.note_output()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing for the length of a block, as while a person is asked."""
+        self.note_output()
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+            self.note_output()
+
+    def _watch(self, ended: threading.Event) -> None:
+        is_terminal = messages.is_terminal
+        while not ended.wait(TICK_SECONDS):
+            with self._lock:
+                silent = time.monotonic() - self._last
+                if silent < self._wait or self._is_paused or self.is_quiet or ended.is_set():
+                    continue
+                if is_terminal:
+                    self._is_drawn = True
+                    sys.stderr.write(f"\r… still working, {silent:.0f} s\x1b[K")
+                else:
+                    self._wait *= 2
+                    now = time.strftime("%H:%M:%S")
+                    sys.stderr.write(f"{now} … still working, {silent:.0f} s since the last line\n")
+                sys.stderr.flush()
+
+
+# Nothing is silent for longer, and how often that is looked at.
+SILENT_SECONDS, TICK_SECONDS = 2.0, 0.25
+life = SignOfLife()
+
+
 class SafeConsole(Console):
     """A console that shows control characters of data rather than sending them to the terminal.
 
     Titles, ids and paths come from files of others, where an escape sequence may stand.
     """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, in place of the line that says that something goes on."""
+        life.note_output()
+        super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as it is printed, alone or in a cell of a table."""
@@ -61,7 +142,8 @@ def build_console(*, stderr: bool) -> Console:
     """A console as wide as its terminal, as ``COLUMNS`` says, or as `PIPE_WIDTH`."""
     stream = sys.stderr if stderr else sys.stdout
     has_width = stream.isatty() or "COLUMNS" in os.environ
-    return SafeConsole(stderr=stderr, width=None if has_width else PIPE_WIDTH)
+    # Parts of ids, numbers and paths are no facts of their own: none gets a colour.
+    return SafeConsole(stderr=stderr, width=None if has_width else PIPE_WIDTH, highlight=False)
 
 
 messages = build_console(stderr=True)
@@ -69,7 +151,8 @@ messages = build_console(stderr=True)
 
 def is_helper() -> bool:
     """Whether torchrun started this process to help another one, which tells of both."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    launch = read_launch()
+    return launch is not None and launch.number > 0
 
 
 _display: ContextVar[Progress | None] = ContextVar("display", default=None)

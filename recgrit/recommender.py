@@ -16,14 +16,16 @@ import numpy.typing as npt
 import polars as pl
 import torch
 
-from recgrit.data.ids import IdList, is_text, list_ids, read_ids
+from recgrit.data.ids import IdList, list_ids, read_ids
 from recgrit.data.items import ItemTable
 from recgrit.data.recommendations import NO_ITEM, Recommendations
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, DataError
 from recgrit.models.model import Model
+from recgrit.models.popularity import PopularityRanker
 from recgrit.ranking import Ranker, last_items, recommend_items, recommend_shards
 from recgrit.semantic_ids.table import SemanticIdTable
+from recgrit.text import is_text
 
 if TYPE_CHECKING:
     from recgrit.ranking import History
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOP_K = 10
+# Lists of users without a history are made for so many at once.
+POPULAR_USERS = 65_536
+
+# What a list comes from: the model after the history of a user it was trained with, the model after
+# any other history, or how often items stand in training.
+Source = Literal["model", "history", "popular"]
+Fallback = Literal["popular"]
 
 
 class Recommender:
@@ -41,6 +50,8 @@ class Recommender:
         items: What the items are called: an ID table where the model has semantic IDs.
         beam_width: Prefixes kept at each level, for models that search.
         listed: bool ``[N]``, items that may be recommended at all; None for all.
+        counts: int64 ``[N]``, how often each item stands in training; None where nobody knows, and
+            where there are no popular items to fall back on.
     """
 
     def __init__(
@@ -50,8 +61,10 @@ class Recommender:
         *,
         beam_width: int,
         listed: npt.NDArray[np.bool_] | None = None,
+        counts: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.model = model
+        self.counts = counts
         self.items = items
         self.beam_width = beam_width
         self.listed = listed
@@ -81,6 +94,29 @@ class Recommender:
         allowed = None if allowed_items is None else list_ids(allowed_items, "allowed_items")
         return self._build(beam_width, self._find_allowed(allowed, blocked))
 
+    def popular(
+        self, *, allowed_items: IdList | None = None, blocked_items: IdList = ()
+    ) -> PopularityRanker:
+        """The most popular items, for those whose history holds nothing known.
+
+        Args:
+            allowed_items: As `ranker` has them.
+            blocked_items: Likewise.
+
+        Raises:
+            ConfigError: Nobody knows how popular the items are.
+            DataError: No item is left.
+        """
+        if self.counts is None:
+            raise ConfigError(
+                "This recommender does not know how often items stand in training, so there are no "
+                "popular items to fall back on."
+            )
+        blocked = list_ids(blocked_items, "blocked_items")
+        wanted = None if allowed_items is None else list_ids(allowed_items, "allowed_items")
+        allowed = self._find_allowed(wanted, blocked)
+        return PopularityRanker(self.counts, allowed=torch.from_numpy(allowed))
+
     @cached_property
     def _unfiltered(self) -> Ranker:
         return self._build(None, self.listed)
@@ -105,6 +141,8 @@ class Recommender:
         ranker: Ranker | None = None,
         top_k: int = TOP_K,
         exclude_seen: bool = True,
+        source: Source = "model",
+        popular: PopularityRanker | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Named lists after all that these users interacted with, some users at a time.
 
@@ -117,10 +155,14 @@ class Recommender:
             ranker: From `ranker`; None for one without filters.
             top_k: Items per user; all there are, where it is more than that.
             exclude_seen: Keep out what a user already has.
+            source: What the column ``source`` says of lists after a history: "model" where the
+                model was trained with these users, else "history".
+            popular: From `popular`; None where users without a history get no list.
 
         Returns:
             Tables with the columns user_id, rank, item_id, title, semantic_id where the model has
-            semantic IDs, and score.
+            semantic IDs, score, and source. The score of popular items is how often they stand in
+            training.
 
         Raises:
             DataError: ``top_k`` is below 1.
@@ -128,8 +170,14 @@ class Recommender:
         top_k = min(check_top_k(top_k), len(self.items))
         users = np.arange(split.num_users) if users is None else users
         ranker = ranker or self.ranker()
-        for found in recommend_shards(ranker, split, users, top_k=top_k, masked=exclude_seen):
-            yield self.name_lists(found, user_ids)
+        has_history = split.offsets[users] < split.offsets[users + 1]
+        known, new = users[has_history], users[~has_history]
+        for found in recommend_shards(ranker, split, known, top_k=top_k, masked=exclude_seen):
+            yield self.name_lists(found, user_ids, source)
+        if popular is not None:
+            for start in range(0, len(new), POPULAR_USERS):
+                found = list_popular(popular, new[start : start + POPULAR_USERS], top_k)
+                yield self.name_lists(found, user_ids, "popular")
 
     def recommend_after(
         self,
@@ -140,12 +188,13 @@ class Recommender:
         exclude_seen: bool = True,
         allowed_items: IdList | None = None,
         blocked_items: IdList = (),
+        fallback: Fallback | None = None,
     ) -> pl.DataFrame:
         """What is likely to follow histories that need not be in the data.
 
         Items that the catalogue does not hold are passed over, and their number is logged; so are
-        names whose histories hold no known item, which get no list. Of a long history the last
-        items are read.
+        names whose histories hold no known item, which get no list without a ``fallback``. Of a
+        long history the last items are read.
 
         Args:
             histories: External item ids, oldest first, by a name for each list. A bare string is
@@ -156,13 +205,17 @@ class Recommender:
             allowed_items: External ids of the only items that may be listed, a bare string being
                 one; None for all.
             blocked_items: External ids of items that are never listed.
+            fallback: "popular" lists the most popular items where a history holds no known one.
 
         Returns:
-            Columns as `list_users`, with the name of each history as user_id.
+            Columns as `list_users`, with the name of each history as user_id, and "history" or
+            "popular" as source.
 
         Raises:
+            ConfigError: The fallback is unknown.
             DataError: ``top_k`` is below 1, a history is no list of ids, or no item is left.
         """
+        check_fallback(fallback)
         if not isinstance(histories, Mapping):
             raise DataError(
                 "Expected histories by a name for each list, such as {'anyone': ['242', '51']}, "
@@ -177,10 +230,21 @@ class Recommender:
         found = self.rank_histories(
             list(histories.values()), ranker=ranker, top_k=top_k, exclude_seen=exclude_seen
         )
-        num_empty = len(histories) - found.num_users
-        if num_empty:
-            logger.warning("%d histories hold no known item", num_empty)
-        return self.name_lists(found, pl.Series(list(histories), dtype=pl.String))
+        names = pl.Series(list(histories), dtype=pl.String)
+        named = self.name_lists(found, names, "history")
+        without = np.setdiff1d(np.arange(len(histories)), found.users)
+        if len(without) and fallback is None:
+            logger.warning(
+                "%d histories hold no known item and get no list; fallback='popular' gives them "
+                "popular items",
+                len(without),
+            )
+        if not len(without) or fallback is None:
+            return named
+        popular = self.popular(allowed_items=allowed_items, blocked_items=blocked_items)
+        top_k = min(check_top_k(top_k), len(self.items))
+        others = self.name_lists(list_popular(popular, without, top_k), names, "popular")
+        return pl.concat([named, others])
 
     def rank_histories(
         self,
@@ -208,7 +272,8 @@ class Recommender:
             logger.warning("%d nulls in the histories are passed over", num_nulls)
         num_unknown = sum(len(history.ids) for history in read) - sum(map(len, known))
         if num_unknown:
-            logger.warning("%d items of the histories are not in the catalogue", num_unknown)
+            what = "item of the histories is" if num_unknown == 1 else "items of the histories are"
+            logger.warning("%d %s not in the catalogue", num_unknown, what)
         rows = np.array([row for row, items in enumerate(known) if len(items)], dtype=np.int64)
         split = SequenceSplit.of_histories(
             np.concatenate([np.empty(0), *(known[row] for row in rows)]).astype(np.int32),
@@ -278,12 +343,15 @@ class Recommender:
             num_titles=num_titles,
         )
 
-    def name_lists(self, found: Recommendations, user_ids: pl.Series) -> pl.DataFrame:
+    def name_lists(
+        self, found: Recommendations, user_ids: pl.Series, source: Source = "model"
+    ) -> pl.DataFrame:
         """External ids, titles and semantic IDs in place of indices.
 
         Args:
             found: Lists.
             user_ids: Row i belongs to ``user_idx`` i.
+            source: What the lists come from.
         """
         rows, columns = found.to_polars(), ["item_id", "title"]
         if isinstance(self.items, SemanticIdTable):
@@ -294,7 +362,7 @@ class Recommender:
                 user_ids.alias("user_id").to_frame().select(pl.all().gather(rows["user_idx"])),
                 rows.select("rank"),
                 items.select(pl.all().gather(rows["item_idx"])),
-                rows.select("score"),
+                rows.select("score").with_columns(source=pl.lit(source)),
             ],
             how="horizontal",
         )
@@ -326,6 +394,29 @@ def listed_items(row: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """The items of one list, without the filling at its end."""
     kept: npt.NDArray[np.int32] = row[row != NO_ITEM]
     return kept
+
+
+def list_popular(
+    ranker: PopularityRanker, users: npt.NDArray[np.int64], top_k: int
+) -> Recommendations:
+    """One list for all of these users: the most popular items, and how often they were taken."""
+    best = ranker.order[:top_k]
+    shape = (len(users), len(best))
+    return Recommendations(
+        users.astype(np.int64),
+        np.broadcast_to(best.to(torch.int32).numpy(), shape),
+        np.broadcast_to(ranker.counts[best].float().numpy(), shape),
+    )
+
+
+def check_fallback(fallback: object) -> None:
+    """Refuse a fallback that there is not.
+
+    Raises:
+        ConfigError: It is neither "popular" nor None.
+    """
+    if fallback not in (None, "popular"):
+        raise ConfigError(f"fallback must be 'popular', or left out, got {fallback!r:.40}.")
 
 
 def check_top_k(top_k: object) -> int:

@@ -6,11 +6,12 @@ against the artifacts it was built from.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,15 @@ from recgrit.artifacts import check_parent, load_artifact
 from recgrit.config import validate
 from recgrit.data.ids import IdList, list_ids
 from recgrit.data.prepare import PreparedData
-from recgrit.data.splits import Split
+from recgrit.data.splits import SequenceSplit, Split
+from recgrit.data.user_histories import UserHistories
 from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.features import FeatureTransform
+from recgrit.embedding.transforms import FeatureTransform
 from recgrit.errors import ArtifactError, ConfigError, DataError, ReplacedError
+from recgrit.evaluation.config import EvaluationConfig
+from recgrit.evaluation.repeats import Repeats
 from recgrit.evaluation.report import EvaluationReport, ReportKey
-from recgrit.experiment import ExperimentConfig
+from recgrit.experiment import ExperimentConfig, flat_settings
 from recgrit.layout import (
     FOLDERS,
     TOKENIZER_NAME,
@@ -36,6 +40,7 @@ from recgrit.layout import (
 )
 from recgrit.manifests import Manifest, read_manifest
 from recgrit.quantization.config import TokenizerConfig
+from recgrit.records import require_record
 from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.summaries import Summarized
 
@@ -45,7 +50,8 @@ if TYPE_CHECKING:
     from recgrit.models.model import CatalogueInputs, Model
     from recgrit.quantization.autoencoder import Tokenizer
     from recgrit.ranking import Ranker
-    from recgrit.recommender import Recommender
+    from recgrit.recommender import Fallback, Recommender, Source
+    from recgrit.similar import SimilarItems, Way
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,20 @@ def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tok
         model = build_learned_tokenizer(feature_dim, len(state["center"]), config)
     model.load_state_dict(state)
     return model.eval()
+
+
+class FoundUsers(NamedTuple):
+    """Users of a run's log.
+
+    Args:
+        trained: int64, user_idx of those that training saw.
+        left_out: int64, places among those that the filters left out.
+        unknown: Ids that the log does not hold.
+    """
+
+    trained: npt.NDArray[np.int64]
+    left_out: npt.NDArray[np.int64]
+    unknown: list[str]
 
 
 class Run(Summarized):
@@ -97,7 +117,7 @@ class Run(Summarized):
         facts: dict[str, str] = {}
         try:
             told = {
-                stage: read_manifest(stage_directory(self.directory, stage)).summary
+                stage: self.record(stage).summary
                 for stage in ("prepare", "evaluate")
                 if self.has(stage)
             }
@@ -119,16 +139,48 @@ class Run(Summarized):
         return f"Run {self.directory}", facts
 
     @cached_property
-    def config(self) -> ExperimentConfig:
-        """The settings of the run, its folder being where it is now."""
+    def plan(self) -> ExperimentConfig:
+        """The settings that 'recgrit run' goes by, of which some may not have been run yet."""
         return ExperimentConfig.load(self.directory)
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The settings that the artifacts were made with, as the stages recorded them.
+
+        Those of stages that have not run are as planned.
+        """
+        config = self.plan
+        # The seed is that of the model, where there is one.
+        for stage in sorted(filter(self.has, FOLDERS), key=lambda name: name == "train"):
+            with contextlib.suppress(ArtifactError):  # Damaged: said where the stage is read.
+                config = config.with_recorded(stage, self.record(stage).config)
+        return config
+
+    def waiting_settings(self) -> dict[str, tuple[str | None, str | None]]:
+        """Settings that were changed and not run since: as made, as planned, by dotted name."""
+        made, planned = (
+            dict(flat_settings(config.model_dump(mode="json")))
+            for config in (self.config, self.plan)
+        )
+        names = dict.fromkeys([*made, *planned])
+        pairs = {name: (made.get(name), planned.get(name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     @property
     def seed(self) -> int:
         """The seed that the run's model was fitted with; of the settings before that."""
-        if self.has("train"):
-            return int(read_manifest(stage_directory(self.directory, "train")).config["seed"])
         return self.config.seed
+
+    def record(self, stage: str) -> Manifest:
+        """What a stage recorded of itself, not compared with its parents.
+
+        Raises:
+            ArtifactError: The stage has not run, or its manifest is damaged.
+        """
+        directory = stage_directory(self.directory, stage)
+        manifest = read_manifest(directory)
+        require_record(manifest, stage, directory)
+        return manifest
 
     def stages(self) -> list[str]:
         """Names of the stages of this run in their order, whether they have run yet or not.
@@ -148,7 +200,7 @@ class Run(Summarized):
             needed.update(baselines)
         for name in reversed(names):
             if name in needed and self.has(name):
-                needed.update(read_manifest(stage_directory(self.directory, name)).parents)
+                needed.update(self.record(name).parents)
         return [name for name in names if name in needed]
 
     def has(self, stage: str) -> bool:
@@ -165,8 +217,8 @@ class Run(Summarized):
         directory = stage_directory(self.directory, stage)
         if not self.has(stage):
             # An older recgrit called folders otherwise: that it wrote them is said first.
-            read_manifest(stage_directory(self.directory, "prepare"))
-        manifest = read_manifest(directory)
+            self.record("prepare")
+        manifest = self.record(stage)
         for parent in manifest.parents:
             if not is_stage(parent):
                 raise ArtifactError(
@@ -174,7 +226,7 @@ class Run(Summarized):
                     f"damaged. Make it again with 'recgrit run {self.directory}'."
                 )
             parent_directory = stage_directory(self.directory, parent)
-            check_parent(directory, manifest, parent_directory, read_manifest(parent_directory))
+            check_parent(directory, manifest, parent_directory, self.record(parent))
         for name, fingerprint in {**manifest.parents, stage: manifest.fingerprint}.items():
             if self._fingerprints.setdefault(name, fingerprint) != fingerprint:
                 raise ReplacedError(
@@ -314,13 +366,20 @@ class Run(Summarized):
     @cached_property
     def reports(self) -> dict[ReportKey, EvaluationReport]:
         """Evaluation reports of the run's own model and of its baselines."""
-        return self.read(
-            "evaluate",
-            lambda directory: {
-                ReportKey.of_folder(path.parent): EvaluationReport.load(path.parent)
-                for path in sorted(directory.glob("*/*/evaluation.json"))
-            },
-        )
+        split = self.data.split
+
+        def load(directory: Path) -> dict[ReportKey, EvaluationReport]:
+            found = {}
+            for path in sorted(directory.glob("*/*/evaluation.json")):
+                report = EvaluationReport.load(path.parent)
+                key = ReportKey.of_folder(path.parent)
+                if (key.split, key.masked) != (report.protocol["split"], report.protocol["masked"]):
+                    raise DataError(f"{path.parent} holds another report than its name says.")
+                report.require_targets_of(split)
+                found[key] = report
+            return found
+
+        return self.read("evaluate", load)
 
     def report(
         self, split: Split = "test", *, masked: bool = False, model: str | None = None
@@ -343,6 +402,27 @@ class Run(Summarized):
             )
         return self.reports[key]
 
+    @cached_property
+    def repeats(self) -> Repeats:
+        """Test targets that stand in the history before them already."""
+        return Repeats.of(self.report("test"), self.data.split, self.config.data)
+
+    @cached_property
+    def new_items(self) -> dict[str, EvaluationReport]:
+        """Masked reports of test over all targets that are no repeats, by model.
+
+        Empty where repeats are few (`Repeats.are_many`), for then all targets tell the same, and
+        where all are repeats.
+        """
+        if not self.repeats.are_many:
+            return {}
+        found = {
+            key.model: self.repeats.of_new_items(report)
+            for key, report in self.reports.items()
+            if key.split == "test" and key.masked
+        }
+        return {model: report for model, report in found.items() if report is not None}
+
     def recommender(
         self, model: str | None = None, *, beam_width: int | None = None
     ) -> Recommender:
@@ -361,6 +441,7 @@ class Run(Summarized):
             fitted,
             self.semantic_ids if "tokenize" in fitted.needs else self.data.items,
             beam_width=self.evaluated_beam_width() if beam_width is None else beam_width,
+            counts=self.data.split.train_target_counts(),
         )
 
     @cached_property
@@ -392,40 +473,66 @@ class Run(Summarized):
         exclude_seen: bool = True,
         allowed_items: IdList | None = None,
         blocked_items: IdList = (),
+        fallback: Fallback | None = None,
     ) -> Iterator[pl.DataFrame]:
         """Lists after all that users interacted with, some users at a time.
 
-        Filters act inside the search: ``top_k`` items come back wherever so many are left. Memory
-        does not grow with the number of users.
+        Users whom the filters left out of training get lists too, after those of training: by what
+        they had of the kept items, or the most popular items where that is nothing. The column
+        ``source`` says so. Filters act inside the search: ``top_k`` items come back wherever so
+        many are left. Memory does not grow with the number of users.
 
         Args:
-            user_ids: One external user id or several; None for all users.
+            user_ids: One external user id or several; None for all users of the log.
             top_k: Items per user.
             beam_width: Prefixes kept at each level, at least twice ``top_k``; None for as many as
                 the run was evaluated with.
             exclude_seen: Keep out what a user already has.
             allowed_items: External ids of the only items that may be listed; None for all.
             blocked_items: External ids of items that are never listed.
+            fallback: "popular" lists the most popular items for users who are not in the log.
 
         Returns:
             Tables with the columns user_id, rank, item_id, title, semantic_id where the model has
-            semantic IDs, and score.
+            semantic IDs, score, and source: "model" for users of training, "history" for those
+            left out of it whose history holds known items, "popular" for all others. The score of
+            popular items is how often they stand in training.
 
         Raises:
-            DataError: A user is unknown, or no item is left.
+            ConfigError: The fallback is unknown.
+            DataError: A user is unknown and there is no fallback, or no item is left.
         """
-        users = self._user_indices(user_ids)
+        from recgrit.recommender import check_fallback
+
+        check_fallback(fallback)
+        found = self._find_users(user_ids)
+        if found.unknown and fallback is None:
+            raise self._refuse_unknown(found.unknown)
         ranker = self.ranker(
             beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
         )
-        yield from self._recommender.list_users(
-            self.data.split,
-            self.data.interactions.user_ids,
-            users,
-            ranker=ranker,
-            top_k=top_k,
-            exclude_seen=exclude_seen,
+        recommender, popular = self._recommender, None
+        if len(found.left_out) or found.unknown:
+            popular = recommender.popular(allowed_items=allowed_items, blocked_items=blocked_items)
+        data = self.data
+        strangers = UserHistories.without_history(found.unknown, data.split.num_items)
+        groups: tuple[tuple[Source, SequenceSplit, pl.Series, npt.NDArray[np.int64] | None], ...]
+        groups = (
+            ("model", data.split, data.interactions.user_ids, found.trained),
+            ("history", data.left_out.split, data.left_out.user_ids, found.left_out),
+            ("history", strangers.split, strangers.user_ids, None),
         )
+        for source, split, names, users in groups:
+            yield from recommender.list_users(
+                split,
+                names,
+                users,
+                ranker=ranker,
+                top_k=top_k,
+                exclude_seen=exclude_seen,
+                source=source,
+                popular=popular,
+            )
 
     def recommend_after(self, histories: Mapping[str, IdList], **options: Any) -> pl.DataFrame:
         """What is likely to follow histories that need not be in the data.
@@ -433,6 +540,49 @@ class Run(Summarized):
         See `Recommender.recommend_after`, which has the options.
         """
         return self._recommender.recommend_after(histories, **options)
+
+    def similar_items(
+        self, item_id: str, top_k: int = 10, *, by: Way = "embedding"
+    ) -> pl.DataFrame:
+        """The items most like one, by one of the ways of `recgrit.similar`.
+
+        Args:
+            item_id: Its external id.
+            top_k: How many; fewer where fewer are like it.
+            by: ``embedding``, ``neighbours``, ``semantic_id`` or ``retriever``.
+
+        Returns:
+            Columns rank, item_id, title, semantic_id where the run has semantic IDs, and score.
+
+        Raises:
+            ConfigError: The run cannot tell similar items so; says how it can.
+            DataError: The item is unknown, or nothing is known of it.
+        """
+        return self.similar(by).of(item_id, top_k=top_k)
+
+    def similar(self, by: Way = "embedding") -> SimilarItems:
+        """What finds similar items by one of the ways, also for all items; see `similar_items`."""
+        if by not in self._similar:
+            from recgrit.similar import SimilarItems, Ways
+
+            has_ids = self.has("tokenize")
+            ways = Ways(
+                f"The run {self.directory}",
+                model=self.model if self.has("train") else None,
+                features=(lambda: self.features.vectors) if self.has("embed") else None,
+                ids=self._ids_and_tokenizer if has_ids else None,
+            )
+            names = self.semantic_ids if has_ids else self.data.items
+            self._similar[by] = SimilarItems(names, ways.make(by))
+        return self._similar[by]
+
+    def _ids_and_tokenizer(self) -> tuple[SemanticIdTable, Tokenizer | None]:
+        is_published = "published" in self.manifest("tokenize").summary
+        return self.semantic_ids, None if is_published else self.tokenizer
+
+    @cached_property
+    def _similar(self) -> dict[Way, SimilarItems]:
+        return {}
 
     def explain(self, user_id: str, item_id: str, **options: Any) -> pl.DataFrame:
         """How an item's score after all that a user interacted with comes about.
@@ -442,13 +592,33 @@ class Run(Summarized):
         Raises:
             DataError: The user or the item is unknown.
         """
-        user = int(self._user_indices([user_id])[0])
+        found = self._find_users([user_id])
+        if len(found.left_out):
+            raise DataError(
+                f"User {user_id!r} has too few interactions and was left out of training: only "
+                "lists of users of training are explained."
+            )
+        if found.unknown:
+            raise self._refuse_unknown(found.unknown)
+        user = int(found.trained[0])
         return self._recommender.explain(self.data.split, user, item_id, **options)
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """What a user interacted with, in time order: item_id, title, and semantic_id if any."""
-        user = int(self._user_indices([user_id])[0])
-        seen, names = self.data.split.full_sequence(user), self._recommender.items
+        """What a user interacted with, in time order: item_id, title, and semantic_id if any.
+
+        Of users who were left out of training, what they had of the kept items.
+
+        Raises:
+            DataError: The user is unknown.
+        """
+        found = self._find_users([user_id])
+        if found.unknown:
+            raise self._refuse_unknown(found.unknown)
+        if len(found.trained):
+            seen = self.data.split.full_sequence(int(found.trained[0]))
+        else:
+            seen = self.data.left_out.split.full_sequence(int(found.left_out[0]))
+        names = self._recommender.items
         columns = [c for c in ("item_id", "title", "semantic_id") if c in names.to_polars().columns]
         return names.to_polars().select(pl.col(columns).gather(seen.tolist()))
 
@@ -457,25 +627,40 @@ class Run(Summarized):
         directory = stage_directory(self.directory, "evaluate")
         if not directory.is_dir():
             return self.config.evaluation.beam_width
-        try:
-            return int(read_manifest(directory).config["evaluation"]["beam_width"])
-        except (KeyError, TypeError, ValueError):
-            raise ArtifactError(
-                f"{directory} does not say with which beam the run was evaluated: it is damaged. "
-                f"Make it again with 'recgrit evaluate {self.directory}'."
-            ) from None
+        recorded = self.record("evaluate").config["evaluation"]
+        return validate(EvaluationConfig, recorded, f"the manifest of {directory}").beam_width
 
-    def _user_indices(self, user_ids: IdList | None) -> npt.NDArray[np.int64]:
-        known = self.data.interactions.user_ids
+    def _find_users(self, user_ids: IdList | None) -> FoundUsers:
+        """Where users of the log stand; None for all of them."""
+        trained, left_out = self.data.interactions.user_ids, self.data.left_out.user_ids
         if user_ids is None:
-            return np.arange(len(known))
-        user_ids = list_ids(user_ids, "user_ids")
-        index = {user_id: user_idx for user_idx, user_id in enumerate(known)}
-        unknown = [user_id for user_id in user_ids if user_id not in index]
-        if unknown:
-            raise DataError(
-                f"Unknown user(s) {', '.join(map(repr, unknown[:3]))}: the run has {len(known)} "
-                f"users, such as {', '.join(map(repr, known.head(3).to_list()))}. Users with too "
-                "few interactions were filtered out."
-            )
-        return np.array([index[user_id] for user_id in user_ids], dtype=np.int64)
+            return FoundUsers(np.arange(len(trained)), np.arange(len(left_out)), [])
+        places: tuple[list[int], list[int]] = ([], [])
+        unknown: list[str] = []
+        for user_id in list_ids(user_ids, "user_ids"):
+            for of_group, found in zip(self._user_places, places, strict=True):
+                if user_id in of_group:
+                    found.append(of_group[user_id])
+                    break
+            else:
+                unknown.append(user_id)
+        own, others = (np.array(found, dtype=np.int64) for found in places)
+        return FoundUsers(own, others, unknown)
+
+    @cached_property
+    def _user_places(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Place by id, of users of training and of those left out."""
+        trained, left_out = self.data.interactions.user_ids, self.data.left_out.user_ids
+        return (
+            {user_id: place for place, user_id in enumerate(trained)},
+            {user_id: place for place, user_id in enumerate(left_out)},
+        )
+
+    def _refuse_unknown(self, unknown: list[str]) -> DataError:
+        known = self.data.interactions.user_ids
+        return DataError(
+            f"Unknown user(s) {', '.join(map(repr, unknown[:3]))}: the model was trained with "
+            f"{len(known)} users, such as {', '.join(map(repr, known.head(3).to_list()))}, and the "
+            f"log has {len(self.data.left_out.user_ids)} with too few interactions. Popular items "
+            "for users who are not in it: fallback='popular', or --fallback popular."
+        )

@@ -57,7 +57,8 @@ def list_sections(model: type[Config] = ExperimentConfig, prefix: str = "") -> l
     for name, field in model.model_fields.items():
         nested = nested_configs(field.annotation)
         if nested:
-            below += list_sections(nested[0], f"{prefix}{name}.")
+            named = f"{name}.NAME" if get_origin(field.annotation) is dict else name
+            below += list_sections(nested[0], f"{prefix}{named}.")
         else:
             own.append(
                 Setting(

@@ -26,6 +26,8 @@ pytest_plugins = ("tests.small_models",)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tables are as wide as in any pipe: pytest-xdist gives its workers the width of a terminal.
 os.environ.pop("COLUMNS", None)
+# Runs of tests are recorded where the tests say.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Runs of tests are over before MLflow would look at the processor for the first time.
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
 

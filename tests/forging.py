@@ -8,9 +8,8 @@ from typing import Any
 
 from recgrit.checksums import FileRecord, digest_json
 from recgrit.disk import MANIFEST_NAME
-from recgrit.layout import stage_directory
+from recgrit.layout import FOLDERS, baseline_stage, stage_directory
 from recgrit.manifests import Manifest
-from recgrit.runs import Run
 
 
 def forge(directory: Path, change: Callable[[dict[str, Any]], Any] = lambda _: None) -> None:
@@ -33,9 +32,12 @@ def forge(directory: Path, change: Callable[[dict[str, Any]], Any] = lambda _: N
 
 def forge_run(directory: Path) -> None:
     """Make the manifests of all stages fit the files that are there, and one another."""
-    run, fingerprints = Run(directory), {}
-    for stage in run.stages():
+    fingerprints: dict[str, str] = {}
+    baselines = [baseline_stage(path.name) for path in sorted((directory / "baselines").glob("*"))]
+    for stage in [*list(FOLDERS)[:4], *baselines, *list(FOLDERS)[4:]]:
         folder = stage_directory(directory, stage)
+        if not folder.is_dir():
+            continue
 
         def adopt(values: dict[str, Any]) -> None:
             values["parents"] = {name: fingerprints[name] for name in values["parents"]}

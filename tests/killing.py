@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import runpy
 import signal
 import sys
 from typing import Any
@@ -19,7 +20,7 @@ EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod
 
 
 def run(arguments: list[str], kill_at: int | None, *, exchanges: bool) -> int:
-    """Run a command; it dies before its ``kill_at``-th event.
+    """Run a command, or a script that is named first; it dies before its ``kill_at``-th event.
 
     Returns:
         How many events there were.
@@ -39,10 +40,14 @@ def run(arguments: list[str], kill_at: int | None, *, exchanges: bool) -> int:
 
     if not exchanges:
         disk._exchange = lambda *_: False  # type: ignore[assignment]
-    sys.argv = ["recgrit", *arguments]
+    is_script = arguments[0].endswith(".py")
+    sys.argv = arguments if is_script else ["recgrit", *arguments]
     sys.addaudithook(watch)
     try:
-        cli.main()
+        if is_script:
+            runpy.run_path(arguments[0], run_name="__main__")
+        else:
+            cli.main()
     except SystemExit as ended:
         if ended.code:
             raise

@@ -48,7 +48,12 @@ SUBSTITUTIONS = {
     r"\bFILE\b": "lists.parquet",
     r"\bLISTS\b": "recbole-top20.csv",
     r"--user \S+": "--user 1",
+    r"--after \d+": "--after 1",
     r"inspect item \S+": "inspect item 1",
+    r"(?<=similar )(.*) (50|260|ITEM)\b": r"\1 1",
+    r"\bBUNDLE\b": "bundles/monday",
+    r"\bITEMS_FILE\b": "items.csv",
+    r"\bWAY\b": "embedding",
 }
 
 # Pattern of what is not run here: why, and what tries it instead.
@@ -174,7 +179,8 @@ def later_items() -> pl.DataFrame:
 
 
 INPUTS: dict[str, Callable[[Path, Any], object]] = {
-    r"runs/[\w-]+": copy_run,
+    r"runs/[\w-]+(/trials/\d+)?": copy_run,
+    r"runs/[\w-]+/winner\.yaml": write_config,
     r"(configs/)?[\w-]+\.yaml": write_config,
     r"bundles/\w+": export_bundle_of,
     r"ml-100k": lambda path, run: shutil.copytree(run.data, path),
@@ -205,7 +211,7 @@ def workspace(
         for name in named:
             for pattern, write in INPUTS.items():
                 if re.fullmatch(pattern, name):
-                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
                     write(tmp_path / name, tiny_run)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)

@@ -12,11 +12,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 
 from recgrit import disk
-from recgrit.disk import bring_back, hold_lock, replace_folder, replacing, wait_for, write_atomic
+from recgrit.disk import (
+    bring_back,
+    hold_lock,
+    making_folder,
+    replace_folder,
+    replacing,
+    replacing_files,
+    wait_for,
+    write_atomic,
+)
 from recgrit.errors import ArtifactError
 
 
@@ -67,6 +78,61 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], 
     assert (tmp_path / "out").stat().st_ino == before.st_ino
     with pytest.raises(ArtifactError, match="no regular file"), replacing(Path("/dev/null")):
         pytest.fail("nothing may begin")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there the link itself is replaced")
+@pytest.mark.parametrize("write", [replacing, replacing_files, making_folder])
+def test_a_link_that_leads_back_to_itself_is_refused(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ArtifactError, match="leads back to itself"), write(tmp_path / "loop"):
+        pytest.fail("nothing can be written there")
+
+
+def test_what_killed_writers_of_a_file_left_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "[a].txt").touch()
+    code = (
+        "import os, signal; from pathlib import Path; from recgrit.disk import replacing\n"
+        f"with replacing(Path({str(tmp_path / '[a].txt')!r})) as temporary:\n"
+        "    temporary.touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    start = f".[a].txt.partial-{socket.gethostname()}-"
+    assert [name.startswith(start) for name in names(tmp_path)] == [True, False]
+    living = tmp_path / f"{start}{os.getppid()}"
+    living.touch()
+    write_atomic(tmp_path / "[a].txt", "new")
+    assert names(tmp_path) == [living.name, "[a].txt"]
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_note_names_no_holder(tmp_path: Path, note: str) -> None:
+    with hold_lock(tmp_path / "kept"):
+        (tmp_path / ".kept.holder").write_text(note)
+        with (
+            pytest.raises(ArtifactError, match="being written by another process"),
+            hold_lock(tmp_path / "kept"),
+        ):
+            pytest.fail("two at once")
+
+
+def test_a_new_folder_is_there_when_it_is_whole(tmp_path: Path) -> None:
+    place, killed = tmp_path / "new", tmp_path / ".new.partial"
+    killed.mkdir()
+    (killed / "half").touch()
+    with making_folder(place) as temporary:
+        (temporary / "a").touch()
+        assert not place.exists()
+    assert [path.name for path in place.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    with pytest.raises(ArtifactError, match="is there already"), making_folder(place):
+        pytest.fail("it would be replaced")
+
+
+def test_no_folder_is_left_in_an_artifact_that_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"fingerprint": "1"}')
+    with pytest.raises(ArtifactError, match="an artifact that recgrit wrote"):
+        write_atomic(tmp_path / "inner" / "file", "")
+    assert not (tmp_path / "inner").exists()
 
 
 def test_the_file_that_a_link_names_is_replaced(tmp_path: Path) -> None:
@@ -141,6 +207,7 @@ def test_a_folder_lost_between_two_renames_is_brought_back(tmp_path: Path) -> No
     folder(tmp_path / ".kept.retired", "older")
     bring_back(tmp_path / "kept")
     assert content_of(tmp_path / "kept") == "old", "what is there stays"
+    assert names(tmp_path) == ["kept"], "what was not deleted before the kill is gone"
 
 
 def test_a_reader_brings_back_what_a_killed_writer_left(tmp_path: Path) -> None:
@@ -219,6 +286,22 @@ def test_a_second_writer_is_told_who_writes(tmp_path: Path, inside: bool) -> Non
     with hold_lock(directory, inside=inside):
         pass
     assert names(tmp_path) == [], "neither files of the lock nor folders made for it are left"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_full_disk_leaves_no_lock_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        hold_lock(tmp_path / "runs" / "first", inside=inside),
+    ):
+        pytest.fail("there is no lock")
+    assert names(tmp_path) == []
 
 
 def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:

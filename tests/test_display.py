@@ -1,5 +1,6 @@
 import io
 import logging
+import sys
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,13 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from recgrit.cli.app import _LogFormatter
-from recgrit.display import build_table, metrics_table, recommendation_table, relatives_table
+from recgrit.cli.app import _build_log_handler, _LogFormatter
+from recgrit.display import build_table, metrics_tables, recommendation_table, relatives_table
 from recgrit.evaluation.report import EvaluationReport
 from recgrit.progress import SafeConsole, build_console, show_control
 
@@ -30,7 +32,8 @@ def report(ks: tuple[int, ...], mean: float = 0.0765) -> EvaluationReport:
 
 def render(rows: dict[str, EvaluationReport], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(metrics_table(rows))
+    for table in metrics_tables(rows, width):
+        console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -51,6 +54,37 @@ def test_nothing_is_cut_on_a_narrow_terminal(width: int) -> None:
     assert text.count("±.0033") == 6
     assert "Recall@20" in text
     assert "trie," in text
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("num_ks", [1, 3, 6, 100])
+def test_any_list_of_lengths_fits_without_a_cut_digit(width: int, num_ks: int) -> None:
+    ks = tuple(range(1, num_ks * 10, 10))
+    means = {"valid": 0.1, "test": 0.2, "test masked": 0.3, "test new items": 1.0}
+    text = render({label: report(ks, mean) for label, mean in means.items()}, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for mean in (".1000", ".2000", ".3000", "1.0000"):
+        assert text.count(mean) == 2 * num_ks
+    assert text.count("±.0033") == 2 * 4 * num_ks
+    words = text.split()
+    for k in ks:
+        assert f"Recall@{k}" in words or str(k) in words
+
+
+def test_no_part_of_a_line_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = build_console(stderr=True)
+    file = io.StringIO()
+    monkeypatch.setattr(console, "file", file)
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(console, "_color_system", ColorSystem.TRUECOLOR)
+    monkeypatch.setattr(sys.modules["recgrit.cli.app"], "messages", console)
+    console.print("user u00042 of 3,000 at /runs/shop-2 in 1.5 s")
+    handler = _build_log_handler()
+    record = logging.LogRecord("recgrit", logging.INFO, "", 1, "17850 items in 1.5 s", (), None)
+    handler.emit(record)
+    assert "u00042 of 3,000 at /runs/shop-2 in 1.5 s" in file.getvalue()
+    assert "17850 items in 1.5 s" in file.getvalue()
 
 
 def test_reports_of_other_list_lengths_share_a_table() -> None:

@@ -1,9 +1,12 @@
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -150,12 +153,12 @@ def test_minionerec_gets_its_split_by_numbers(
     new_config: Callable[..., Path], command: Callable[..., Any], tmp_path: Path
 ) -> None:
     assert command("tokenize", new_config(data={"split": "minionerec"})).code == 0
-    run = tmp_path / "runs" / "new"
-    done = command("export", "index", "--run", run, "--out", tmp_path, "--name", "x", "--json")
+    run, out = tmp_path / "runs" / "new", tmp_path / "out"
+    done = command("export", "index", "--run", run, "--out", out, "--name", "x", "--json")
     assert len(done.json()["files"]) == 6
-    index = json.loads((tmp_path / "x.index.json").read_text())
+    index = json.loads((out / "x.index.json").read_text())
     for part in ("train", "valid", "test"):
-        for user, history, target in samples(tmp_path / f"x.{part}.inter"):
+        for user, history, target in samples(out / f"x.{part}.inter"):
             assert int(user) < 60
             assert {*history, target} <= set(index)
 
@@ -252,7 +255,7 @@ def test_a_bundle_is_exported_appended_to_and_asked(
     gone.write_text("3\nnobody\n")
     taken.write_text("user_id,item_id,timestamp\nme,7,1\nme,n1,2\n")
     done = command("append", first, items, "--out", second, "--remove", gone, "--json")
-    assert "1 items added" in done.out
+    assert "1 item added" in done.out
     assert "1 to remove are unknown; 40 listed" in done.out
     values = done.json()
     assert (values["num_added"], values["num_removed"], values["num_unknown"]) == (1, 1, 1)
@@ -268,7 +271,7 @@ def test_a_bundle_is_exported_appended_to_and_asked(
     [
         (("append", "b"), "with --out FOLDER"),
         (("append", "b", "--out", "c"), "--remove FILE"),
-        (("recommend", "--bundle", "b"), "belong together"),
+        (("recommend", "--bundle", "b"), "No bundle at b"),
         (("append", "nowhere", "nothing.csv", "--out", "c"), "No bundle at nowhere"),
         (("export", "table", "--out", "c", "--name", "../x"), "without folders"),
         (("export", "table", "--out", "c", "--name", ".."), "without folders"),
@@ -282,3 +285,70 @@ def test_what_is_missing_is_told(
     command: Callable[..., Any], arguments: tuple[str, ...], told: str
 ) -> None:
     assert told in command(*arguments).told()
+
+
+def test_files_that_belong_together_appear_together(
+    copied_run: Path, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks while they are written finds all the old ones, or none."""
+    from recgrit import disk
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "x.inter").write_text("old")
+    (out / "notes.txt").write_text("mine")
+    seen = []
+
+    def watched(source: Path, destination: Path) -> None:
+        seen.append({path.name: path.read_text() for path in out.iterdir()})
+        replace_folder(source, destination)
+
+    replace_folder = disk.replace_folder
+    monkeypatch.setattr(disk, "replace_folder", watched)
+    done = command("export", "recbole", "--run", copied_run, "--out", out, "--name", "x", "--json")
+    assert seen == [{"x.inter": "old", "notes.txt": "mine"}]
+    made = {path.name for path in out.iterdir()}
+    assert made == {"notes.txt", *(Path(file).name for file in done.json()["files"])}
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "x.inter").read_text() != "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"], "nothing is left"
+
+
+@pytest.mark.parametrize("kind", ["recbole", "index", "table"])
+def test_a_folder_with_folders_or_the_working_folder_is_not_replaced(
+    kind: str, copied_run: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = command("export", kind, "--run", copied_run, "--out", copied_run.parent).told()
+    assert "holds copy" in told
+    monkeypatch.chdir(copied_run.parent)
+    assert "that you work in" in command("export", kind, "--run", copied_run, "--out", ".").told()
+
+
+@pytest.mark.parametrize("kind", ["index", "bundle", "mlflow"])
+def test_a_full_disk_at_the_lock_is_told(
+    kind: str, copied_run: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    out = copied_run.parent / "deep" / "out"
+    told = command("export", kind, "--run", copied_run, "--out", out).told()
+    assert "No space left" in told
+    assert not out.exists()
+
+
+def test_a_model_is_not_put_into_an_artifact(copied_run: Path, command: Callable[..., Any]) -> None:
+    out = copied_run / "data" / "inner" / "model"
+    told = command("export", "mlflow", "--run", copied_run, "--out", out).told()
+    assert "an artifact that recgrit wrote" in told
+    assert not out.parent.exists()
+    assert command("inspect", "run", "--run", copied_run, "--verify").code == 0
+
+
+def test_a_name_with_folders_is_refused(copied_run: Path, command: Callable[..., Any]) -> None:
+    for name in ("../x", "a/b", "..", ".", ""):
+        out = copied_run.parent / "out"
+        told = command("export", "recbole", "--run", copied_run, "--out", out, "--name", name)
+        assert "without folders" in told.told()
+        assert not out.exists()

@@ -116,6 +116,49 @@ def test_a_bundle_outlives_a_killed_export(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+def test_a_killed_night_is_repeated(first: Path, ask: Ask, tmp_path: Path) -> None:
+    """The bundle of the night and its lists are whole or not there; a repeat makes both."""
+    script = Path(__file__).parents[1] / "pipelines" / "nightly_batch.py"
+    folder, out = first.parent, tmp_path / "night"
+    files = (f"items={folder / 'items.csv'}", f"histories={folder / 'histories.csv'}")
+    arguments = (script, f"bundle={first}", f"out={out}", *files)
+    num = ask(*arguments)["events"]
+    whole = content_of(out)
+    assert {"recommendations.parquet", "bundle/catalogue.parquet"} <= whole.keys()
+    for moment in moments(num, 3, seed=5):
+        shutil.rmtree(out, ignore_errors=True)
+        ask(*arguments, kill_at=moment)
+        for name in ("bundle", "recommendations.parquet"):
+            if (out / name).exists():
+                parts = {f: c for f, c in whole.items() if f.split("/")[0] == name}
+                found = content_of(out)
+                assert {f: c for f, c in found.items() if f.split("/")[0] == name} == parts
+        ask(*arguments)
+        # A lock that nobody holds may stay where there is nothing left to write.
+        found = {f: c for f, c in content_of(out).items() if not f.startswith(".")}
+        assert found == whole, f"killed at {moment}"
+
+
+@pytest.mark.parametrize("kind", ["mlflow", "index"])
+def test_a_killed_export_leaves_nothing_after_its_repeat(
+    tiny_run: Any, first: Path, ask: Ask, tmp_path: Path, kind: str
+) -> None:
+    source = ("--bundle", first) if kind == "mlflow" else ("--run", tiny_run.directory)
+    out = tmp_path / "out"
+    arguments = ("export", kind, *source, "--out", out)
+    num = ask(*arguments)["events"]
+    names = {path.relative_to(out) for path in out.rglob("*")}
+    for moment in moments(num, 2, seed=6):
+        shutil.rmtree(out, ignore_errors=True)
+        ask(*arguments, kill_at=moment)
+        if not out.exists():
+            ask(*arguments)
+        assert {path.relative_to(out) for path in out.rglob("*")} == names, f"killed at {moment}"
+        shutil.rmtree(out)
+        ask(*arguments)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"], f"killed at {moment}"
+
+
 def test_lists_outlive_a_killed_command(first: Path, ask: Ask, tmp_path: Path) -> None:
     lists = tmp_path / "lists.parquet"
     histories = first.parent / "histories.csv"

@@ -33,6 +33,7 @@ from recgrit.pipeline import run_experiment
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.runs import Run
 from recgrit.stages import BEFORE_TRAINING, plan_stages
+from recgrit.tracking.outcome import find_commit
 from recgrit.tracking.tracker import NullTracker
 
 if TYPE_CHECKING:
@@ -121,6 +122,10 @@ def test_a_run_is_tracked(tiny_run: FinishedRun) -> None:
     assert run.data.params["retriever.epochs"] == "4"
     values = tiny_run.result.json()
     assert run.data.metrics["test/ndcg_at_10"] == pytest.approx(values["test"]["ndcg_at_10"])
+    new = Run(tiny_run.directory).new_items["trie"].metrics()
+    assert run.data.metrics["test_new_items/ndcg_at_10"] == pytest.approx(new["ndcg_at_10"])
+    assert values["test_new_items"] == pytest.approx(new)
+    assert list(values).index("test_new_items") < list(values).index("test")
     for kind in ("popularity", "item_knn"):
         assert run.data.metrics[f"{kind}/test/ndcg_at_10"] == pytest.approx(
             values["baselines"][kind]["test"]["ndcg_at_10"]
@@ -129,10 +134,18 @@ def test_a_run_is_tracked(tiny_run: FinishedRun) -> None:
     assert stages["tokenize"].data.params["tokenizer.num_levels"] == "2"
     losses = client.get_metric_history(stages["train"].info.run_id, "train/train_loss")
     assert [metric.step for metric in losses] == [1, 2, 3, 4]
+    around = client.get_metric_history(run.info.run_id, "train/train_loss")
+    assert [metric.value for metric in around] == [metric.value for metric in losses]
     manifest = read_manifest(tiny_run.directory / "model")
     assert run.data.tags["fingerprint.train"] == manifest.fingerprint
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"semantic_ids", "model", "evaluation", "popularity", "item_knn"} <= names
+    assert {"report.html", "config.yaml"} <= names
+    assert run.data.tags["recgrit.command"].endswith("--json")
+    # The commit may be another one by now.
+    has_commit = "mlflow.source.git.commit" in run.data.tags
+    assert has_commit == (find_commit() is not None)
+    assert values["model_uri"] == "models:/tiny/1"
     assert any(name.startswith("system/cpu") for name in run.data.metrics)
 
 
@@ -196,6 +209,25 @@ def test_a_stage_that_fails_closes_its_tracked_run(
     ]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert not (tmp_path / "runs" / "new" / ".tracking.json").exists()
+
+
+def test_a_tracked_run_that_breaks_off_after_the_last_stage_is_finished(
+    new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    config = load(new_config(tracking={"backend": "mlflow"}))
+    monkeypatch.setattr("recgrit.pipeline.record_data", fail)
+    with pytest.raises(ZeroDivisionError):
+        run_experiment(config)
+    assert (tmp_path / "runs" / "new" / ".tracking.json").exists()
+    monkeypatch.undo()
+    result = run_experiment(config)
+    assert len(result.up_to_date) == len(result.artifacts)
+    assert result.model_uri == "models:/new/1"
+    assert not (tmp_path / "runs" / "new" / ".tracking.json").exists()
+    assert not run_experiment(config).tracking, "once is enough"
     # A finished run is history: other settings are another run.
     run_experiment(load(new_config(tracking={"backend": "mlflow"}), "seed=1"), until="prepare")
     run_experiment(

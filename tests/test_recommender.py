@@ -39,7 +39,7 @@ def ids(found: pl.DataFrame) -> list[str]:
 
 def test_lists_are_named(recommender: Recommender) -> None:
     found = recommender.recommend_after({"me": ["i7", "i5"], "you": ["i0"]}, top_k=3)
-    assert found.columns == ["user_id", "rank", "item_id", "title", "score"]
+    assert found.columns == ["user_id", "rank", "item_id", "title", "score", "source"]
     assert ids(found) == ["i6", "i4", "i3", "i7", "i6", "i5"]
     assert found["user_id"].to_list() == ["me"] * 3 + ["you"] * 3
     assert found["title"][0] == "Film i6"
@@ -119,6 +119,9 @@ def test_what_is_not_known_is_passed_over_and_logged(
     assert found["user_id"].to_list() == ["me"]
     assert "2 items of the histories are not in the catalogue" in caplog.text
     assert "2 histories hold no known item" in caplog.text
+    caplog.clear()
+    recommender.recommend_after({"me": ["i7", "x"]}, top_k=1)
+    assert "1 item of the histories is not in the catalogue" in caplog.text
     lists = recommender.rank_histories(list(histories.values()), top_k=1)
     assert lists.users.tolist() == [0], "places in the sequence"
 
@@ -203,3 +206,35 @@ def test_an_explanation_may_stop_before_a_target(trie) -> None:  # type: ignore[
         steps = recommender.explain(split, 1, "item 9", history=name, num_siblings=0)
         explained = np.log(steps.filter("chosen")["probability"].product())
         assert explained == pytest.approx(log_p(np.asarray(history), 9), abs=1e-3), name
+
+
+def test_popular_items_where_nothing_is_known_and_asked_for(
+    items: ItemTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Backwards(Popularity):
+        """The least popular first, so that the two can be told apart."""
+
+    listed = np.array([True] * 6 + [False, True])
+    recommender = Recommender(
+        Backwards(-COUNTS), items, beam_width=20, listed=listed, counts=COUNTS
+    )
+    histories = {"new": ["never heard of"], "me": ["i7"], "none": []}
+    found = recommender.recommend_after(histories, top_k=2, fallback="popular")
+    assert found["user_id"].to_list() == ["me", "me", "new", "new", "none", "none"]
+    assert found["source"].to_list() == ["history"] * 2 + ["popular"] * 4
+    assert ids(found) == ["i0", "i1", "i7", "i5", "i7", "i5"], "i6 is not listed"
+    assert found["score"].to_list()[2:4] == [7, 5]
+    found = recommender.recommend_after(
+        {"none": []}, top_k=9, fallback="popular", blocked_items=["i7"], allowed_items=["i7", "i2"]
+    )
+    assert ids(found) == ["i2"]
+    without = recommender.recommend_after(histories, top_k=2)
+    assert without["user_id"].unique().to_list() == ["me"]
+    assert "2 histories hold no known item and get no list; fallback='popular'" in caplog.text
+    with pytest.raises(ConfigError, match="fallback must be 'popular'"):
+        recommender.recommend_after(histories, fallback="newest")  # type: ignore[arg-type]
+
+
+def test_no_popular_items_where_nobody_counted_them(recommender: Recommender) -> None:
+    with pytest.raises(ConfigError, match="no popular items to fall back on"):
+        recommender.recommend_after({"me": []}, fallback="popular")

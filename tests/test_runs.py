@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from polars.testing import assert_frame_equal
 
 from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.evaluation.report import ReportKey
-from recgrit.layout import FOLDERS
+from recgrit.experiment import ExperimentConfig
+from recgrit.layout import FOLDERS, stage_directory
 from recgrit.models.trie import TrieModel
 from recgrit.ranking import recommend_shards
 from recgrit.retrieval.neighbours import ItemNeighbours, Strengths
 from recgrit.runs import Run
 from recgrit.semantic_ids.table import parse_semantic_id
+from tests.forging import forge, forge_run
 
 if TYPE_CHECKING:
     FinishedRun = Any
@@ -47,7 +50,15 @@ def neighbours_of(run: Run) -> ItemNeighbours:
 
 def test_recommendations_have_titles_and_falling_scores(run: Run) -> None:
     found = run.recommend(["3", "1"], top_k=5)
-    assert found.columns == ["user_id", "rank", "item_id", "title", "semantic_id", "score"]
+    assert found.columns == [
+        "user_id",
+        "rank",
+        "item_id",
+        "title",
+        "semantic_id",
+        "score",
+        "source",
+    ]
     assert found["user_id"].to_list() == ["3"] * 5 + ["1"] * 5, "in the order asked for"
     assert found["rank"].to_list() == [1, 2, 3, 4, 5] * 2
     titles = dict(run.data.items.frame.select("item_id", "title").iter_rows())
@@ -379,3 +390,80 @@ def test_a_part_that_is_missing(copied_run: Path, stage: str) -> None:
     assert len(run.data.interactions) > 0
     with pytest.raises(ArtifactError, match=rf"No artifact at .*{FOLDERS[stage]}"):
         _ = run.reports if stage == "evaluate" else run.recommend(["1"])
+
+
+def test_blocks_of_features_are_found_where_they_are_planned() -> None:
+    """What an embedding records of a block says nothing of the place of its file."""
+    features = {"blocks": {"image": {"dim": 4, "weight": 0.5, "missing": "mean"}}}
+    planned = {"blocks": {"image": {"path": "images.npy", "dim": 8}, "sound": {"path": "s.npy"}}}
+    recorded = ExperimentConfig.model_validate({"features": planned}).with_recorded(
+        "embed", {"seed": 3, "features": features}
+    )
+    (found,) = recorded.features.blocks.values()
+    assert (found.path, found.dim, found.missing) == (Path("images.npy"), 4, "mean")
+    gone = ExperimentConfig().with_recorded("embed", {"features": features})
+    assert gone.features.blocks["image"].dim == 4, "a block that is no longer planned is shown"
+
+
+def test_the_seed_is_that_of_the_model(copied_run: Path) -> None:
+    path = copied_run / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 7"))
+    run = Run(copied_run)
+    assert (run.plan.seed, run.config.seed, run.seed) == (7, 0, 0)
+    shutil.rmtree(copied_run / FOLDERS["train"])
+    assert Run(copied_run).seed == 0, "that of the stages before it"
+    for stage in ("embed", "tokenize", "evaluate"):
+        shutil.rmtree(copied_run / FOLDERS[stage])
+    assert Run(copied_run).seed == 7, "nothing was made with a seed"
+
+
+def test_what_is_shown_are_the_settings_that_made_it(copied_run: Path, command: Any) -> None:
+    """Settings saved for stages that have not run since are told apart, in every command."""
+    made = Run(copied_run).config
+    changed = ("seed=7", "embedding.dim=9", "retriever.dropout=0.37", "recommendation.top_k=15")
+    assert command("prepare", copied_run, *changed).code == 0
+    run = Run(copied_run)
+    assert run.plan.seed == 7
+    assert run.config == made
+    assert run.waiting_settings() == {
+        "seed": ("0", "7"),
+        "embedding.dim": ("16", "9"),
+        "retriever.dropout": ("0.1", "0.37"),
+        "recommendation.top_k": ("10", "15"),
+    }
+    shown = command("inspect", "run", "--run", copied_run, "--json")
+    assert "embedding.dim = 9 (made with 16)" in shown.out
+    assert shown.json()["waiting_settings"]["seed"] == {"made": "0", "planned": "7"}
+    assert command("report", copied_run).code == 0
+    page = (copied_run / "report.html").read_text()
+    assert "not run yet" in page
+    assert "dropout: 0.37" not in page
+    bundle = copied_run.parent / "bundle"
+    assert command("export", "bundle", "--run", copied_run, "--out", bundle).code == 0
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["config"]["ids"]["embedding"]["dim"] == 16
+    assert manifest["config"]["ids"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("prepare", lambda found: found["summary"].update(funnel=[{"step": 1}])),
+        ("prepare", lambda found: found["summary"].pop("num_users")),
+        ("prepare", lambda found: found["config"].update(table=None)),
+        ("tokenize", lambda found: found["summary"].update(diagnostics={})),
+        ("tokenize", lambda found: found["config"].update(seed="0")),
+        ("train", lambda found: found["summary"].update(num_parameters={"all": -1})),
+        ("train", lambda found: found["summary"].pop("num_epochs")),
+        ("train", lambda found: found.update(stage="evaluate")),
+        ("evaluate", lambda found: found["config"].update(evaluation={"beam_width": -3})),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_refused(
+    copied_run: Path, command: Any, stage: str, change: Any
+) -> None:
+    forge(stage_directory(copied_run, stage), change)
+    forge_run(copied_run)
+    for arguments in (("inspect", "run", "--run", copied_run), ("report", copied_run)):
+        told = command(*arguments).told()
+        assert "manifest" in told or "evaluation" in told

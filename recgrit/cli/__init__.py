@@ -7,6 +7,7 @@ with one message and exit code 2. Heavy imports happen inside the commands.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import Any, NoReturn, cast
 
@@ -15,16 +16,21 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from recgrit.cli.app import app
-from recgrit.errors import RecgritError
-from recgrit.progress import messages
+from recgrit.disk import explain_write_failure
+from recgrit.errors import ConfigError, RecgritError
+from recgrit.progress import life, messages
+from recgrit.text import is_text
 
 # Each module adds its commands to the app when it is imported: their order is that of the help.
 # isort: off
 from recgrit.cli import init  # noqa: F401
 from recgrit.cli import stages  # noqa: F401
+from recgrit.cli import tune  # noqa: F401
 from recgrit.cli import look  # noqa: F401
 from recgrit.cli import report  # noqa: F401
 from recgrit.cli import use  # noqa: F401
+from recgrit.cli import score  # noqa: F401
+from recgrit.cli import similar  # noqa: F401
 # isort: on
 
 # What is wrong with what was typed; typer gives the base of it no public name.
@@ -34,17 +40,49 @@ UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 def main() -> None:
     """Entry point: runs a command and turns errors a user can mend into exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        _require_text()
+        with life.shown():
+            code = app(standalone_mode=False) or 0
+        sys.exit(code)
     except RecgritError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno == errno.ENAMETOOLONG:
+            _refuse(f"No file can be called {str(error.filename)[:80]}…: the name is too long.")
+        reason = explain_write_failure(error)
+        if reason is None or error.filename is None:
             raise
-        _refuse(f"No file can be called {str(error.filename)[:80]}…: the name is too long.")
+        _refuse(
+            f"The system refuses {error.filename}: {reason}. Mend its permissions or make room, or "
+            "name another place."
+        )
     except UsageError as error:
         _refuse_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+
+
+def _require_text() -> None:
+    """Refuse names that are no text: neither tables nor pages nor manifests can hold them.
+
+    Raises:
+        ConfigError: An argument or the working folder has bytes that are not UTF-8.
+    """
+    try:
+        folder = os.getcwd()  # noqa: PTH109 (paths are compared as they are)
+    except OSError as error:
+        raise ConfigError(f"The working folder cannot be used: {error.strerror}.") from None
+    for what, text in (("argument", word) for word in sys.argv[1:]):
+        _require_utf8(what, text)
+    _require_utf8("working folder", folder)
+
+
+def _require_utf8(what: str, text: str) -> None:
+    if not is_text(text):
+        raise ConfigError(
+            f"The {what} {text[:200]} has bytes that are not UTF-8. Rename the file or folder; "
+            "whatever locale the terminal has, recgrit takes names as UTF-8."
+        )
 
 
 def _refuse_usage(error: Any) -> NoReturn:

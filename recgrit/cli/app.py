@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.markup import escape
 
 import recgrit
 from recgrit.display import output
 from recgrit.errors import ArtifactError
-from recgrit.progress import is_helper, messages, show_control
+from recgrit.progress import is_helper, life, messages, show_control
 
 if TYPE_CHECKING:
     from recgrit.runs import Run
@@ -47,7 +48,7 @@ RunOption = Annotated[
 
 def _show_version(asked: bool) -> None:
     if asked:
-        output.print(f"recgrit {recgrit.__version__}", highlight=False)
+        output.print(f"recgrit {recgrit.__version__}")
         raise typer.Exit
 
 
@@ -72,6 +73,7 @@ def _setup(
     root = logging.getLogger("recgrit")
     root.handlers = [_build_log_handler()]
     quiet = quiet or is_helper()
+    life.is_quiet = quiet
     root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     root.propagate = False
 
@@ -80,6 +82,7 @@ class _LogFormatter(logging.Formatter):
     """The message, marked where it is more than a note."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+        life.note_output()
         if record.levelno >= logging.WARNING:
             record.message = f"warning: {record.message}"
         record.message = show_control(record.message)
@@ -91,7 +94,11 @@ def _build_log_handler() -> logging.Handler:
     handler: logging.Handler
     if messages.is_terminal:
         handler = RichHandler(
-            console=messages, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+            console=messages,
+            show_path=False,
+            show_level=False,
+            log_time_format="%H:%M:%S",
+            highlighter=NullHighlighter(),
         )
         handler.setFormatter(_LogFormatter("%(message)s"))
     else:

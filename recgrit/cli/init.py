@@ -14,7 +14,7 @@ from rich.prompt import Prompt
 from recgrit.cli.app import JsonOption, app, print_json
 from recgrit.display import output
 from recgrit.errors import ConfigError
-from recgrit.progress import messages
+from recgrit.progress import life, messages
 from recgrit.proposal.questions import Ask, Question, refuse, take_default
 
 
@@ -79,9 +79,9 @@ def init(
         text, warnings = write_shop_config(facts, place), facts.warnings
     _write(place, text)
     for warning in warnings:
-        messages.print(f"To look at: {escape(warning)}", highlight=False, soft_wrap=True)
+        messages.print(f"To look at: {escape(warning)}", soft_wrap=True)
     command = f"recgrit run {shlex.quote(str(place))}"
-    output.print(f"{escape(str(place))}\n\nNext:\n  {escape(command)}", highlight=False)
+    output.print(f"{escape(str(place))}\n\nNext:\n  {escape(command)}")
     if as_json:
         print_json({"out": str(place), "warnings": list(warnings), "next": command})
 
@@ -95,12 +95,13 @@ def _choose_ask(*, yes: bool) -> Ask:
 
 def _ask(question: Question) -> str:
     try:
-        answer = Prompt.ask(
-            f"{escape(question.text)} ({question.setting})",
-            choices=list(question.options),
-            default=question.default if question.default is not None else ...,
-            console=messages,
-        )
+        with life.paused():
+            answer = Prompt.ask(
+                f"{escape(question.text)} ({question.setting})",
+                choices=list(question.options),
+                default=question.default if question.default is not None else ...,
+                console=messages,
+            )
     except EOFError:
         raise typer.Abort from None
     return str(answer)

@@ -53,9 +53,9 @@ def settings(
             + " 'recgrit settings' lists them all."
         )
     for setting in found:
-        output.print(f"{escape(setting.name)} = {escape(setting.default)}", highlight=False)
+        output.print(f"{escape(setting.name)} = {escape(setting.default)}")
         text = f"{setting.meaning.replace('``', '')} [{setting.values}]"
-        output.print(Padding(escape(text), (0, 0, 0, 4)), highlight=False)
+        output.print(Padding(escape(text), (0, 0, 0, 4)))
     if as_json:
         print_json({"settings": [asdict(setting) for setting in found]})
 
@@ -81,7 +81,7 @@ def datasets(
                 "'recgrit datasets' lists everything."
             )
         for category in AMAZON_CATEGORIES[family]:
-            output.print(f"{family}/{category}", highlight=False)
+            output.print(f"{family}/{category}")
         if as_json:
             print_json({"family": family, "categories": AMAZON_CATEGORIES[family]})
         return
@@ -166,7 +166,6 @@ def inspect_run(
     Example: `recgrit inspect run --run runs/movielens-100k --verify`
     """
     from recgrit.layout import stage_directory
-    from recgrit.manifests import read_manifest
 
     opened = open_run(run_directory)
     if verify:
@@ -182,24 +181,30 @@ def inspect_run(
         if not opened.has(stage):
             table.add_row(stage, "–", "", "", "", "")
             continue
-        manifest = read_manifest(directory)
+        manifest = opened.record(stage)
         stages[stage] = manifest.model_dump(mode="json")
         # Shown rather than refused: this is where one looks for what does not fit together.
         parents = manifest.parents
         stale = [p for p in parents if stages.get(p, {}).get("fingerprint") != parents[p]]
         if stale or unfit.intersection(parents):
             unfit.add(stage)
-        origins = [f"[red]another {p}[/]" if p in stale else p for p in parents]
+        origins = [f"[red]another {escape(p)}[/]" if p in stale else escape(p) for p in parents]
         origins += [escape(Path(name).name) for name in manifest.inputs]
         table.add_row(
             stage,
             str(directory.relative_to(opened.directory)),
-            manifest.fingerprint,
+            escape(manifest.fingerprint),
             ", ".join(origins),
             f"{manifest.seconds:.1f}",
-            manifest.created[:16].replace("T", " "),
+            escape(manifest.created[:16].replace("T", " ")),
         )
     output.print(table)
+    waiting = opened.waiting_settings()
+    if waiting:
+        output.print("Changed since in config.yaml, and not run yet:")
+    for name, (made, planned) in waiting.items():
+        text = f"  {name} = {planned or 'unset'} (made with {made or 'unset'})"
+        output.print(escape(text), soft_wrap=True, highlight=False)
     output.print(funnel_table(stages["prepare"]["summary"]["funnel"]))
     if "tokenize" in stages:
         print_tokenizer(stages["tokenize"]["summary"])
@@ -208,7 +213,8 @@ def inspect_run(
     if "evaluate" in stages and "evaluate" not in unfit:
         print_metrics(opened)
     if as_json:
-        print_json({"run": str(opened.directory), "stages": stages})
+        changed = {name: {"made": a, "planned": b} for name, (a, b) in waiting.items()}
+        print_json({"run": str(opened.directory), "stages": stages, "waiting_settings": changed})
 
 
 def _verify(run: Run) -> None:

@@ -106,11 +106,13 @@ def compare(
         sys.stdout.write(render_markdown(comparison))
         sys.stdout.flush()
     else:
+        if comparison.repeats is not None:
+            output.print(comparison.repeats.explain())
         output.print(_scores_table(comparison))
         output.print(_differences_table(comparison))
         output.print(
-            "Differences are paired by user and seed. Where a row has one seed, the interval "
-            "leaves out the luck of that seed."
+            "masked: seen items are filtered out of the lists. Differences are paired by user and "
+            "seed. Where a row has one seed, the interval leaves out the luck of that seed."
         )
     size = None
     if path is not None:
@@ -126,26 +128,21 @@ def _scores_table(comparison: Comparison) -> Table:
     from recgrit.reporting.markdown import show_score
     from recgrit.reporting.scores import metric_title
 
-    titles = [
-        metric_title(metric) + (" masked" if masked else "")
-        for masked in (False, True)
-        for metric in comparison.headline
-    ]
-    table = build_table("model", *titles, "seeds", numbers=(*titles, "seeds"))
+    titles = [metric_title(metric) for metric in comparison.headline]
+    table = build_table("model", "lists", *titles, "seeds", numbers=(*titles, "seeds"))
     table.title = "Test, mean ± half the 95% interval over users and seeds"
-    for compared in comparison.rows:
-        cells = [
-            show_score(found.scores[metric])
-            for found in compared.scores
-            for metric in comparison.headline
-        ]
-        table.add_row(escape(compared.name), *cells, str(len(compared.row.runs)))
+    for view in comparison.views:
+        for compared in comparison.rows:
+            scores = compared.of_view(view).scores
+            cells = [show_score(scores[metric]) for metric in comparison.headline]
+            seeds = str(len(compared.row.runs))
+            table.add_row(escape(compared.name), view.label or "all items", *cells, seeds)
+        table.add_section()
     return table
 
 
 def _differences_table(comparison: Comparison) -> Table:
     from recgrit.reporting.markdown import show_relative
-    from recgrit.reporting.scores import metric_title
 
     base = comparison.base
     numbers = ("base", "difference", "relative", "95% interval")
@@ -156,7 +153,7 @@ def _differences_table(comparison: Comparison) -> Table:
         sure = "[green]" if value.low > 0 else "[red]" if value.high < 0 else "[default]"
         table.add_row(
             escape(found.row),
-            metric_title(found.metric) + (" masked" if found.masked else ""),
+            found.view.title(found.metric),
             f"{value.baseline:.4f}",
             f"{sure}{value.mean:+.4f}[/]",
             show_relative(value.mean, value.baseline),
@@ -167,10 +164,6 @@ def _differences_table(comparison: Comparison) -> Table:
 
 def _comparison_values(comparison: Comparison) -> dict[str, Any]:
     """Rows and differences as JSON-able values; metrics are named as ``test_masked/ndcg_at_10``."""
-
-    def name(metric: str, masked: bool) -> str:
-        return f"test_masked/{metric}" if masked else f"test/{metric}"
-
     rows = [
         {
             "row": compared.name,
@@ -179,7 +172,7 @@ def _comparison_values(comparison: Comparison) -> dict[str, Any]:
             "runs": {seed: str(run.directory) for seed, run in compared.row.runs.items()},
             "search": compared.scores[0].search,
             "metrics": {
-                name(metric, found.masked): asdict(score)
+                f"{found.view.key}/{metric}": asdict(score)
                 for found in compared.scores
                 for metric, score in found.scores.items()
             },
@@ -190,7 +183,7 @@ def _comparison_values(comparison: Comparison) -> dict[str, Any]:
         {
             "row": found.row,
             "base": comparison.base.name,
-            "metric": name(found.metric, found.masked),
+            "metric": f"{found.view.key}/{found.metric}",
             "difference": found.value.mean,
             "low": found.value.low,
             "high": found.value.high,
@@ -222,5 +215,5 @@ def _write_page(path: Path, page: str, console: Console) -> int:
             f"Cannot write {path}: {error.strerror}. Choose another --out."
         ) from None
     size = path.stat().st_size
-    console.print(f"{escape(str(path))} ({size / 2**20:.1f} MiB)", soft_wrap=True, highlight=False)
+    console.print(f"{escape(str(path))} ({size / 2**20:.1f} MiB)", soft_wrap=True)
     return size

@@ -80,8 +80,9 @@ def _add_stage_command(name: str, text: str) -> None:
         force: ForceOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        settings = _load(config, overrides)
+        settings = load_experiment(config, overrides)
         from recgrit.pipeline import require_own_checkpoint, run_experiment
+        from recgrit.tracking.termination import Terminated
 
         if name == "evaluate" and not force:
             require_own_checkpoint(settings)
@@ -93,6 +94,11 @@ def _add_stage_command(name: str, text: str) -> None:
                 "Interrupted: finished stages are kept, the same command goes on from there."
             )
             raise typer.Exit(130) from None
+        except Terminated:
+            messages.print(
+                "Terminated: finished stages are kept, the same command goes on from there."
+            )
+            raise
         if not result.is_leader:
             return
         _print_result(result, last)
@@ -106,7 +112,8 @@ for _name, _text in STAGE_HELP.items():
     _add_stage_command(_name, _text)
 
 
-def _load(config: Path, overrides: list[str] | None) -> ExperimentConfig:
+def load_experiment(config: Path, overrides: list[str] | None) -> ExperimentConfig:
+    """The settings of a YAML or of a run folder, with what was typed behind it."""
     from recgrit.config import load_config
     from recgrit.experiment import CONFIG_NAME, ExperimentConfig
 
@@ -132,7 +139,10 @@ def _print_result(result: RunResult, stage: str) -> None:
         print_metrics(opened)
         agreement = opened.manifest("evaluate").summary.get("beam_agreement")
         if agreement is not None:
-            output.print(f"Beam search finds {agreement:.1%} of the exact top 10.")
+            output.print(
+                f"Beam search, which follows the most likely beginnings of IDs only, finds "
+                f"{agreement:.1%} of the exact top 10: that of scoring every item."
+            )
     written = build_table("stage", "seconds", "written to")
     for name, path in result.artifacts.items():
         seconds = "up to date" if name in result.up_to_date else f"{result.seconds[name]:.1f}"
@@ -143,7 +153,10 @@ def _print_result(result: RunResult, stage: str) -> None:
         output.print("Every stage is up to date; --force redoes them.")
     else:
         output.print(f"{total:.1f} s in all, {peak_memory_mb():,.0f} MiB of memory at most.")
-        output.print(f"MLflow: {escape(result.tracking)}", soft_wrap=True, highlight=False)
+    if result.tracking:
+        output.print(f"MLflow: {escape(result.tracking)}", soft_wrap=True)
+    if result.model_uri:
+        output.print(f"Registered model: {escape(result.model_uri)}", soft_wrap=True)
     if stage == "recommend":
         _print_next_steps(opened)
 
@@ -160,7 +173,7 @@ def _print_next_steps(opened: Run) -> None:
         *([f"{program} inspect item {shlex.quote(item)} --run {place}"] if has_ids else []),
         f"{program} inspect run --run {place}",
     ):
-        output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
+        output.print(f"  {escape(command)}", soft_wrap=True)
 
 
 def _program() -> str:

@@ -10,17 +10,22 @@ import typer
 from rich.markup import escape
 
 from recgrit.cli.app import JsonOption, RunOption, app, open_run, print_json
-from recgrit.display import metrics_table, output, print_history, recommendation_table
-from recgrit.errors import ArtifactError, ConfigError, DataError, RecgritError
+from recgrit.cli.lists import SHOWN_USERS, Lists, ListsAfter, ListsOfFile, ListsOfRun, print_lists
+from recgrit.display import output
+from recgrit.errors import ArtifactError, ConfigError, RecgritError
 from recgrit.progress import messages
 
 if TYPE_CHECKING:
     import polars as pl
 
     from recgrit.data.config import TableConfig
+    from recgrit.data.user_histories import UserHistories
     from recgrit.recommender import Recommender
     from recgrit.runs import Run
+    from recgrit.serving.bundle import Bundle
 
+# What a bundle has all for; the other kinds need the data of a run.
+FROM_BUNDLES = ("mlflow", "table", "trie")
 Kind = Literal["recbole", "index", "table", "trie", "bundle", "mlflow"]
 
 
@@ -53,12 +58,28 @@ def recommend(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(metavar="BUNDLE", help="A bundle in place of a run, with --histories."),
+        typer.Option(
+            metavar="BUNDLE", help="A bundle in place of a run, with --histories or --after."
+        ),
     ] = None,
     histories: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Parquet, CSV or JSON lines with user_id, item_id and timestamp."
+        ),
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ITEM", help="A history in place of a user: its items, oldest first; repeat."
+        ),
+    ] = None,
+    fallback: Annotated[
+        Literal["popular"] | None,
+        typer.Option(
+            metavar="popular",
+            help="Popular items for users who are not in the log, or whose history holds no known "
+            "item. Column source marks them.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -68,65 +89,82 @@ def recommend(
     Example: `recgrit recommend --run runs/movielens-100k --user 196 --top-k 5`
 
     For all users: `recgrit recommend --run runs/movielens-100k --out lists.parquet`
+
+    From a bundle: `recgrit recommend --bundle bundles/monday --after 242 --after 51`
     """
-    if bundle is not None or histories is not None:
-        if bundle is None or histories is None or out is None:
-            raise ConfigError("--bundle DIR, --histories FILE and --out FILE belong together.")
-        if out.resolve() in (histories.resolve(), bundle.resolve()):
-            raise ConfigError(f"{out} is what is read: name another file with --out.")
-        from recgrit.artifacts import retry_replaced
-        from recgrit.serving.bundle import Bundle
-        from recgrit.serving.files import read_histories
+    from recgrit.data.items import read_item_list
+    from recgrit.disk import resolve_links
 
-        source = bundle
-
-        def open_bundle() -> tuple[Recommender, TableConfig]:
-            opened_bundle = Bundle(source)
-            return opened_bundle.recommender(), opened_bundle.settings.table
-
-        recommender, table = retry_replaced(open_bundle)
-        read = read_histories(histories, recommender.items, table)
-        lists = recommender.list_users(
-            read.split, read.user_ids, top_k=top_k, exclude_seen=not include_seen
-        )
-        num_rows = _write_lists(out, lists)
-        if as_json:
-            print_json({"bundle": str(bundle), "num_rows": num_rows, "out": str(out)})
-        return
-    if not user and out is None:
-        raise ConfigError("Name users with --user ID, or a file for all users with --out FILE.")
     if out is not None and out.is_dir():
         raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
-    from recgrit.data.items import read_item_list
-
-    opened = open_run(run_directory)
+    if out and histories and resolve_links(out) == resolve_links(histories):
+        raise ConfigError(f"{out} is what is read: name another file with --out.")
     # A user named twice is meant once.
     users = list(dict.fromkeys(user)) if user else None
-    shards = opened.iterate_recommendations(
-        users,
-        top_k=top_k,
-        exclude_seen=not include_seen,
-        allowed_items=read_item_list(allow) if allow else None,
-        blocked_items=read_item_list(block) if block else (),
-    )
-    values: dict[str, Any] = {"run": str(opened.directory)}
-    if out is not None:
-        values |= {"num_rows": _write_lists(out, shards), "out": str(out)}
+    options: dict[str, Any] = {
+        "top_k": top_k,
+        "exclude_seen": not include_seen,
+        "allowed_items": read_item_list(allow) if allow else None,
+        "blocked_items": read_item_list(block) if block else (),
+        "fallback": fallback,
+    }
+    if after and (users or histories is not None):
+        raise ConfigError("--after ITEM is a history by itself: leave --user and --histories out.")
+    lists: Lists
+    if bundle is not None:
+        values: dict[str, Any] = {"bundle": str(bundle)}
+        lists = _lists_of_bundle(bundle, histories, after or [], users, options)
+    elif histories is not None:
+        raise ConfigError("--histories FILE goes with --bundle BUNDLE; a run has its own.")
     else:
-        import polars as pl
-
-        found = pl.concat(shards)
+        opened = open_run(run_directory)
+        values = {"run": str(opened.directory)}
+        if not (users or after or out):
+            raise ConfigError(
+                "Name users with --user ID, the items of a history with --after ITEM, or a file "
+                "for all users with --out FILE."
+            )
+        lists = ListsOfRun(opened, users, options)
+        if after:
+            lists = ListsAfter(opened.recommender(), after, options)
+    if out is not None:
+        values |= {"num_rows": _write_lists(out, lists.tables()), "out": str(out)}
+    else:
+        found = lists.first(SHOWN_USERS)
         values |= {"num_rows": found.height, "recommendations": found.to_dicts()}
-        for user_id in users or []:
-            rows = found.filter(found["user_id"] == user_id)
-            output.print(recommendation_table(user_id, rows))
-            print_history(opened.history(user_id))
-            if rows.height < top_k:
-                messages.print(
-                    f"User {escape(user_id)} can be recommended {rows.height} items only."
-                )
+        print_lists(found, lists, top_k=top_k)
     if as_json:
         print_json(values)
+
+
+def _lists_of_bundle(
+    bundle: Path,
+    histories: Path | None,
+    after: list[str],
+    users: list[str] | None,
+    options: dict[str, Any],
+) -> Lists:
+    from recgrit.artifacts import retry_replaced
+    from recgrit.serving.bundle import Bundle
+    from recgrit.serving.files import read_histories
+
+    def open_bundle() -> tuple[Recommender, TableConfig, UserHistories]:
+        opened = Bundle(bundle)
+        return opened.recommender(), opened.settings.table, opened.users
+
+    recommender, table, known = retry_replaced(open_bundle)
+    if histories is not None:
+        read = read_histories(histories, recommender.items, table)
+        return ListsOfFile(recommender, read, users, options)
+    if after or (not len(known.user_ids) and not users and options["fallback"] is not None):
+        return ListsAfter(recommender, after, options)
+    if not len(known.user_ids):
+        raise ConfigError(
+            "This bundle holds a model and no users. Name the items of a history with --after "
+            "ITEM, or a file of user_id, item_id and timestamp with --histories FILE; or ask for "
+            "popular items with --fallback popular; or export the bundle with --users."
+        )
+    return ListsOfFile(recommender, known, users, options)
 
 
 @app.command(rich_help_panel="Use")
@@ -143,22 +181,51 @@ def export(
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write to.")],
     run_directory: RunOption = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="A bundle in place of a run, for mlflow, table and trie."
+        ),
+    ] = None,
     name: Annotated[
         str, typer.Option(metavar="NAME", help="What the files are called.")
     ] = "recgrit",
+    users: Annotated[
+        bool,
+        typer.Option(
+            "--users", metavar="", help="Keep the users' histories in a bundle, or in its model."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's data, IDs or model for other tools and services.
 
     Example: `recgrit export bundle --run runs/movielens-100k --out bundles/monday`
+
+    Of a bundle: `recgrit export mlflow --bundle bundles/monday --out models/monday`
     """
     from recgrit.disk import explain_write_failure
 
     if not name.strip(".") or any(character in name for character in "/\\\0"):
         raise ConfigError(f"--name is what files are called, without folders; got {name!r}.")
-    opened = open_run(run_directory)
+    if bundle is not None and run_directory is not None:
+        raise ConfigError("--run RUN and --bundle BUNDLE are two sources: name one of them.")
+    if bundle is not None and kind not in FROM_BUNDLES:
+        raise ConfigError(
+            f"A bundle can be exported as {', '.join(FROM_BUNDLES)}; {kind} needs a run, named "
+            "with --run RUN."
+        )
+    if users and (bundle is not None or kind not in ("bundle", "mlflow")):
+        raise ConfigError("--users goes with a bundle or an mlflow model of a run.")
+    opened: Run | Bundle
+    if bundle is None:
+        opened = open_run(run_directory)
+    else:
+        from recgrit.serving.bundle import Bundle
+
+        opened = Bundle(bundle)
     try:
-        paths = _export(opened, kind, out, name)
+        paths = _export(opened, kind, out, name, with_users=users)
     except RecgritError:
         raise
     except Exception as error:  # Every format has its own for a full disk.
@@ -167,43 +234,52 @@ def export(
             raise
         raise ConfigError(f"Cannot write to {out}: {reason}. Choose another --out.") from None
     for path in paths:
-        output.print(str(path), soft_wrap=True, highlight=False)
+        output.print(escape(str(path)), soft_wrap=True)
     if as_json:
-        print_json({"run": str(opened.directory), "files": [str(path) for path in paths]})
+        source = "run" if bundle is None else "bundle"
+        print_json({source: str(opened.directory), "files": [str(path) for path in paths]})
 
 
-def _export(run: Run, kind: Kind, out: Path, name: str) -> list[Path]:
+def _export(
+    source: Run | Bundle, kind: Kind, out: Path, name: str, *, with_users: bool
+) -> list[Path]:
     from recgrit import export as files
+    from recgrit.runs import Run
 
-    if kind == "recbole":
-        return files.export_recbole(run.data, out, name)
-    if kind == "index":
-        return files.export_index(run.data, run.semantic_ids, out, name)
     if kind == "table":
-        return files.export_table(run.semantic_ids, out, name)
+        return files.export_table(source.semantic_ids, out, name)
     if kind == "trie":
-        return files.export_trie(run.semantic_ids, out, name)
+        return files.export_trie(source.semantic_ids, out, name)
+    if isinstance(source, Run):
+        if kind == "recbole":
+            return files.export_recbole(source.data, out, name)
+        if kind == "index":
+            return files.export_index(source.data, source.semantic_ids, out, name)
+        from recgrit.serving.writing import export_bundle
+
+        if kind == "bundle":
+            export_bundle(source, out, with_users=with_users)
+            return [out]
+    _export_mlflow(source, out, with_users=with_users)
+    return [out]
+
+
+def _export_mlflow(source: Run | Bundle, out: Path, *, with_users: bool) -> None:
+    """A bundle, or one of a run, as an MLflow model."""
+    import tempfile
+
+    from recgrit.tracking.start import quieten_mlflow
+
+    quieten_mlflow()
+    from recgrit.runs import Run
+    from recgrit.serving.pyfunc import save_pyfunc
     from recgrit.serving.writing import export_bundle
 
-    if kind == "bundle":
-        export_bundle(run, out)
-    else:
-        import tempfile
-
-        from recgrit.tracking.start import quieten_mlflow
-
-        quieten_mlflow()
-        from recgrit.serving.pyfunc import save_pyfunc
-
-        if out.exists():
-            raise ArtifactError(f"{out} is there already: name a folder that does not exist yet.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Beside it, so that it comes into its place as a whole.
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            made = Path(folder) / "model"
-            save_pyfunc(export_bundle(run, Path(folder) / "bundle"), made)
-            made.rename(out)
-    return [out]
+    with tempfile.TemporaryDirectory() as apart:
+        bundle = source
+        if isinstance(bundle, Run):
+            bundle = export_bundle(bundle, Path(apart) / "bundle", with_users=with_users)
+        save_pyfunc(bundle, out)
 
 
 @app.command(rich_help_panel="Use")
@@ -224,6 +300,19 @@ def append(
         Path | None,
         typer.Option(metavar="FILE", help="Vectors of the items, where the run took your own."),
     ] = None,
+    block: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE", help="Vectors of the items for a block of features; repeatable."
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where relative paths of pictures start; else the folder of ITEMS_FILE.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Give IDs to new items and remove others; no ID that was given moves.
@@ -235,7 +324,7 @@ def append(
     if items is None and remove is None:
         raise ConfigError("Name a file of new items, or of items to remove with --remove FILE.")
     from recgrit.data.items import read_item_list
-    from recgrit.embedding.vectors import load_vectors
+    from recgrit.embedding.vectors import load_some_vectors, load_vectors
     from recgrit.serving.append import append_items
     from recgrit.serving.bundle import Bundle
     from recgrit.serving.files import read_items
@@ -247,87 +336,34 @@ def append(
         out,
         offered,
         vectors=load_vectors(vectors, offered.item_ids) if vectors and offered else None,
+        blocks={
+            name: load_some_vectors(path, offered.item_ids)
+            for name, path in _read_pairs(block or []).items()
+        }
+        if offered
+        else None,
+        pictures=pictures or (items if items is None or items.is_dir() else items.parent),
         removed=read_item_list(remove) if remove is not None else (),
     )
-    output.print(made.describe(), soft_wrap=True)
-    output.print(str(out), soft_wrap=True, highlight=False)
+    output.print(escape(made.describe()), soft_wrap=True)
+    output.print(escape(made.delta.describe()), soft_wrap=True)
+    output.print(escape(str(out)), soft_wrap=True)
     if as_json:
         counts = {name: n for name, n in vars(made).items() if name.startswith("num_")}
         print_json({"bundle": str(out), "fingerprint": made.bundle.fingerprint, **counts})
 
 
-@app.command(rich_help_panel="Use")
-def score(
-    lists: Annotated[
-        Path,
-        typer.Argument(
-            metavar="LISTS", help="Parquet, CSV or TSV with user_id, item_id and rank or score."
-        ),
-    ],
-    run_directory: RunOption = None,
-    split: Annotated[Literal["valid", "test"], typer.Option(help="Which targets.")] = "test",
-    masked: Annotated[
-        bool,
-        typer.Option("--masked", metavar="", help="The lists leave out what the histories hold."),
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="Keep the report in this folder."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Evaluate lists that another tool made, on the targets of a run and by its protocol.
-
-    Example: `recgrit score recbole-top20.csv --run runs/movielens-100k`
-    """
-    from recgrit.artifacts import write_artifact
-    from recgrit.checksums import digest_file
-    from recgrit.evaluation.foreign_lists import read_lists
-    from recgrit.evaluation.report import describe_ties, evaluate_recommendations
-    from recgrit.manifests import Origin
-
-    opened = open_run(run_directory)
-    data, settings = opened.data, opened.config.evaluation
-    ids = data.interactions
-    found = read_lists(lists, data.split, split, ids.user_ids, ids.item_ids)
-    ks = [k for k in settings.ks if k <= found.top_k]
-    if not ks:
-        raise DataError(
-            f"{lists} has lists of {found.top_k} items at most, and the shortest that is evaluated "
-            f"is {min(settings.ks)}. Bring longer lists."
-        )
-    report = evaluate_recommendations(
-        found,
-        data.split,
-        split,
-        masked=masked,
-        search=f"lists from {lists.name}",
-        ties=describe_ties(opened.config.data),
-        seed=opened.config.seed,
-        ks=ks,
-        num_bootstrap=settings.num_bootstrap,
-    )
-    num_targets = report.protocol["num_targets"]
-    output.print(f"{found.num_users:,} lists for {num_targets:,} {split} targets")
-    output.print(metrics_table({lists.stem: report}))
-    if out is not None:
-        parents = {"prepare": opened.manifest("prepare").fingerprint}
-        inputs = {str(lists): digest_file(lists)}
-        origin = Origin("score", 1, {"split": split, "masked": masked}, parents, inputs)
-        with write_artifact(out, origin, elsewhere="--out") as writer:
-            report.save(writer.path)
-    if as_json:
-        bounds = {name: list(bound) for name, bound in report.intervals().items()}
-        print_json(
-            {
-                "run": str(opened.directory),
-                "split": split,
-                "metrics": report.metrics(),
-                "intervals": bounds,
-                "num_lists": found.num_users,
-                "num_targets": num_targets,
-            }
-        )
+def _read_pairs(texts: list[str]) -> dict[str, Path]:
+    """Names and files of ``NAME=FILE``."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise ConfigError(f"Cannot read --block {text!r:.80}: expected NAME=FILE.")
+        if name in found:
+            raise ConfigError(f"--block names {name!r:.80} twice: give its vectors in one file.")
+        found[name] = Path(path)
+    return found
 
 
 def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
@@ -343,7 +379,6 @@ def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
         raise ConfigError(f"Lists are written as Parquet: name {path.with_suffix('.parquet')}.")
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         num_rows = write_lists(shards, path).num_rows
     except OSError as error:
         reason = explain_write_failure(error) or error

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from recgrit.bounds import EVENT_TYPES
 from recgrit.config import Config
-from recgrit.data.events import MAX_TYPES, EventTypes
+from recgrit.data.events import EventTypes
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, load_source
 from recgrit.data.time_settings import TimeUnit
 
@@ -25,6 +26,8 @@ class TableConfig(Config):
             None where only the ids of items are known.
         user_id: Name of the user's column.
         item_id: Name of the item's column, in both kinds of files.
+        items_id: Its name in the files of items, such as ``product_id`` beside ``sku``; None where
+            both call it alike.
         timestamp: Name of the time's column: numbers, or dates with times.
         time_format: Form of times that are text, such as ``%m/%d/%Y %H:%M``; None finds it out,
             and asks where dates can be read in two ways.
@@ -49,6 +52,7 @@ class TableConfig(Config):
     items_path: Path | None = None
     user_id: str = "user_id"
     item_id: str = "item_id"
+    items_id: str | None = None
     timestamp: str = "timestamp"
     weight: str | None = None
     event: str | None = None
@@ -168,8 +172,8 @@ class DataConfig(Config):
             raise ValueError(
                 f"weights are numbers from 0 to {MAX_EVENT_WEIGHT:,}, or null to leave out the type"
             )
-        if len(weights) > MAX_TYPES:
-            raise ValueError(f"{len(weights)} types are named, {MAX_TYPES} at most are allowed")
+        if len(weights) > EVENT_TYPES.allowed():
+            raise ValueError(f"there are {EVENT_TYPES.explain(len(weights))}")
         return weights
 
     @model_validator(mode="after")

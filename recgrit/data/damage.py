@@ -6,12 +6,12 @@ error.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
+from recgrit.bounds import PARQUET_ROWS, PARQUET_ROWS_PER_BYTE
 from recgrit.errors import DataError
 
 # What reading a damaged table raises; a panic is no `Exception`.
@@ -25,14 +25,6 @@ TABLE_DAMAGE = (
 )
 
 
-# Rows that any file may have, and beyond them how many for each byte. A value that comes again
-# takes no byte in Parquet, so a file of some kilobytes can hold more rows than memory does.
-FREE_ROWS = 10_000_000
-ROWS_PER_BYTE = 50
-# The setting that raises it.
-MAX_ROWS_VARIABLE = "RECGRIT_MAX_PARQUET_ROWS"
-
-
 def refuse_too_many_rows(path: Path) -> None:
     """Stop before a Parquet file is read that has more rows than its size can account for.
 
@@ -43,17 +35,11 @@ def refuse_too_many_rows(path: Path) -> None:
     import pyarrow.parquet as pq
 
     num_rows = int(pq.read_metadata(path).num_rows)
-    allowed = max(FREE_ROWS, ROWS_PER_BYTE * path.stat().st_size)
-    if setting := os.environ.get(MAX_ROWS_VARIABLE):
-        if not setting.isdecimal():
-            raise DataError(f"{MAX_ROWS_VARIABLE} must be a number of rows, got {setting!r}.")
-        allowed = max(allowed, int(setting[:18]))
-    if num_rows > allowed:
-        raise DataError(
-            f"{path} has {num_rows:,} rows in {path.stat().st_size:,} bytes; {allowed:,} rows are "
-            "allowed, since such files can be made to fill the memory. If it is right, set "
-            f"{MAX_ROWS_VARIABLE}={num_rows}."
-        )
+    size = path.stat().st_size
+    most = max(PARQUET_ROWS.default, PARQUET_ROWS_PER_BYTE * size)
+    if num_rows > PARQUET_ROWS.allowed(most):
+        told = PARQUET_ROWS.explain(num_rows, default=most)
+        raise DataError(f"{path} has, in {size:,} bytes, {told}.")
 
 
 def read_parquet_columns(path: Path) -> list[str]:

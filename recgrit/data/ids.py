@@ -79,11 +79,6 @@ def list_ids(ids: object, what: str) -> list[str]:
     return read.ids
 
 
-def is_text(value: str) -> bool:
-    """Whether this can be written: JSON may spell half a surrogate pair, which is no character."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
 def _describe(value: object) -> str:
     """A value and its type, cut where it is long."""
     kind = type(value).__name__

@@ -123,11 +123,18 @@ class Interactions(Summarized):
 
     @classmethod
     def load(cls, directory: Path) -> Interactions:
-        """What `save` wrote, its rows to be read when they are asked for."""
+        """What `save` wrote, its rows to be read when they are asked for.
+
+        Raises:
+            DataError: Ids are missing, come twice or are no text.
+        """
         path = directory / FILE_NAME
         loaded = cls.__new__(cls)
         loaded.user_ids = pl.read_parquet(directory / "users.parquet", glob=False)["user_id"]
         loaded.item_ids = pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"]
+        for what, ids in (("users", loaded.user_ids), ("items", loaded.item_ids)):
+            if ids.dtype != pl.String or ids.null_count() or ids.n_unique() != len(ids):
+                raise DataError(f"The ids of {what} are no texts, have gaps or come twice.")
         loaded._frame, loaded._path, loaded._identity = None, path, _identify(path)
         # Of the file's end only, which a file that was cut lacks.
         loaded._num_rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())

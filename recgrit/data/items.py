@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ import polars as pl
 
 from recgrit.data.ids import IdList, read_ids
 from recgrit.errors import DataError
+
+# Of so many ids at most the nearest ones are looked for when one is unknown: more take seconds.
+MOST_COMPARED = 50_000
 
 
 class ItemIndex:
@@ -33,9 +37,13 @@ class ItemIndex:
             DataError: No item has this id.
         """
         if item_id not in self._places:
+            close = []
+            if isinstance(item_id, str) and len(self._places) <= MOST_COMPARED:
+                close = difflib.get_close_matches(item_id, self._places, n=3, cutoff=0.75)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise DataError(
-                f"No item {item_id!r} among the {len(self._places)} items of this table. Ids are "
-                f"those of the source files, such as {self._item_ids.head(3).to_list()}."
+                f"No item {item_id!r:.80} among the {len(self._places)} items of this table.{hint} "
+                f"Ids are those of the source files, such as {self._item_ids.head(3).to_list()}."
             )
         return self._places[item_id]
 

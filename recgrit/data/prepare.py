@@ -18,7 +18,7 @@ import polars as pl
 from recgrit.data.config import DataConfig
 from recgrit.data.download import fetch_dataset
 from recgrit.data.funnel import Funnel
-from recgrit.data.id_columns import require_meeting_ids
+from recgrit.data.id_columns import ITEM_SETTINGS, require_meeting_ids
 from recgrit.data.interactions import Interactions, save_ids, write_interactions
 from recgrit.data.items import ItemTable
 from recgrit.data.minionerec import minionerec
@@ -37,6 +37,7 @@ from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.table import Table
 from recgrit.data.splits import SequenceSplit, Split, SplitWriter
 from recgrit.data.steps import build_steps, refuse_nothing_left
+from recgrit.data.user_histories import LEFT_OUT_NAME, UserHistories
 from recgrit.disk import explain_write_failure
 from recgrit.errors import ConfigError, DataError, RecgritError
 
@@ -52,6 +53,7 @@ class PreparedData:
         items: One row per item that has interactions.
         split: Sequences over the interactions, less those of items held out of training.
         funnel: One row per step, as `Funnel.to_polars` describes.
+        left_out: Users of the log who have too few interactions, and what they had.
         users: What the source says of users, one row per user with ``user_id`` first; None if it
             says nothing. No model here reads it; it goes on to other tools.
 
@@ -63,6 +65,7 @@ class PreparedData:
     items: ItemTable
     split: SequenceSplit
     funnel: pl.DataFrame
+    left_out: UserHistories
     users: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
@@ -87,21 +90,33 @@ class PreparedData:
         self.items.save(directory)
         self.split.save(directory)
         self.funnel.write_parquet(directory / "funnel.parquet")
+        if len(self.left_out.user_ids):
+            self.left_out.save(directory / LEFT_OUT_NAME)
         if self.users is not None:
             self.users.write_parquet(directory / USERS_NAME)
 
     @classmethod
     def load(cls, directory: Path) -> PreparedData:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The parts are of other users or items than one another.
+        """
         interactions = Interactions.load(directory)
         users = directory / USERS_NAME
-        return cls(
+        loaded = cls(
             interactions=interactions,
             items=ItemTable.load(directory),
             split=SequenceSplit.load(directory, num_items=interactions.num_items),
             funnel=pl.read_parquet(directory / "funnel.parquet", glob=False),
+            left_out=UserHistories.load(directory / LEFT_OUT_NAME, interactions.num_items),
             users=pl.read_parquet(users, glob=False) if users.is_file() else None,
         )
+        if not loaded.items.item_ids.equals(interactions.item_ids):
+            raise DataError("The table of items has other items than the interactions.")
+        if loaded.split.num_users != interactions.num_users:
+            raise DataError("The split has other users than the interactions.")
+        return loaded
 
 
 def find_input_files(config: DataConfig) -> tuple[Path, ...]:
@@ -165,8 +180,8 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
     on_disk = None if scratch is None else RowPartitions(scratch.open_store("read"))
     coder = InteractionCoder(on_disk)
     raw = _build_source(config).read(files, config.max_malformed_share, coder)
-    setting = "data.table.item_id" if config.source == TABLE else None
-    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], setting)
+    settings = ITEM_SETTINGS if config.source == TABLE else None
+    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], settings)
     funnel, steps = Funnel.start(raw), build_steps(config, raw)
     user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
     metadata, described = raw.items, raw.users
@@ -199,6 +214,7 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
     # Number users and items by first appearance, and sort by user and time.
     kept = rows.index()
     funnel.count("repeats of an item at another time", rows.num_repeats)
+    left_out = rows.find_left_out(kept, user_ids)
     user_ids, item_ids = user_ids.gather(kept.users), item_ids.gather(kept.items)
     sorted_rows = rows.sort(
         kept,
@@ -218,7 +234,7 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
     for step, number in splitter.counts(len(interactions) - len(split.items)):
         funnel.count(step, number)
     funnel.repeat("kept")
-    return PreparedData(interactions, items, split, funnel.to_polars(), users)
+    return PreparedData(interactions, items, split, funnel.to_polars(), left_out, users)
 
 
 def _build_source(config: DataConfig) -> Source:

@@ -91,12 +91,13 @@ class WrittenLists:
     num_rows: int
 
 
-def write_lists(shards: Iterable[pl.DataFrame], path: Path) -> WrittenLists:
+def write_lists(shards: Iterable[pl.DataFrame], path: Path, *, of: str = "user_id") -> WrittenLists:
     """Write tables of lists, some users at a time, as one Parquet file.
 
     Args:
         shards: Tables with a ``user_id``, no user in two of them; at least one.
         path: The file, which is there only when it is whole.
+        of: The column that says whose lists they are.
     """
     import pyarrow.parquet as pq
 
@@ -108,7 +109,7 @@ def write_lists(shards: Iterable[pl.DataFrame], path: Path) -> WrittenLists:
             if writer is None:
                 writer = pq.ParquetWriter(temporary, rows.schema)
             writer.write_table(rows)
-            num_users += shard["user_id"].n_unique()
+            num_users += shard[of].n_unique()
             num_rows += shard.height
         assert writer is not None
         writer.close()

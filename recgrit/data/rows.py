@@ -29,6 +29,7 @@ from recgrit.data.filtering import (
     count_repeats,
     drop_exact_duplicates,
     find_repeats,
+    time_columns,
 )
 from recgrit.data.first_rows import FirstRows, Indices
 from recgrit.data.funnel import Tally
@@ -36,6 +37,7 @@ from recgrit.data.interactions import sort_by_user_and_time
 from recgrit.data.k_core import cut_to_k_core
 from recgrit.data.partitions import MemoryStore, Partitions, Scratch, Store
 from recgrit.data.protocols import Sequences
+from recgrit.data.user_histories import UserHistories
 
 # What stands for a user or item that has no row left.
 NO_INDEX = -1
@@ -72,6 +74,8 @@ class Rows:
         # Of each partition, whether a user may be there with an item twice.
         self._may_repeat: list[bool] = []
         self.num_repeats = 0
+        # Of users that are not kept, their rows with items that are: codes, in time order.
+        self._left_out: list[pl.DataFrame] = []
 
     def filter(self, filters: Sequence[Filter]) -> list[Tally]:
         """Drop exact duplicates, then apply filters that concern a row or a user.
@@ -127,16 +131,45 @@ class Rows:
         users, items = FirstRows(len(self._per_user)), FirstRows(len(self._per_item))
         for number, may_repeat in enumerate(self._may_repeat):
             rows = self._rows.take(number)
-            is_kept = self._is_user_kept[rows["user_id"].to_numpy()]
-            is_kept &= self._is_item_kept[rows["item_id"].to_numpy()]
-            if not is_kept.all():
-                rows = rows.filter(pl.Series(is_kept))
+            has_user = self._is_user_kept[rows["user_id"].to_numpy()]
+            has_item = self._is_item_kept[rows["item_id"].to_numpy()]
+            if not has_user.all():
+                left_out = rows.filter(pl.Series(has_item & ~has_user))
+                in_order = left_out.sort("user_id", *time_columns(left_out), maintain_order=True)
+                self._left_out.append(in_order.select("user_id", "item_id"))
+            if not (has_user.all() and has_item.all()):
+                rows = rows.filter(pl.Series(has_user & has_item))
             if may_repeat:  # Filters make none.
                 self.num_repeats += count_repeats(rows)
             users.add(rows["user_id"].to_numpy(), rows)
             items.add(rows["item_id"].to_numpy(), rows)
             self._rows.add(rows)
         return KeptCodes(users.in_order(), items.in_order())
+
+    def find_left_out(self, kept: KeptCodes, user_ids: pl.Series) -> UserHistories:
+        """Users of whom nothing is kept, and their rows with items that are.
+
+        Args:
+            kept: What `index` gave.
+            user_ids: The id of each user code.
+        """
+        # Those with rows first: they get other lists than those without.
+        has_rows = np.zeros(len(self._per_user), np.bool_)
+        for found in self._left_out:
+            has_rows[found["user_id"].to_numpy()] = True
+        left_out = ~self._is_user_kept
+        codes = np.concatenate(
+            [np.flatnonzero(left_out & has_rows), np.flatnonzero(left_out & ~has_rows)]
+        )
+        place_of = _invert(codes, len(self._per_user))
+        item_of = _invert(kept.items, len(self._per_item))
+        rows = [place_of[:0], item_of[:0]]
+        if self._left_out:
+            found = pl.concat(self._left_out)
+            rows = [place_of[found["user_id"].to_numpy()], item_of[found["item_id"].to_numpy()]]
+        owners, items = rows
+        ids = user_ids.gather(codes)
+        return UserHistories.of(ids, owners.astype(np.int64), items, len(kept.items))
 
     def sort(
         self, kept: KeptCodes, *, tie_seed: int | None = None, events: EventTypes | None = None

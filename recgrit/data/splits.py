@@ -197,6 +197,14 @@ class SequenceSplit:
         targets = self.items[self.train_mask() & (self.weights > 0)]
         return np.bincount(targets, minlength=self.num_items)
 
+    def train_pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Users and items of the training parts, int64 each, no pair twice."""
+        sequences = np.repeat(np.arange(len(self.train_ends)), np.diff(self.offsets))
+        trained = self.train_mask()
+        users = self.owners_of(sequences[trained]).astype(np.int64)
+        pairs = np.unique(users * self.num_items + self.items[trained])
+        return pairs // self.num_items, pairs % self.num_items
+
     def train_mask(self) -> npt.NDArray[np.bool_]:
         """Whether each interaction may be learned from: bool [num_interactions]."""
         mask = np.empty(len(self.items), np.bool_)

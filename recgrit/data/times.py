@@ -35,6 +35,8 @@ SECONDS: dict[str, int] = {"min": 60, "h": 3600, "d": 86400, "excel": 86400}
 EXCEL_EPOCH = 25569
 # In seconds this is the year 5138.
 MAX_SECONDS = 100_000_000_000
+# And this is in March 1973: smaller numbers may count anything.
+FIRST_SECONDS = 100_000_000
 YEAR = 365 * 86400
 EXAMPLES = 3
 
@@ -61,6 +63,7 @@ class TimeReader:
         self._column, self._settings, self._prefix = column, settings, prefix
         self._texts = DateTexts(column, settings, prefix, other_files)
         self._unit = settings.time_unit
+        self._other_files = other_files
         # The largest number of seconds so far, and cells that could not be read.
         self._largest = -1.0
         self._unread: list[str] = []
@@ -166,10 +169,13 @@ class TimeReader:
         if self._settings.time_unit is None:
             self._refuse_looks(times, label)
         if self._unit is None:
-            self._unit = _find_unit(times)
+            self._unit = self._find_unit(times)
             if self._unit != "s":
                 logger.info("Times in %s count %s since 1970", self._column, self._unit)
-        unit = self._unit
+        return self._count_seconds(times, self._unit)
+
+    def _count_seconds(self, times: pl.Series, unit: TimeUnit) -> pl.DataFrame:
+        """Numbers of a unit as seconds; null where they would lie in no year that is meant."""
         if unit in PER_SECOND:
             found = split_seconds(times, PER_SECOND[unit])
         else:
@@ -181,8 +187,24 @@ class TimeReader:
                 local = pl.from_epoch(found["timestamp"], "s").dt.cast_time_unit("us")
                 utc = to_utc(local, self._settings.timezone)
                 found = found.with_columns(utc.dt.epoch("s").alias("timestamp"))
-        too_large = pl.col("timestamp").abs() > MAX_SECONDS
-        return found.with_columns(pl.when(~too_large).then(pl.all()))
+        is_odd = pl.col("timestamp").abs() > MAX_SECONDS
+        if self._settings.time_unit is None and unit != "s":
+            # Numbers of a coarser unit among those of a finer one would lie in 1970.
+            is_odd |= (pl.col("timestamp") < FIRST_SECONDS) & (pl.lit(times) >= FIRST_SECONDS)
+        return found.with_columns(pl.when(~is_odd).then(pl.all()))
+
+    def _find_unit(self, numbers: pl.Series) -> TimeUnit:
+        """The unit of a column, by these rows of it or, where they leave it open, by all rows."""
+        unit, is_settled = _judge_unit(numbers)
+        if is_settled or self._other_files is None:
+            return unit
+        more = [
+            part.cast(pl.Float64, strict=False).drop_nulls()
+            for part in self._other_files()
+            if part.dtype == pl.String or part.dtype.is_numeric()
+        ]
+        others = pl.concat(more) if more else numbers
+        return _judge_unit(others)[0] if len(others) else unit
 
     def _refuse_looks(self, times: pl.Series, label: str) -> None:
         known = times.drop_nulls()
@@ -238,11 +260,16 @@ def _require_timezone(timezone: str, prefix: str) -> None:
         ) from None
 
 
-def _find_unit(numbers: pl.Series) -> TimeUnit:
-    """The unit in which most of these numbers lie within the years 1973 to 5138."""
+def _judge_unit(numbers: pl.Series) -> tuple[TimeUnit, bool]:
+    """The unit in which most of these numbers lie within the years 1973 to 5138.
+
+    Returns:
+        It, and whether they are so large: small numbers may count anything.
+    """
     middle = abs(float(numbers.cast(pl.Float64).median() or 0.0))  # type: ignore[arg-type]
     units: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
-    return next((u for u in units if middle < MAX_SECONDS * PER_SECOND[u]), "ns")
+    unit: TimeUnit = next((u for u in units if middle < MAX_SECONDS * PER_SECOND[u]), "ns")
+    return unit, middle >= FIRST_SECONDS
 
 
 def describe_type(dtype: pl.DataType) -> str:

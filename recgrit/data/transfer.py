@@ -10,7 +10,6 @@ environment.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -87,6 +86,7 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
             with _alone(target):
                 if not target.is_file():  # Another process may have fetched it meanwhile.
                     _fetch(address, target, official, publishes_md5)
+                    logger.info("%s came from %s and is kept at %s", target.name, address, target)
         except (TransferError, OSError) as error:
             # The disk's answer is the same for every address.
             if isinstance(error, OSError) and (reason := explain_write_failure(error)):
@@ -102,16 +102,18 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
     raise DataError(
         f"{target.name} could not be fetched:\n"
         + "\n".join(reasons)
-        + f"\nDownload {addresses[0]} "
-        f"in a browser and put it at {target}, or set data.path=PATH to a copy."
+        + f"\nDownload {addresses[0]} in a browser and put it at {target.absolute()}, where it is "
+        "looked for (data.download_dir=FOLDER names another folder); or set data.path=PATH to a "
+        "copy, or data.mirrors=[ADDRESS] to a folder on the network that has it."
     )
 
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """Only one process at a time writes the partial file."""
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    from filelock import FileLock
+
+    with FileLock(target.with_name(f".{target.name}.lock")):
         yield
 
 
@@ -286,5 +288,5 @@ def _checksum(path: Path, algorithm: str) -> str:
 def _read_note(note: Path) -> _Partial | None:
     try:
         return _Partial(**json.loads(note.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None

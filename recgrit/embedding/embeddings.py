@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -101,6 +101,10 @@ class Embeddings:
                 f"{self.num_items} embeddings ({self.encoder}) for {num_items} items: expected one "
                 "row per item, in the order of item_idx."
             )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Embeddings:
+        """The vectors of some items, in this order."""
+        return replace(self, vectors=self.vectors[rows])
 
     def to_polars(self) -> pl.DataFrame:
         """One row per item: ``item_idx`` and ``vector``, an array column."""

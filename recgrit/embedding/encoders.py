@@ -2,7 +2,7 @@
 
 A sentence encoder comes back by its name, and its weights are compared by their hash: they are not
 copied, being 90 MB that many bundles share. An encoder that was fitted to the texts (`LSAEncoder`)
-is kept whole.
+or distilled (`StaticEncoder`) is kept whole.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Encoder
 from recgrit.embedding.lsa import DIRECTIONS_NAME, FittedLSA, LSAEncoder
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
+from recgrit.embedding.static import (
+    STATIC_FILES,
+    STATIC_FOLDER,
+    KeptStaticEncoder,
+    StaticEncoder,
+)
 from recgrit.embedding.words import TERMS_NAME
 from recgrit.engines.engine import Engine
 from recgrit.errors import ConfigError, EncoderError
 
-# Files of what was fitted to texts.
-ENCODER_FILES = (TERMS_NAME, DIRECTIONS_NAME)
+# Files of what was fitted to texts or distilled.
+ENCODER_FILES = (TERMS_NAME, DIRECTIONS_NAME, *STATIC_FILES)
 
 
 def _build_minilm(config: EmbeddingConfig, seed: int) -> Encoder:
@@ -38,12 +44,17 @@ def _build_minilm(config: EmbeddingConfig, seed: int) -> Encoder:
     )
 
 
+def _build_static(config: EmbeddingConfig, seed: int) -> Encoder:
+    return StaticEncoder(model=config.model, device=config.device, max_length=config.max_length)
+
+
 def _build_lsa(config: EmbeddingConfig, seed: int) -> Encoder:
     return LSAEncoder(dim=config.dim, seed=seed)
 
 
 ENCODERS: dict[str, Callable[[EmbeddingConfig, int], Encoder]] = {
     "minilm": _build_minilm,
+    "static": _build_static,
     "lsa": _build_lsa,
 }
 
@@ -97,7 +108,10 @@ def encode_items(
         fitted = encoder.fit(texts)
         fitted.save(directory)
         return EncodedItems(fitted.encode(texts), fitted.name, fitted.fingerprint)
-    build = partial(build_encoder, config, seed)
+    build: Callable[[], Encoder] = partial(build_encoder, config, seed)
+    if isinstance(encoder, StaticEncoder):
+        encoder = encoder.make(directory, cache_dir=cache_dir)
+        build = partial(KeptStaticEncoder, encoder.folder, encoder.name, encoder.max_length)
     if isinstance(encoder, SentenceTransformerEncoder):
         # As on this machine, whatever others would choose: one catalogue, one precision.
         settled = config.model_copy(update={"precision": encoder.precision})
@@ -122,6 +136,9 @@ def load_encoder(config: EmbeddingConfig, seed: int, *, directory: Path, space: 
     """
     if config.encoder == "lsa":
         return FittedLSA.load(directory)
+    if config.encoder == "static":
+        name = Path(config.model).name
+        return KeptStaticEncoder(directory / STATIC_FOLDER, f"static-{name}", config.max_length)
     encoder = build_encoder(config, seed)
     found = _space_of(encoder)
     if found != space:

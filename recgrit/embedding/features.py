@@ -1,24 +1,27 @@
-"""What the tokenizer quantizes: the text of an item and, beside it, who it is taken with.
+"""Item features, which the tokenizer quantizes: several kinds of vectors side by side.
 
-Two items with like texts may appeal to different people. Co-occurrence in *training* sequences
-tells them apart; quantized together with the text it makes semantic IDs collaborative. Each part is
-reduced to its leading principal components and scaled to unit mean square norm, so that a weight
-of 1 gives both an equal say.
+Text comes first. Co-occurrence in *training* sequences tells apart items whose texts are alike but
+which appeal to different people. Further blocks are vectors of any kind, such as those of images.
+Each part is reduced to its leading principal components and scaled to unit mean square norm times
+its weight, so that parts of equal weight count equally.
 
-What was fitted on the way is kept (`FeatureTransform`): items that come later get features of the
-same kind, and those of earlier items do not move.
+`FeatureTransform` keeps what was fitted: later items get features of the same kind, and the
+features of earlier items do not change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from recgrit.embedding.embeddings import Embeddings, normalize_rows
+from recgrit.embedding.transforms import FeatureTransform, PartTransform, Vectors
 
+# Items whose vectors fill the row of one that has none.
+NUM_NEIGHBOURS = 10
 # Rows filled at once: bounds the table of likeness with all items.
 FILL_CHUNK = 256
 # Items among which those most like a row are sought, evenly spread where there are more: the time
@@ -29,73 +32,26 @@ MAX_GIVEN = 262_144
 MAX_AT_ONCE = 2**21
 CHUNK = 65_536
 
-Vectors = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
-class FeatureTransform:
-    """How features were made of vectors, to be repeated on other items.
+class Block:
+    """Item vectors of one more kind, such as those of images.
 
     Args:
-        text_center: float32 ``[F]``, taken off before components; None without components.
-        text_components: float32 ``[k, F]``, principal components of the text; None for all
-            dimensions as they are.
-        text_mean: float32 ``[k]`` or ``[F]``, of the reduced text.
-        text_scale: What it is divided by.
-        cooccurrence_mean: float32 ``[C]``; None where there is no co-occurrence part.
-        cooccurrence_scale: Likewise, its weight included.
+        vectors: Of all items, ``[N, F]``.
+        given: bool ``[N]``, which items have one; the rows of others do not matter.
+        encoder: What made them, for people to read.
+        dim: Principal components to keep; None for all dimensions.
+        weight: Scale beside the text.
+        missing: What an item without one gets: ``alike`` or ``mean``.
     """
 
-    text_center: Vectors | None
-    text_components: Vectors | None
-    text_mean: Vectors
-    text_scale: float
-    cooccurrence_mean: Vectors | None
-    cooccurrence_scale: float
-
-    def reduce_text(self, vectors: Vectors) -> Vectors:
-        """The text part of the features, of text embeddings ``[n, F]``."""
-        if self.text_components is not None and self.text_center is not None:
-            centred = (vectors - self.text_center).astype(np.float32)
-            vectors = np.asarray(centred @ self.text_components.T, dtype=np.float32)
-        return np.asarray((vectors - self.text_mean) / self.text_scale, dtype=np.float32)
-
-    def scale_cooccurrence(self, vectors: Vectors) -> Vectors:
-        """The co-occurrence part of the features, of filled vectors ``[n, C]``."""
-        assert self.cooccurrence_mean is not None
-        centred = vectors - self.cooccurrence_mean
-        return np.asarray(centred / self.cooccurrence_scale, dtype=np.float32)
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file."""
-        from safetensors.numpy import save_file
-
-        arrays = {
-            "text_center": self.text_center,
-            "text_components": self.text_components,
-            "text_mean": self.text_mean,
-            "text_scale": np.array(self.text_scale, np.float64),
-            "cooccurrence_mean": self.cooccurrence_mean,
-            "cooccurrence_scale": np.array(self.cooccurrence_scale, np.float64),
-        }
-        save_file(
-            {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> FeatureTransform:
-        """Read what `save` wrote."""
-        from safetensors.numpy import load_file
-
-        arrays = load_file(path)
-        return cls(
-            text_center=arrays.get("text_center"),
-            text_components=arrays.get("text_components"),
-            text_mean=arrays["text_mean"],
-            text_scale=float(arrays["text_scale"].item()),
-            cooccurrence_mean=arrays.get("cooccurrence_mean"),
-            cooccurrence_scale=float(arrays["cooccurrence_scale"].item()),
-        )
+    vectors: Vectors
+    given: npt.NDArray[np.bool_]
+    encoder: str
+    dim: int | None
+    weight: float
+    missing: str
 
 
 @dataclass(frozen=True)
@@ -110,73 +66,139 @@ def fit_features(
     text: Embeddings,
     cooccurrence: Embeddings | None,
     *,
+    blocks: Mapping[str, Block] | None = None,
     text_dim: int | None = 64,
     cooccurrence_weight: float = 0.5,
 ) -> FittedFeatures:
-    """Text and co-occurrence vectors side by side, each of unit mean square norm times its weight.
+    """Text, co-occurrence and further vectors side by side.
+
+    Each part has unit mean square norm times its weight.
 
     Args:
         text: Text embeddings, ``[num_items, …]``.
-        cooccurrence: Co-occurrence vectors of the same items, None for text alone.
-        text_dim: Principal components to keep of the text; None for all dimensions.
+        cooccurrence: Co-occurrence vectors of the same items, None for none.
+        blocks: Further vectors by name; they stand in the order of their names.
+        text_dim: Principal components to keep of the text; None for all dimensions. Of fewer items
+            than dimensions, never more than they span: one less than there are items.
         cooccurrence_weight: Scale of the co-occurrence part.
     """
     reduced = _reduce(text.vectors, text_dim)
-    standard = _standardize(reduced.vectors)
-    parts, name = [standard.vectors], text.encoder
-    taken = None
+    parts, names = [_standardize(reduced, weight=1)], [text.encoder]
+    text_part = parts[0].vectors
     if cooccurrence is not None:
-        filled = fill_missing(cooccurrence.vectors, parts[0])
-        taken = _standardize(filled)
-        parts.append(taken.vectors * np.float32(cooccurrence_weight))
-        name = f"{name} + {cooccurrence_weight:g} x {cooccurrence.encoder}"
+        filled = fill_missing(cooccurrence.vectors, text_part)
+        parts.append(_standardize(_Reduced(filled, None, None), weight=cooccurrence_weight))
+        names.append(f"{cooccurrence_weight:g} x {cooccurrence.encoder}")
+    fitted: dict[str, PartTransform] = {}
+    for name, block in sorted((blocks or {}).items()):
+        parts.append(_fit_block(block, text_part))
+        names.append(f"{block.weight:g} x {block.encoder}")
+        fitted[name] = parts[-1].transform
     return FittedFeatures(
-        Embeddings(np.concatenate(parts, axis=1), encoder=name, normalized=False),
+        Embeddings(
+            np.concatenate([part.vectors for part in parts], axis=1),
+            encoder=" + ".join(names),
+            normalized=False,
+        ),
         FeatureTransform(
-            text_center=reduced.center,
-            text_components=reduced.components,
-            text_mean=standard.mean,
-            text_scale=standard.scale,
-            cooccurrence_mean=None if taken is None else taken.mean,
-            cooccurrence_scale=1.0 if taken is None else taken.scale / cooccurrence_weight,
+            text=parts[0].transform,
+            cooccurrence=None if cooccurrence is None else parts[1].transform,
+            blocks=fitted,
         ),
     )
+
+
+def _fit_block(block: Block, text: Vectors) -> _Part:
+    reduced = _reduce(block.vectors[block.given], block.dim)
+    fill = reduced.vectors.mean(axis=0) if block.missing == "mean" else None
+    vectors = np.zeros((len(block.given), reduced.vectors.shape[1]), np.float32)
+    vectors[block.given] = reduced.vectors
+    vectors[~block.given] = _fill(fill, text, block.given, vectors)
+    return _standardize(
+        _Reduced(vectors, reduced.center, reduced.components), weight=block.weight, fill=fill
+    )
+
+
+def _fill(
+    fill: Vectors | None, text: Vectors, given: npt.NDArray[np.bool_], vectors: Vectors
+) -> Vectors:
+    """Vectors of the items that have none: one for all, or the mean of the items most like each."""
+    if fill is not None or given.all():
+        return np.broadcast_to(0 if fill is None else fill, (int((~given).sum()), vectors.shape[1]))
+    alike = find_alike(text, np.flatnonzero(~given), np.flatnonzero(given), NUM_NEIGHBOURS)
+    return np.asarray(vectors[alike.items].mean(axis=1), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class KnownItems:
+    """What new items are compared with.
+
+    Args:
+        features: Of the known items, ``[N, D]``.
+        cooccurrence: Their co-occurrence vectors ``[N, C]`` as they were before the fit, zeros
+            where there are none; None where the features have no such part.
+        given: bool ``[N]`` by block: which of them have a vector of that kind.
+    """
+
+    features: Vectors
+    cooccurrence: Vectors | None
+    given: Mapping[str, npt.NDArray[np.bool_]]
 
 
 def build_new_features(
     transform: FeatureTransform,
     text: Vectors,
     *,
-    known_text: Vectors,
-    known_cooccurrence: Vectors | None,
+    known: KnownItems,
+    blocks: Mapping[str, tuple[Vectors, npt.NDArray[np.bool_]]] | None = None,
 ) -> Vectors:
-    """Features ``[n, F]`` of items that come after the fit.
+    """Features ``[n, D]`` of items that come after the fit.
 
-    Nobody has taken them yet. Their co-occurrence part is what `fit_features` gives to such items
-    too: that of the known items most like them. Zeros would put all of them in a corner of their
-    own, where no item that anybody took stands, and give them codes of that corner.
+    Nobody has interacted with them yet. Their co-occurrence part is what `fit_features` gives to
+    such items too: that of the known items most like them. Zeros would put all of them in a corner
+    of their own, where no known item stands, and give them codes of that corner. The same holds
+    for the blocks that they come without.
 
     Args:
         transform: From `fit_features`.
         text: Text embeddings of the new items, ``[n, …]``.
-        known_text: The text part of the features of known items, ``[N, k]``.
-        known_cooccurrence: Their co-occurrence vectors ``[N, C]`` as they were before the fit,
-            zeros where there are none; None where the features have no such part.
+        known: The items that the features were fitted to.
+        blocks: Further vectors ``[n, …]`` of the new items by name, and which of them have one,
+            bool ``[n]``; the other blocks are filled.
     """
-    reduced = transform.reduce_text(text)
-    if known_cooccurrence is None:
-        return reduced
-    given = known_cooccurrence.any(axis=1)
-    missing = np.zeros((len(text), known_cooccurrence.shape[1]), np.float32)
-    filled = fill_missing(
-        np.concatenate([known_cooccurrence[given], missing]),
-        np.concatenate([known_text[given], reduced]),
-    )
-    new = filled[len(filled) - len(text) :]
-    return np.concatenate([reduced, transform.scale_cooccurrence(new)], axis=1)
+    columns = transform.columns()
+    known_text = known.features[:, columns["text"]]
+    new_text = transform.text.scale_reduced(transform.text.reduce(text))
+    parts = [new_text]
+    if transform.cooccurrence is not None:
+        assert known.cooccurrence is not None
+        given = known.cooccurrence.any(axis=1)
+        missing = np.zeros((len(text), known.cooccurrence.shape[1]), np.float32)
+        filled = fill_missing(
+            np.concatenate([known.cooccurrence[given], missing]),
+            np.concatenate([known_text[given], new_text]),
+        )
+        parts.append(transform.cooccurrence.scale_reduced(filled[len(filled) - len(text) :]))
+    for name, part in transform.blocks.items():
+        new = np.zeros((len(text), part.dim), np.float32)
+        has_own = np.zeros(len(text), bool)
+        if blocks is not None and name in blocks:
+            vectors, has_own = blocks[name]
+            new[has_own] = part.scale_reduced(part.reduce(vectors[has_own]))
+        given = known.given[name]
+        # Of features, which are scaled already: so is the fill.
+        filled = _fill(
+            None if part.fill is None else part.scale_reduced(part.fill),
+            np.concatenate([known_text[given], new_text[~has_own]]),
+            np.arange(int(given.sum()) + int((~has_own).sum())) < given.sum(),
+            np.concatenate([known.features[given][:, columns[name]], new[~has_own]]),
+        )
+        new[~has_own] = filled
+        parts.append(new)
+    return np.concatenate(parts, axis=1)
 
 
-def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = 10) -> Vectors:
+def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = NUM_NEIGHBOURS) -> Vectors:
     """Vectors for items that have none, from those of the items most like them.
 
     So an item that nobody has taken yet stands where its text says, not in a corner of its own.
@@ -242,7 +264,9 @@ class _Reduced:
 
 
 def _reduce(vectors: Vectors, dim: int | None) -> _Reduced:
-    if dim is None or dim >= min(vectors.shape):
+    if len(vectors) < vectors.shape[1]:
+        return _reduce_wide(vectors, dim)
+    if dim is None or dim >= vectors.shape[1]:
         return _Reduced(vectors, None, None)
     if len(vectors) > MAX_AT_ONCE:
         return _reduce_in_chunks(vectors, dim)
@@ -252,6 +276,30 @@ def _reduce(vectors: Vectors, dim: int | None) -> _Reduced:
     pca = PCA(dim, svd_solver="covariance_eigh")
     reduced = np.asarray(pca.fit_transform(vectors), dtype=np.float32)
     return _Reduced(reduced, pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
+
+
+def _reduce_wide(vectors: Vectors, dim: int | None) -> _Reduced:
+    """Components of fewer vectors than they have dimensions.
+
+    N centred vectors span N - 1 dimensions at most. All distances stay as they are in these, and
+    nothing afterwards works on dimensions in which no item differs from another.
+    """
+    from scipy.linalg import svd
+
+    center = vectors.mean(axis=0, dtype=np.float64)
+    _, _, components = svd(vectors - center, full_matrices=False)
+    span = max(1, len(vectors) - 1)
+    components = _turn_positive(components[: span if dim is None else min(dim, span)])
+    center, components = center.astype(np.float32), components.astype(np.float32)
+    return _Reduced((vectors - center) @ components.T, center, components)
+
+
+def _turn_positive(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Components ``[k, F]``, the largest coefficient of each positive, as scikit-learn has them."""
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.sign(components[np.arange(len(components)), largest])
+    turned: npt.NDArray[np.float64] = components * signs[:, None]
+    return turned
 
 
 def _reduce_in_chunks(vectors: Vectors, dim: int) -> _Reduced:
@@ -268,11 +316,7 @@ def _reduce_in_chunks(vectors: Vectors, dim: int) -> _Reduced:
         centred = chunk - mean
         products += centred.T @ centred
     _, found = eigh(products, subset_by_index=(size - dim, size - 1))
-    components = found.T[::-1]
-    # As scikit-learn has them: the largest coefficient is positive.
-    largest = np.abs(components).argmax(axis=1)
-    signs = np.sign(components[np.arange(dim), largest])
-    center, components = mean.astype(np.float32), (components * signs[:, None]).astype(np.float32)
+    center, components = (mean.astype(np.float32), _turn_positive(found.T[::-1]).astype(np.float32))
     reduced = np.empty((len(vectors), dim), np.float32)
     for number, chunk in enumerate(chunks):
         reduced[number * CHUNK : number * CHUNK + len(chunk)] = (chunk - center) @ components.T
@@ -280,14 +324,15 @@ def _reduce_in_chunks(vectors: Vectors, dim: int) -> _Reduced:
 
 
 @dataclass(frozen=True)
-class _Standard:
+class _Part:
     vectors: Vectors
-    mean: Vectors
-    scale: float
+    transform: PartTransform
 
 
-def _standardize(vectors: Vectors) -> _Standard:
-    mean = vectors.mean(axis=0)
-    centred = vectors - mean
+def _standardize(reduced: _Reduced, *, weight: float, fill: Vectors | None = None) -> _Part:
+    mean = reduced.vectors.mean(axis=0)
+    centred = reduced.vectors - mean
     scale = max(np.sqrt(np.square(centred, dtype=np.float64).sum(axis=1).mean()), 1e-12)
-    return _Standard(np.asarray(centred / scale, dtype=np.float32), mean, float(scale))
+    transform = PartTransform(reduced.center, reduced.components, mean, float(scale) / weight, fill)
+    scaled = np.asarray(centred / scale, dtype=np.float32) * np.float32(weight)
+    return _Part(scaled, transform)

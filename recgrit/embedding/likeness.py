@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from recgrit.embedding.features import Vectors, find_alike
+from recgrit.embedding.features import find_alike
+from recgrit.embedding.transforms import Vectors
 from recgrit.embedding.words import find_same_words, keep_largest
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from recgrit.checksums import digest_json
 from recgrit.embedding.embeddings import normalize_rows
 from recgrit.embedding.words import MAX_TERMS, WORD_PATTERN, Terms
+from recgrit.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,20 @@ class FittedLSA:
     directions: npt.NDArray[np.float32]
 
     name = LSAEncoder.name
+
+    def __post_init__(self) -> None:
+        found = self.directions
+        if (
+            found.dtype != np.float32
+            or found.ndim != 2
+            or found.shape[1] != len(self.terms.terms)
+            or not len(found)
+            or not np.isfinite(found).all()
+        ):
+            raise DataError(
+                f"The directions of LSA are {found.dtype} of shape {list(found.shape)}: expected "
+                f"finite float32 for each of {len(self.terms.terms)} terms."
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from recgrit.checksums import digest_json
 from recgrit.embedding.embeddings import normalize_rows
 from recgrit.embedding.text import order_texts
-from recgrit.embedding.weights import DEFAULT_MODEL, find_weights
+from recgrit.embedding.weights import DEFAULT_MODEL, Weights, find_weights
 from recgrit.errors import ConfigError, DataError, EncoderError
 from recgrit.progress import progress_bar
 
@@ -62,7 +62,7 @@ class SentenceTransformerEncoder:
         # Only the last part: a folder's path would tie artifacts to one machine.
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
         self.weights = find_weights(model)
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         self.batch_size = batch_size
         self.max_length = max_length
         self.precision = _resolve_precision(precision, self.device)
@@ -112,26 +112,36 @@ class SentenceTransformerEncoder:
     @cached_property
     def _model(self) -> SentenceTransformer:
         # Loaded at the first text: a run that finds its vectors in the cache never waits for it.
-        from sentence_transformers import SentenceTransformer
-
-        log.info("Loading %s from the %s on %s", self.name, self.weights.source, self.device)
-        try:
-            with _quiet_loading():
-                model = SentenceTransformer(
-                    str(self.weights.path), device=self.device, local_files_only=True
-                )
-        except (OSError, ValueError, KeyError) as error:
-            raise EncoderError(
-                f"The model in {self.weights.path} cannot be loaded: {error}. "
-                "Delete that folder to fetch it anew, or choose embedding.encoder=lsa."
-            ) from error
+        model = load_model(self.weights, self.device)
         if self.max_length is not None:
             model.max_seq_length = self.max_length
         return model
 
 
+def load_model(
+    weights: Weights, device: str, *, setting: str = "embedding.model"
+) -> SentenceTransformer:
+    """A model of the sentence-transformers library.
+
+    Raises:
+        EncoderError: It cannot be loaded.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    log.info("Loading %s from the %s on %s", weights.path.name, weights.source, device)
+    try:
+        with quiet_loading():
+            return SentenceTransformer(str(weights.path), device=device, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        other = ", or choose embedding.encoder=lsa" if setting == "embedding.model" else ""
+        raise EncoderError(
+            f"The model in {weights.path} cannot be loaded: {error}. Delete that folder to fetch "
+            f"it anew, name another with {setting}{other}."
+        ) from error
+
+
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No bar over the weights: it is drawn even where nobody watches."""
     from transformers.utils import logging as transformers_logging
 
@@ -144,7 +154,12 @@ def _quiet_loading() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _resolve_device(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """The device to encode on: ``auto`` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
     import torch
 
     if device == "auto":

@@ -1,12 +1,14 @@
 """Ready-made item vectors from a file, for catalogues that already have an encoder.
 
-Two formats: ``.npy`` with one row per item in the order of ``item_idx``, and Parquet keyed by
-``item_id``. Neither runs code when read: pickled arrays are refused.
+Three formats: ``.npy`` with one row per item in the order of ``item_idx``, Parquet keyed by
+``item_id``, and a published table of codes (``NAME.index.json``), whose codes become one-hot
+vectors. None runs code when read: pickled arrays are refused.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,34 +18,107 @@ import polars as pl
 from recgrit.data.damage import TABLE_DAMAGE, read_parquet
 from recgrit.embedding.embeddings import Embeddings, has_unit_rows
 from recgrit.errors import DataError
+from recgrit.semantic_ids.published import find_published_ids
 
 log = logging.getLogger(__name__)
 
 
-def load_vectors(path: Path, item_ids: pl.Series) -> Embeddings:
-    """Vectors for these items, in their order.
+@dataclass(frozen=True)
+class SomeVectors:
+    """Vectors of some items.
 
     Args:
-        path: ``.npy`` [num_items, embedding_dim], or ``.parquet`` with ``item_id`` and either one
-            list column ``vector`` or one number column per dimension.
+        vectors: float32 ``[N, F]``, zeros where an item has none.
+        given: bool ``[N]``, which items have one.
+        encoder: What made them, for people to read.
+    """
+
+    vectors: npt.NDArray[np.float32]
+    given: npt.NDArray[np.bool_]
+    encoder: str
+
+
+def load_vectors(path: Path, item_ids: pl.Series) -> Embeddings:
+    """Vectors for these items, in their order, none of which may be missing.
+
+    Args:
+        path: ``.npy`` [num_items, embedding_dim], ``.parquet`` with ``item_id`` and either one
+            list column ``vector`` or one number column per dimension, or ``NAME.index.json``.
         item_ids: External id of each item; row i belongs to ``item_idx`` i.
 
     Raises:
         DataError: The file is missing or malformed, lacks items, names an item twice, or holds
             values that are not finite.
     """
-    if path.suffix not in (".npy", ".parquet"):
-        raise DataError(f"Cannot read vectors from {path}: expected a .npy or .parquet file.")
-    if not path.is_file():
-        raise DataError(f"No vectors at {path}. Check embedding.vectors_path.")
-    vectors = _read_npy(path) if path.suffix == ".npy" else _read_parquet(path, item_ids)
+    found = _read(path, item_ids)
+    lacking = item_ids.filter(pl.Series(found.rows < 0))
+    if len(lacking):
+        raise DataError(
+            f"{path} lacks vectors for {len(lacking)} of {len(item_ids)} items, the first "
+            f"{lacking.head(3).to_list()}."
+        )
+    vectors = found.vectors[found.rows]
     normalized = vectors.ndim == 2 and bool(has_unit_rows(vectors).all())
-    embeddings = Embeddings(vectors, f"vectors:{path.name}", normalized)
-    embeddings.require_num_items(len(item_ids))
-    return embeddings
+    return Embeddings(vectors, f"vectors:{path.name}", normalized)
 
 
-def _read_npy(path: Path) -> npt.NDArray[np.float32]:
+def load_some_vectors(path: Path, item_ids: pl.Series) -> SomeVectors:
+    """Vectors for those of these items that have one; rows of zeros count as missing.
+
+    Args:
+        path: As for `load_vectors`.
+        item_ids: External ids.
+
+    Raises:
+        DataError: As for `load_vectors`, but for items without a vector; no item has one.
+    """
+    found = _read(path, item_ids)
+    given = found.rows >= 0
+    vectors = np.zeros((len(item_ids), found.vectors.shape[1]), np.float32)
+    vectors[given] = found.vectors[found.rows[given]]
+    Embeddings(vectors, path.name, normalized=False)  # Refuses what is not finite.
+    given &= vectors.any(axis=1)
+    if not given.any():
+        raise _meets_none(path, item_ids)
+    return SomeVectors(vectors, given, f"vectors:{path.name}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Vectors ``[n, F]`` of a file, and the row of each item asked for, int64, -1 for none."""
+
+    vectors: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+
+
+def _read(path: Path, item_ids: pl.Series) -> _Found:
+    readers = {".npy": _read_npy, ".parquet": _read_parquet, ".json": _read_codes}
+    if path.suffix not in readers:
+        raise DataError(
+            f"Cannot read vectors from {path}: expected a .npy, .parquet or .index.json file."
+        )
+    if not path.is_file():
+        raise DataError(f"No vectors at {path}. Check the path.")
+    return readers[path.suffix](path, item_ids)
+
+
+def _meets_none(path: Path, item_ids: pl.Series) -> DataError:
+    return DataError(
+        f"{path} has a vector for none of the {len(item_ids)} items, such as "
+        f"{item_ids.head(3).to_list()}. Check that it names items as the interactions do."
+    )
+
+
+def _read_codes(path: Path, item_ids: pl.Series) -> _Found:
+    """One-hot vectors: a dimension for each code of each level."""
+    found = find_published_ids(path, item_ids)
+    starts = np.cumsum((0, *found.codebook_sizes[:-1]))
+    vectors = np.zeros((len(found.codes), sum(found.codebook_sizes)), np.float32)
+    np.put_along_axis(vectors, found.codes + starts, 1, axis=1)
+    return _Found(vectors, found.rows)
+
+
+def _read_npy(path: Path, item_ids: pl.Series) -> _Found:
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -54,10 +129,12 @@ def _read_npy(path: Path) -> npt.NDArray[np.float32]:
     if not np.issubdtype(vectors.dtype, np.number) or np.iscomplexobj(vectors):
         raise DataError(f"{path} holds {vectors.dtype} values; expected numbers.")
     with np.errstate(over="ignore"):  # too large for float32: infinity, refused by Embeddings
-        return np.asarray(vectors, dtype=np.float32)
+        rows = np.asarray(vectors, dtype=np.float32)
+    Embeddings(rows, f"vectors:{path.name}", normalized=False).require_num_items(len(item_ids))
+    return _Found(rows, np.arange(len(rows)))
 
 
-def _read_parquet(path: Path, item_ids: pl.Series) -> npt.NDArray[np.float32]:
+def _read_parquet(path: Path, item_ids: pl.Series) -> _Found:
     try:
         frame = read_parquet(path)
     except TABLE_DAMAGE as error:
@@ -74,16 +151,16 @@ def _read_parquet(path: Path, item_ids: pl.Series) -> npt.NDArray[np.float32]:
             f"{repeated.head(3).to_list()}."
         )
     wanted = item_ids.alias("item_id").to_frame()
-    missing = wanted.join(frame, on="item_id", how="anti", maintain_order="left")["item_id"]
-    if len(missing):
-        raise DataError(
-            f"{path} lacks vectors for {len(missing)} of {len(item_ids)} items, the first "
-            f"{missing.head(3).to_list()}."
-        )
-    if frame.height > len(item_ids):
-        log.info("Ignored %d vectors of items not in the catalogue", frame.height - len(item_ids))
-    rows = wanted.join(frame, on="item_id", how="left", maintain_order="left")
-    return _to_matrix(rows.drop("item_id"), path)
+    known = frame.join(wanted, on="item_id", how="semi", maintain_order="left")
+    if "vector" in known.columns:
+        known = known.filter(pl.col("vector").is_not_null())
+    if not known.height:
+        raise _meets_none(path, item_ids)
+    if known.height < frame.height:
+        log.info("Ignored %d rows of other items, or without a vector", frame.height - known.height)
+    places = known.select("item_id", row=pl.int_range(pl.len(), dtype=pl.Int64))
+    rows = wanted.join(places, on="item_id", how="left", maintain_order="left")["row"]
+    return _Found(_to_matrix(known.drop("item_id"), path), rows.fill_null(-1).to_numpy())
 
 
 def _to_matrix(frame: pl.DataFrame, path: Path) -> npt.NDArray[np.float32]:

@@ -40,12 +40,13 @@ class Weights:
         )
 
 
-def find_weights(model: str) -> Weights:
+def find_weights(model: str, *, setting: str = "embedding.model") -> Weights:
     """The weights of a sentence-transformers model, downloaded only if this machine has none.
 
     Args:
         model: A folder, or a name on the model hub (``organisation/name``, or a bare name for the
             organisation sentence-transformers).
+        setting: Names the model, for messages.
 
     Raises:
         EncoderError: No weights can be had; says what was tried.
@@ -59,7 +60,7 @@ def find_weights(model: str) -> Weights:
             )
         return Weights(folder, "folder")
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise EncoderError(f"No folder at {folder}. {_way_out(model)}")
+        raise EncoderError(f"No folder at {folder}. {_way_out(model, setting)}")
     repository = model if "/" in model else f"sentence-transformers/{model}"
     tried = []
     for find in (_find_cached, _find_packaged):
@@ -72,10 +73,12 @@ def find_weights(model: str) -> Weights:
         return downloaded
     tried.append(downloaded)
     reasons = "".join(f"\n  - {reason}" for reason in tried)
-    raise EncoderError(f"No weights for {model!r}:{reasons}\n{_way_out(repository)}")
+    raise EncoderError(f"No weights for {model!r}:{reasons}\n{_way_out(repository, setting)}")
 
 
-def _way_out(model: str) -> str:
+def _way_out(model: str, setting: str) -> str:
+    if setting != "embedding.model":
+        return f"Set {setting} to a folder with the model."
     packaged = "install recgrit[offline], which carries them; " if model == DEFAULT_MODEL else ""
     return (
         f"Set embedding.model to a folder with the model; {packaged}or choose "

@@ -85,7 +85,17 @@ class Terms:
     def load(cls, directory: Path) -> Terms:
         """Read what `save` wrote."""
         frame = pl.read_parquet(directory / TERMS_NAME, glob=False)
-        return cls(frame["term"], frame["inverse_frequency"].to_numpy())
+        terms, weights = frame["term"], frame["inverse_frequency"]
+        if (
+            terms.dtype != pl.String
+            or weights.dtype != pl.Float32
+            or terms.null_count()
+            or not len(terms)
+            or terms.n_unique() != len(terms)
+            or not weights.is_finite().all(ignore_nulls=False)
+        ):
+            raise DataError(f"The terms in {directory} are no different words with weights.")
+        return cls(terms, weights.to_numpy())
 
 
 def has_words(texts: Sequence[str]) -> bool:

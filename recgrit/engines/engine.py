@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from recgrit.engines.config import EngineConfig
 from recgrit.engines.local import LocalEngine
 from recgrit.engines.shards import Report, ShardBuilder, Shards
 from recgrit.errors import ConfigError
+from recgrit.launch import read_launch
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +61,13 @@ def start_engine(config: EngineConfig) -> Iterator[Engine]:
     """The engine the settings name; what it started is stopped at the end.
 
     Raises:
-        ConfigError: Ray is not installed, or torchrun and Ray are asked for at once.
+        ConfigError: Ray is not installed, torchrun and Ray are asked for at once, or what torchrun
+            leaves in the environment is not what it leaves.
         EngineError: A cluster cannot be reached.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    launch = read_launch()
     if config.kind == "ray":
-        if launched:
+        if launch is not None:
             raise ConfigError(
                 "engine=ray starts its own processes: run 'recgrit run' without torchrun, and set "
                 "engine.train_workers for the number that train."
@@ -75,10 +76,10 @@ def start_engine(config: EngineConfig) -> Iterator[Engine]:
 
         with start_ray(config) as ray_engine:
             yield ray_engine
-    elif launched:
+    elif launch is not None:
         from recgrit.engines.torchrun import join_processes
 
-        with join_processes(config) as processes:
+        with join_processes(config, launch) as processes:
             yield processes
     else:
         if config.train_workers is not None or config.num_workers is not None:

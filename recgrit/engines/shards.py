@@ -84,7 +84,7 @@ class Shards:
             return bool(
                 record["bytes"] == path.stat().st_size and record["sha256"] == digest_file(path)
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return False
 
     def find_pending(self) -> list[int]:

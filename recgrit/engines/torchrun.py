@@ -7,7 +7,6 @@ sent are functions of this package with their settings, between processes of one
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +27,8 @@ from recgrit.engines.shards import (
     ShardWorker,
     require_all,
 )
-from recgrit.errors import ConfigError
+from recgrit.errors import ConfigError, EngineError
+from recgrit.launch import Launch
 from recgrit.progress import track
 
 Task = Callable[[], Any]
@@ -106,11 +106,11 @@ def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> l
 
 
 @contextmanager
-def join_processes(config: EngineConfig) -> Iterator[TorchrunEngine]:
+def join_processes(config: EngineConfig, launch: Launch) -> Iterator[TorchrunEngine]:
     """Take this process's place among those that torchrun started."""
     has_gpu = torch.cuda.is_available()
     if has_gpu:
-        place, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        place, num_gpus = launch.local_number, torch.cuda.device_count()
         if place >= num_gpus:
             raise ConfigError(
                 f"torchrun started process {place + 1} on a machine of {num_gpus} GPUs, and each "
@@ -118,7 +118,14 @@ def join_processes(config: EngineConfig) -> Iterator[TorchrunEngine]:
                 "CUDA_VISIBLE_DEVICES=."
             )
         torch.cuda.set_device(place)
-    distributed.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", PROCESSES_PATIENCE)
+    try:
+        distributed.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", PROCESSES_PATIENCE)
+    except RuntimeError as error:  # torch.distributed's own are of this kind.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EngineError(
+            f"Process {launch.number} cannot join the {launch.num_processes} processes that meet "
+            f"at MASTER_ADDR and MASTER_PORT: {reason[:300]}"
+        ) from None
     engine = TorchrunEngine(config)
     try:
         yield engine

@@ -75,6 +75,65 @@ def long_tail_share(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
     return _mean_of_filled(items, in_tail)
 
 
+def average_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
+    """Mean number of interactions of the items in each user's list; NaN for an empty list.
+
+    ``mean over listed i of counts[i]``, the popularity bias of Yin et al. (VLDB 2012). Unlike
+    `mean_popularity` it grows with the data, and a few bestsellers outweigh all else.
+
+    >>> lists = np.array([[0, 1], [0, -1]], dtype=np.int32)
+    >>> average_popularity(lists, np.array([7, 0, 2, 2])).tolist()
+    [3.5, 7.0]
+    """
+    return _mean_of_filled(items, counts.astype(np.float64))
+
+
+def mean_self_information(
+    items: Lists, num_takers: npt.NDArray[np.int64], num_users: int
+) -> PerList:
+    """Novelty of each user's list, in bits: how surprising it is that somebody took its items.
+
+    ``mean over listed i of -log2(max(num_takers[i], 1) / num_users)`` (Zhou et al., PNAS 2010;
+    Vargas and Castells, RecSys 2011); NaN for an empty list. An item that nobody took counts as one
+    that one user did.
+
+    Args:
+        items: int32 [U, K].
+        num_takers: int64 [N], users with each item in training.
+        num_users: Users in training.
+
+    >>> lists = np.array([[0, 1], [2, -1]], dtype=np.int32)
+    >>> mean_self_information(lists, np.array([8, 2, 0]), 8).tolist()
+    [1.0, 3.0]
+    """
+    information = -np.log2(np.maximum(num_takers, 1) / num_users)
+    return _mean_of_filled(items, information)
+
+
+def gini_index(items: Lists, num_items: int) -> float:
+    """How unevenly the catalogue is listed: 0 if all items are equally often, towards 1 if one is.
+
+    ``sum over i of (2 i - N - 1) x_i / (N sum of x)`` with x the number of lists of each item, from
+    the fewest (i = 1) to the most (i = N): half the mean difference of two items over the mean
+    (Gini, 1912; of recommendations: Fleder and Hosanagar, Management Science 2009). NaN if nothing
+    is listed.
+
+    Args:
+        items: int32 [U, K].
+        num_items: N.
+
+    >>> gini_index(np.array([[0, 1], [2, 3]], dtype=np.int32), 4)
+    0.0
+    >>> gini_index(np.array([[0], [0]], dtype=np.int32), 4)
+    0.75
+    """
+    times = np.sort(np.bincount(items[items != NO_ITEM], minlength=num_items))
+    if not times.any():
+        return float("nan")
+    weights = 2 * np.arange(1, num_items + 1) - num_items - 1
+    return float((weights @ times) / (num_items * times.sum()))
+
+
 def intra_list_diversity(items: Lists, features: npt.NDArray[np.float32]) -> PerList:
     """Mean cosine distance of the pairs in each user's list; NaN for lists of fewer than two.
 

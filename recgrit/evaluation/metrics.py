@@ -73,6 +73,17 @@ def ndcg_at_k(ranks: Ranks, k: int) -> PerTarget:
     return np.where(_is_hit(ranks, k), 1.0 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
 
 
+def reciprocal_rank_at_k(ranks: Ranks, k: int) -> PerTarget:
+    """One over the rank of hits: ``[0 < rank <= k] / rank``; its mean is MRR@k.
+
+    Voorhees, TREC-8 (1999). It falls much faster with the rank than NDCG does.
+
+    >>> reciprocal_rank_at_k(np.array([1, 2, 11, 0], dtype=np.int32), 10).tolist()
+    [1.0, 0.5, 0.0, 0.0]
+    """
+    return np.where(_is_hit(ranks, k), 1.0 / np.maximum(ranks, 1), 0.0)
+
+
 def _is_hit(ranks: Ranks, k: int) -> npt.NDArray[np.bool_]:
     hits: npt.NDArray[np.bool_] = (ranks != MISSED) & (ranks <= k)
     return hits

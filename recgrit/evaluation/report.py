@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
 
 from recgrit.data.config import DataConfig
 from recgrit.data.recommendations import Recommendations
@@ -27,8 +28,14 @@ from recgrit.evaluation.metrics import METRICS, MISSED, PerTarget, Ranks, ranks_
 
 PER_TARGET_NAME = "per_target.parquet"
 REPORT_NAME = "evaluation.json"
-# From this share of targets on that are in the history, new items have metrics of their own.
-MANY_REPEATS = 0.05
+_PER_TARGET = {
+    "user_idx": pl.Int64,
+    "sequence": pl.Int64,
+    "item_idx": pl.Int32,
+    "rank": pl.Int32,
+}
+# Of means, which other machines add up in another order.
+ROUNDING = 1e-9
 
 
 class ReportKey(NamedTuple):
@@ -59,6 +66,40 @@ class ReportKey(NamedTuple):
     def lists(self) -> str:
         """What the lists are called whoever made them, such as ``test_masked``."""
         return f"{self.split}_masked" if self.masked else self.split
+
+
+class _Metric(BaseModel):
+    """A mean and its interval, which is NaN where there is none."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    mean: float
+    low: float
+    high: float
+
+
+class _Protocol(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    split: Literal["valid", "test"]
+    masked: bool
+    ks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    search: str
+    ties: str
+    num_items: Annotated[int, Field(ge=1)]
+    num_users: Annotated[int, Field(ge=1)]
+    num_targets: Annotated[int, Field(ge=1)]
+    num_bootstrap: Annotated[int, Field(ge=1, le=1_000_000)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class _Saved(BaseModel):
+    """What stands in the file of a report."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    protocol: _Protocol
+    metrics: dict[str, _Metric]
 
 
 @dataclass(frozen=True)
@@ -108,6 +149,39 @@ class EvaluationReport:
     def intervals(self) -> dict[str, tuple[float, float]]:
         """95% bootstrap intervals over users, by the same names."""
         return dict(self.bounds)
+
+    def require_targets_of(self, split: SequenceSplit) -> None:
+        """Refuse a report of other targets than those of a split.
+
+        Raises:
+            DataError: It is of others.
+        """
+        name = self.protocol["split"]
+        _check_sequences(self.sequences, split, name)
+        items = self.per_target["item_idx"].to_numpy()
+        if not np.array_equal(split.targets(name, self.sequences), items) or not np.array_equal(
+            split.owners_of(self.sequences), self.users
+        ):
+            raise DataError(f"The report on {name} is of other targets than the run has there.")
+
+    def _check(self) -> None:
+        """Compare the parts with one another.
+
+        Raises:
+            ValueError: They do not fit together.
+        """
+        protocol, frame = self.protocol, self.per_target
+        if dict(frame.schema) != _PER_TARGET or any(frame.null_count().row(0)):
+            raise ValueError(f"expected the columns {', '.join(_PER_TARGET)} without gaps")
+        if frame.height != protocol["num_targets"] or not frame.height:
+            raise ValueError(f"{frame.height} targets, not {protocol['num_targets']}")
+        if int(self.ranks.min()) < MISSED or len(np.unique(self.sequences)) != frame.height:
+            raise ValueError("a rank is negative, or a target stands there twice")
+        values = _metrics_of(self.ranks, self.ks)
+        if self.means.keys() != values.keys() or any(
+            abs(self.means[name] - value.mean()) > ROUNDING for name, value in values.items()
+        ):
+            raise ValueError("the metrics are not those of the ranks")
 
     def of_targets(self, members: npt.NDArray[np.bool_]) -> EvaluationReport:
         """The report of some of the targets alone, with intervals of their own.
@@ -159,69 +233,21 @@ class EvaluationReport:
         """
         try:
             values = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
-            metrics = values["metrics"]
-            return cls(
+            found = _Saved.model_validate(values)
+            report = cls(
                 per_target=pl.read_parquet(directory / PER_TARGET_NAME, glob=False),
                 # JSON has no tuples, and a report must load equal to the one saved.
-                protocol=values["protocol"] | {"ks": tuple(values["protocol"]["ks"])},
-                means={name: metric["mean"] for name, metric in metrics.items()},
-                bounds={name: (metric["low"], metric["high"]) for name, metric in metrics.items()},
+                protocol=values["protocol"] | {"ks": tuple(found.protocol.ks)},
+                means={name: metric.mean for name, metric in found.metrics.items()},
+                bounds={name: (metric.low, metric.high) for name, metric in found.metrics.items()},
             )
+            report._check()
+            return report
         except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
             raise ArtifactError(
                 f"No readable evaluation at {directory}: {error!r}. Expected {REPORT_NAME} and "
                 f"{PER_TARGET_NAME}; run the evaluation again."
             ) from None
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Targets of test that stand in the history before them already.
-
-    Args:
-        is_repeat: bool [T], which of a report's targets do.
-        kept: What ``data.repeats`` is in the run.
-    """
-
-    is_repeat: npt.NDArray[np.bool_]
-    kept: str
-
-    @classmethod
-    def of(cls, report: EvaluationReport, split: SequenceSplit, data: DataConfig) -> Repeats:
-        """Those among the targets of a report of test."""
-        return cls(split.repeats("test", report.sequences), data.repeats)
-
-    @property
-    def share(self) -> float:
-        """Of all targets."""
-        return float(self.is_repeat.mean())
-
-    @property
-    def are_many(self) -> bool:
-        """Whether they are so many that a headline over all targets misleads."""
-        return self.share > MANY_REPEATS
-
-    def of_new_items(self, masked: EvaluationReport) -> EvaluationReport | None:
-        """The report of all other targets, in masked lists; None where there are none."""
-        return None if self.is_repeat.all() else masked.of_targets(~self.is_repeat)
-
-    def explain(self) -> str:
-        """What they are, in words."""
-        new = int((~self.is_repeat).sum())
-        told = (
-            f"{self.share:.1%} of {len(self.is_repeat):,} test targets stand in the history before "
-            f"them already (data.repeats={self.kept}; first or last would keep one interaction of "
-            "a user with an item)."
-        )
-        if not new:
-            return (
-                f"{told} None is new: nothing here says how well new items are found, and masked "
-                "lists, from which seen items are filtered out, miss every target."
-            )
-        return (
-            f"{told} New items are the other {new:,}, looked for in masked lists: seen items are "
-            "filtered out of these, so that they miss every repeat."
-        )
 
 
 def describe_search(beam_width: int | None) -> str:

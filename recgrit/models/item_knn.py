@@ -87,6 +87,10 @@ class ItemKNN(Model):
             raise DataError(f"Similarities {similarities.shape} for {items.num_items} items.")
         return cls(similarities, discount=settings.discount, history_length=settings.history_length)
 
+    def neighbour_table(self) -> sparse.csr_array:
+        """See `Model.neighbour_table`."""
+        return self.similarities
+
     def score(self, histories: Histories) -> Tensor:
         """Scores float32 ``[B, N]``."""
         items, lengths = histories.items.numpy(), histories.lengths.numpy()

@@ -118,7 +118,8 @@ def learn_ids(
 
     Each of several processes is given the same and returns the same.
     """
-    train_items = torch.from_numpy(split.train_item_counts() > 0)
+    counts = torch.from_numpy(split.train_item_counts())
+    train_items = counts > 0
 
     def build() -> NextItemNetwork:
         return NextItemNetwork(
@@ -148,7 +149,7 @@ def learn_ids(
         if distributed.is_first():
             _keep_vectors(kept, *found)
     network, history = found
-    fit = fit_codebooks(network.all_vectors(), config, seed=seed)
+    fit = fit_codebooks(network.all_vectors(), config, seed=seed, counts=counts)
     network.start_quantizing(fit.model.quantizer, center=fit.model.mean, scale=fit.model.scale)
     watch = _Watch(network)
     best_epoch = 0

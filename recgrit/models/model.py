@@ -195,6 +195,20 @@ class Model(ABC):
             DataError: No item is allowed.
         """
 
+    def item_vectors(self) -> npt.NDArray[np.float32] | None:
+        """The vectors it learned of items, float32 ``[N, D]``, 0 for those it learned none of.
+
+        None for a model without any.
+        """
+        return None
+
+    def neighbour_table(self) -> csr_array | None:
+        """How near items (columns) stand to others (rows), sparse ``[N, N]``, more being nearer.
+
+        None for a model that counts no neighbours.
+        """
+        return None
+
     def to_device(self, device: str) -> Self:
         """The model on a device of this name; "auto" is a GPU if there is one."""
         return self

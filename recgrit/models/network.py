@@ -25,6 +25,8 @@ from recgrit.training.loop import (
 )
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from recgrit.data.splits import SequenceSplit
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -67,6 +69,11 @@ class NetworkModel(Model, Generic[NetworkT]):
         """Put what is counted and not trained into the network's buffers."""
 
     @classmethod
+    def start_from(cls, network: NetworkT, start: Any) -> None:
+        """Begin with the weights of another, for models that can be trained on."""
+        raise NotImplementedError(f"{cls.__name__} is trained from scratch")
+
+    @classmethod
     def count_parameters(cls, network: NetworkT) -> dict[str, int]:
         """Trained parameters of each part."""
         return {
@@ -84,13 +91,19 @@ class NetworkModel(Model, Generic[NetworkT]):
         seed: int,
         on_epoch: Callable[[TrainingEpoch], None] | None = None,
         checkpoint: Path | None = None,
+        start: Any = None,
     ) -> Fitted[Self]:
-        """Train until validation NDCG@10 no longer rises; see `train_model`."""
+        """Train until validation NDCG@10 no longer rises; see `train_model`.
+
+        ``start`` is what the model's `start_from` begins with; None for a training from scratch.
+        """
         beam_width = getattr(settings, cls.valid_beam_width) if cls.valid_beam_width else None
 
         def build() -> NetworkT:
             network = cls.build(items, settings)
             cls.count(network, items, split)
+            if start is not None:
+                cls.start_from(network, start)
             return network
 
         trained = train_model(
@@ -146,6 +159,11 @@ class NetworkModel(Model, Generic[NetworkT]):
     ) -> None:
         """Put saved weights into a network."""
         network.load_state_dict(state)
+
+    def neighbour_table(self) -> csr_array | None:
+        """See `Model.neighbour_table`."""
+        neighbours: ItemNeighbours | None = getattr(self.network, "neighbours", None)
+        return None if neighbours is None else neighbours.nearest_table()
 
     def to_device(self, device: str) -> Self:
         """Move the network."""

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -116,6 +118,13 @@ class SASRecModel(NetworkModel[SASRec]):
 
     settings_class = SASRecConfig
     needs = ("embed",)
+
+    @torch.inference_mode()
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """The vectors of items, ``[N, D]``; 0 where no training history holds the item."""
+        network = self.network
+        vectors = network.items.weight * network.train_items.unsqueeze(-1)
+        return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
 
     @classmethod
     def build(cls, items: CatalogueInputs, settings: SASRecConfig) -> SASRec:

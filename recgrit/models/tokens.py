@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ from recgrit.retrieval.frontier import Frontier
 from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import Trie, build_trie
 from recgrit.training.weighing import cross_entropy
+
+# Tokens of beams that are one sequence under a mask: more than searches of usual width have.
+MASKED_TOKENS = 512
 
 
 class Attention(nn.Module):
@@ -198,7 +202,11 @@ class TokenWalk:
         """Log-probabilities of the children given their node, ``[B, W, C]``; -inf for none."""
         if chosen is None:
             chosen = frontier.firsts.new_zeros(*frontier.firsts.shape, 0, dtype=torch.long)
-        states = self.model.next_states(self.context, chosen)
+        # Beams do not see one another, and the mask between the tokens of those that are in one
+        # sequence grows with their square: of a wide search some are a sequence at a time.
+        most = max(1, MASKED_TOKENS // (chosen.shape[2] + 1))
+        parts = [self.model.next_states(self.context, part) for part in chosen.split(most, dim=1)]
+        states = torch.cat(parts, dim=1)
         log_probs = self.model.tables.score(states, level).float().log_softmax(dim=-1)  # [B, W, K]
         codes = self.trie.node_codes[frontier.children].long()
         return log_probs.gather(-1, codes).masked_fill(~frontier.present, NEVER)
@@ -280,6 +288,13 @@ class TokenModel(NetworkModel[TokenNetwork]):
                 "This model finds items by beam search only: set a beam width, for example 50."
             )
         return TokenRanker(self.network, self._trie, beam_width=beam_width, allowed=allowed)
+
+    @torch.inference_mode()
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """Sums of the embeddings of items' codes, ``[N, D]``."""
+        tables = self.network.tables
+        sums = F.embedding_bag(tables.item_tokens, tables.embedding.weight, mode="sum")
+        return np.asarray(sums.float().cpu().numpy(), dtype=np.float32)
 
     @cached_property
     def _trie(self) -> Trie:

@@ -30,6 +30,8 @@ from recgrit.retrieval.neighbours import ItemNeighbours, Strengths
 from recgrit.retrieval.strengths import fit_strengths
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from recgrit.data.splits import SequenceSplit
 
 # Where the fit begins: with nothing else to go by, neighbours have most of the probability.
@@ -87,6 +89,10 @@ class Transitions(Model):
         neighbours = ItemNeighbours(items.num_items, settings.neighbours)
         neighbours.load_state_dict(load_file(directory / WEIGHTS_NAME))
         return cls(neighbours, history_length=settings.history_length)
+
+    def neighbour_table(self) -> csr_array | None:
+        """See `Model.neighbour_table`."""
+        return self.neighbours.nearest_table()
 
     @torch.inference_mode()
     def score(self, histories: Histories) -> Tensor:

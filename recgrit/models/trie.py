@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +18,22 @@ from recgrit.retrieval.trie_ranker import TrieRanker
 
 if TYPE_CHECKING:
     from recgrit.data.splits import SequenceSplit
+
+# Items whose vectors are made at a time.
+ITEMS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A retriever to train on.
+
+    Args:
+        network: Trained, of the same sizes, over a catalogue that has every item.
+        rows: int64 ``[N]``, the row of each item in that catalogue.
+    """
+
+    network: TrieRetriever
+    rows: npt.NDArray[np.int64]
 
 
 class TrieModel(NetworkModel[TrieRetriever]):
@@ -64,6 +82,20 @@ class TrieModel(NetworkModel[TrieRetriever]):
         count_neighbours(network.neighbours, split, items.likeness)
 
     @classmethod
+    @torch.no_grad()
+    def start_from(cls, network: TrieRetriever, start: WarmStart) -> None:
+        """Begin with the weights of another, and with the vector of every node there."""
+        own = network.nodes.node_embedding.weight
+        theirs = dict(start.network.named_parameters())
+        for name, value in network.named_parameters():
+            if value is not own:
+                value.copy_(theirs[name])
+        places = torch.zeros(len(network.nodes.node_levels), dtype=torch.int32)
+        # Equal IDs, so the paths have equal nodes.
+        places[network.trie.paths] = start.network.trie.paths[torch.from_numpy(start.rows)]
+        network.nodes.start_from(start.network.nodes, places)
+
+    @classmethod
     def count_parameters(cls, network: TrieRetriever) -> dict[str, int]:
         """Trained parameters of each part."""
         return network.num_parameters()
@@ -84,6 +116,14 @@ class TrieModel(NetworkModel[TrieRetriever]):
         if neighbours is not None and joined.any():
             assert items.likeness is not None
             neighbours.add_items(items.likeness, ~joined, joined & items.listed)
+
+    @torch.inference_mode()
+    def item_vectors(self) -> npt.NDArray[np.float32]:
+        """What the history encoder reads of items: the sums over their paths, ``[N, D]``."""
+        nodes = self.network.nodes.table()
+        items = torch.arange(self.network.num_items, device=self.network.trie.paths.device)
+        parts = [self.network.item_vectors(some, nodes) for some in items.split(ITEMS_AT_ONCE)]
+        return np.asarray(torch.cat(parts).float().cpu().numpy(), dtype=np.float32)
 
     def ranker(self, *, beam_width: int | None = None, allowed: Tensor | None = None) -> TrieRanker:
         """See `Model.ranker`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -52,10 +52,14 @@ WHAT = {
     "item_id": "what they interacted with (a product, an article)",
     "timestamp": "when it happened",
 }
-SAME_IDS, WHOLE_NAME, WORD, CONTENT = 10.0, 3.0, 2.0, 1.0
+SAME_IDS, WHOLE_NAME, WORD, CONTENT, NAME_ALONE = 10.0, 3.0, 2.0, 1.0, 0.5
+MAX_EVENT_TYPES = 30
 # Of ids in one column, how many stand in a column of the items, to be the same ids.
 MEETING = 0.5
-_DATE = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|^\s*\d{1,2} \p{L}{3}|^\s*\p{L}{3,9} \d{1,2}"
+_DATE = (
+    r"^\s*\d{8}T\d{4}|^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+    r"|^\s*\d{1,2} \p{L}{3}|^\s*\p{L}{3,9} \d{1,2}"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Columns:
 
     Args:
         user_id: Of the user.
-        item_id: Of the item, in both.
+        item_id: Of the item.
+        items_id: Of the item in the item table, where that calls it otherwise; None where both
+            call it alike.
         timestamp: Of the time.
         weight: Of the rating; None where there is none.
         title: Of the items' titles; None where there is none.
@@ -73,6 +79,7 @@ class Columns:
 
     user_id: str
     item_id: str
+    items_id: str | None
     timestamp: str
     weight: str | None
     title: str | None
@@ -98,20 +105,25 @@ def find_columns(
         for role in ("user_id", "item_id", "timestamp")
     }
     chosen = dict(known)
-    if items is not None and "item_id" not in chosen:
-        _add_meeting(scores["item_id"], log, items)
+    meeting = {} if items is None else _find_meeting(log, items, chosen.get("items_id"))
+    if "item_id" not in chosen:
+        _prefer_meeting(scores, meeting)
     for role in ("timestamp", "item_id", "user_id"):
         if role not in chosen:
             chosen[role] = _choose(role, scores[role], set(chosen.values()), ask)
+    if items is not None and "items_id" not in chosen:
+        chosen["items_id"] = _choose_items_id(chosen["item_id"], meeting, items, ask)
+    items_id = chosen.get("items_id", chosen["item_id"])
     taken = {chosen[role] for role in scores}
     left = [name for name in log.columns if name not in taken]
     return Columns(
         user_id=chosen["user_id"],
         item_id=chosen["item_id"],
+        items_id=None if items_id == chosen["item_id"] else items_id,
         timestamp=chosen["timestamp"],
         weight=chosen.get("weight") or _find_rating(log, left),
-        title=chosen.get("title") or _find_title(items, chosen["item_id"]),
-        event=_find_event(log, left),
+        title=chosen.get("title") or _find_title(items, items_id),
+        event=chosen.get("event") or _find_event(log, left),
     )
 
 
@@ -141,19 +153,31 @@ def _score(role: str, column: pl.Series) -> float:
         return 0.0
     named = score_name(role, column.name)
     if role == "timestamp":
-        if _holds_dates(given):
-            return max(named, CONTENT)
-        return named if _holds_numbers(given) else 0.0
+        return _score_times(given, named)
     try:
         ids = as_ids(given, "", column.name)
     except DataError:
         # Damaged ids are refused when they are read: the name says that they are meant.
         return named if named >= WHOLE_NAME else 0.0
-    return named if ids.n_unique() > 1 or len(ids) < 3 else 0.0
+    if ids.n_unique() > 1 or len(ids) < 3:
+        return named
+    # The same id in all rows: of one user, if its name says so and no other column's does.
+    return named - 1 if named >= WHOLE_NAME else 0.0
+
+
+def _score_times(given: pl.Series, named: float) -> float:
+    if _holds_dates(given):
+        return max(named, CONTENT)
+    if _holds_numbers(given):
+        return named
+    # Reading it says what is wrong with it, where no other column can tell the time.
+    return NAME_ALONE if named >= WHOLE_NAME else 0.0
 
 
 def _holds_dates(given: pl.Series) -> bool:
     """Whether most values are dates."""
+    if isinstance(given.dtype, pl.Categorical | pl.Enum):
+        given = given.cast(pl.String)
     if given.dtype == pl.String:
         return int(given.str.contains(_DATE).sum()) > len(given) // 2
     return isinstance(given.dtype, pl.Datetime | pl.Date)
@@ -166,35 +190,77 @@ def _holds_numbers(given: pl.Series) -> bool:
     return given.dtype.is_numeric()
 
 
-def _add_meeting(scores: dict[str, float], log: pl.DataFrame, items: pl.DataFrame) -> None:
-    """A column whose ids stand in the item table under the same name is the item's.
+def _find_meeting(
+    log: pl.DataFrame, items: pl.DataFrame, items_id: str | None
+) -> dict[str, list[str]]:
+    """For columns of the log, those of the items with the same ids, one of the same name first.
 
-    Raises:
-        ConfigError: They stand there under another name only.
+    Args:
+        log: Rows of the log.
+        items: Rows of the item table.
+        items_id: The only column of the items that counts; None for any.
     """
+    wanted = items.columns if items_id is None else [items_id]
+    described = {name: ids for name in wanted if (ids := _read_ids(items, name)) is not None}
+    # Ids of items stand there once.
+    keys = {n: ids for n, ids in described.items() if ids.n_unique() >= 0.9 * len(ids)}
+    meeting: dict[str, list[str]] = {}
+    for name in log.columns:
+        ids = _read_ids(log, name)
+        if ids is None or (ids := ids.unique()).len() < 2:
+            continue
+        shares = {key: float(ids.is_in(keys[key].implode()).mean() or 0) for key in keys}  # type: ignore[arg-type]
+        met = [key for key, share in shares.items() if share >= MEETING]
+        if met:
+            meeting[name] = sorted(met, key=lambda key: (key != name, -shares[key]))
+    return meeting
 
-    def meets(left: str, right: str) -> bool:
-        try:
-            ids = as_ids(log[left], "", left).cast(pl.String).drop_nulls().unique()
-            described = as_ids(items[right], "", right).cast(pl.String).drop_nulls()
-        except DataError:
-            return False
-        if described.n_unique() < 0.9 * len(described):  # Ids of items stand there once.
-            return False
-        return len(ids) > 1 and ids.is_in(described.implode()).mean() >= MEETING  # type: ignore
 
-    shared = [name for name in log.columns if name in items.columns and meets(name, name)]
-    for name in shared:
-        scores[name] += SAME_IDS
-    if shared:
-        return
-    best = max(scores, key=lambda name: scores[name])
-    others = [name for name in items.columns if name not in log.columns and meets(best, name)]
-    if best not in items.columns and scores[best] > 0 and others:
-        raise ConfigError(
-            f"The items' ids stand in the column {best} of the log and in {others[0]} of the item "
-            f"table: call the column {best} in both files."
-        )
+def _read_ids(frame: pl.DataFrame, name: str) -> pl.Series | None:
+    """A column as ids in text; None where it can hold none."""
+    try:
+        return as_ids(frame[name], "", name).cast(pl.String).drop_nulls().str.strip_chars()
+    except DataError:
+        return None
+
+
+def _prefer_meeting(
+    scores: Mapping[str, dict[str, float]], meeting: Mapping[str, Sequence[str]]
+) -> None:
+    """A column of the log whose ids stand in the item table is the item's.
+
+    One that the item table calls alike is, and so is one that is called as an item. Any other is
+    only if it is alone and is called as nothing else: numbers of people may be numbers of items.
+    """
+    of_items = scores["item_id"]
+    alike = [name for name, others in meeting.items() if others[0] == name]
+    named = [name for name in meeting if of_items[name] > 0]
+    free = [
+        name
+        for name in meeting
+        if not any(scores[role][name] >= WORD for role in ("user_id", "timestamp"))
+    ]
+    for name in alike or named or (free if len(free) == 1 else []):
+        of_items[name] += SAME_IDS
+
+
+def _choose_items_id(
+    item_id: str, meeting: Mapping[str, Sequence[str]], items: pl.DataFrame, ask: Ask
+) -> str:
+    """The column of the item table with the ids that the log has in ``item_id``.
+
+    By what it holds, else by its name: then ids that do not meet are refused when all are read.
+    """
+    options = list(meeting.get(item_id, ()))
+    if options[:1] == [item_id] or (not options and item_id in items.columns):
+        return item_id
+    options = options or list(items.columns)
+    scores = {name: score_name("item_id", name) for name in options}
+    best = [name for name in options if scores[name] == max(scores.values())]
+    if len(best) == 1 and (scores[best[0]] > 0 or len(options) == 1):
+        return best[0]
+    text = f"Which column of the items has the ids that the log has in {item_id}?"
+    return ask(Question(text, options, None, "data.table.items_id"))
 
 
 def _choose(role: str, scores: dict[str, float], taken: set[str], ask: Ask) -> str:
@@ -244,16 +310,23 @@ def _find_title(items: pl.DataFrame | None, item_id: str) -> str | None:
 
 
 def _find_event(log: pl.DataFrame, left: list[str]) -> str | None:
-    """The column with a few words that name kinds of events."""
+    """The column with a few words that name types of events, or that is called as one of these.
+
+    ``type`` alone may be a type of anything, unless its words are those of events.
+    """
     from recgrit.proposal.events import is_event
 
     for name in left:
-        if log.schema[name] not in (pl.String, pl.Categorical):
+        is_text = log.schema[name] in (pl.String, pl.Categorical)
+        if not is_text and not log.schema[name].is_integer():
             continue
-        kinds = log[name].cast(pl.String).drop_nulls().unique()
-        if not 1 < len(kinds) <= 30:
+        types = log[name].cast(pl.String).drop_nulls().str.strip_chars().unique()
+        types = types.filter(types != "")
+        if not 1 < len(types) <= MAX_EVENT_TYPES:
             continue
-        known = sum(is_event(kind) for kind in kinds)
-        if known >= (1 if score_name("event", name) >= WHOLE_NAME else (len(kinds) + 1) // 2):
+        num_known = sum(is_event(one) for one in types)
+        is_called = score_name("event", name) >= WHOLE_NAME
+        is_vague = name.lower() == "type" or (not is_text and log[name].n_unique() > 10)
+        if num_known >= (len(types) + 1) // 2 or (is_called and (num_known or not is_vague)):
             return name
     return None

@@ -20,12 +20,14 @@ class Question:
         options: The answers there are.
         default: The one that is likely; None where nothing speaks for any.
         setting: The setting that answers it.
+        unanswered: What is done where nobody is there to answer; None needs an answer.
     """
 
     text: str
     options: Sequence[str]
     default: str | None
     setting: str
+    unanswered: str | None = None
 
 
 Ask = Callable[[Question], str]
@@ -35,8 +37,10 @@ def take_default(question: Question) -> str:
     """The likely answer, which is said.
 
     Raises:
-        ConfigError: None is likely.
+        ConfigError: None is likely, and one is needed.
     """
+    if question.unanswered is not None:
+        return question.unanswered
     if question.default is None:
         raise ConfigError(
             f"{question.text} Nothing tells. Set {question.setting} to one of "
@@ -50,8 +54,10 @@ def refuse(question: Question) -> str:
     """Nobody is there to answer.
 
     Raises:
-        ConfigError: Always; names the setting.
+        ConfigError: An answer is needed; names the setting.
     """
+    if question.unanswered is not None:
+        return question.unanswered
     example = question.default or question.options[0]
     likely = "" if question.default is None else f", or take {question.default} with --yes"
     raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,26 +14,42 @@ import polars as pl
 
 from recgrit.config import load_config
 from recgrit.data.config import TableConfig
-from recgrit.data.filtering import drop_exact_duplicates, find_repeats
-from recgrit.data.id_columns import require_meeting_ids
+from recgrit.data.events import EventTypes
+from recgrit.data.filtering import (
+    drop_exact_duplicates,
+    find_repeats,
+    keep_events,
+    keep_one_per_item,
+)
+from recgrit.data.id_columns import ITEM_SETTINGS, require_meeting_ids
 from recgrit.data.items import ItemTable
 from recgrit.data.prepare import build_item_table
 from recgrit.data.sources.raw import RawData
+from recgrit.data.sources.reading import show_names
 from recgrit.data.sources.table import Table
 from recgrit.data.sources.table_files import TableFile, find_tables, list_files, open_table
 from recgrit.embedding.text import ChosenText, choose_text
-from recgrit.errors import AmbiguousDatesError, ConfigError
+from recgrit.errors import AmbiguousDatesError, ConfigError, DataError
 from recgrit.experiment import ExperimentConfig
 from recgrit.proposal.columns import Columns, find_columns
+from recgrit.proposal.events import EventChoice, choose_events, count_targets, settle_targets
 from recgrit.proposal.questions import Ask, Question
 from recgrit.proposal.sizes import Kept, choose_filters
-from recgrit.proposal.suspicions import Repeats, measure_repeats, suspect_items, suspect_log
+from recgrit.proposal.suspicions import (
+    Repeats,
+    find_clock,
+    measure_repeats,
+    suspect_items,
+    suspect_log,
+)
 
 logger = logging.getLogger(__name__)
 
 # Rows by which columns are found; all rows count for all else.
 SAMPLE = 100_000
 PREFIX = "data.table."
+# Share of interactions with an item the user had before, below which they change little.
+FEW_REPEATS = 0.05
 # Columns of amounts, of which negative ones are returns.
 _AMOUNTS = ("qty", "quantity", "amount", "count", "units", "menge")
 
@@ -51,7 +68,9 @@ class ShopFacts:
         num_items: Different items in it.
         first: The first day.
         last: The last day.
-        kinds: How often each kind of event is there; empty where none are told.
+        types: How often each type of events is there; empty where the log has none.
+        events_choice: What each type is worth; None where the log has none.
+        num_targets: Events that training predicts in an epoch, about.
         repeats: How often users meet an item again.
         keeps_repeats: Whether interactions with an item that a user had before are kept.
         kept: What the proposed filters leave.
@@ -68,7 +87,9 @@ class ShopFacts:
     num_items: int
     first: str
     last: str
-    kinds: dict[str, int]
+    types: dict[str, int]
+    events_choice: EventChoice | None
+    num_targets: int
     repeats: Repeats
     keeps_repeats: bool
     kept: Kept
@@ -99,22 +120,31 @@ def look_at(
     log_tables = [tables for tables in log_tables if tables]
     item_tables = [_open(path, table, of_items=True) for path in described]
     opened = [one for tables in log_tables for one in tables]
+    log = _sample(opened, events)
+    _require_columns(log, opened[0])
+    clock = find_clock(log)
     columns = find_columns(
-        _sample(opened),
-        _sample([one for tables in item_tables for one in tables]) if items is not None else None,
-        {role: str(known[role]) for role in _ROLES if role in known},
+        log,
+        None if items is None else _sample([one for found in item_tables for one in found], items),
+        {role: str(known[role]) for role in ROLES if known.get(role) is not None},
         ask,
     )
-    chosen = {role: getattr(columns, role) for role in _ROLES}
-    if chosen["title"] is None:
-        del chosen["title"]
+    types, num_blank = _count_types(opened, columns.event)
+    choice = choose_events(types, num_blank, ask) if types else None
+    chosen = {role: name for role in ROLES if (name := getattr(columns, role)) is not None}
+    sure = choice if choice is not None and choice.is_sure else None
+    event_types = EventTypes.of(sure.weights, sure.targets) if sure else None
+    if sure is None:
+        chosen.pop("event", None)
     settings: dict[str, Any] = {**known, **chosen}
-    raw = _read(events, settings, ask)
-    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], "data.table.item_id")
-    return _weigh_up(events, items, columns, settings, raw, opened)
+    raw = _read(events, settings, event_types, ask)
+    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], ITEM_SETTINGS)
+    return _weigh_up(
+        events, items, columns, settings, raw, opened, types, choice, event_types, clock
+    )
 
 
-_ROLES = ("user_id", "item_id", "timestamp", "weight", "title")
+ROLES = ("user_id", "item_id", "items_id", "timestamp", "weight", "event", "title")
 
 
 def _read_overrides(overrides: Sequence[str], items: Path | None) -> dict[str, Any]:
@@ -134,7 +164,7 @@ def _read_overrides(overrides: Sequence[str], items: Path | None) -> dict[str, A
 
 def _open(path: Path, table: Table, *, of_items: bool) -> list[TableFile]:
     """The tables in a file, those without columns left out."""
-    wanted = [table.item_id] if of_items else [table.user_id, table.item_id, table.timestamp]
+    wanted = [table.described_id] if of_items else [table.user_id, table.item_id, table.timestamp]
     names = table.item_columns if of_items else table.columns
     found = [
         open_table(
@@ -148,7 +178,23 @@ def _open(path: Path, table: Table, *, of_items: bool) -> list[TableFile]:
     return [one for one in found if one.columns]
 
 
-def _sample(tables: Sequence[TableFile]) -> pl.DataFrame:
+def _require_columns(log: pl.DataFrame, first: TableFile) -> None:
+    """Stop where a log has fewer columns than it takes to say who took what and when."""
+    if log.width >= 3:
+        return
+    hint = ""
+    if first.text is not None:
+        found = re.search(r"[~^ #/*+@§]", log.columns[0])
+        # In quotes of YAML too, where ~ alone is nothing.
+        setting = f"data.table.separator=\"'{found[0] if found else '~'}'\""
+        hint = f" If another character stands between the fields, add {setting}."
+    raise DataError(
+        f"{first.label} has {log.width} column{'s' * (log.width != 1)}, {show_names(log.columns)} "
+        f"({first.describe()}): expected one each for the user, the item and the time.{hint}"
+    )
+
+
+def _sample(tables: Sequence[TableFile], path: Path) -> pl.DataFrame:
     """The first rows, with all columns."""
     parts: list[pl.DataFrame] = []
     for table in tables:
@@ -160,14 +206,19 @@ def _sample(tables: Sequence[TableFile]) -> pl.DataFrame:
             continue
         break
     if not parts:
-        raise ConfigError("The files hold no row: there is nothing to look at.")
+        raise DataError(
+            f"{path} holds no row of data: expected a table with a header and rows. Was it saved "
+            "or downloaded to the end?"
+        )
     return pl.concat(parts, how="diagonal_relaxed").head(SAMPLE)
 
 
-def _read(events: Path, settings: dict[str, Any], ask: Ask) -> RawData:
+def _read(
+    events: Path, settings: dict[str, Any], event_types: EventTypes | None, ask: Ask
+) -> RawData:
     """All rows, as preparing reads them; dates that can be read in two ways are asked about."""
     while True:
-        table = Table(**TableConfig(**settings).model_dump())
+        table = Table(**TableConfig(**settings).model_dump(), event_types=event_types)
         try:
             return table.read(table.find_files(events))
         except AmbiguousDatesError as error:
@@ -183,23 +234,41 @@ def _weigh_up(
     settings: dict[str, Any],
     raw: RawData,
     logs: Sequence[TableFile],
+    types: dict[str, int],
+    choice: EventChoice | None,
+    event_types: EventTypes | None,
+    clock: str | None,
 ) -> ShopFacts:
-    frame = raw.coded.frame
-    rows = drop_exact_duplicates(frame, find_repeats(frame))
+    frame = raw.coded.frame if event_types is None else keep_events(raw.coded.frame)
+    suspects = find_repeats(frame)
+    rows = drop_exact_duplicates(frame, suspects)
     user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
     repeats = measure_repeats(rows)
     # Again within a day is one visit; later on, people come back.
-    keeps = repeats.share < 0.05 or repeats.soon < 0.5
-    counted = rows if keeps else rows.unique(["user_id", "item_id"], maintain_order=True)
-    kept = choose_filters(counted, len(user_ids), len(item_ids))
+    keeps = repeats.share < FEW_REPEATS or repeats.soon < 0.5
+    undone = () if event_types is None else event_types.left_out
+    kept, left = choose_filters(
+        rows if keeps else keep_one_per_item(rows, "first"),
+        len(user_ids),
+        len(item_ids),
+        counted="interactions"
+        + ("" if keeps else " with different items")
+        + (f" beside {', '.join(undone)}, which are left out" if undone else ""),
+    )
+    if event_types is not None and choice is not None:
+        choice = settle_targets(choice, left, event_types.names)
     text = None
-    warnings = [*suspect_log(rows, raw.counts["rows_read"], frame.height - rows.height, user_ids)]
+    twice = suspects.drop("row")
+    warnings = [
+        *suspect_log(
+            rows, raw.counts["rows_read"], twice.height - twice.unique().height, user_ids, clock
+        )
+    ]
     if items is not None:
         text = choose_text(ItemTable(build_item_table(item_ids, raw.items).frame))
         warnings += suspect_items(raw.items, item_ids, text.used)
     amounts = [n for n in logs[0].columns if n.lower() in _AMOUNTS and n not in settings.values()]
-    kinds, num_negative = _count(logs, columns.event, amounts)
-    if num_negative:
+    if num_negative := _count_negative(logs, amounts):
         warnings.append(
             f"{num_negative:,} of {frame.height:,} rows have a negative {amounts[0]}: they look "
             "like returns, and count as interactions. Take them out."
@@ -213,13 +282,15 @@ def _weigh_up(
         events=events,
         items=items,
         columns=columns,
-        table={n: v for n, v in settings.items() if n not in (*_ROLES, "items_path")},
+        table={n: v for n, v in settings.items() if n not in (*ROLES, "items_path")},
         num_rows=frame.height,
         num_users=len(user_ids),
         num_items=len(item_ids),
         first=first,
         last=last,
-        kinds=kinds,
+        types=types,
+        events_choice=choice,
+        num_targets=count_targets(left, choice, event_types),
         repeats=repeats,
         keeps_repeats=keeps,
         kept=kept,
@@ -228,21 +299,26 @@ def _weigh_up(
     )
 
 
-def _count(
-    logs: Sequence[TableFile], event: str | None, amounts: Sequence[str]
-) -> tuple[dict[str, int], int]:
-    """How often each kind of event is there, the most frequent first; rows of negative amounts."""
-    kinds: dict[str, int] = {}
-    num_negative = 0
-    for part in _parts(logs, [*([event] if event else []), *amounts[:1]]):
-        for name in amounts[:1]:
-            numbers = part[name].cast(pl.Float64, strict=False)
-            num_negative += int((numbers < 0).sum())
-        if event:
-            counts = part[event].cast(pl.String).drop_nulls().str.strip_chars().value_counts()
-            for kind, number in counts.iter_rows():
-                kinds[kind] = kinds.get(kind, 0) + number
-    return dict(sorted(kinds.items(), key=lambda kind: -kind[1])), num_negative
+def _count_types(logs: Sequence[TableFile], event: str | None) -> tuple[dict[str, int], int]:
+    """How often each type of events is there, the most frequent first; rows that have none."""
+    types: dict[str, int] = {}
+    num_blank = 0
+    for part in () if event is None else _parts(logs, [event]):
+        assert event is not None
+        names = part[event].cast(pl.String).str.strip_chars()
+        num_blank += int((names.is_null() | (names == "")).sum())
+        for name, number in names.drop_nulls().value_counts().iter_rows():
+            if name:
+                types[name] = types.get(name, 0) + number
+    return dict(sorted(types.items(), key=lambda found: -found[1])), num_blank
+
+
+def _count_negative(logs: Sequence[TableFile], amounts: Sequence[str]) -> int:
+    """Rows with a negative number in the first of these columns."""
+    return sum(
+        int((part[amounts[0]].cast(pl.Float64, strict=False) < 0).sum())
+        for part in _parts(logs, amounts[:1])
+    )
 
 
 def _parts(logs: Sequence[TableFile], names: Sequence[str]) -> Iterator[pl.DataFrame]:

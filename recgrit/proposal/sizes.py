@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recgrit.data.k_core import cut_to_k_core
@@ -18,6 +19,10 @@ from recgrit.errors import DataError
 FILTERS = ((5, 5), (3, 3), (3, 1))
 ENOUGH = 0.5
 LONG_HISTORY = 100
+# A step has so many targets that an epoch has at least so many steps: with a learning rate of .003,
+# training then converges within the epochs that it has.
+STEPS_PER_EPOCH = 16
+SMALLEST_BATCH, LARGEST_BATCH = 64, 1024
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class Sizes:
         history_length: Items of a history that are read.
         dropout: Of the retriever.
         epochs: At most.
+        patience: Epochs without a better one before training ends.
         batch_targets: Targets of a step.
+        learning_rate: Of the retriever.
         warmup_steps: Steps of linear warm-up.
     """
 
@@ -68,34 +75,43 @@ class Sizes:
     history_length: int
     dropout: float
     epochs: int
+    patience: int
     batch_targets: int
+    learning_rate: float
     warmup_steps: int
 
 
-def choose_filters(rows: pl.DataFrame, num_users: int, num_items: int) -> Kept:
-    """The strictest of the usual filters that keeps half of the interactions.
+def choose_filters(
+    rows: pl.DataFrame, num_users: int, num_items: int, *, counted: str
+) -> tuple[Kept, pl.DataFrame]:
+    """The strictest of the usual filters that keeps half of the interactions, and what it keeps.
 
     Args:
         rows: ``user_id`` and ``item_id`` as codes.
         num_users: How many codes of users there are.
         num_items: Likewise, of items.
+        counted: What the rows are, for messages.
 
     Raises:
         DataError: None leaves anything: nobody has three interactions.
     """
     found = [_keep(rows, num_users, num_items, *least) for least in FILTERS]
-    enough = [kept for kept in found if kept.num_interactions >= ENOUGH * rows.height]
-    best = enough[0] if enough else max(found, key=lambda kept: kept.num_interactions)
+    enough = [one for one in found if one[0].num_interactions >= ENOUGH * rows.height]
+    best, left = enough[0] if enough else max(found, key=lambda one: one[0].num_interactions)
     if not best.num_interactions:
         raise DataError(
-            f"Nobody of {num_users:,} users has three interactions: there is no history to learn "
+            f"Nobody of {num_users:,} user{'s' * (num_users != 1)} has three {counted}: "
+            "there is no history to learn "
             "from and test on. Is data.table.user_id the column of customers, rather than of "
             "visits or orders?"
         )
-    return best
+    return best, rows.filter(pl.Series(left))
 
 
-def _keep(rows: pl.DataFrame, num_users: int, num_items: int, min_user: int, min_item: int) -> Kept:
+def _keep(
+    rows: pl.DataFrame, num_users: int, num_items: int, min_user: int, min_item: int
+) -> tuple[Kept, npt.NDArray[np.bool_]]:
+    """What a filter leaves, and whether each row is of it."""
     per_user = np.bincount(rows["user_id"].to_numpy(), minlength=num_users).astype(np.int64)
     per_item = np.bincount(rows["item_id"].to_numpy(), minlength=num_items).astype(np.int64)
     cut_to_k_core(
@@ -106,7 +122,9 @@ def _keep(rows: pl.DataFrame, num_users: int, num_items: int, min_user: int, min
         min_item_interactions=min_item,
     )
     left = per_user[per_user >= min_user]
-    return Kept(
+    is_left = (per_user >= min_user)[rows["user_id"].to_numpy()]
+    is_left &= (per_item >= min_item)[rows["item_id"].to_numpy()]
+    kept = Kept(
         min_user=min_user,
         min_item=min_item,
         num_users=len(left),
@@ -114,10 +132,16 @@ def _keep(rows: pl.DataFrame, num_users: int, num_items: int, min_user: int, min
         num_interactions=int(left.sum()),
         long_history=int(np.quantile(left, 0.9)) if len(left) else 0,
     )
+    return kept, is_left
 
 
-def choose_sizes(kept: Kept) -> Sizes:
-    """Sizes for what is kept."""
+def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
+    """Sizes for what is kept.
+
+    Args:
+        kept: What filters leave.
+        num_targets: Events that training predicts in an epoch.
+    """
     items, interactions = kept.num_items, kept.num_interactions
     if items <= 300:
         levels, codes = 2, 16
@@ -130,6 +154,9 @@ def choose_sizes(kept: Kept) -> Sizes:
     # No more codes than a quarter of the items: most would stand for one item or none.
     codes = min(codes, max(2, _power_of_two(items // 4)))
     history = next(n for n in (20, 50, LONG_HISTORY) if n >= min(kept.long_history, LONG_HISTORY))
+    # Where few events are targets, large steps would be few, and training would end long before it
+    # has converged.
+    batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, _power_of_two(num_targets // STEPS_PER_EPOCH)))
     is_small, is_large = interactions < 20_000, interactions >= 150_000
     return Sizes(
         num_levels=levels,
@@ -140,9 +167,11 @@ def choose_sizes(kept: Kept) -> Sizes:
         num_heads=2 if is_small else 4,
         history_length=history,
         dropout=0.5 if is_large else 0.3,
-        epochs=20 if is_large else 40,
-        batch_targets=128 if is_small else 1024,
-        warmup_steps=20 if is_small else 200 if is_large else 50,
+        epochs=20 if is_large else 60,
+        patience=4 if is_large else 6,
+        batch_targets=batch,
+        learning_rate=0.001 if is_large else 0.003,
+        warmup_steps=min(200, max(20, 2 * (num_targets // batch))),
     )
 
 

@@ -13,6 +13,7 @@ from recgrit.data.filtering import find_repeats
 from recgrit.data.id_columns import STAND_INS
 
 DAY = 86_400
+_CLOCK = r"^\s*\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?\s*$"
 # Ids of people who are nobody: a till, or whoever was not logged in.
 NOBODY = {*STAND_INS, "guest", "anonymous", "anon", "unknown", "test", "0", "-1", ""}
 # Names of columns of items that are counted from what people did, tested days included.
@@ -47,8 +48,27 @@ def measure_repeats(rows: pl.DataFrame) -> Repeats:
     return Repeats(len(gaps) / rows.height, int((gaps < DAY).sum()) / len(gaps))
 
 
+def find_clock(log: pl.DataFrame) -> str | None:
+    """The column of a log that holds times of day; None where there is none.
+
+    Args:
+        log: Some rows, with all columns.
+    """
+    for name, column in log.to_dict().items():
+        given = column.drop_nulls()
+        if given.dtype == pl.Time and len(given):
+            return name
+        if given.dtype == pl.String and len(given) and bool(given.str.contains(_CLOCK).all()):
+            return name
+    return None
+
+
 def suspect_log(
-    rows: pl.DataFrame, num_read: int, num_duplicates: int, user_ids: pl.Series
+    rows: pl.DataFrame,
+    num_read: int,
+    num_duplicates: int,
+    user_ids: pl.Series,
+    clock: str | None,
 ) -> Iterator[str]:
     """What looks odd in a log, a sentence each.
 
@@ -57,6 +77,7 @@ def suspect_log(
         num_read: Rows of the files.
         num_duplicates: Exact duplicates among them.
         user_ids: The id of each code.
+        clock: The column that holds times of day; None where there is none.
     """
     if num_duplicates > 0.01 * num_read:
         yield (
@@ -71,6 +92,10 @@ def suspect_log(
         yield (
             "All times are midnights: the order within a day is that of the file. If the file has "
             "no such order, what is called the next item may have come before."
+        ) + (
+            f" The column {clock} holds times of day: write the date and that time into one column."
+            if clock is not None
+            else ""
         )
     if num_old := int((times < _seconds(1990)).sum()):
         yield f"{num_old:,} times lie before 1990: are they times? data.since leaves them out."
@@ -91,7 +116,8 @@ def suspect_log(
         nobody.insert(0, name)
     if nobody:
         yield (
-            f"The user id {nobody[0]!r} seems to stand for people who were not known: their "
+            f"The user id{'s' * (len(nobody) > 1)} {', '.join(map(repr, nobody))} seem"
+            f"{'s' * (len(nobody) == 1)} to stand for people who were not known: their "
             "interactions would be one long history. Take such rows out."
         )
     lonely = int((per_user["len"] == 1).sum())

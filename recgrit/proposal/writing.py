@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from recgrit.config import SettingsLoader, validate
+from recgrit.data.sources.reading import show_names
 from recgrit.experiment import ExperimentConfig
 from recgrit.progress import show_control
-from recgrit.proposal.events import propose_targets, propose_weights
-from recgrit.proposal.shop import ShopFacts
+from recgrit.proposal.shop import FEW_REPEATS, ShopFacts
 from recgrit.proposal.sizes import choose_sizes
 
 COMMENT_COLUMN = 34
@@ -63,73 +63,89 @@ def _data(facts: ShopFacts) -> list[str]:
         _line("path", str(facts.events), "from where the command runs", 1),
         "  table:                        # which column is which",
         _line("user_id", columns.user_id, f"{facts.num_users:,} different", 2),
-        _line("item_id", columns.item_id, f"{facts.num_items:,} different, in both files", 2),
+        _line("item_id", columns.item_id, _describe_items(facts), 2),
         _line("timestamp", columns.timestamp, f"{facts.first} to {facts.last}, in UTC", 2),
     ]
     if columns.weight:
         lines.append(_line("weight", columns.weight, "ratings, for data.min_weight", 2))
     if facts.items is not None:
-        lines.append(_line("items_path", str(facts.items), "", 2))
+        lines.append(_line("items_path", str(facts.items), "names and texts of the items", 2))
+        if columns.items_id:
+            lines.append(_line("items_id", columns.items_id, "there it has the same ids", 2))
         if columns.title:
             lines.append(_line("title", columns.title, "what items are called", 2))
-    lines += [_line(name, value, "", 2) for name, value in facts.table.items()]
-    if columns.event:
-        lines.append("    " + _commented("event", columns.event, "kinds of events, see below"))
-    share = f"{facts.repeats.share:.0%} meet an item the user had before"
-    soon = f"{facts.repeats.soon:.0%} of them within a day"
+    lines += [_line(name, value, "as given to init", 2) for name, value in facts.table.items()]
+    if facts.events_choice is not None and columns.event:
+        comment = "types of events, see below"
+        if facts.events_choice.is_sure:
+            lines.append(_line("event", columns.event, comment, 2))
+        else:
+            lines.append("    " + _commented("event", columns.event, comment))
+    lines += _events(facts)
+    share = f"{facts.repeats.share:.0%} of events are with an item the user had before"
     lines.append(_line("repeats", "keep" if facts.keeps_repeats else "first", share, 1))
-    if facts.repeats.share >= 0.05:
-        lines += _explain_repeats(facts, soon)
-    lines += [
-        _line(
-            "min_user_interactions",
-            kept.min_user,
-            f"with the next, leaves {kept.num_users:,} users,",
-            1,
-        ),
-        _line(
-            "min_item_interactions",
-            kept.min_item,
-            f"{kept.num_items:,} items and {kept.num_interactions:,} interactions",
-            1,
-        ),
+    if facts.repeats.share >= FEW_REPEATS:
+        lines += _explain_repeats(facts, f"{facts.repeats.soon:.0%} of them within a day")
+    why = (
+        f"with {kept.min_item} for items it leaves {kept.num_users:,} of {facts.num_users:,} users,"
+    )
+    left = f"{kept.num_items:,} items and {kept.num_interactions:,} interactions"
+    return [
+        *lines,
+        _line("min_user_interactions", kept.min_user, why, 1),
+        _line("min_item_interactions", kept.min_item, left, 1),
         _line("split", "leave_one_out", "or temporal: all users before and after one day", 1),
     ]
-    return [*lines, *_events(facts)]
+
+
+def _describe_items(facts: ShopFacts) -> str:
+    found = f"{facts.num_items:,} different"
+    if facts.items is None:
+        return found
+    return f"{found}, in the log" if facts.columns.items_id else f"{found}, in both files"
 
 
 def _explain_repeats(facts: ShopFacts, soon: str) -> list[str]:
     if facts.keeps_repeats:
         return [f"  # {soon}: people come back, which the model learns."]
+    choice = facts.events_choice
+    first = "Only the first is kept, of the strongest type," if choice and choice.is_sure else (
+        "Only the first is kept,"
+    )  # fmt: skip
     return [
-        f"  # {soon}: the same visit. Only the first is kept, so that what is",
-        "  # predicted is new to the user; 'keep' where people buy the same things again.",
+        f"  # {soon}: the same visit. {first}",
+        "  # so that what is predicted is new to the user; 'keep' where people buy again.",
     ]
 
 
 def _events(facts: ShopFacts) -> list[str]:
-    """What the kinds of events are worth, as lines to take the marks off."""
-    if not facts.kinds:
+    """What the types of events are worth; with marks before the lines where that is in doubt."""
+    choice = facts.events_choice
+    if choice is None:
         return []
-    weights = propose_weights(facts.kinds)
-    worth = {kind: weight for kind, weight in weights.items() if weight}
-    undone = [kind for kind, weight in weights.items() if not weight]
-    counts = ", ".join(f"{_plain(kind)} {number:,}" for kind, number in facts.kinds.items())
-    lines = [
-        f"  # Kinds of events: {counts}.",
-        "  # They count alike unless these two lines and table.event above lose their mark.",
-        "  # With repeats: first, a purchase is kept and not the view before it.",
-        "  " + _commented("event_weights", worth, "what each is worth in training"),
-        "  " + _commented("target_events", propose_targets(worth), "what is predicted"),
+    counts = ", ".join(f"{_plain(name)} {number:,}" for name, number in facts.types.items())
+    undone = [name for name, weight in choice.weights.items() if weight is None]
+    targets = list(choice.targets)
+    if choice.is_sure:
+        out = "; null is left out" if undone else ""
+        asked = "" if choice.asked is None else f": {choice.asked:,} users have two or more"
+        return [
+            f"  # Types of events: {counts}.",
+            _line("event_weights", choice.weights, f"what each is worth in training{out}", 1),
+            _line("target_events", targets, f"what is predicted{asked}", 1),
+        ]
+    return [
+        f"  # Types of events: {counts}.",
+        f"  # All count alike, since {_plain(choice.doubt)}. Where they differ, set the weights",
+        "  # (null leaves a type out), and take the mark off these two lines and table.event.",
+        "  " + _commented("event_weights", choice.weights, "what each is worth in training"),
+        "  " + _commented("target_events", targets, "what is predicted"),
     ]
-    if undone:
-        names = ", ".join(_plain(kind) for kind in undone)
-        lines.append(f"  # No interest, to be taken out of the log: {names}.")
-    return lines
 
 
 def _stages(facts: ShopFacts) -> list[str]:
-    sizes, kept = choose_sizes(facts.kept), facts.kept
+    kept = facts.kept
+    sizes = choose_sizes(kept, facts.num_targets)
     has_text = facts.text is not None and bool(facts.text.used)
     lines = ["embedding:"]
     if has_text:
@@ -137,7 +153,7 @@ def _stages(facts: ShopFacts) -> list[str]:
     else:
         lines.append(_line("encoder", "lsa", "there is no text that says more", 1))
     if facts.text is not None:
-        lines.append(f"  # Item texts: {_plain(', '.join(facts.text.used) or 'none')}.")
+        lines.append(f"  # Item texts: {_plain(show_names(facts.text.used))}.")
         if facts.text.left_out:
             left = "; ".join(f"{name} ({why})" for name, why in facts.text.left_out.items())
             lines.append(f"  # Left out: {_plain(left)}.")
@@ -145,37 +161,48 @@ def _stages(facts: ShopFacts) -> list[str]:
             lines.append("  " + _commented("template", facts.text.template, ""))
     codes = sizes.codebook_size**sizes.num_levels
     weight, why = (0.5, "beside text") if has_text else (1.0, "as much as there is")
+    per_item = _per_leaf(codes, kept.num_items)
+    steps = math.ceil(facts.num_targets / sizes.batch_targets)
     return [
         *lines,
         "",
         "features:                       # what is quantized",
-        _line("text_dim", sizes.text_dim, "principal components of the text", 1),
-        _line("cooccurrence_dim", sizes.text_dim, "of what users took together", 1),
+        _line("text_dim", sizes.text_dim, "principal components of the text, under a quarter", 1),
+        _line("cooccurrence_dim", sizes.text_dim, "of the items; as many of what users took", 1),
         _line("cooccurrence_weight", weight, why, 1),
         "",
         f"tokenizer:                      # semantic IDs of {kept.num_items:,} items",
-        _line("num_levels", sizes.num_levels, "", 1),
+        _line("num_levels", sizes.num_levels, f"codebooks: {codes:,} IDs, some {per_item}", 1),
         _line(
-            "codebook_size",
-            sizes.codebook_size,
-            f"{codes:,} paths, some {_per_leaf(codes, kept.num_items)}",
-            1,
+            "codebook_size", sizes.codebook_size, "codes of each, a quarter of the items at most", 1
         ),
         "",
         f"retriever:                      # for {kept.num_interactions:,} interactions",
-        _line("model_dim", sizes.model_dim, "", 1),
-        _line("num_layers", sizes.num_layers, "", 1),
-        _line("num_heads", sizes.num_heads, "", 1),
+        _line("model_dim", sizes.model_dim, "larger from 20,000 and from 150,000 interactions", 1),
+        _line("num_layers", sizes.num_layers, "2 from 20,000 interactions", 1),
+        _line(
+            "num_heads",
+            sizes.num_heads,
+            f"of {sizes.model_dim // sizes.num_heads} dimensions each",
+            1,
+        ),
         _line(
             "history_length",
             sizes.history_length,
             f"9 of 10 users have {kept.long_history:,} or fewer",
             1,
         ),
-        _line("dropout", sizes.dropout, "", 1),
-        _line("epochs", sizes.epochs, "at most; validation ends it earlier", 1),
-        _line("batch_targets", sizes.batch_targets, "", 1),
-        _line("warmup_steps", sizes.warmup_steps, "", 1),
+        _line("dropout", sizes.dropout, "0.5 from 150,000 interactions", 1),
+        _line("epochs", sizes.epochs, "at most: validation ends it,", 1),
+        _line("patience", sizes.patience, "after so many epochs without a better one", 1),
+        _line(
+            "batch_targets",
+            sizes.batch_targets,
+            f"{steps:,} step{'s' * (steps != 1)} an epoch for some {facts.num_targets:,} targets",
+            1,
+        ),
+        _line("learning_rate", sizes.learning_rate, "0.001 from 150,000 interactions", 1),
+        _line("warmup_steps", sizes.warmup_steps, "of the learning rate: an epoch or two", 1),
         *(
             [_line("valid_users", 5000, "a fixed sample chooses the epoch", 1)]
             if kept.num_users > 5000
@@ -183,11 +210,13 @@ def _stages(facts: ShopFacts) -> list[str]:
         ),
         "",
         "recommendation:",
-        _line("top_k", 10, "", 1),
+        _line("top_k", 10, "items for each user", 1),
         _line(
             "exclude_seen",
-            not facts.keeps_repeats or facts.repeats.share < 0.05,
-            "whether what a user had is left out",
+            not facts.keeps_repeats or facts.repeats.share < FEW_REPEATS,
+            "whether what a user had, also viewed, is left out"
+            if facts.events_choice is not None
+            else "whether what a user had is left out",
             1,
         ),
         "",
@@ -203,7 +232,8 @@ def _per_leaf(codes: int, items: int) -> str:
 
 def _line(name: str, value: Any, comment: str, depth: int) -> str:
     text = f"{'  ' * depth}{name}: {_scalar(value)}"
-    return f"{text:<{COMMENT_COLUMN - 2}}# {_plain(comment)}" if comment else text
+    # Without a blank before it a mark belongs to the value.
+    return f"{text:<{COMMENT_COLUMN - 3}} # {_plain(comment)}" if comment else text
 
 
 def _commented(name: str, value: Any, comment: str) -> str:

@@ -111,6 +111,7 @@ class Codebook(WithStatistics):
         ConfigError: Moving averages of codes that a transform mixes.
     """
 
+    mask: Tensor | None
     counts: Tensor
     uses: Tensor
     sums: Tensor
@@ -141,6 +142,7 @@ class Codebook(WithStatistics):
         self.transform = IntegratedTransform(codebook_size, dim, kind=transform, rank=rank)
         self.gain = nn.Parameter(torch.ones(()))
         self.learn_(True)
+        self.register_buffer("mask", None)
         # Vectors served since the last step, and since the last reset.
         self.record("counts", torch.zeros(codebook_size))
         self.register_buffer("uses", torch.zeros(codebook_size))
@@ -161,6 +163,13 @@ class Codebook(WithStatistics):
             learning and self.normalization == "two_sided" and self.learning != "ema"
         )
 
+    def limit_(self, mask: Tensor) -> None:
+        """Let the codes say something of some dimensions only: bool ``[D]``."""
+        self.mask = mask.to(self.gain.device, torch.float32)
+
+    def _masked(self, vectors: Tensor) -> Tensor:
+        return vectors if self.mask is None else vectors * self.mask
+
     @property
     def codebook_size(self) -> int:
         """K."""
@@ -169,7 +178,7 @@ class Codebook(WithStatistics):
     def effective(self, rows: Tensor | None = None) -> Tensor:
         """The codes in use, float32 ``[K, D]``, or some ``rows`` of them ``[n, D]``."""
         with full_precision(self.embedding):
-            codes: Tensor = self.transform(snapshot(self.embedding), rows)
+            codes = self._masked(self.transform(snapshot(self.embedding), rows))
             if self.normalization == "none":
                 return codes
             codes = F.normalize(codes, dim=-1)
@@ -179,7 +188,8 @@ class Codebook(WithStatistics):
 
     def directions(self, residual: Tensor) -> Tensor:
         """What the codes stand for: the residuals, or their directions on a two-sided level."""
-        return F.normalize(residual, dim=-1) if self.normalization == "two_sided" else residual
+        seen = self._masked(residual)
+        return F.normalize(seen, dim=-1) if self.normalization == "two_sided" else seen
 
     @torch.no_grad()
     def fit_init_(self, residual: Tensor, *, seed: int, balanced: bool = False) -> None:
@@ -240,7 +250,7 @@ class Codebook(WithStatistics):
         served = self.directions(residual) * weights.unsqueeze(-1)
         self.sums.index_add_(0, codes, served)
         if self.normalization == "two_sided":
-            unit = F.normalize(self.transform(self.embedding), dim=-1)
+            unit = F.normalize(self._masked(self.transform(self.embedding)), dim=-1)
             along = (residual * F.embedding(codes, unit)).sum(dim=-1)
             self.projections += torch.stack([along @ weights, weights.sum()])
 

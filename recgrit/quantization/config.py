@@ -47,6 +47,12 @@ class TokenizerConfig(Config):
         usage_weight: Rewards an even use of the codes; costs a softmax over all of them.
         reset_interval: Steps between resets of dead codes; null for none.
         cache_interval: Steps between refreshes of the codebooks that items are assigned by.
+        item_weight: Power of an item's training interactions by which it weighs in the fit: 0
+            weighs all items alike, 1 by their interactions. What many people interact with then
+            gets finer codes.
+        level_blocks: Parts of the features, such as ``[text, image]``, each quantized by one of the
+            first levels alone; the levels after them quantize what is left of all. Null for levels
+            that all quantize everything.
         sample_items: Items to fit to, drawn at random where there are more; all are assigned.
         control: A negative control, which has to recommend worse: ``permuted`` gives every item the
             ID of another, ``random`` draws codes; ``none`` is the tokenizer as it is.
@@ -84,6 +90,8 @@ class TokenizerConfig(Config):
     usage_weight: float = Field(0.0, ge=0)
     reset_interval: int | None = Field(50, ge=1)
     cache_interval: int = Field(1, ge=1)
+    item_weight: float = Field(0.0, ge=0, le=2)
+    level_blocks: tuple[str, ...] | None = None
     sample_items: int = Field(262_144, ge=1)
     control: Literal["none", "permuted", "random"] = "none"
     semantic_ids_path: Path | None = None
@@ -123,6 +131,24 @@ class TokenizerConfig(Config):
                 f"objective={self.objective} learns an encoder of its own: set "
                 "tokenizer.autoencoder=none, or tokenizer.objective=reconstruction"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_level_blocks(self) -> TokenizerConfig:
+        if self.level_blocks is None:
+            return self
+        if not 1 <= len(self.level_blocks) <= self.num_levels:
+            raise ValueError(
+                f"level_blocks names {len(self.level_blocks)} parts for {self.num_levels} levels: "
+                "name at least one and at most one a level"
+            )
+        if (self.objective, self.autoencoder) != ("reconstruction", "none"):
+            raise ValueError(
+                "level_blocks needs levels that quantize the features themselves: set "
+                "tokenizer.objective=reconstruction and tokenizer.autoencoder=none"
+            )
+        if self.quantizer == "opq":
+            raise ValueError("quantizer=opq chooses the dimensions of its levels itself")
         return self
 
     @property

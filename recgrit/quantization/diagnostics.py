@@ -24,6 +24,8 @@ class LevelDiagnostics:
             that would be as even.
         dead_codes: Codes no item has.
         residual_norm: Mean length of what this level was given; NaN if not measured.
+        neighbours_kept: Fidelity of the levels up to this one: the share of an item's ten nearest
+            neighbours that are among the ten nearest after quantization; NaN if not measured.
     """
 
     level: int
@@ -32,6 +34,7 @@ class LevelDiagnostics:
     perplexity: float
     dead_codes: int
     residual_norm: float
+    neighbours_kept: float
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def diagnose_codes(
     codes: npt.NDArray[np.int64],
     codebook_sizes: tuple[int, ...],
     residual_norms: tuple[float, ...] | None = None,
+    neighbours_kept: tuple[float, ...] | None = None,
 ) -> IdDiagnostics:
     """Diagnostics of the codes ``[N, L]`` of N items; codes of -1 are no code's use.
 
@@ -93,9 +97,12 @@ def diagnose_codes(
         >>> [round(level.perplexity, 2) for level in found.levels], found.collision_rate
         ([2.0, 1.75], 0.5)
     """
-    norms = residual_norms or (float("nan"),) * len(codebook_sizes)
+    unmeasured = (float("nan"),) * len(codebook_sizes)
+    measured = zip(
+        codebook_sizes, residual_norms or unmeasured, neighbours_kept or unmeasured, strict=True
+    )
     levels = []
-    for level, (size, norm) in enumerate(zip(codebook_sizes, norms, strict=True)):
+    for level, (size, norm, kept) in enumerate(measured):
         used = codes[:, level]
         counts = np.bincount(used[used >= 0], minlength=size)
         levels.append(
@@ -106,6 +113,7 @@ def diagnose_codes(
                 perplexity=float(np.exp(_entropy(counts))) if counts.any() else 0.0,
                 dead_codes=int(np.sum(counts == 0)),
                 residual_norm=norm,
+                neighbours_kept=kept,
             )
         )
     _, buckets = np.unique(codes, axis=0, return_counts=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # No resets in the last part of training: a code placed then cannot settle any more.
 RESET_UNTIL = 0.8
+# Rows per item, on average, where items weigh by their interactions.
+COPIES = 4
 # Rows encoded at once when all items are read.
 ENCODE_CHUNK = 65_536
 
@@ -63,7 +65,7 @@ class FittedCodebooks:
         model: The autoencoder with its quantizer, in eval mode.
         history: One entry per epoch.
         best_epoch: The epoch kept.
-        num_fitted: Items that were fitted to.
+        num_fitted: Vectors that were fitted to; items that weigh more are there several times.
     """
 
     model: QuantizedAutoencoder
@@ -106,9 +108,13 @@ def _build_quantizer(dim: int, config: TokenizerConfig) -> Quantizer:
 def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoencoder:
     """An untrained tokenizer of features of this size."""
     code_dim = config.code_dim if config.autoencoder == "mlp" else feature_dim
+    quantizer = _build_quantizer(code_dim, config)
+    for level in range(len(config.level_blocks or ())):
+        assert isinstance(quantizer, ResidualGRITVQ)
+        quantizer.limit_level_(level, slice(None))  # Until a fit or a file says to what.
     return QuantizedAutoencoder(
         feature_dim,
-        _build_quantizer(code_dim, config),
+        quantizer,
         hidden_dims=None if config.autoencoder == "none" else config.hidden_dims,
         code_dim=code_dim,
         residual=config.autoencoder == "residual",
@@ -132,9 +138,16 @@ _QUANTIZER_SETTINGS = {
 }
 
 
-def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedTokenizer:
+def fit_tokenizer(
+    features: Tensor,
+    config: TokenizerConfig,
+    *,
+    seed: int,
+    counts: Tensor | None = None,
+    columns: Mapping[str, slice] | None = None,
+) -> FittedTokenizer:
     """`fit_codebooks`, and assign every item its codes."""
-    fitted = fit_codebooks(features, config, seed=seed)
+    fitted = fit_codebooks(features, config, seed=seed, counts=counts, columns=columns)
     codes, norms = assign_codes(fitted.model.quantizer, features, fitted.model.encode_latent)
     diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
     if distributed.is_first():
@@ -145,20 +158,37 @@ def fit_tokenizer(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     )
 
 
-def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> FittedCodebooks:
-    """Fit codebooks to item features ``[N, F]``, or to a sample of them where there are many.
+def fit_codebooks(
+    features: Tensor,
+    config: TokenizerConfig,
+    *,
+    seed: int,
+    counts: Tensor | None = None,
+    columns: Mapping[str, slice] | None = None,
+) -> FittedCodebooks:
+    """Fit codebooks to item features, or to a sample of them where there are many.
 
     Each of several processes is given all features, and has all of what is returned.
 
+    Args:
+        features: ``[N, F]``.
+        config: Of the tokenizer.
+        seed: Fixes all that is drawn.
+        counts: Training interactions of each item, ``[N]``, by which `config.item_weight` weighs
+            items; None weighs all alike.
+        columns: Where the parts of the features stand that `config.level_blocks` names.
+
     Raises:
-        ConfigError: A codebook is larger than the catalogue, or all IDs together are fewer than
-            the items and no further level tells items apart.
+        ConfigError: A codebook is larger than the catalogue, all IDs together are fewer than
+            the items and no further level tells items apart, or a level is limited to a part that
+            the features do not have.
     """
     _check_capacity(len(features), config)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = build_tokenizer(features.shape[1], config).to(features.device)
-    sample = _draw_sample(features, config.sample_items, seed)
+    _limit_levels(model.quantizer, config, columns or {})
+    sample = _draw_sample(features, config, seed, counts)
     if distributed.is_first():
         model.fit_normalization_(sample)
         if config.init != "random":
@@ -172,6 +202,19 @@ def fit_codebooks(features: Tensor, config: TokenizerConfig, *, seed: int) -> Fi
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()
     return FittedCodebooks(model, history, best_epoch, len(sample))
+
+
+def _limit_levels(
+    quantizer: Quantizer, config: TokenizerConfig, columns: Mapping[str, slice]
+) -> None:
+    for level, name in enumerate(config.level_blocks or ()):
+        if name not in columns:
+            raise ConfigError(
+                f"tokenizer.level_blocks names {name!r}, which is no part of the features: "
+                f"{', '.join(columns) or 'these have no parts'}."
+            )
+        assert isinstance(quantizer, ResidualGRITVQ)
+        quantizer.limit_level_(level, columns[name])
 
 
 def _train(
@@ -271,12 +314,29 @@ def _encode_all(model: QuantizedAutoencoder, features: Tensor) -> Tensor:
     return torch.cat([model.encode_latent(rows) for rows in features.split(ENCODE_CHUNK)])
 
 
-def _draw_sample(features: Tensor, num_items: int, seed: int) -> Tensor:
-    if len(features) <= num_items:
-        return features
+def _draw_sample(
+    features: Tensor, config: TokenizerConfig, seed: int, counts: Tensor | None
+) -> Tensor:
+    """Rows to fit to: items that weigh more are there more often."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(features), generator=generator)[:num_items]
+    if counts is not None and config.item_weight > 0:
+        rows = _draw_weighted(counts.cpu(), config, generator)
+    elif len(features) > config.sample_items:
+        rows = torch.randperm(len(features), generator=generator)[: config.sample_items]
+    else:
+        return features
     return features[rows.sort().values.to(features.device)]
+
+
+def _draw_weighted(counts: Tensor, config: TokenizerConfig, generator: torch.Generator) -> Tensor:
+    weights = counts.clamp_min(1).double() ** config.item_weight
+    if len(counts) > config.sample_items:
+        return torch.multinomial(weights, config.sample_items, generator=generator)
+    # Every item at least once, so that no code is placed without regard to the rare ones.
+    wanted = min(COPIES * len(counts), config.sample_items) * weights / weights.sum()
+    extra = torch.rand(len(counts), generator=generator, dtype=torch.float64) < wanted.frac()
+    copies = (wanted.floor() + extra).clamp_min(1).long()
+    return torch.arange(len(counts)).repeat_interleave(copies)
 
 
 def _copy_state(model: QuantizedAutoencoder) -> dict[str, Tensor]:

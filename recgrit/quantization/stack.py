@@ -56,6 +56,18 @@ class CodebookStack(WithStatistics):
     def _codebooks(self) -> list[Codebook]:
         return [level for level in self.levels if isinstance(level, Codebook)]
 
+    def limit_level_(self, level: int, columns: slice) -> None:
+        """Let one level quantize some dimensions only; the other levels see the rest.
+
+        Args:
+            level: From 0.
+            columns: Of the C dimensions of the codes.
+        """
+        codes = self._codebooks()[level]
+        mask = torch.zeros(codes.embedding.shape[1], dtype=torch.bool)
+        mask[columns] = True
+        codes.limit_(mask)
+
     @property
     def num_levels(self) -> int:
         """L."""

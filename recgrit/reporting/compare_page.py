@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from recgrit.reporting.comparison import Comparison, Difference
+from recgrit.reporting.comparison import ALL, MASKED, Comparison, Difference, View
 from recgrit.reporting.figures import (
     GREY,
     add_line,
@@ -45,19 +45,19 @@ def color_rows(comparison: Comparison) -> dict[str, str]:
     return assign_colors(others) | dict.fromkeys(floor, GREY)
 
 
-def metrics_of(comparison: Comparison) -> list[tuple[str, bool]]:
-    """The metrics that are compared, with whether histories are masked."""
-    return list(dict.fromkeys((d.metric, d.masked) for d in comparison.differences))
+def metrics_of(comparison: Comparison) -> list[tuple[str, View]]:
+    """The metrics that are compared, each with the targets and lists it is of."""
+    return list(dict.fromkeys((d.metric, d.view) for d in comparison.differences))
 
 
 def build_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
     """Every figure of the page, as plotly's JSON."""
     colors = color_rows(comparison)
     figures = {
-        f"difference_{metric.partition('_')[0]}{'_masked' if masked else ''}": draw_differences(
-            [d for d in comparison.differences if (d.metric, d.masked) == (metric, masked)], colors
+        f"difference_{metric.partition('_')[0]}{view.key.removeprefix('test')}": draw_differences(
+            [d for d in comparison.differences if (d.metric, d.view) == (metric, view)], colors
         )
-        for metric, masked in metrics_of(comparison)
+        for metric, view in metrics_of(comparison)
     }
     for name in ("recall", "ndcg"):
         figures[f"score_{name}"] = draw_scores(comparison, name, colors)
@@ -84,7 +84,7 @@ def draw_sizes(comparison: Comparison, colors: dict[str, str]) -> go.Figure:
     for compared in comparison.rows:
         if compared.num_parameters is None:
             continue
-        score = next(found.scores[metric] for found in compared.scores if found.masked)
+        score = compared.of_view(MASKED).scores[metric]
         figure.add_scatter(
             x=[compared.num_parameters],
             y=[score.mean],
@@ -132,7 +132,8 @@ def draw_scores(comparison: Comparison, metric: str, colors: dict[str, str]) -> 
     """One metric on test over list lengths, nothing masked."""
     figure = build_figure("length of the list", metric_title(f"{metric}_at_k").split("@")[0])
     for compared in comparison.rows:
-        values = [compared.scores[0].scores[f"{metric}_at_{k}"] for k in comparison.ks]
+        scores = compared.of_view(ALL).scores
+        values = [scores[f"{metric}_at_{k}"] for k in comparison.ks]
         figure.add_bar(
             x=[f"top {k}" for k in comparison.ks],
             y=[value.mean for value in values],

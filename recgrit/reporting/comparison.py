@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,13 +12,21 @@ import numpy as np
 from recgrit.errors import ArtifactError, ConfigError
 from recgrit.evaluation.metrics import METRICS
 from recgrit.evaluation.paired import PairedDifference, compare_ranks, mean_over_seeds
+from recgrit.evaluation.repeats import Repeats
 from recgrit.evaluation.report import EvaluationReport
+from recgrit.experiment import flat_settings
 from recgrit.layout import stage_directory
 from recgrit.reporting.contents import TrainingContents, read_training
 from recgrit.reporting.lists import ListQuality, measure_lists
-from recgrit.reporting.origin import flat_settings
 from recgrit.reporting.rows import Row, find_baselines, group_runs, own_stages
-from recgrit.reporting.scores import Breakdown, Members, Score, group_targets, headline_k
+from recgrit.reporting.scores import (
+    Breakdown,
+    Members,
+    Score,
+    group_targets,
+    headline_k,
+    metric_title,
+)
 from recgrit.runs import Run
 
 # Places and bookkeeping: two runs that differ in these are alike.
@@ -26,16 +34,47 @@ UNIMPORTANT = ("run.", "data.download_dir", "data.path", "data.mirrors", "tracki
 
 
 @dataclass(frozen=True)
+class View:
+    """Which targets and lists of test a number is of.
+
+    Args:
+        masked: Whether seen items were filtered out of the lists.
+        new_items: Whether targets that stand in the history before them are left out.
+    """
+
+    masked: bool
+    new_items: bool = False
+
+    @property
+    def label(self) -> str:
+        """What stands behind a metric's name."""
+        return "new items" if self.new_items else "masked" if self.masked else ""
+
+    @property
+    def key(self) -> str:
+        """What it is called in JSON."""
+        return f"test_{self.label.replace(' ', '_')}".rstrip("_")
+
+    def title(self, metric: str) -> str:
+        """A metric of this view as it is shown."""
+        return f"{metric_title(metric)} {self.label}".rstrip()
+
+
+ALL, MASKED = View(masked=False), View(masked=True)
+NEW_ITEMS = View(masked=True, new_items=True)
+
+
+@dataclass(frozen=True)
 class RowScores:
     """What a row's model reached on test: means over targets and seeds.
 
     Args:
-        masked: Whether seen items were filtered out of the lists.
+        view: Of which targets and lists.
         search: How the lists were found.
         scores: By name, such as ``recall_at_10``, with intervals over users and seeds.
     """
 
-    masked: bool
+    view: View
     search: str
     scores: dict[str, Score]
 
@@ -46,7 +85,7 @@ class ComparedRow:
 
     Args:
         row: Its name, kind and runs.
-        scores: Unmasked, then masked.
+        scores: By view; where many targets are repeats, that of new items comes first.
         tokenizer: The tokenize stage's summary, of its first seed; None without IDs.
         training: Its training under its first seed; None without epochs.
         lists: Quality of its lists under its first seed; None if nothing was recommended.
@@ -65,6 +104,10 @@ class ComparedRow:
         """The row's name."""
         return self.row.name
 
+    def of_view(self, view: View) -> RowScores:
+        """The scores of one view."""
+        return next(found for found in self.scores if found.view == view)
+
     @property
     def num_parameters(self) -> int | None:
         """Trained parameters; None for a model that is not trained in epochs."""
@@ -80,13 +123,13 @@ class Difference:
     Args:
         row: Name of the row.
         metric: Such as ``recall_at_10``.
-        masked: Whether seen items were filtered out of the lists.
+        view: Of which targets and lists.
         value: The difference with its interval over users and seeds.
     """
 
     row: str
     metric: str
-    masked: bool
+    view: View
     value: PairedDifference
 
 
@@ -104,6 +147,7 @@ class Comparison:
         settings: Values by row of the settings that are not the same in all, as JSON.
         data: The summary of the data they share.
         created: When this was computed, UTC.
+        repeats: Targets that stand in the history before them; None where they are few.
     """
 
     rows: tuple[ComparedRow, ...]
@@ -115,11 +159,17 @@ class Comparison:
     settings: dict[str, tuple[str, ...]]
     data: dict[str, Any]
     created: str
+    repeats: Repeats | None = None
 
     @property
     def base(self) -> ComparedRow:
         """The row that the others are compared with."""
         return self.rows[0]
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Those that all rows have scores of, in the order to speak of them."""
+        return tuple(found.view for found in self.base.scores)
 
     @property
     def headline(self) -> tuple[str, ...]:
@@ -146,19 +196,31 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     own = group_runs(runs)
     rows = (*own, *find_baselines(own))
     ks, report = _common_protocol(rows)
+    repeats = runs[0].repeats
+    members = _members_of_views(report, repeats)
     return Comparison(
-        rows=tuple(_read_row(row, ks) for row in rows),
+        rows=tuple(_read_row(row, ks, members) for row in rows),
         ks=ks,
         num_users=report.protocol["num_users"],
         num_targets=report.protocol["num_targets"],
         differences=tuple(
-            difference for row in rows[1:] for difference in _differences(row, rows[0], ks)
+            difference for row in rows[1:] for difference in _differences(row, rows[0], ks, members)
         ),
         breakdowns=_break_down(rows, runs[0], headline_k(ks)),
         settings=_settings_apart(own),
         data=runs[0].manifest("prepare").summary,
         created=datetime.now(UTC).isoformat(sep=" ", timespec="minutes")[:16],
+        repeats=repeats if repeats.are_many else None,
     )
+
+
+def _members_of_views(report: EvaluationReport, repeats: Repeats) -> dict[View, Members]:
+    """The views to compare by, and the targets of each: bool [T]."""
+    everything = np.ones(len(report.ranks), np.bool_)
+    views = {ALL: everything, MASKED: everything}
+    if not repeats.are_many or repeats.is_repeat.all():
+        return views
+    return {NEW_ITEMS: ~repeats.is_repeat, **views}
 
 
 def _require_same_split(first: Run, other: Run) -> None:
@@ -201,17 +263,17 @@ def _common_protocol(rows: Sequence[Row]) -> tuple[tuple[int, ...], EvaluationRe
     return tuple(sorted(ks)), base
 
 
-def _read_row(row: Row, ks: Sequence[int]) -> ComparedRow:
+def _read_row(row: Row, ks: Sequence[int], views: Mapping[View, Members]) -> ComparedRow:
     run, lists = row.first, None
     if row.is_baseline:
-        return ComparedRow(row, _score(row, ks), None, None, None, {})
+        return ComparedRow(row, _score(row, ks, views), None, None, None, {})
     if stage_directory(run.directory, "recommend").is_dir():
         run.manifest("recommend")
         lists = measure_lists(run, seed=run.config.seed).rows[0]
     stages = own_stages(run)
     return ComparedRow(
         row=row,
-        scores=_score(row, ks),
+        scores=_score(row, ks, views),
         tokenizer=run.manifest("tokenize").summary if "tokenize" in stages else None,
         training=read_training(run),
         lists=lists,
@@ -222,18 +284,17 @@ def _read_row(row: Row, ks: Sequence[int]) -> ComparedRow:
     )
 
 
-def _score(row: Row, ks: Sequence[int]) -> tuple[RowScores, ...]:
+def _score(row: Row, ks: Sequence[int], views: Mapping[View, Members]) -> tuple[RowScores, ...]:
     found = []
-    for masked in (False, True):
-        reports = row.reports(masked=masked)
-        everything = np.ones(len(reports[min(reports)].ranks), np.bool_)
+    for view, members in views.items():
+        reports = row.reports(masked=view.masked)
         scores = {
-            f"{metric.lower()}_at_{k}": _mean(row, masked, metric, k, everything)
+            f"{metric.lower()}_at_{k}": _mean(row, view.masked, metric, k, members)
             for metric in METRICS
             for k in ks
         }
         searches = dict.fromkeys(report.protocol["search"] for report in reports.values())
-        found.append(RowScores(masked, ", ".join(searches), scores))
+        found.append(RowScores(view, ", ".join(searches), scores))
     return tuple(found)
 
 
@@ -248,15 +309,17 @@ def _mean(row: Row, masked: bool, metric: str, k: int, members: Members) -> Scor
     return Score(found.mean, found.low, found.high)
 
 
-def _differences(row: Row, base: Row, ks: Sequence[int]) -> list[Difference]:
+def _differences(
+    row: Row, base: Row, ks: Sequence[int], views: Mapping[View, Members]
+) -> list[Difference]:
     k, found = headline_k(ks), []
-    for masked in (False, True):
-        reports = [of_row.reports(masked=masked) for of_row in (row, base)]
-        ranks = [{seed: report.ranks for seed, report in of.items()} for of in reports]
-        owners = base.first.report("test", masked=masked).users
+    for view, members in views.items():
+        reports = [of_row.reports(masked=view.masked) for of_row in (row, base)]
+        ranks = [{seed: report.ranks[members] for seed, report in of.items()} for of in reports]
+        owners = base.first.report("test", masked=view.masked).users[members]
         for metric, function in METRICS.items():
             value = compare_ranks(ranks[0], ranks[1], function, k, owners=owners)
-            found.append(Difference(row.name, f"{metric.lower()}_at_{k}", masked, value))
+            found.append(Difference(row.name, f"{metric.lower()}_at_{k}", view, value))
     return found
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import polars as pl
 
+from recgrit.embedding.text import DEFAULT_TEMPLATE, parse_template
 from recgrit.errors import ArtifactError
-from recgrit.evaluation.report import Repeats
+from recgrit.evaluation.repeats import Repeats
 from recgrit.layout import EPOCHS_NAME, ID_EPOCHS_NAME, stage_directory
 from recgrit.reporting.catalogue import Collisions, ItemRows, find_collisions, list_items
 from recgrit.reporting.examples import ExampleUser, show_users
@@ -21,7 +21,7 @@ from recgrit.reporting.likeness import Likeness, measure_likeness
 from recgrit.reporting.lists import ListsOfRun, measure_lists
 from recgrit.reporting.origin import Origin, trace_origin
 from recgrit.reporting.scores import Breakdown, ModelScores, break_down, collect_scores
-from recgrit.reporting.tags import read_tags
+from recgrit.reporting.tags import WORDS_OF_TITLE, read_tags
 from recgrit.reporting.tree import IdTree, build_tree
 from recgrit.runs import Run
 
@@ -34,23 +34,35 @@ class IdContents:
 
     Args:
         summary: Of the stage's manifest: diagnostics by level and more.
-        epochs: The tokenizer's training.
+        epochs: The tokenizer's training; None where the run did not train it.
         learning: What became of IDs that learned the next item, by epoch; None for others.
         usage: Items of each code by level, most used first.
         tree: The tree of IDs.
         likeness: How alike items are by shared codes.
         items: To search.
         collisions: None where no level tells items apart.
+        labels_in_text: Whether the tree's labels stand in the texts that IDs are made from; None
+            where nothing tells what these were made from.
     """
 
     summary: dict[str, Any]
-    epochs: pl.DataFrame
+    epochs: pl.DataFrame | None
     learning: pl.DataFrame | None
     usage: tuple[tuple[int, ...], ...]
     tree: IdTree
     likeness: tuple[Likeness, ...]
     items: ItemRows
     collisions: Collisions | None
+    labels_in_text: bool | None
+
+    def explain_labels(self) -> str:
+        """What regions of one colour in the tree mean, in a sentence."""
+        same = "Regions of one colour mean that codes are semantic"
+        if self.labels_in_text is None:
+            return f"{same}."
+        if self.labels_in_text:
+            return f"{same}: they keep these labels, which stand in the texts of the items."
+        return f"{same}: the tokenizer never saw these labels."
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class RunContents:
         model: The kind of its model.
         data: The summary of the prepared data, with the funnel.
         origin: Where it comes from.
-        created: When this was computed, UTC.
+        created: When the last of its stages was made, UTC.
         missing: Why parts are None though the model needs them, by stage.
         ids: None if not tokenized, or if the model needs no IDs.
         training: None if not trained, or if there is nothing to train in epochs.
@@ -132,6 +144,7 @@ def gather_contents(run: Run) -> RunContents:
     """
     data = run.manifest("prepare").summary
     stages = run.stages()
+    origin = trace_origin(run)
     missing = {stage: reason for stage in stages if (reason := why_missing(run, stage))}
 
     def take(stage: str, build: Callable[[Run], T]) -> T | None:
@@ -141,8 +154,8 @@ def gather_contents(run: Run) -> RunContents:
         name=run.directory.absolute().name,
         model=run.config.model.kind,
         data=data,
-        origin=trace_origin(run),
-        created=datetime.now(UTC).isoformat(sep=" ", timespec="minutes")[:16],
+        origin=origin,
+        created=max(stage.created for stage in origin.stages),
         missing=missing,
         ids=take("tokenize", _read_ids),
         training=take("train", read_training),
@@ -182,20 +195,35 @@ def _read_ids(run: Run) -> IdContents:
     for level in range(levels):
         used = pl.Series(table.codes[:, level]).value_counts(sort=True)["count"].to_list()
         usage.append(tuple(used + [0] * (table.codebook_sizes[level] - len(used))))
+    tokenized = run.manifest("tokenize")
     return IdContents(
-        summary=run.manifest("tokenize").summary,
-        epochs=read_epochs(run, "tokenize"),
+        summary=tokenized.summary,
+        epochs=read_epochs(run, "tokenize") if EPOCHS_NAME in tokenized.files else None,
         learning=_read_learning(run),
         usage=tuple(usage),
         tree=build_tree(table, tags, counts),
         likeness=measure_likeness(table, run.features.vectors, tags, seed=run.config.seed),
         items=list_items(table, counts),
         collisions=find_collisions(table),
+        labels_in_text=_labels_in_text(run, tags.field),
     )
 
 
+def _labels_in_text(run: Run, field: str) -> bool | None:
+    """Whether a field of the items stands in the texts that were encoded."""
+    manifest = run.manifest("embed") if run.has("embed") else None
+    tokenizer = run.manifest("tokenize").config["tokenizer"]
+    if manifest is None or tokenizer.get("semantic_ids_path"):
+        return None
+    if manifest.config["embedding"].get("vectors_path"):
+        return None
+    template = manifest.summary.get("template") or DEFAULT_TEMPLATE
+    fields = {segment.field for segment in parse_template(template)}
+    return ("title" if field == WORDS_OF_TITLE else field) in fields
+
+
 def _read_learning(run: Run) -> pl.DataFrame | None:
-    if run.manifest("tokenize").config["tokenizer"]["objective"] != "next_item":
+    if "ids" not in run.manifest("tokenize").summary:
         return None
     return read_epochs(run, "tokenize", ID_EPOCHS_NAME)
 
@@ -215,9 +243,15 @@ def _read_evaluation(run: Run) -> EvaluationContents:
         if repeats.are_many and key.split == "test" and key.masked
         if (new := repeats.of_new_items(report)) is not None
     }
+    tags = read_tags(run.data.items)
     return EvaluationContents(
         scores=collect_scores(run.reports, run.model_kind),
-        breakdowns=break_down(run.reports, run.data.split, run.model_kind),
+        breakdowns=break_down(
+            run.reports,
+            run.data.split,
+            run.model_kind,
+            categories=None if tags.field == WORDS_OF_TITLE else tags.pairs,
+        ),
         users=show_users(run, seed=run.config.seed),
         ties=run.report("test").protocol["ties"],
         beam_agreement=run.manifest("evaluate").summary.get("beam_agreement"),

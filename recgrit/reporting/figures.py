@@ -140,6 +140,8 @@ X_TITLES = {
     "history": "items in the history",
     "popularity": "times the next item is in training",
     "cold": "is the next item in training?",
+    "new": "is the user in training?",
+    "category": "category of the next item",
 }
 
 
@@ -172,17 +174,18 @@ def _draw_ids(ids: IdContents) -> dict[str, go.Figure]:
         "usage": draw_usage(ids.usage),
         "perplexity": draw_perplexity(ids.summary["diagnostics"]["levels"]),
         "residual": draw_residuals(ids.summary["diagnostics"]["levels"]),
-        "tokenizer": build_figure("epoch", "reconstruction loss"),
         "likeness": draw_likeness(ids.likeness),
     }
-    found["tokenizer"].add_scatter(
-        x=ids.epochs["epoch"].to_list(),
-        y=ids.epochs["reconstruction_loss"].to_list(),
-        mode="lines",
-        name="reconstruction loss",
-        line={"width": 2.5},
-        hovertemplate="%{y:.4f}",
-    )
+    if ids.epochs is not None:
+        found["tokenizer"] = build_figure("epoch", "reconstruction loss")
+        found["tokenizer"].add_scatter(
+            x=ids.epochs["epoch"].to_list(),
+            y=ids.epochs["reconstruction_loss"].to_list(),
+            mode="lines",
+            name="reconstruction loss",
+            line={"width": 2.5},
+            hovertemplate="%{y:.4f}",
+        )
     if ids.collisions is not None:
         found["collisions"] = draw_collisions(ids.collisions)
     if ids.learning is not None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from recgrit.data.recommendations import NO_ITEM
+from recgrit.errors import DataError
 from recgrit.evaluation.lists import (
     Lists,
+    average_popularity,
     catalogue_coverage,
+    gini_index,
     intra_list_diversity,
     long_tail_share,
     mean_popularity,
+    mean_self_information,
 )
 from recgrit.layout import LISTS_NAME, baseline_stage
 from recgrit.reporting.scores import FLOOR, name_model
@@ -32,14 +37,21 @@ class ListQuality:
         name: A model as it is shown, or ``people’s own``: the last items of their histories.
         coverage: Share of the catalogue in some list; None where that has no meaning.
         popularity: Mean popularity percentile of what is listed; .5 is random.
+        interactions: Mean number of interactions in training of what is listed.
         long_tail: Share of what is listed outside the 20% of items with the most interactions.
+        novelty: Mean self-information of what is listed, in bits: -log2 of the share of users who
+            took it.
+        gini: How unevenly the catalogue is listed, 0 if evenly; None where coverage is.
         diversity: Mean cosine distance of two items of one list; None where items have no features.
     """
 
     name: str
     coverage: float | None
     popularity: float
+    interactions: float
     long_tail: float
+    novelty: float
+    gini: float | None
     diversity: float | None
 
 
@@ -66,13 +78,28 @@ TIMES_LISTED = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
 
 
 def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
-    """The recommendations of a run: int64 [U] users and int32 [U, K] items by rank."""
-    columns = ["user_id", "rank", "item_id"]
-    frame = run.read(
-        "recommend",
-        lambda path: pl.read_parquet(path / LISTS_NAME, columns=columns, glob=False),
-    )
+    """The recommendations of a run: int64 [U] users and int32 [U, K] items by rank.
+
+    Lists of users whom the filters left out of training are in the file too, and are passed over.
+    """
     data = run.data.interactions
+    known_users = pl.concat([data.user_ids, run.data.left_out.user_ids])
+
+    def load(path: Path) -> pl.DataFrame:
+        columns = ["user_id", "rank", "item_id"]
+        frame = pl.read_parquet(path / LISTS_NAME, columns=columns, glob=False)
+        is_right = (
+            frame["rank"].dtype.is_integer()
+            and frame["rank"].is_between(1, data.num_items).all(ignore_nulls=False)
+            and frame["user_id"].is_in(known_users.implode()).all(ignore_nulls=False)
+            and frame["item_id"].is_in(data.item_ids.implode()).all(ignore_nulls=False)
+            and frame.select("user_id", "rank").is_unique().all()
+        )
+        if not is_right:
+            raise DataError("the lists hold ranks, users or items that the run has not, or twice")
+        return frame
+
+    frame = run.read("recommend", load)
     users = data.user_ids.alias("user_id").to_frame().with_row_index("user_idx")
     items = data.item_ids.alias("item_id").to_frame().with_row_index("item_idx")
     found = frame.join(users, on="user_id").join(items, on="item_id")
@@ -91,22 +118,29 @@ def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
     split = run.data.split
     features = run.features.vectors if "embed" in run.stages() else None
     counts = split.train_item_counts()
+    takers, taken = split.train_pairs()
+    num_takers = np.bincount(taken, minlength=split.num_items)
+    num_users = len(np.unique(takers))
     top_k = lists.shape[1]
     chosen = np.arange(len(users))
     if len(users) > MAX_LISTS:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(users))[:MAX_LISTS])
 
-    def rate(name: str, items: Lists, coverage: float | None) -> ListQuality:
+    def rate(name: str, items: Lists, everybodys: Lists | None) -> ListQuality:
+        """Means over some lists, and the reach of all of them, where that has a meaning."""
         return ListQuality(
             name,
-            coverage,
+            None if everybodys is None else catalogue_coverage(everybodys, split.num_items),
             _mean(mean_popularity(items, counts)),
+            _mean(average_popularity(items, counts)),
             _mean(long_tail_share(items, counts)),
+            _mean(mean_self_information(items, num_takers, num_users)),
+            None if everybodys is None else gini_index(everybodys, split.num_items),
             None if features is None else _mean(intra_list_diversity(items, features)),
         )
 
     own = name_model(run.model_kind, run.model_kind)
-    rows = [rate(own, lists[chosen], catalogue_coverage(lists, split.num_items))]
+    rows = [rate(own, lists[chosen], lists)]
     if run.has(baseline_stage(FLOOR)) and run.model_kind != FLOOR:
         popular = recommend_items(
             run.recommender(FLOOR).ranker(),
@@ -116,7 +150,7 @@ def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
             top_k=top_k,
             masked=run.config.recommendation.exclude_seen,
         ).items
-        rows.append(rate(FLOOR, popular, catalogue_coverage(popular, split.num_items)))
+        rows.append(rate(FLOOR, popular, popular))
     latest = np.full((len(chosen), top_k), NO_ITEM, dtype=np.int32)
     for row, user in enumerate(users[chosen]):
         last = split.full_sequence(int(user))[-top_k:]

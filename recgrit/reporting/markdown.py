@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from recgrit.reporting.comparison import Comparison
-from recgrit.reporting.scores import Score, metric_title, short_number
+from recgrit.reporting.scores import Score, short_number
 
 
 def render_markdown(comparison: Comparison) -> str:
@@ -25,6 +25,7 @@ def render_markdown(comparison: Comparison) -> str:
             "",
             f"Test, {who}: means over seeds, ± half the 95% interval over users and seeds. "
             "Masked: seen items are filtered out.",
+            *([comparison.repeats.explain()] if comparison.repeats is not None else []),
             "",
             *_differences(comparison),
             "",
@@ -36,15 +37,14 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def _means(comparison: Comparison) -> list[str]:
-    columns = [(metric, masked) for masked in (False, True) for metric in comparison.headline]
-    titles = [metric_title(metric) + (" masked" if masked else "") for metric, masked in columns]
+    columns = [(metric, view) for view in comparison.views for metric in comparison.headline]
+    titles = [view.title(metric) for metric, view in columns]
     lines = [
         "| " + " | ".join(["model", *titles, "parameters", "search", "seeds"]) + " |",
         "|" + "---|" * (len(titles) + 4),
     ]
     for compared in comparison.rows:
-        scores = {found.masked: found.scores for found in compared.scores}
-        cells = [show_score(scores[masked][metric]) for metric, masked in columns]
+        cells = [show_score(compared.of_view(view).scores[metric]) for metric, view in columns]
         size = compared.num_parameters
         cells += [
             "–" if size is None else f"{size:,}",
@@ -65,7 +65,7 @@ def _differences(comparison: Comparison) -> list[str]:
         value = found.value
         cells = [
             _text(found.row),
-            metric_title(found.metric) + (" masked" if found.masked else ""),
+            found.view.title(found.metric),
             f"{value.mean:+.4f}",
             show_relative(value.mean, value.baseline),
             f"{value.low:+.4f} to {value.high:+.4f}",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from recgrit.experiment import CONFIG_NAME, ExperimentConfig
-from recgrit.layout import stage_directory
-from recgrit.manifests import read_manifest
+from recgrit.experiment import CONFIG_NAME, ExperimentConfig, flat_settings
 from recgrit.runs import Run
 
+# Settings that name files which a run reads, and where it puts what it fetches.
+PATHS = (
+    "data.path",
+    "data.table.items_path",
+    "embedding.vectors_path",
+    "tokenizer.semantic_ids_path",
+    "recommendation.allowed_items",
+    "recommendation.blocked_items",
+)
+FETCHED = {"data.download_dir": "downloads"}
 # What results may depend on.
 PACKAGES = ("recgrit", "torch", "numpy", "polars", "scipy", "scikit-learn", "faiss-cpu", "plotly")
 
@@ -37,9 +43,13 @@ class Origin:
     """All that is needed to repeat a run.
 
     Args:
-        command: Repeats it from the settings in its folder.
-        settings: The settings in full, as YAML.
+        command: Repeats it from the settings in its folder, into another one.
+        command_elsewhere: Repeats it from a copy of its settings and its files.
+        file_name: Of that copy.
+        paths: Settings that name files.
+        settings: The settings that the artifacts were made with, in full, as YAML.
         changed: Those that differ from the defaults, by dotted name, as JSON.
+        waiting: Settings changed since and not run yet: as made, as planned, by dotted name.
         seed: The run's seed.
         stages: In order; those that have not run are left out.
         inputs: SHA-256 of the raw files, by name.
@@ -47,8 +57,12 @@ class Origin:
     """
 
     command: str
+    command_elsewhere: str
+    file_name: str
+    paths: tuple[str, ...]
     settings: str
     changed: dict[str, str]
+    waiting: dict[str, tuple[str | None, str | None]]
     seed: int
     stages: tuple[StageRecord, ...]
     inputs: dict[str, str]
@@ -60,10 +74,9 @@ def trace_origin(run: Run) -> Origin:
     stages: list[StageRecord] = []
     inputs: dict[str, str] = {}
     for stage in run.stages():
-        directory = stage_directory(run.directory, stage)
-        if not directory.is_dir():
+        if not run.has(stage):
             continue
-        manifest = read_manifest(directory)
+        manifest = run.record(stage)
         inputs |= {Path(name).name: digest for name, digest in manifest.inputs.items()}
         stages.append(
             StageRecord(
@@ -75,15 +88,38 @@ def trace_origin(run: Run) -> Origin:
                 manifest.recgrit_version,
             )
         )
+    directory = run.directory.absolute()
+    flat = dict(flat_settings(run.config.model_dump(mode="json")))
+    blocks = [
+        f"features.blocks.{name}.{setting}"
+        for name in run.config.features.blocks_in_use
+        for setting in ("path", "folder")
+    ]
+    paths = tuple(name for name in (*PATHS, *blocks) if flat.get(name, "null") != "null")
     return Origin(
-        command=f"recgrit run {shlex.quote(str(run.directory / CONFIG_NAME))}",
-        settings=(run.directory / CONFIG_NAME).read_text(encoding="utf-8"),
+        command=_repeat(directory / CONFIG_NAME, directory.with_name(f"{directory.name}-again")),
+        command_elsewhere=_repeat(
+            Path(f"{directory.name}.yaml"),
+            Path("runs") / directory.name,
+            dict.fromkeys(paths, "PATH") | ({} if "data.path" in paths else FETCHED),
+        ),
+        file_name=f"{directory.name}.yaml",
+        paths=paths,
+        settings=run.config.to_yaml(),
         changed=changed_settings(run.config),
+        waiting=run.waiting_settings(),
         seed=run.seed,
         stages=tuple(stages),
         inputs=inputs,
         versions=_versions(),
     )
+
+
+def _repeat(config: Path, directory: Path, others: Mapping[str, str] | None = None) -> str:
+    """The command that makes a run anew; without another folder it would find all done."""
+    settings = {"run.dir": str(directory), **(others or {})}
+    words = [str(config), *(f"{name}={value}" for name, value in settings.items())]
+    return f"recgrit run {' '.join(map(shlex.quote, words))}"
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, str]:
@@ -94,20 +130,6 @@ def changed_settings(config: ExperimentConfig) -> dict[str, str]:
         for name, value in flat_settings(config.model_dump(mode="json"))
         if defaults.get(name) != value and not name.startswith(("run.", "data.download_dir"))
     }
-
-
-def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and JSON values.
-
-    Example:
-        >>> list(flat_settings({"seed": 0, "evaluation": {"ks": [5, 10]}}))
-        [('seed', '0'), ('evaluation.ks', '[5, 10]')]
-    """
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat_settings(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(value, ensure_ascii=False)
 
 
 def _versions() -> dict[str, str]:

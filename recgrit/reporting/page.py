@@ -82,6 +82,7 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     )
     filters: dict[str, Callable[..., Any]] = {
         "number": lambda value: "" if value is None else f"{value:,}",
+        "count": count_things,
         "score": lambda value: format_number(value, ".4f"),
         "percent": lambda value: format_number(value, ".1%"),
         "metric": metric_title,
@@ -100,6 +101,16 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
         palette=PALETTE,
         **values,
     )
+
+
+def count_things(number: int, thing: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> count_things(1, "item"), count_things(1200, "item")
+        ('1 item', '1,200 items')
+    """
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def format_number(value: float | None, form: str) -> str:

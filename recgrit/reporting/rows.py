@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recgrit.evaluation.report import EvaluationReport, ReportKey
+from recgrit.experiment import flat_settings
 from recgrit.layout import baseline_stage
-from recgrit.reporting.origin import flat_settings
 from recgrit.runs import Run
 
 # What says how a run is measured, not what its lists are.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.bootstrap import bootstrap_intervals
-from recgrit.evaluation.metrics import METRICS
+from recgrit.evaluation.metrics import METRICS, PerTarget, Ranks, reciprocal_rank_at_k
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 
 # The model whose lists are the same for everybody: what any other has to beat.
@@ -20,6 +21,12 @@ FLOOR = "popularity"
 HISTORY_BINS = ((1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 POPULARITY_BINS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 COLD_BINS = ((0, 0), (1, None))
+NEW_BINS = ((0, 0), (1, 1))
+# Categories shown, those of the most targets first.
+MAX_CATEGORIES = 12
+
+# What pages show: beside what is evaluated, what follows from the ranks.
+SHOWN: dict[str, Callable[[Ranks, int], PerTarget]] = {**METRICS, "MRR": reciprocal_rank_at_k}
 
 # bool [T], which targets are meant.
 Members = npt.NDArray[np.bool_]
@@ -46,7 +53,7 @@ class ModelScores:
         num_targets: These targets.
         search: How its lists were found.
         ks: List lengths.
-        scores: By name, such as ``recall_at_10``.
+        scores: By name, such as ``recall_at_10``; those of `SHOWN`.
     """
 
     key: ReportKey
@@ -76,10 +83,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """One metric over groups of targets that together are all targets.
+    """One metric over groups of targets that together are all targets, or of categories.
 
     Args:
-        key: What the groups differ in: ``history``, ``popularity`` or ``cold``.
+        key: What the groups differ in: ``history``, ``popularity``, ``cold``, ``new`` or
+            ``category``.
         metric: Such as ``recall_at_10``.
         groups: Groups without targets are left out.
     """
@@ -112,11 +120,11 @@ def metric_title(name: str) -> str:
     """A metric as it is shown.
 
     Example:
-        >>> metric_title("ndcg_at_10")
-        'NDCG@10'
+        >>> metric_title("ndcg_at_10"), metric_title("mrr_at_5")
+        ('NDCG@10', 'MRR@5')
     """
     metric, _, k = name.partition("_at_")
-    shown = {key.lower(): key for key in METRICS}
+    shown = {key.lower(): key for key in SHOWN}
     return f"{shown.get(metric, metric)}@{k}"
 
 
@@ -148,11 +156,32 @@ def collect_scores(
             num_targets=report.protocol["num_targets"],
             search=report.protocol["search"],
             ks=report.ks,
-            scores={name: Score(mean, *report.bounds[name]) for name, mean in report.means.items()},
+            scores={
+                **{name: Score(mean, *report.bounds[name]) for name, mean in report.means.items()},
+                **_derive(report),
+            },
         )
         for key, report in reports.items()
     ]
     return tuple(sorted(found, key=lambda s: (s.key.split != "test", s.key.masked, not s.is_own)))
+
+
+def _derive(report: EvaluationReport) -> dict[str, Score]:
+    """The metrics that are shown and not evaluated, from the ranks, with their intervals."""
+    values = {
+        f"{name.lower()}_at_{k}": metric(report.ranks, k)
+        for name, metric in SHOWN.items()
+        if name not in METRICS
+        for k in report.ks
+    }
+    bounds = bootstrap_intervals(
+        report.ranks,
+        values,
+        report.protocol["num_bootstrap"],
+        report.protocol["seed"],
+        owners=report.users,
+    )
+    return {name: Score(float(value.mean()), *bounds[name]) for name, value in values.items()}
 
 
 def break_down(
@@ -161,6 +190,7 @@ def break_down(
     own: str,
     *,
     metric: str = "Recall",
+    categories: pl.DataFrame | None = None,
 ) -> tuple[Breakdown, ...]:
     """A run's results on test over groups of targets (`group_targets`), for each model.
 
@@ -169,6 +199,7 @@ def break_down(
         split: The split they were measured on.
         own: The kind of the run's own model.
         metric: A name of `METRICS`, at `headline_k`.
+        categories: Columns ``item_idx`` and ``tag``, the categories of items; None for none.
     """
     models = {
         name_model(key.model, own): report
@@ -181,7 +212,29 @@ def break_down(
     def measure(members: Members) -> dict[str, Score]:
         return {name: _score(found, members, metric, k) for name, found in models.items()}
 
-    return group_targets(report, split, f"{metric.lower()}_at_{k}", measure)
+    name = f"{metric.lower()}_at_{k}"
+    found = group_targets(report, split, name, measure)
+    if categories is not None:
+        found = (*found, _group_by_category(report, categories, name, measure))
+    return found
+
+
+def _group_by_category(
+    report: EvaluationReport,
+    categories: pl.DataFrame,
+    metric: str,
+    measure: Callable[[Members], dict[str, Score]],
+) -> Breakdown:
+    """Targets by their category; one that has several is in the group of each."""
+    targets = report.per_target.select("item_idx").with_row_index("target")
+    pairs = targets.join(categories, on="item_idx")
+    largest = pairs["tag"].value_counts().sort(["count", "tag"], descending=[True, False])
+    groups = []
+    for tag, count in largest.head(MAX_CATEGORIES).iter_rows():
+        members = np.zeros(len(targets), dtype=bool)
+        members[pairs.filter(tag=tag)["target"].to_numpy()] = True
+        groups.append(Group(tag, count, measure(members)))
+    return Breakdown("category", metric, tuple(groups))
 
 
 def _score(report: EvaluationReport, members: Members, metric: str, k: int) -> Score:
@@ -204,9 +257,10 @@ def group_targets(
     metric: str,
     measure: Callable[[Members], dict[str, Score]],
 ) -> tuple[Breakdown, ...]:
-    """Targets of test by length of history, by their popularity, and cold ones beside warm ones.
+    """Targets of test by length of history and by popularity; cold ones, and those of new users.
 
-    Popularity is how often the target stands in the training parts; a cold target never does.
+    Popularity is how often the target stands in the training parts; a cold target never does. A new
+    user has nothing in them: all of the history came later.
 
     Args:
         report: Says which targets were measured.
@@ -217,6 +271,7 @@ def group_targets(
     sequences = report.sequences
     lengths = split.test_targets[sequences] - split.offsets[sequences]
     counts = split.train_item_counts()[report.per_target["item_idx"].to_numpy()]
+    in_training = np.isin(report.users, split.train_pairs()[0]).astype(np.int64)
 
     def group(
         key: str, values: npt.NDArray[np.int64], bins: Sequence[tuple[int, int | None]]
@@ -232,12 +287,15 @@ def group_targets(
         group("history", lengths, HISTORY_BINS),
         group("popularity", counts, POPULARITY_BINS),
         group("cold", counts, COLD_BINS),
+        group("new", in_training, NEW_BINS),
     )
 
 
 def _label(key: str, low: int, high: int | None) -> str:
     if key == "cold":
         return "cold" if high == 0 else "warm"
+    if key == "new":
+        return "new" if high == 0 else "in training"
     if low == high:
         return "never" if low == 0 else str(low)
     return f"{low}+" if high is None else f"{low}–{high}"

@@ -8,6 +8,7 @@ import polars as pl
 
 from recgrit.data.items import ItemTable
 
+WORDS_OF_TITLE = "words of the title"
 # In this order: the first that the source has.
 TAG_FIELDS = ("genres", "categories")
 # A text field counts as tags if it has at most this many values an item.
@@ -48,7 +49,7 @@ def read_tags(items: ItemTable) -> Tags:
     elif (field := _fewest_values(items)) is not None:
         pairs = frame.select("item_idx", pl.col(field).alias("tag"))
     else:
-        field = "words of the title"
+        field = WORDS_OF_TITLE
         words = pl.col("title").str.to_lowercase().str.extract_all(r"[\p{L}][\p{L}'’-]+")
         pairs = frame.select("item_idx", words.alias("tag")).explode("tag")
         pairs = pairs.filter(pl.col("tag").str.len_chars() >= MIN_WORD_LENGTH)

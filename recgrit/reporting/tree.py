@@ -137,7 +137,9 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
         shown_items += min(per_prefix, len(items))
         if len(items) > per_prefix:
             left = len(items) - per_prefix
-            nodes.append(TreeNode(parent, "", f"{left:,} more items", left))
+            nodes.append(
+                TreeNode(parent, "", f"{left:,} more {'item' if left == 1 else 'items'}", left)
+            )
 
     def add_node(node: int, parent: int, depth_of_node: int) -> int:
         item = int(trie.leaf_items[trie.leaf_starts[node]])
@@ -173,7 +175,10 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
         left = children[~kept[children]]
         if len(left):
             num_left = int(sum(_size(trie, v) for v in left))
-            label = f"{len(left):,} more prefixes, {num_left:,} items"
+            label = (
+                f"{len(left):,} more {'prefix' if len(left) == 1 else 'prefixes'}, "
+                f"{num_left:,} {'item' if num_left == 1 else 'items'}"
+            )
             nodes.append(TreeNode(at, "", label, num_left))
     return IdTree(
         nodes=tuple(nodes),

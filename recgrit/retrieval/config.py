@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -44,6 +45,9 @@ class RetrieverConfig(TransformerConfig):
             node never: at least as many as the largest codebook has codes; 0 for no table.
         trie_softmax: Normalise over the children of a node; false over all codes of the level.
         valid_beam_width: Beam width of validation while training.
+        init_from: A bundle, or the folder of a run, to train on from: its items keep their IDs, new
+            ones get theirs as by ``recgrit append``, and the training begins with its weights.
+            None to train from scratch.
     """
 
     node_dropout: float = Field(0.05, ge=0, lt=1)
@@ -55,6 +59,7 @@ class RetrieverConfig(TransformerConfig):
     node_buckets: int = Field(0, ge=0, le=2**31)
     trie_softmax: bool = True
     valid_beam_width: int = Field(30, ge=10, le=100_000)
+    init_from: Path | None = None
 
     @model_validator(mode="after")
     def _check_buckets(self) -> RetrieverConfig:

@@ -273,7 +273,8 @@ class ItemNeighbours(nn.Module):
         items: Tensor = getattr(self, f"{kind}_items")
         values: Tensor = getattr(self, f"{kind}_values")
         starts = items.shape[1] * np.arange(self.num_items + 1)
-        entries = (values.numpy().ravel().astype(np.float64), items.numpy().ravel(), starts)
+        numbers = values.cpu().numpy().ravel().astype(np.float64)
+        entries = (numbers, items.cpu().numpy().ravel(), starts)
         table = csr_array(entries, shape=(self.num_items, self.num_items))
         table.sum_duplicates()
         table.eliminate_zeros()
@@ -289,6 +290,13 @@ class ItemNeighbours(nn.Module):
         values.zero_()
         items[rows, columns] = torch.from_numpy(table.indices.astype(np.int32))
         values[rows, columns] = torch.from_numpy(table.data.astype(np.float32))
+
+    def nearest_table(self) -> csr_array | None:
+        """What is near each item; where that is not counted, what comes next or is alike.
+
+        Sparse float64 ``[N, N]``; None if no kind is counted.
+        """
+        return self._table(self.kinds[0]) if self.kinds else None
 
     def weigh(
         self,

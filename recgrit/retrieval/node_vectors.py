@@ -28,6 +28,8 @@ from recgrit.semantic_ids.trie import Trie
 Size = Literal["catalogue", "prefixes", "constant"]
 # Numbers in the largest table of vectors that is made at once where none has to be: 256 MiB.
 MAX_AT_ONCE = 2**26
+# Nodes whose vectors are copied at a time.
+NODES_AT_ONCE = 2**18
 # The row of a node without an embedding of its own.
 NO_ROW = -1
 
@@ -199,6 +201,26 @@ class NodeVectors(nn.Module):
             mode="sum",
             per_sample_weights=weights,
         )
+
+    @torch.no_grad()
+    def start_from(self, source: NodeVectors, places: Tensor) -> None:
+        """Give nodes the vectors that they have in a trained table, whose shared rows are here too.
+
+        A node that had no embedding of its own there begins with what stood in for it. Where other
+        items joined or left below a node, other codes may be part of its vector than there: its own
+        embedding makes up for them.
+
+        Args:
+            source: Of the same sizes, in eval mode.
+            places: ``[V]``, the number of each node there.
+        """
+        if self.num_buckets is not None:  # Rows go by the path, not by the catalogue.
+            self.node_embedding.weight.copy_(source.node_embedding.weight)
+            return
+        for nodes in self.own_nodes.split(NODES_AT_ONCE):
+            rows, shared = self.rows(nodes)
+            others = F.embedding_bag(shared, self.shared(), mode="sum", padding_idx=0)
+            self.node_embedding.weight[rows] = source.of(places[nodes]) - others
 
     def forward(self, dropped: Tensor | None = None) -> Tensor:
         """Vectors of all nodes, ``[V, D]``."""

@@ -61,6 +61,19 @@ class UniqueIds:
     seconds: float
 
 
+def explain_method(method: str) -> str:
+    """How IDs became unique, in words.
+
+    >>> explain_method("disambiguation")
+    'one more code that numbers the items of an ID (disambiguation)'
+    """
+    return {
+        "greedy": "giving the farther of two items another last code",
+        "sinkhorn": "giving out the last codes evenly",
+        "disambiguation": "one more code that numbers the items of an ID (disambiguation)",
+    }.get(method, method)
+
+
 def make_unique(
     codes: Codes,
     codebook_sizes: tuple[int, ...],
@@ -97,10 +110,11 @@ def make_unique(
                 seconds=time.perf_counter() - started,
             )
         logger.warning(
-            "Some prefixes hold more items than the last level has codes (%d): IDs get a "
-            "disambiguation level instead of %s resolution. More or larger levels avoid it.",
+            "Some prefixes hold more items than the last level has codes (%d): IDs become unique "
+            "by %s instead of %s. More or larger levels avoid it.",
             codebook_sizes[-1],
-            method,
+            explain_method("disambiguation"),
+            explain_method(method),
         )
     return disambiguate(codes, codebook_sizes, item_ids, started)
 

@@ -2,8 +2,8 @@
 
 LETTER, LC-Rec and MiniOneRec write ``NAME.index.json``, ``{"0": ["<a_12>", "<b_7>", "<c_201>"]}``,
 by the number of the item; MQL4GRec writes ``NAME.index_KIND.json`` for each kind of content. Which
-item has which number stands beside it (`recgrit.data.numbered`). Where nothing does, the keys are
-taken for item ids.
+item has which number stands beside it (`recgrit.data.sources.numbered`). Where nothing does, the
+keys are taken for item ids.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recgrit.data.numbered import find_item_numbers, read_item_numbers, read_object
+from recgrit.data.sources.numbered import find_item_numbers, read_item_numbers, read_object
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import parse_semantic_id
 
@@ -64,16 +64,33 @@ def _name_of(path: Path) -> str:
     return INDEX_SUFFIX.sub("", path.name)
 
 
-def read_published_ids(path: Path, item_ids: pl.Series) -> PublishedIds:
-    """The codes of these items, in their order.
+@dataclass(frozen=True)
+class FoundIds:
+    """A published table, and where the items asked for stand in it.
+
+    Args:
+        codes: int64 ``[n, id_length]`` of the whole table.
+        codebook_sizes: One more than the largest code of each level.
+        rows: int64, the row of each item asked for; -1 where the table has none.
+        known: Some of the items that it knows.
+    """
+
+    codes: npt.NDArray[np.int64]
+    codebook_sizes: tuple[int, ...]
+    rows: npt.NDArray[np.int64]
+    known: tuple[str, ...]
+
+
+def find_published_ids(path: Path, item_ids: pl.Series) -> FoundIds:
+    """A table and where these items stand in it, those that it lacks included.
 
     Args:
         path: The table.
         item_ids: External ids.
 
     Raises:
-        DataError: A file cannot be read, a token is malformed, an item is there twice, IDs differ
-            in length, or an item asked for has none.
+        DataError: A file cannot be read, a token is malformed, an item is there twice, or IDs
+            differ in length.
     """
     files = find_published_files(path)
     table = read_object(path, FORM)
@@ -92,21 +109,38 @@ def read_published_ids(path: Path, item_ids: pl.Series) -> PublishedIds:
             row_of_item[item_id] = len(codes)
         codes.append(_parse_tokens(path, key, tokens))
     _refuse_other_lengths(path, list(table), codes)
-    missing = [item_id for item_id in item_ids if item_id not in row_of_item]
-    if missing:
+    everything = np.array(codes, dtype=np.int64)
+    return FoundIds(
+        everything,
+        tuple((everything.max(axis=0) + 1).tolist()),
+        np.array([row_of_item.get(item_id, -1) for item_id in item_ids], dtype=np.int64),
+        tuple(list(row_of_item)[:3]),
+    )
+
+
+def read_published_ids(path: Path, item_ids: pl.Series) -> PublishedIds:
+    """The codes of these items, in their order.
+
+    Args:
+        path: The table.
+        item_ids: External ids.
+
+    Raises:
+        DataError: As for `find_published_ids`, or an item asked for has no ID.
+    """
+    found = find_published_ids(path, item_ids)
+    missing = item_ids.filter(pl.Series(found.rows < 0))
+    if len(missing):
         raise DataError(
             f"{path} has no semantic ID for {len(missing)} of {len(item_ids)} items of this run, "
-            f"the first {missing[:3]}; it knows {len(table)} items, such as "
-            f"{list(row_of_item)[:3]}. Prepare the data as the table's authors did, or unset "
+            f"the first {missing.head(3).to_list()}; it knows {len(found.codes)} items, such as "
+            f"{list(found.known)}. Prepare the data as the table's authors did, or unset "
             "tokenizer.semantic_ids_path to fit IDs."
         )
-    everything = np.array(codes, dtype=np.int64)
-    rows = np.array([row_of_item[item_id] for item_id in item_ids], dtype=np.int64)
-    num_unknown = len(table) - len(item_ids)
+    num_unknown = len(found.codes) - len(item_ids)
     if num_unknown:
         logger.warning("%s: %d of its items are not in this run", path.name, num_unknown)
-    sizes = tuple((everything.max(axis=0) + 1).tolist())
-    return PublishedIds(everything[rows], sizes, num_unknown)
+    return PublishedIds(found.codes[found.rows], found.codebook_sizes, num_unknown)
 
 
 def _parse_tokens(path: Path, key: str, tokens: object) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -145,6 +145,11 @@ class SemanticIdTable(Summarized):
         return rows.select(
             pl.Series("shared_levels", shared[nearest]), "item_id", "title", "semantic_id"
         )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> SemanticIdTable:
+        """The table of some of its items, in this order."""
+        ids, titles = self.item_ids.gather(rows), self.titles.gather(rows)
+        return replace(self, codes=self.codes[rows], item_ids=ids, titles=titles)
 
     def to_polars(self) -> pl.DataFrame:
         """Columns ``item_id``, ``title``, ``level_0`` …, and ``semantic_id`` as text."""

@@ -9,33 +9,40 @@ its ID, is never listed, and is refused if it is offered again.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
 
 from recgrit.data.ids import IdList, list_ids
 from recgrit.data.items import ItemTable
+from recgrit.disk import resolve_links
 from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.encoders import ENCODER_FILES, load_encoder
-from recgrit.embedding.features import build_new_features
-from recgrit.embedding.text import build_item_texts, with_fields
-from recgrit.embedding.words import Terms
+from recgrit.embedding.encoders import ENCODER_FILES
+from recgrit.embedding.vectors import SomeVectors
 from recgrit.errors import ArtifactError, DataError
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
 from recgrit.models.registry import find_model
-from recgrit.semantic_ids.addition import AddedIds, add_items
 from recgrit.semantic_ids.table import SemanticIdTable
-from recgrit.serving.bundle import MODEL_FOLDER, Ancestor, Bundle, is_bundle
+from recgrit.serving.bundle import MODEL_FOLDER, USERS_NAME, Bundle, is_bundle
 from recgrit.serving.catalogue import Catalogue
+from recgrit.serving.delta import Delta, find_delta, measure_ids
+from recgrit.serving.new_items import (
+    add_words,
+    encode_new_pictures,
+    require_known_blocks,
+    tokenize_new,
+    with_all_fields,
+)
+from recgrit.serving.settings import Ancestor
 from recgrit.serving.writing import holds_another, write_bundle
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -48,26 +55,34 @@ class Appended:
         bundle: The new bundle.
         num_added: New items.
         num_moved: Of these, such whose own ID was taken.
-        num_listed: Offered items that were there already; they stay as they are.
+        num_listed: Offered items that were there already; they keep their features and their IDs.
+        num_changed: Of these, such that came with another title, which they have now.
         num_refused: Offered items that were removed before, or are to be removed now.
         num_removed: Items removed.
         num_unknown: Items to remove that are not in the catalogue.
+        delta: What changed, and the quality of the IDs before and after.
     """
 
     bundle: Bundle
     num_added: int
     num_moved: int
     num_listed: int
+    num_changed: int
     num_refused: int
     num_removed: int
     num_unknown: int
+    delta: Delta
 
     def describe(self) -> str:
         """The counts in one line."""
         listed = self.bundle.manifest.summary["num_listed"]
-        parts = [f"{self.num_added:,} items added ({self.num_moved:,} beside another's ID)"]
+        parts = [
+            f"{self.num_added:,} item{'s' * (self.num_added != 1)} added ({self.num_moved:,} with "
+            "the next free ID, as another item has their own)"
+        ]
         for count, what in (
             (self.num_listed, "were there already"),
+            (self.num_changed, "of them got another title"),
             (self.num_refused, "refused, having been removed"),
             (self.num_removed, "removed"),
             (self.num_unknown, "to remove are unknown"),
@@ -83,6 +98,8 @@ def append_items(
     items: ItemTable | None = None,
     *,
     vectors: Embeddings | None = None,
+    blocks: Mapping[str, SomeVectors] | None = None,
+    pictures: Path | None = None,
     removed: IdList = (),
 ) -> Appended:
     """Write another bundle with new items, without removed ones, and with every old ID in place.
@@ -90,9 +107,13 @@ def append_items(
     Args:
         bundle: The one before; it stays as it is.
         directory: The folder of the new one.
-        items: Items to add, with the columns of the first catalogue; None for none. Those that are
-            in the bundle are passed over, removed ones are refused.
+        items: Items to add, with the columns of the first catalogue; None for none. Of those that
+            are in the bundle another title is taken and nothing else, removed ones are refused.
         vectors: Vectors of ``items``, where the run took vectors of the user's own.
+        blocks: Vectors of ``items`` by the name of their block of features; items and blocks
+            without are filled as the run's settings say.
+        pictures: Where relative paths of the items' pictures start, where a block of features is
+            made of such and ``items`` has their column; None for the working folder.
         removed: External ids of items to remove; a bare string is one.
 
     The same request again, into the folder that it made, gives the bundle that is there.
@@ -103,7 +124,7 @@ def append_items(
         DataError: Items cannot be used, or none would be left.
         EncoderError: The encoder that the items need is not on this machine.
     """
-    if directory.resolve() == bundle.directory.resolve():
+    if resolve_links(directory) == resolve_links(bundle.directory):
         raise ArtifactError(
             f"{directory} holds the bundle to start from, which never changes: name another folder."
         )
@@ -128,9 +149,17 @@ def append_items(
             f"These {len(leaving):,} removals would leave no item to list, and a bundle lists at "
             "least one. Check the list of items to remove."
         )
-    new = _with_all_fields(bundle, ItemTable(offered.frame[wanted]))
-    features, added = _tokenize(bundle, new, None if vectors is None else vectors.vectors[wanted])
+    new = with_all_fields(bundle, ItemTable(offered.frame[wanted]))
+    require_known_blocks(bundle, blocks or {})
+    own = {name: (b.vectors[wanted], b.given[wanted]) for name, b in (blocks or {}).items()}
+    own |= encode_new_pictures(bundle, new, pictures or Path(), without=own)
+    features, added = tokenize_new(
+        bundle, new, None if vectors is None else vectors.vectors[wanted], own
+    )
     num_new = len(wanted)
+    retitled = _find_retitled(table, offered, there & ~refused)
+    titles = added.table.titles.scatter(retitled["row"], retitled["title"])
+    after_table = replace(added.table, titles=titles)
     tables = {
         "features": Embeddings(
             np.concatenate([bundle.features.vectors, features]),
@@ -154,16 +183,39 @@ def append_items(
         trained=np.concatenate([catalogue.trained, np.zeros(num_new, bool)]),
         added_in=np.concatenate([catalogue.added_in, np.full(num_new, step, np.int32)]),
         removed_in=np.concatenate([removed_in, np.full(num_new, -1, np.int32)]),
+        counts=np.concatenate([catalogue.counts, np.zeros(num_new, np.int64)]),
+    )
+    delta = Delta(
+        find_delta(
+            after_table,
+            {
+                "added": np.arange(len(table), len(after_table)),
+                "removed": np.sort(leaving),
+                "changed": retitled["row"].to_numpy(),
+            },
+        ),
+        *(
+            measure_ids(ids, vectors, bundle.tokenizer, listed)
+            for ids, vectors, listed in (
+                (table, bundle.features.vectors, catalogue.listed),
+                (after_table, tables["features"].vectors, after.listed),
+            )
+        ),
     )
     if there_before is not None:
-        _require_same(there_before, added.table, after, tables["features"])
+        _require_same(there_before, after_table, after, tables["features"])
     written = there_before or write_bundle(
         directory,
         bundle.settings.model_copy(update={"ancestors": (*bundle.settings.ancestors, before)}),
-        items=added.table,
+        items=after_table,
         catalogue=after,
+        delta=delta,
         tables=tables,
-        words=_add_words(bundle, new),
+        words=add_words(bundle, new),
+        given={
+            name: np.concatenate([before, own[name][1] if name in own else np.zeros(num_new, bool)])
+            for name, before in bundle.given.items()
+        },
         copied={
             name: (bundle.directory / name, record)
             for name, record in manifest.files.items()
@@ -177,10 +229,26 @@ def append_items(
         num_added=num_new,
         num_moved=added.num_moved,
         num_listed=int(np.sum(there & ~refused)),
+        num_changed=len(retitled),
         num_refused=int(np.sum(refused)),
         num_removed=len(leaving),
         num_unknown=len(set(removed) - known),
+        delta=delta,
     )
+
+
+def _find_retitled(
+    table: SemanticIdTable, offered: ItemTable, there: npt.NDArray[np.bool_]
+) -> pl.DataFrame:
+    """Rows of the table whose items were offered with another title, ascending, and the titles.
+
+    An item without a title is called by its id: that is no other title.
+    """
+    found = offered.frame.filter(there).select("item_id", "title")
+    rows = pl.DataFrame({"item_id": table.item_ids, "before": table.titles}).with_row_index("row")
+    both = rows.join(found, on="item_id", how="inner", maintain_order="left")
+    is_other = (pl.col("title") != pl.col("before")) & (pl.col("title") != pl.col("item_id"))
+    return both.filter(is_other).select("row", "title")
 
 
 def _find_bundle_after(bundle: Bundle, directory: Path) -> Bundle | None:
@@ -222,101 +290,6 @@ def _require_appendable(bundle: Bundle) -> None:
         )
 
 
-def _with_all_fields(bundle: Bundle, items: ItemTable) -> ItemTable:
-    """New items with the columns that the first ones' texts are made of, empty where they lack."""
-    template = bundle.require_ids().embedding.template
-    if template is None or not len(items):
-        return items
-    items, missing = with_fields(items, template)
-    if missing:
-        logger.warning(
-            "The new items lack %s, of which the texts of the first ones are made: they have %s",
-            ", ".join(missing),
-            ", ".join(name for name in items.frame.columns if name not in missing),
-        )
-    return items
-
-
-def _add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
-    """The words of all items' texts, in the terms of the first ones."""
-    from scipy.sparse import csr_array, vstack
-
-    words = bundle.words
-    if words is None or not len(items):
-        return words
-    texts = build_item_texts(items, bundle.require_ids().embedding.template)
-    terms = bundle.read(Terms.load)
-    return csr_array(vstack([words, terms.encode(texts)], format="csr"))
-
-
 # Files of a bundle that new items do not change.
-COPIED = (TOKENIZER_NAME, TRANSFORM_NAME, *ENCODER_FILES)
+COPIED = (TOKENIZER_NAME, TRANSFORM_NAME, USERS_NAME, *ENCODER_FILES)
 _EMPTY = {"item_id": pl.String, "title": pl.String}
-
-
-def _tokenize(
-    bundle: Bundle, items: ItemTable, vectors: npt.NDArray[np.float32] | None
-) -> tuple[npt.NDArray[np.float32], AddedIds]:
-    """Features of new items ``[n, F]``, and the table with their IDs."""
-    if not len(items):
-        width = bundle.features.embedding_dim
-        return np.empty((0, width), np.float32), AddedIds(bundle.semantic_ids, 0)
-    transform = bundle.feature_transform
-    text_dim = len(transform.text_mean)
-    features = build_new_features(
-        transform,
-        _encode(bundle, items, vectors),
-        known_text=bundle.features.vectors[:, :text_dim],
-        known_cooccurrence=bundle.cooccurrence,
-    )
-    tokenizer, rows = bundle.tokenizer, torch.from_numpy(features)
-    with torch.inference_mode():
-        latent = tokenizer.encode_latent(rows)
-        codes = tokenizer.quantizer.encode(latent)
-        residuals, last_codes = tokenizer.quantizer.last_level(latent)
-
-        def errors_of(row: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            gaps = tokenizer.quantizer.decode(torch.from_numpy(ids)) - latent[row]
-            return np.asarray(gaps.square().sum(dim=-1))
-
-        added = add_items(
-            bundle.semantic_ids,
-            codes.numpy(),
-            items.item_ids,
-            items.titles,
-            residuals_of=lambda chosen: residuals.numpy()[chosen],
-            last_codes=last_codes.numpy(),
-            errors_of=errors_of,
-        )
-    return features, added
-
-
-def _encode(
-    bundle: Bundle, items: ItemTable, vectors: npt.NDArray[np.float32] | None
-) -> npt.NDArray[np.float32]:
-    """Text embeddings of new items, or the vectors that come with them."""
-    settings, transform = bundle.require_ids(), bundle.feature_transform
-    own = settings.encoder_space is None
-    if own != (vectors is not None):
-        raise DataError(
-            "The items of this bundle came with vectors of your own: give those of new items too, "
-            "with --vectors FILE."
-            if own
-            else "The items of this bundle are encoded from their texts: vectors cannot be used."
-        )
-    if vectors is None:
-        assert settings.encoder_space is not None
-        space = settings.encoder_space
-        encoder = bundle.read(
-            lambda path: load_encoder(
-                settings.embedding, settings.seed, directory=path, space=space
-            )
-        )
-        vectors = encoder.encode(build_item_texts(items, settings.embedding.template))
-    center = transform.text_mean if transform.text_center is None else transform.text_center
-    if vectors.shape[1] != len(center):
-        raise DataError(
-            f"The vectors of the new items have {vectors.shape[1]} dimensions, those of the "
-            f"bundle's items {len(center)}: take them from the same encoder."
-        )
-    return vectors

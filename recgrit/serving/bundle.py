@@ -21,29 +21,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from pydantic import Field
 
 from recgrit.artifacts import load_artifact, open_artifact
-from recgrit.config import Config, validate
-from recgrit.data.config import TableConfig
+from recgrit.config import validate
 from recgrit.data.ids import IdList
 from recgrit.data.items import ItemTable
+from recgrit.data.user_histories import UserHistories
 from recgrit.disk import MANIFEST_NAME, wait_for
-from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.features import FeatureTransform
+from recgrit.embedding.transforms import FeatureTransform, load_given
 from recgrit.embedding.words import load_words
 from recgrit.errors import ArtifactError, ConfigError, NewerSchemaError, ReplacedError
-from recgrit.evaluation.config import MAX_BEAM_WIDTH
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
 from recgrit.manifests import Manifest
 from recgrit.models.model import CatalogueInputs, Model
 from recgrit.models.registry import find_model
-from recgrit.quantization.config import TokenizerConfig
 from recgrit.recommender import Recommender
+from recgrit.records import BUNDLE, require_record
 from recgrit.runs import read_tokenizer
 from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.serving.catalogue import Catalogue
+from recgrit.serving.settings import BUNDLE_VERSION, BundleSettings, TokenizerSettings
+from recgrit.similar import SimilarItems, Way, Ways
 from recgrit.summaries import Summarized
 
 if TYPE_CHECKING:
@@ -51,70 +50,11 @@ if TYPE_CHECKING:
 
     from recgrit.quantization.autoencoder import Tokenizer
 
-BUNDLE = "bundle"
 TRIE_NAME = "trie.safetensors"
+USERS_NAME = "users.parquet"
 MODEL_FOLDER = "model"
-BUNDLE_VERSION = 4
 
 T = TypeVar("T")
-
-
-class Ancestor(Config):
-    """One bundle in the line that led to another.
-
-    Args:
-        fingerprint: Of that bundle.
-        created: When, in UTC.
-        num_added: Items it added to the one before.
-        num_removed: Items it removed.
-    """
-
-    fingerprint: str
-    created: str
-    num_added: int
-    num_removed: int
-
-
-class TokenizerSettings(Config):
-    """How items of a bundle get features and semantic IDs.
-
-    Args:
-        seed: Of the run.
-        embedding: How item texts become vectors.
-        encoder_space: Hash of what decides where those lie; None for vectors of the user's own.
-        tokenizer: Settings of the tokenizer; None where the IDs were published.
-    """
-
-    seed: int
-    embedding: EmbeddingConfig
-    encoder_space: str | None
-    tokenizer: TokenizerConfig | None
-
-
-class BundleSettings(Config):
-    """What a bundle says of itself, beside its files.
-
-    Args:
-        version: Of the layout of bundles.
-        run: Fingerprint of each artifact of the run it came from.
-        ancestors: The bundles before it, oldest first.
-        model: Kind of the model.
-        settings: Of the model.
-        ids: How items get semantic IDs; None for a model without them.
-        beam_width: Prefixes kept at each level, as the run was evaluated.
-        num_known_items: The first items, which the catalogue had in training.
-        table: How the run's own files name their columns, for files that come later.
-    """
-
-    version: int
-    run: dict[str, str]
-    ancestors: tuple[Ancestor, ...]
-    model: str
-    settings: dict[str, Any]
-    ids: TokenizerSettings | None
-    beam_width: int = Field(ge=1, le=MAX_BEAM_WIDTH)
-    num_known_items: int = Field(ge=0)
-    table: TableConfig = TableConfig()
 
 
 class Bundle(Summarized):
@@ -135,6 +75,7 @@ class Bundle(Summarized):
         self.directory = Path(directory)
         self.device = device
         self.manifest = _open_whole(self.directory)
+        require_record(self.manifest, BUNDLE, self.directory)
         self.settings = _read_settings(self.manifest, self.directory)
 
     def summarize(self) -> tuple[str, Mapping[str, str]]:
@@ -193,6 +134,12 @@ class Bundle(Summarized):
             "model.kind=trie."
         )
 
+    def _unfit(self, what: str) -> ArtifactError:
+        return ArtifactError(
+            f"The bundle {self.directory} is damaged: {what} are of other items or of another kind "
+            "than its features and names. Take the bundle before it, or export it again."
+        )
+
     @cached_property
     def catalogue(self) -> Catalogue:
         """Which items are trained, added, removed."""
@@ -217,14 +164,38 @@ class Bundle(Summarized):
     @cached_property
     def cooccurrence(self) -> npt.NDArray[np.float32] | None:
         """Co-occurrence vectors of all items, zeros where there are none."""
-        if self.feature_transform.cooccurrence_mean is None:
+        part = self.feature_transform.cooccurrence
+        if part is None:
             return None
-        return self.read(lambda path: Embeddings.load(path, "cooccurrence").vectors)
+        vectors = self.read(lambda path: Embeddings.load(path, "cooccurrence").vectors)
+        if vectors.shape != (len(self.items), part.dim):
+            raise self._unfit("its co-occurrence vectors")
+        return vectors
+
+    @cached_property
+    def users(self) -> UserHistories:
+        """The users that the bundle was exported with; none where it holds no users."""
+        return self.read(lambda path: UserHistories.load(path / USERS_NAME, len(self.items)))
+
+    @cached_property
+    def given(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Which items have a vector of each further block of features, bool ``[N]`` by name."""
+        given = self.read(lambda path: load_given(path, len(self.items)))
+        if set(given) != set(self.feature_transform.blocks):
+            raise ArtifactError(
+                f"The bundle {self.directory} has features of the blocks "
+                f"{sorted(self.feature_transform.blocks)} and vectors of {sorted(given)}: it is "
+                "damaged."
+            )
+        return given
 
     @cached_property
     def feature_transform(self) -> FeatureTransform:
         """How features are made of vectors."""
-        return self.read(lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
+        transform = self.read(lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
+        if transform.feature_dim != self.features.embedding_dim:
+            raise self._unfit("what made its features")
+        return transform
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -265,6 +236,7 @@ class Bundle(Summarized):
             self.items,
             beam_width=self.settings.beam_width if beam_width is None else beam_width,
             listed=self.catalogue.listed,
+            counts=self.catalogue.counts,
         )
 
     def recommend_after(self, histories: Mapping[str, IdList], **options: Any) -> pl.DataFrame:
@@ -274,6 +246,38 @@ class Bundle(Summarized):
     @cached_property
     def _recommender(self) -> Recommender:
         return self.recommender()
+
+    def similar_items(
+        self, item_id: str, top_k: int = 10, *, by: Way = "embedding"
+    ) -> pl.DataFrame:
+        """The items most like one, added items included; see `recgrit.runs.Run.similar_items`.
+
+        Removed items are not listed, and may be asked for.
+        """
+        return self.similar(by).of(item_id, top_k=top_k)
+
+    def similar(self, by: Way = "embedding") -> SimilarItems:
+        """What finds similar items by one of the ways, also for all items; see `similar_items`."""
+        if by not in self._similar:
+            has_features = "embed" in find_model(self.settings.model).needs
+            ways = Ways(
+                f"The bundle {self.directory}",
+                model=lambda: self.model,
+                features=(lambda: self.features.vectors) if has_features else None,
+                ids=None if self.settings.ids is None else self._ids_and_tokenizer,
+            )
+            self._similar[by] = SimilarItems(
+                self.items, ways.make(by), listed=self.catalogue.listed
+            )
+        return self._similar[by]
+
+    @cached_property
+    def _similar(self) -> dict[Way, SimilarItems]:
+        return {}
+
+    def _ids_and_tokenizer(self) -> tuple[SemanticIdTable, Tokenizer | None]:
+        has_tokenizer = self.require_ids().tokenizer is not None
+        return self.semantic_ids, self.tokenizer if has_tokenizer else None
 
     def read(self, load: Callable[[Path], T]) -> T:
         """What ``load`` reads from the bundle's folder.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +20,13 @@ from recgrit.data.sources.table import Table
 from recgrit.data.sources.table_files import TableFile, find_tables, list_files, open_table
 from recgrit.data.splits import SequenceSplit
 from recgrit.data.times import TimeReader
+from recgrit.data.user_histories import UserHistories
 from recgrit.errors import DataError
 from recgrit.semantic_ids.table import SemanticIdTable
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_TABLE = TableConfig()
-
-
-@dataclass(frozen=True)
-class UserHistories:
-    """Histories over the items of a table.
-
-    Args:
-        user_ids: Users with at least one known item, in the order of their first rows.
-        split: Row i belongs to user i; everything is history.
-    """
-
-    user_ids: pl.Series
-    split: SequenceSplit
 
 
 def read_items(path: Path, settings: TableConfig = DEFAULT_TABLE) -> ItemTable:
@@ -59,7 +46,7 @@ def read_items(path: Path, settings: TableConfig = DEFAULT_TABLE) -> ItemTable:
     table = Table(**settings.model_dump())
     items = read_item_table(
         list_files(path, "items"),
-        item_id=table.item_id,
+        item_id=table.described_id,
         title=table.title,
         text=table.text(table.item_columns),
         max_malformed_share=0,
@@ -109,12 +96,23 @@ def read_histories(
         )
     if "timestamp" in rows.columns:
         rows = rows.sort(time_columns(rows), maintain_order=True)
-    lists = rows.group_by("user_id", maintain_order=True).agg("item_idx")
+    # Those without a known item come last.
+    user_ids = pl.concat([rows["user_id"], frame["user_id"]]).unique(maintain_order=True)
+    lists = (
+        user_ids.to_frame()
+        .join(
+            rows.group_by("user_id", maintain_order=True).agg("item_idx"),
+            on="user_id",
+            how="left",
+            maintain_order="left",
+        )
+        .with_columns(pl.col("item_idx").fill_null([]))
+    )
     lengths = lists["item_idx"].list.len().to_numpy()
     return UserHistories(
-        user_ids=lists["user_id"],
+        user_ids=user_ids,
         split=SequenceSplit.of_histories(
-            lists["item_idx"].explode().to_numpy(),
+            lists["item_idx"].explode().drop_nulls().to_numpy(),
             np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             len(table),
         ),
@@ -144,6 +142,7 @@ def _read_rows(path: Path, table: Table) -> pl.DataFrame:
     times = TimeReader(table.timestamp, table.times, other_files=all_times)
     parts, num_unsplit = [], 0
     for file, found in zip(files, names, strict=True):
+        file.refuse_repeated(list(found.values()))
         logger.info("%s: %s", file.label, file.describe())
         for part in file.rows(list(found.values())):
             ids = [

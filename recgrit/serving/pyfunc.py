@@ -1,6 +1,7 @@
 """A bundle as an MLflow model, for `mlflow models serve` and `mlflow.pyfunc.load_model`.
 
-One row per user: a list of item ids in, three lists of equal length out. The model is kept as code
+One row per user: a list of item ids, or the id of a user whom the bundle knows, in; three lists of
+equal length out. The model is kept as code
 and a bundle, so nothing is pickled; whoever loads it has recgrit installed.
 
 The signature leaves what a history holds open. Where it says that texts are wanted, MLflow turns
@@ -9,7 +10,10 @@ them into arrays of a fixed width, and with pandas 3 a null beside them cuts eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +28,139 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array
 
 import recgrit
+from recgrit.bounds import LISTED_ITEMS
+from recgrit.data.ids import IdList, list_ids
 from recgrit.data.recommendations import Recommendations
+from recgrit.disk import MANIFEST_NAME, making_folder
 from recgrit.errors import ArtifactError, DataError, RecgritError
-from recgrit.recommender import TOP_K, check_top_k, listed_items
-from recgrit.serving.bundle import BUNDLE, Bundle
+from recgrit.recommender import TOP_K, Fallback, check_top_k, list_popular, listed_items
+from recgrit.records import BUNDLE
+from recgrit.serving.bundle import Bundle
 from recgrit.serving.requests import harden_server
 
-# Items of all lists of one request; `max_listed` of the model's config raises it.
-MAX_LISTED = 2_000_000
+logger = logging.getLogger(__name__)
+
+# Between two looks at a bundle that is followed.
+LOOK_SECONDS = 1.0
+# In place of ids of allowed items: all of them.
+ALL_ITEMS = "*"
+# Of a request or of the model's config: histories without a known item get empty lists.
+NO_FALLBACK = "none"
 
 # What MLflow keeps beside the bundle and runs when the model is loaded.
 CODE_PATH = Path(__file__).with_name("pyfunc_code.py")
 
 _TEXTS = Array(DataType.string)
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(AnyType(), "history")]),
+    inputs=Schema(
+        [
+            ColSpec(AnyType(), "history", required=False),
+            ColSpec(AnyType(), "user_id", required=False),
+        ]
+    ),
     outputs=Schema(
         [
             ColSpec(_TEXTS, "item_ids"),
             ColSpec(_TEXTS, "titles"),
             ColSpec(Array(DataType.double), "scores"),
+            ColSpec(DataType.string, "source"),
         ]
     ),
     params=ParamSchema(
         [
             ParamSpec("top_k", DataType.long, TOP_K),
             ParamSpec("exclude_seen", DataType.boolean, True),
+            # A parameter that is a list has a list as its default: an empty one would say nothing.
+            ParamSpec("allowed_items", DataType.string, [ALL_ITEMS], shape=(-1,)),
+            ParamSpec("blocked_items", DataType.string, [], shape=(-1,)),
+            # Left out, the model's config says it.
+            ParamSpec("fallback", DataType.string, None),
         ]
     ),
 )
+
+
+class OpenBundle:
+    """A bundle with all that answers need: the first request need not wait for it.
+
+    Args:
+        bundle: Verified when it is opened.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.fingerprint = bundle.fingerprint
+        self.recommender = bundle.recommender()
+        self.recommender.ranker()
+        self.popular = self.recommender.popular()
+        self.users = bundle.users
+        items = self.recommender.items
+        self.item_ids = np.array(items.item_ids.to_list(), dtype=object)
+        self.titles = np.array(items.titles.to_list(), dtype=object)
+
+
+class FollowedBundle:
+    """The bundle behind a path, opened anew when another one lies there.
+
+    Requests go on with the bundle before while the next one is opened, and where that fails.
+
+    Args:
+        path: A bundle, or a link to one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tried = self._sign()
+        self._open = self._read()
+        self._looked = time.monotonic()
+        self._looking = threading.Lock()
+        self._said = ""
+
+    def get(self) -> OpenBundle:
+        """The bundle to answer with; looks for another one at most once in `LOOK_SECONDS`."""
+        is_due = time.monotonic() - self._looked >= LOOK_SECONDS
+        if is_due and self._looking.acquire(blocking=False):
+            self._looked = time.monotonic()
+            threading.Thread(target=self._look, daemon=True).start()
+        return self._open
+
+    def _look(self) -> None:
+        try:
+            signature = self._sign()
+            if signature != self._tried:
+                self._tried = signature
+                self._open = self._read()
+                logger.info("answering with the bundle %s now", self._open.fingerprint)
+            self._said = ""
+        except (RecgritError, OSError) as error:
+            if self._said != str(error):
+                logger.warning("still answering with %s: %s", self._open.fingerprint, error)
+            self._said = str(error)
+        finally:
+            self._looking.release()
+
+    def _sign(self) -> tuple[str, int, int]:
+        """What changes when another bundle comes into its place."""
+        manifest = self.path.resolve() / MANIFEST_NAME
+        found = manifest.stat()
+        return str(manifest), found.st_ino, found.st_mtime_ns
+
+    def _read(self) -> OpenBundle:
+        # Not through the link, which may lead elsewhere before all is read.
+        return OpenBundle(Bundle(self.path.resolve()))
+
+
+def _follow(path: Path) -> FollowedBundle:
+    """The bundle behind a path.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    try:
+        return FollowedBundle(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot read the bundle {path} of the model's config: {error.strerror}."
+        ) from None
 
 
 class BundleModel(PythonModel):
@@ -61,14 +169,16 @@ class BundleModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open and verify the bundle."""
         harden_server()
-        bundle = Bundle(context.artifacts[BUNDLE])
-        _require_own(bundle)
-        self.recommender = bundle.recommender()
-        self.recommender.ranker()  # Built now: the first request need not wait for it.
-        items = self.recommender.items
-        self.item_ids = np.array(items.item_ids.to_list(), dtype=object)
-        self.titles = np.array(items.titles.to_list(), dtype=object)
-        self.max_listed = int((context.model_config or {}).get("max_listed", MAX_LISTED))
+        config = context.model_config or {}
+        if followed := config.get("bundle"):
+            self._get: Callable[[], OpenBundle] = _follow(Path(followed)).get
+        else:
+            bundle = Bundle(context.artifacts[BUNDLE])
+            _require_own(bundle)
+            opened = OpenBundle(bundle)
+            self._get = lambda: opened
+        self.max_listed = int(config.get("max_listed") or LISTED_ITEMS.allowed())
+        self.fallback = _read_fallback(config.get("fallback", NO_FALLBACK))
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
@@ -79,51 +189,125 @@ class BundleModel(PythonModel):
             context: Not used.
             model_input: Column ``history``: item ids, oldest first. A bare string is one id; nulls
                 and ids that are not in the catalogue are passed over, and their number is logged.
+                Or column ``user_id``: a user whom the bundle knows, where it was exported with
+                users. Of the two, each row has one.
             params: ``top_k``, items per list; ``exclude_seen``, whether to keep out what the
-                history holds.
+                history holds; ``allowed_items``, ids of the only items that may be listed, "*"
+                alone for all; ``blocked_items``, ids of items that are never listed, such as those
+                out of stock; ``fallback``, "popular" for the most popular items after a history
+                without a known item, "none" for empty lists, the model's config if left out.
 
         Returns:
-            One row per history: ``item_ids``, ``titles`` and ``scores``, best first; empty
-            lists after a history without a known item.
+            One row per history: ``item_ids``, ``titles`` and ``scores``, best first, and
+            ``source``: "history", "popular", or "none" for empty lists, which follow a history
+            without a known item. The score of popular items is how often they stand in training.
 
         Raises:
             MlflowException: What was asked cannot be answered; over HTTP that is status 400.
         """
+        opened = self._get()
         try:
-            found = self._rank(model_input, params or {})
+            found, popular = self._rank(opened, model_input, params or {})
         except RecgritError as error:
             # Any other exception would come with a stack trace, and its message would be lost.
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
         listed = dict.fromkeys(range(len(model_input)), np.empty(0, dtype=np.int32))
         scores = dict.fromkeys(range(len(model_input)), np.empty(0, dtype=np.float32))
-        for row, items, values_of in zip(found.users, found.items, found.scores, strict=True):
-            listed[int(row)] = listed_items(items)
-            scores[int(row)] = values_of[: len(listed[int(row)])]
+        sources = dict.fromkeys(range(len(model_input)), NO_FALLBACK)
+        for source, lists in (("history", found), ("popular", popular)):
+            for row, items, values_of in zip(lists.users, lists.items, lists.scores, strict=True):
+                listed[int(row)] = listed_items(items)
+                scores[int(row)] = values_of[: len(listed[int(row)])]
+                sources[int(row)] = source
         return pd.DataFrame(
             {
-                "item_ids": [self.item_ids[items].tolist() for items in listed.values()],
-                "titles": [self.titles[items].tolist() for items in listed.values()],
+                "item_ids": [opened.item_ids[items].tolist() for items in listed.values()],
+                "titles": [opened.titles[items].tolist() for items in listed.values()],
                 "scores": [of_row.tolist() for of_row in scores.values()],
+                "source": list(sources.values()),
             },
             index=model_input.index,
         )
 
-    def _rank(self, model_input: pd.DataFrame, params: Mapping[str, Any]) -> Recommendations:
+    def _rank(
+        self, opened: OpenBundle, model_input: pd.DataFrame, params: Mapping[str, Any]
+    ) -> tuple[Recommendations, Recommendations]:
+        """Lists of the model, and of popular items where they are asked for."""
         values = {"top_k": TOP_K, "exclude_seen": True, **params}
         if not isinstance(values["exclude_seen"], bool):
             raise DataError(f"exclude_seen must be true or false, got {values['exclude_seen']}.")
-        top_k = min(check_top_k(values["top_k"]), len(self.item_ids))
+        asked = values.get("fallback")
+        fallback = self.fallback if asked is None else _read_fallback(asked)
+        top_k = min(check_top_k(values["top_k"]), len(opened.item_ids))
         if top_k * len(model_input) > self.max_listed:
             raise DataError(
                 f"One request may ask for {self.max_listed:,} items, got {len(model_input):,} "
                 f"histories of {top_k:,} items each. Ask in several requests, or raise max_listed "
-                "of the model's config."
+                f"of the model's config or {LISTED_ITEMS.variable} of the environment."
             )
-        return self.recommender.rank_histories(
-            list(model_input["history"]),
+        filters = _read_filters(values)
+        found = opened.recommender.rank_histories(
+            _read_histories(opened, model_input),
+            ranker=opened.recommender.ranker(**filters),
             top_k=top_k,
             exclude_seen=values["exclude_seen"],
         )
+        without = np.setdiff1d(np.arange(len(model_input)), found.users)
+        if fallback is None:
+            without = without[:0]
+        popular = opened.recommender.popular(**filters) if filters else opened.popular
+        return found, list_popular(popular, without, top_k)
+
+
+def _read_histories(opened: OpenBundle, model_input: pd.DataFrame) -> list[IdList]:
+    """The history of each row: its own, or that of the user it names.
+
+    Raises:
+        DataError: A row has both or neither, or the bundle knows no users.
+    """
+    if "user_id" not in model_input.columns:
+        if "history" not in model_input.columns:
+            raise DataError("Expected a column history or user_id, got neither.")
+        return list(model_input["history"])
+    if not len(opened.users.user_ids):
+        raise DataError(
+            "This bundle knows no users: send the column history, or export it with "
+            "'recgrit export bundle --users'."
+        )
+    histories: list[IdList] = []
+    rows = model_input.reindex(columns=["history", "user_id"])
+    for number, (history, user_id) in enumerate(rows.itertuples(index=False)):
+        has_history = not (
+            history is None or (pd.api.types.is_scalar(history) and pd.isna(history))
+        )
+        named = list_ids([user_id], f"user_id of row {number}") if not pd.isna(user_id) else []
+        if has_history == bool(named):
+            both = "both" if named else "neither"
+            raise DataError(f"Row {number} needs a history or a user_id, got {both}.")
+        items = opened.users.history(named[0]) if named else None
+        histories.append(history if items is None else opened.item_ids[items].tolist())
+    return histories
+
+
+def _read_fallback(value: object) -> Fallback | None:
+    """What a request or a config says of histories without a known item.
+
+    Raises:
+        DataError: It says something else than "popular" or "none".
+    """
+    if value == NO_FALLBACK:
+        return None
+    if value == "popular":
+        return "popular"
+    raise DataError(f"fallback must be 'popular' or 'none', got {value!r:.40}.")
+
+
+def _read_filters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Which items may be listed: all where a request does not say, none of an empty list."""
+    allowed = list_ids(list(values.get("allowed_items", [ALL_ITEMS])), "allowed_items")
+    blocked = list_ids(list(values.get("blocked_items", [])), "blocked_items")
+    found = {} if allowed == [ALL_ITEMS] else {"allowed_items": allowed}
+    return found | ({"blocked_items": blocked} if blocked else {})
 
 
 def _require_own(bundle: Bundle) -> None:
@@ -149,22 +333,21 @@ def save_pyfunc(bundle: Bundle, directory: Path) -> None:
     Raises:
         ArtifactError: The folder is there already, or cannot be written.
     """
-    if directory.exists():
-        raise ArtifactError(f"{directory} is there already: name a folder that does not exist yet.")
     listed = bundle.items.item_ids.filter(bundle.catalogue.listed)
     try:
-        mlflow.pyfunc.save_model(
-            directory,
-            python_model=str(CODE_PATH),
-            artifacts={BUNDLE: str(bundle.directory.absolute())},
-            signature=SIGNATURE,
-            input_example=pd.DataFrame({"history": [listed.head(3).to_list()]}),
-            # Named, or MLflow would load the model in another process to find them.
-            pip_requirements=[f"recgrit=={recgrit.__version__}"],
-            metadata={"fingerprint": bundle.fingerprint},
-            # What is not saved cannot be set on loading.
-            model_config={"max_listed": MAX_LISTED},
-        )
+        with making_folder(directory) as temporary:
+            mlflow.pyfunc.save_model(
+                temporary,
+                python_model=str(CODE_PATH),
+                artifacts={BUNDLE: str(bundle.directory.absolute())},
+                signature=SIGNATURE,
+                input_example=pd.DataFrame({"history": [listed.head(3).to_list()]}),
+                # Named, or MLflow would load the model in another process to find them.
+                pip_requirements=[f"recgrit=={recgrit.__version__}"],
+                metadata={"fingerprint": bundle.fingerprint},
+                # What is not saved cannot be set on loading.
+                model_config={"max_listed": 0, "fallback": NO_FALLBACK, "bundle": ""},
+            )
     except OSError as error:
         raise ArtifactError(
             f"Cannot write {directory}: {error.strerror}. Choose another folder."

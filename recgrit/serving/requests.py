@@ -32,8 +32,8 @@ def harden_server() -> None:
     server: Any = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None or hasattr(server.invocations, "__wrapped__"):
         return
-    # Other C libraries have no such option, or no such function.
-    with contextlib.suppress(OSError, AttributeError):
+    # Other C libraries have no such option, or no such function; Windows none without a name.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _NUM_ARENAS)
     answer = server.invocations
 

@@ -4,42 +4,52 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from recgrit.artifacts import open_artifact, write_artifact
 from recgrit.checksums import FileRecord
 from recgrit.config import validate
 from recgrit.data.items import ItemTable
+from recgrit.data.user_histories import UserHistories
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODER_FILES
+from recgrit.embedding.transforms import load_given, save_given
 from recgrit.embedding.words import save_words
 from recgrit.errors import ArtifactError, ReplacedError
-from recgrit.layout import EPOCHS_NAME, TOKENIZER_NAME, TRANSFORM_NAME, stage_directory
+from recgrit.layout import (
+    EPOCHS_NAME,
+    SOURCE_FOLDER,
+    TOKENIZER_NAME,
+    TRANSFORM_NAME,
+    stage_directory,
+)
 from recgrit.manifests import Origin
+from recgrit.records import BUNDLE
 from recgrit.runs import Run
 from recgrit.semantic_ids.table import SemanticIdTable
 from recgrit.semantic_ids.trie import build_trie
-from recgrit.serving.bundle import (
-    BUNDLE,
-    BUNDLE_VERSION,
-    MODEL_FOLDER,
-    TRIE_NAME,
-    Bundle,
-    BundleSettings,
-    TokenizerSettings,
-    is_bundle,
-)
+from recgrit.serving.bundle import MODEL_FOLDER, TRIE_NAME, USERS_NAME, Bundle, is_bundle
 from recgrit.serving.catalogue import Catalogue
+from recgrit.serving.delta import Delta
+from recgrit.serving.settings import BUNDLE_VERSION, BundleSettings, TokenizerSettings
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 
-def export_bundle(run: Run, directory: Path) -> Bundle:
+def export_bundle(run: Run, directory: Path, *, with_users: bool = False) -> Bundle:
     """Write the first bundle of a finished run.
+
+    Args:
+        run: A finished run.
+        directory: The folder of the bundle.
+        with_users: Keep the histories of all users of the log, so that the bundle recommends to
+            them by their ids.
 
     Raises:
         ArtifactError: A stage is missing, its parts do not fit together, or the folder cannot be
@@ -48,7 +58,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
     trained = run.manifest("train")
     kind = str(trained.config["model"])
     manifests = {"train": trained, **{name: run.manifest(name) for name in trained.parents}}
-    data, tables, words = run.data, [], None
+    data, tables, words, given = run.data, [], None, {}
     folder = stage_directory(run.directory, "train")
     copied = {
         f"{MODEL_FOLDER}/{name}": (folder / name, record)
@@ -72,10 +82,11 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
             },
             "encoder_space": embed.summary["encoder_space"],
             "tokenizer": None if published else tokenizer.config["tokenizer"],
+            "pictures": embed.summary.get("pictures", {}),
         }
         ids = validate(TokenizerSettings, values, f"the run {run.directory}")
         embeddings = stage_directory(run.directory, "embed")
-        if run.feature_transform.cooccurrence_mean is not None:
+        if run.feature_transform.cooccurrence is not None:
             kept = run.read("embed", lambda path: Embeddings.load(path, "cooccurrence"))
             tables.append(("cooccurrence", kept))
         copied |= {
@@ -89,6 +100,7 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
     if "embed" in manifests:
         tables.append(("features", run.features))
         words = run.words
+        given = run.read("embed", lambda path: load_given(path, len(items)))
     for stage in manifests:  # What goes to others is read whole.
         open_artifact(stage_directory(run.directory, stage), whole=True)
     num_items = len(items)
@@ -107,16 +119,77 @@ def export_bundle(run: Run, directory: Path) -> Bundle:
         trained=data.split.train_item_counts() > 0,
         added_in=np.zeros(num_items, np.int32),
         removed_in=np.full(num_items, -1, np.int32),
+        counts=data.split.train_target_counts().astype(np.int64),
     )
+    parts = BundleParts(settings, items, catalogue, dict(tables), words, given)
+    if "embed" in manifests and "source" in manifests["embed"].summary:
+        parts = _with_source(parts, open_source(run), data.items)
     return write_bundle(
         directory,
-        settings,
-        items=items,
-        catalogue=catalogue,
-        tables=dict(tables),
-        words=words,
+        parts.settings,
+        items=parts.items,
+        catalogue=parts.catalogue,
+        tables=parts.tables,
+        words=parts.words,
+        given=parts.given,
         copied=copied,
+        users=_all_users(run) if with_users else None,
         device=run.device,
+    )
+
+
+def _all_users(run: Run) -> UserHistories:
+    """The users of a run's log: those of training, then those whom the filters left out."""
+    trained = UserHistories(run.data.interactions.user_ids, run.data.split)
+    return trained.joined_with(run.data.left_out)
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """What a bundle is written of, see `write_bundle`."""
+
+    settings: BundleSettings
+    items: SemanticIdTable | ItemTable
+    catalogue: Catalogue
+    tables: Mapping[str, Embeddings]
+    words: csr_array | None
+    given: Mapping[str, npt.NDArray[np.bool_]]
+
+
+def open_source(run: Run) -> Bundle:
+    """The bundle that a run trains on from, its own items appended; see `warm_start.take_over`."""
+    return run.read("embed", lambda path: Bundle(path / SOURCE_FOLDER, device="cpu"))
+
+
+def find_rows(source: Bundle, items: ItemTable) -> npt.NDArray[np.int64]:
+    """The row of each item in a bundle that has them all, int64 ``[N]``."""
+    rows = source.items.find_items(items.item_ids)
+    assert len(rows) == len(items)
+    return rows
+
+
+def _with_source(parts: BundleParts, source: Bundle, items: ItemTable) -> BundleParts:
+    """The parts with the items of the source that the run lacks, behind its own.
+
+    They keep their IDs and are listed if they were. Items that were removed stay so.
+    """
+    own = find_rows(source, items)
+    order = np.concatenate([own, np.setdiff1d(np.arange(len(source.items)), own)])
+    num_others = len(order) - len(own)
+    table, before, now = source.semantic_ids, source.catalogue, parts.catalogue
+    settings = {"ids": source.settings.ids, "ancestors": source.settings.ancestors}
+    return BundleParts(
+        parts.settings.model_copy(update=settings),
+        table.take(order),
+        Catalogue(
+            trained=np.concatenate([now.trained, np.zeros(num_others, bool)]),
+            added_in=before.added_in[order],
+            removed_in=before.removed_in[order],
+            counts=np.concatenate([now.counts, np.zeros(num_others, np.int64)]),
+        ),
+        {name: Embeddings.load(source.directory, name).take(order) for name in parts.tables},
+        None if source.words is None else source.words[order],
+        {name: given[order] for name, given in source.given.items()},
     )
 
 
@@ -136,8 +209,11 @@ def write_bundle(
     catalogue: Catalogue,
     tables: Mapping[str, Embeddings],
     words: csr_array | None,
+    given: Mapping[str, npt.NDArray[np.bool_]],
     copied: Mapping[str, tuple[Path, FileRecord]],
     device: str,
+    users: UserHistories | None = None,
+    delta: Delta | None = None,
     may_replace: bool = True,
 ) -> Bundle:
     """Write a bundle and open it.
@@ -149,8 +225,11 @@ def write_bundle(
         catalogue: What became of each of them.
         tables: Vectors of all of them, such as ``features``, by name.
         words: Those of their texts; None where there are none.
+        given: Which of them have a vector of each further block of features.
         copied: Files taken as they are, by their names in the bundle, and what they have to be.
         device: Of the opened bundle.
+        users: Users to keep, with their histories; None for none, or where they are copied.
+        delta: What it changed in the bundle before; None for the first.
         may_replace: Whether a bundle that is there gives way.
 
     Raises:
@@ -172,10 +251,16 @@ def write_bundle(
             vectors.save(writer.path, name)
         if words is not None:
             save_words(words, writer.path)
+        save_given(given, writer.path)
+        if users is not None:
+            users.save(writer.path / USERS_NAME)
+        if delta is not None:
+            delta.save(writer.path)
         if isinstance(items, SemanticIdTable):
             build_trie(items.codes).save(writer.path / TRIE_NAME)
         (writer.path / MODEL_FOLDER).mkdir()
         for name, (path, record) in copied.items():
+            (writer.path / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, writer.path / name)
             if not record.fits(writer.path / name, whole=True):
                 raise ReplacedError(f"{path} was replaced while it was copied: run this again.")

@@ -37,6 +37,7 @@ def _build(
         "num_users": data.interactions.num_users,
         "num_items": data.interactions.num_items,
         "num_interactions": len(data.interactions),
+        "num_left_out_users": len(data.left_out.user_ids),
         "num_evaluated_users": len(
             np.unique(data.split.owners_of(data.split.target_users("test")))
         ),
@@ -48,7 +49,7 @@ def _build(
 
 PREPARE = Stage(
     name="prepare",
-    version=2,
+    version=3,
     settings=_settings,
     inputs=lambda config: find_input_files(config.data),
     build=_build,

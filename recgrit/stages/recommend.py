@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from recgrit.artifacts import ArtifactWriter
@@ -44,7 +45,7 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RecommendLists:
-    """Named lists for all users, as `Run.recommend` returns them."""
+    """Named lists for all users, as `Run.recommend` returns them; those left out come last."""
 
     config: ExperimentConfig
 
@@ -59,41 +60,67 @@ class RecommendLists:
             for path in (settings.allowed_items, settings.blocked_items)
         )
         ranker = recommender.ranker(allowed_items=allowed, blocked_items=blocked or ())
+        popular = recommender.popular(allowed_items=allowed, blocked_items=blocked or ())
 
         def recommend(rows: slice, path: Path) -> None:
-            lists = recommender.list_users(
-                run.data.split,
-                run.data.interactions.user_ids,
-                np.arange(rows.start, rows.stop),
-                ranker=ranker,
-                top_k=settings.top_k,
-                exclude_seen=settings.exclude_seen,
+            trained, left_out = run.data.interactions, run.data.left_out
+            behind = slice(
+                max(0, rows.start - trained.num_users), max(0, rows.stop - trained.num_users)
             )
+            own = slice(rows.start, min(rows.stop, trained.num_users))
+            options: dict[str, Any] = {
+                "ranker": ranker,
+                "top_k": settings.top_k,
+                "exclude_seen": settings.exclude_seen,
+            }
+            lists = [
+                *recommender.list_users(
+                    run.data.split, trained.user_ids, _places(own), source="model", **options
+                ),
+                *recommender.list_users(
+                    left_out.split,
+                    left_out.user_ids,
+                    _places(behind),
+                    source="history",
+                    popular=popular,
+                    **options,
+                ),
+            ]
             pl.concat(lists).write_parquet(path)
 
         return recommend
+
+
+def _places(rows: slice) -> npt.NDArray[np.int64]:
+    return np.arange(rows.start, max(rows.start, rows.stop))
 
 
 def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
     size = engine.config.shard_users
-    num_users = Run(config.run.dir).data.interactions.num_users
+    data = Run(config.run.dir).data
+    num_users = data.interactions.num_users
+    if config.recommendation.left_out_users:
+        num_users += len(data.left_out.user_ids)
     shards = plan_shards(config, f"recommend-{writer.key}", num_users, size, ".parquet")
     engine.map_shards(RecommendLists(config.with_absolute_paths()), shards)
     tables = (pl.read_parquet(path, glob=False) for path in shards.paths())
     written = write_lists(tables, writer.path / LISTS_NAME)
     shards.remove()
-    writer.summary = asdict(written)
+    left_out = num_users - data.interactions.num_users
+    writer.summary = {**asdict(written), "num_left_out_users": left_out}
 
 
 RECOMMEND = Stage(
     name="recommend",
-    version=1,
+    version=2,
     parents=("prepare", "train"),
     settings=_settings,
     inputs=_find_inputs,
     build=_build,
-    describe=lambda summary: "{num_rows:,} for {num_users:,} users".format(**summary),
+    describe=lambda summary: (
+        "{num_rows:,} for {num_users:,} users, {num_left_out_users:,} of them left out of training"
+    ).format(**summary),
     is_large=True,
 )

@@ -16,6 +16,7 @@ from recgrit.experiment import ExperimentConfig
 from recgrit.layout import SHARDS_NAME, stage_directory
 from recgrit.manifests import Origin
 from recgrit.runs import Run
+from recgrit.text import is_text
 from recgrit.tracking.tracker import Tracker
 
 Builder = Callable[[ExperimentConfig, ArtifactWriter, Tracker, Engine], None]
@@ -92,6 +93,8 @@ def plan_shards(
 
 def _digest_input(path: Path) -> str:
     """Digest of a raw file."""
+    if not is_text(str(path)):
+        raise DataError(f"The name of {path} is not UTF-8, and records hold text only: rename it.")
     try:
         return digest_file(path)
     except OSError as error:

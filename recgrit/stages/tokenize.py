@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,22 @@ import polars as pl
 from recgrit.artifacts import ArtifactWriter
 from recgrit.checksums import digest_file
 from recgrit.engines.engine import Engine
-from recgrit.engines.shards import Report, ShardFunction
 from recgrit.experiment import ExperimentConfig
 from recgrit.layout import (
     CHECKPOINTS_NAME,
     EPOCHS_NAME,
-    ID_EPOCHS_NAME,
     LATENTS_NAME,
     TOKENIZER_NAME,
-    stage_directory,
 )
 from recgrit.manifests import Origin
-from recgrit.quantization.config import TokenizerConfig
-from recgrit.runs import Run, read_tokenizer
+from recgrit.runs import Run
+from recgrit.stages.fitting_ids import (
+    AssignCodes,
+    FitTokenizer,
+    LearnIds,
+    features_path,
+    open_tokenizer,
+)
 from recgrit.stages.stage import Stage, as_settings, plan_shards
 from recgrit.tracking.tracker import Tracker
 
@@ -35,133 +39,9 @@ if TYPE_CHECKING:
     import torch
 
     from recgrit.quantization.autoencoder import Tokenizer
-    from recgrit.quantization.fit import FittedCodebooks, TokenizerEpoch
     from recgrit.semantic_ids.table import SemanticIdTable
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitTokenizer:
-    """Fits the codebooks in every process; the first writes the weights and the epochs."""
-
-    config: ExperimentConfig
-    folder: Path
-
-    def __call__(self, report: Report) -> dict[str, Any]:
-        """The fit summary."""
-        import torch
-
-        from recgrit import distributed
-        from recgrit.quantization.fit import fit_codebooks
-
-        # Copied on write: a mapped file that torch takes for writable, and nobody writes to.
-        vectors = np.load(_features_path(self.config), mmap_mode="c")
-        fitted = fit_codebooks(
-            torch.from_numpy(vectors), self.config.tokenizer, seed=self.config.seed
-        )
-        if distributed.is_first():
-            _save_tokenizer(fitted.model, fitted.history, self.folder)
-        return _describe_fit(fitted)
-
-
-@dataclass(frozen=True)
-class LearnIds:
-    """Learns item vectors, and codebooks with them, in every process; the first writes them."""
-
-    config: ExperimentConfig
-    folder: Path
-    checkpoint: Path
-    kept: Path
-
-    def __call__(self, report: Report) -> dict[str, Any]:
-        """The fit summary."""
-        import torch
-
-        from recgrit import distributed
-        from recgrit.models.learned_ids import learn_ids
-
-        run = Run(self.config.run.dir)
-        learned = learn_ids(
-            torch.from_numpy(np.array(run.features.vectors, dtype=np.float32)),
-            run.data.split,
-            self.config.tokenizer,
-            self.config.item_vectors,
-            seed=self.config.seed,
-            checkpoint=self.checkpoint,
-            kept=self.kept,
-        )
-        if distributed.is_first():
-            _save_tokenizer(learned.tokenizer, learned.fit.history, self.folder)
-            np.save(self.folder / LATENTS_NAME, learned.latents.cpu().numpy())
-            epochs = pl.DataFrame([asdict(epoch) for epoch in learned.id_epochs])
-            epochs.write_parquet(self.folder / ID_EPOCHS_NAME)
-        return {
-            **_describe_fit(learned.fit),
-            "vectors": learned.vectors.to_json(),
-            "ids": asdict(learned.id_epochs[learned.best_epoch]),
-        }
-
-
-def _save_tokenizer(model: Tokenizer, history: list[TokenizerEpoch], folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / TOKENIZER_NAME)
-    pl.DataFrame([asdict(epoch) for epoch in history]).write_parquet(folder / EPOCHS_NAME)
-
-
-def _describe_fit(fitted: FittedCodebooks) -> dict[str, Any]:
-    return {"best_epoch": fitted.best_epoch, "num_fitted": fitted.num_fitted}
-
-
-@dataclass(frozen=True)
-class AssignCodes:
-    """Gives items their codes: int32 ``[n, L]`` and the sum of the norms of their residuals.
-
-    Args:
-        config: Of the tokenizer.
-        weights: Its file.
-        features: The file of the items' features.
-        latents: The file of their learned latents; None where features are encoded.
-    """
-
-    config: TokenizerConfig
-    weights: Path
-    features: Path
-    latents: Path | None
-
-    def __call__(self) -> ShardFunction:
-        """Load the tokenizer, once a worker."""
-        import torch
-        from safetensors.torch import save_file
-
-        from recgrit.quantization.fit import assign_codes
-
-        encode, vectors, model = _open_tokenizer(self)
-
-        def assign(rows: slice, path: Path) -> None:
-            part = torch.from_numpy(np.array(vectors[rows]))
-            codes, norms = assign_codes(model.quantizer, part, encode)
-            sums = torch.tensor(norms, dtype=torch.float64) * (rows.stop - rows.start)
-            save_file({"codes": codes.int(), "residual_norms": sums}, path)
-
-        return assign
-
-
-def _open_tokenizer(
-    files: AssignCodes,
-) -> tuple[Callable[[torch.Tensor], torch.Tensor], npt.NDArray[np.float32], Tokenizer]:
-    """What makes latents of the rows of an array, the array, and the tokenizer."""
-    features = np.load(files.features, mmap_mode="r")
-    model = read_tokenizer(files.weights, files.config, features.shape[1])
-    if files.latents is None:
-        return model.encode_latent, features, model
-    return lambda latents: latents, np.load(files.latents, mmap_mode="r"), model
-
-
-def _features_path(config: ExperimentConfig) -> Path:
-    return stage_directory(config.run.dir, "embed") / "features_vectors.npy"
 
 
 def _settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -196,6 +76,9 @@ def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
 def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
+    if config.retriever.init_from is not None:
+        _take_ids_of_source(config, writer)
+        return  # A control is in the IDs of the source already.
     if config.tokenizer.semantic_ids_path is not None:
         _take_published_ids(config.tokenizer.semantic_ids_path, config, writer)
     else:
@@ -265,13 +148,37 @@ def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWr
     }
 
 
+def _take_ids_of_source(config: ExperimentConfig, writer: ArtifactWriter) -> None:
+    """The IDs and the tokenizer of the model that is trained on."""
+    from recgrit.serving.delta import measure_ids
+    from recgrit.serving.writing import find_rows, open_source
+
+    run = Run(config.run.dir)
+    source = open_source(run)
+    table = source.semantic_ids.take(find_rows(source, run.data.items))
+    table.save(writer.path)
+    shutil.copyfile(source.directory / TOKENIZER_NAME, writer.path / TOKENIZER_NAME)
+    everything = np.ones(len(table), dtype=bool)
+    diagnostics = measure_ids(table, run.features.vectors, source.tokenizer, everything)
+    level = table.disambiguation_level
+    writer.summary = {
+        "num_items": len(table),
+        "codebook_sizes": list(table.codebook_sizes),
+        "disambiguation_level": level,
+        "unique_by": config.tokenizer.unique_ids if level is None else "disambiguation",
+        "num_moved": 0,
+        "diagnostics": diagnostics.to_dict(),
+        "warnings": diagnostics.warnings(),
+    }
+
+
 def _fit_semantic_ids(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
     import torch
 
     from recgrit.quantization.diagnostics import diagnose_codes
-    from recgrit.semantic_ids.collisions import make_unique
+    from recgrit.semantic_ids.collisions import explain_method, make_unique
     from recgrit.semantic_ids.table import SemanticIdTable
 
     items, folder = Run(config.run.dir).data.items, writer.path.absolute()
@@ -287,12 +194,15 @@ def _fit_semantic_ids(
     fit_summary = engine.run_on_processes(fit, lambda epoch: None, writer.path)
     checkpoint.unlink(missing_ok=True)
     assign = AssignCodes(
-        config.tokenizer, folder / TOKENIZER_NAME, _features_path(config).absolute(), latents_path
+        config.tokenizer, folder / TOKENIZER_NAME, features_path(config).absolute(), latents_path
     )
     assigned = _assign_codes(config, writer, engine, assign, len(items.item_ids))
-    encode, vectors, model = _open_tokenizer(assign)
+    encode, vectors, model = open_tokenizer(assign)
     diagnostics = diagnose_codes(
-        assigned.codes, config.tokenizer.codebook_sizes, assigned.residual_norms
+        assigned.codes,
+        config.tokenizer.codebook_sizes,
+        assigned.residual_norms,
+        _measure_fidelity(encode, vectors, model, assigned.codes),
     )
     for warning in diagnostics.warnings():
         logger.warning(warning)
@@ -310,7 +220,10 @@ def _fit_semantic_ids(
         last_level(np.arange(1))[1].numpy(),
         method=config.tokenizer.unique_ids,
     )
-    logger.info("IDs unique by %s in %.1f s", unique.method, unique.seconds)
+    if unique.method == "none needed":
+        logger.info("No two items shared an ID (%.1f s)", unique.seconds)
+    else:
+        logger.info("IDs made unique by %s (%.1f s)", explain_method(unique.method), unique.seconds)
     table = SemanticIdTable(
         codes=unique.codes,
         codebook_sizes=unique.codebook_sizes,
@@ -347,6 +260,23 @@ def _fit_semantic_ids(
                 f"tokenizer/level_{level.level}/codebook_usage": level.codebook_usage,
             }
         )
+
+
+def _measure_fidelity(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    vectors: npt.NDArray[np.float32],
+    model: Tokenizer,
+    codes: npt.NDArray[np.int64],
+) -> tuple[float, ...]:
+    """Of each level, on items spread over the catalogue."""
+    import torch
+
+    from recgrit.quantization.fidelity import measure_fidelity, spread_rows
+
+    rows = spread_rows(len(codes))
+    with torch.no_grad():
+        latents = encode(torch.from_numpy(np.array(vectors[rows])))
+    return measure_fidelity(latents, torch.from_numpy(codes[rows]), model.quantizer.decode)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,11 @@ from recgrit.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from recgrit.models.model import FitSummary
+    from recgrit.models.trie import WarmStart
     from recgrit.training.loop import TrainingEpoch
+
+# Where a model comes from is told by its parents, by content.
+NO_RESULT = {"device", "init_from"}
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,9 @@ class FitModel:
         from recgrit.models.registry import find_model
 
         run, model = Run(self.config.run.dir), find_model(self.kind)
+        start: dict[str, Any] = {}
+        if self.kind == "trie" and self.config.retriever.init_from is not None:
+            start["start"] = _open_start(run, self.config)
         fitted = model.fit(
             run.catalogue_inputs(model.needs),
             run.data.split,
@@ -51,10 +58,29 @@ class FitModel:
             seed=self.config.seed,
             on_epoch=report,
             checkpoint=self.checkpoint,
+            **start,
         )
         if distributed.is_first():
             fitted.model.save(self.folder)
         return fitted.summary
+
+
+def _open_start(run: Run, config: ExperimentConfig) -> WarmStart:
+    """The model to train on, over the bundle that the run carries.
+
+    Raises:
+        ConfigError: The run's retriever has other sizes.
+    """
+    from recgrit.models.trie import TrieModel, WarmStart
+    from recgrit.serving.warm_start import require_fitting
+    from recgrit.serving.writing import find_rows, open_source
+
+    source, name = open_source(run), config.retriever.init_from
+    assert name is not None
+    require_fitting(source, config, name)
+    model = source.model
+    assert isinstance(model, TrieModel)
+    return WarmStart(model.network, find_rows(source, run.data.items))
 
 
 def train_stage(config: ExperimentConfig) -> Stage:
@@ -77,7 +103,7 @@ def _stage(name: str, kind: str) -> Stage:
         settings=lambda config: {
             "seed": config.seed,
             "model": kind,
-            "settings": config.settings_of(kind).model_dump(mode="json", exclude={"device"}),
+            "settings": config.settings_of(kind).model_dump(mode="json", exclude=NO_RESULT),
             "code": digest_code(kind),
         },
         build=partial(_build, kind=kind),

@@ -12,7 +12,8 @@ class TrackingConfig(Config):
 
     Attributes:
         backend: ``mlflow``, or ``none`` to record nothing.
-        uri: MLflow tracking URI; None keeps a SQLite database in the folder of the runs.
+        uri: MLflow tracking URI; None takes the one that MLFLOW_TRACKING_URI names in the
+            environment, or else keeps a SQLite database in the folder of the runs.
         experiment: MLflow experiment to record runs under; None for one named after the run folder.
         system_metrics: Record processor, memory, disk and network too, every ten seconds.
         register_model: Keep each evaluated run's model, as a new version of the registered model

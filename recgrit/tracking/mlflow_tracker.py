@@ -11,7 +11,6 @@ import copy
 import json
 import logging
 import os
-import re
 import shlex
 import time
 import warnings
@@ -26,6 +25,7 @@ from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
+    LifecycleStage,
     LoggedModelOutput,
     LoggedModelStatus,
     Metric,
@@ -42,9 +42,11 @@ from recgrit.tracking.names import (
     MAX_TAG_LENGTH,
     clean_name,
     flatten_params,
+    hide_password,
     name_metrics,
     shorten,
 )
+from recgrit.tracking.termination import Terminated
 from recgrit.tracking.tracker import DataOrigin
 
 logger = logging.getLogger(__name__)
@@ -101,16 +103,20 @@ class MLflowTracker:
                 run = _reopen(self._client, resume) or self._client.create_run(
                     self._experiment_id, run_name=run_name
                 )
+        except TrackingError:
+            raise
         # Each kind of store has its own exceptions, SQLAlchemy's and requests' among them.
         except Exception as error:
             raise TrackingError(
-                _hide_password(
+                hide_password(
                     f"Cannot start a run in MLflow at {uri}: {error}\n"
                     "Check that the server runs and that the address is right, or set "
                     "tracking.uri to another store, or tracking.backend=none to go on without."
                 )
             ) from None
         self._run_id: str = run.info.run_id
+        # The run around this one, which has its curves too.
+        self._around: MLflowTracker | None = None
         self._monitor: SystemMetricsMonitor | None = None
         if system_metrics:
             self._monitor = SystemMetricsMonitor(
@@ -126,7 +132,7 @@ class MLflowTracker:
     @property
     def location(self) -> str:
         """The page of the run on a server, or the command that shows a local store."""
-        uri = _hide_password(self._uri)
+        uri = hide_password(self._uri)
         if _is_server(uri):
             return f"{uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
         return (
@@ -148,6 +154,8 @@ class MLflowTracker:
         with self._refusals("metrics"):
             for batch in _batches(entries, METRICS_PER_BATCH):
                 self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
+        if self._around is not None and step is not None:
+            self._around.log_metrics(metrics, step)
 
     def log_artifact(self, path: Path) -> None:
         """Keep a copy of a file, or of a folder under its name."""
@@ -184,7 +192,7 @@ class MLflowTracker:
         with self._refusals(f"the data set {origin.name}"):
             self._client.log_inputs(self._run_id, [inputs])
 
-    def register_model(self, directory: Path, name: str) -> None:
+    def register_model(self, directory: Path, name: str) -> str:
         """Keep an MLflow model folder with the run, as a new version of a registered model."""
         name = clean_name(name).replace("/", "-")
         with self._refusals(f"the model {name}"):
@@ -196,9 +204,10 @@ class MLflowTracker:
             self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step=0)])
             with contextlib.suppress(MlflowException):  # Another fault shows below.
                 self._client.create_registered_model(name)
-            self._client.create_model_version(
+            version = self._client.create_model_version(
                 name, model.artifact_location, run_id=self._run_id, model_id=model.model_id
             )
+        return f"models:/{name}/{version.version}"
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[MLflowTracker]:
@@ -238,7 +247,7 @@ class MLflowTracker:
             yield
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                _hide_password(
+                hide_password(
                     f"MLflow at {self._uri} did not take {what} of run {self._run_id}: {error}\n"
                     "Mend the store, or set tracking.backend=none to go on without."
                 )
@@ -250,7 +259,7 @@ def ending(tracker: MLflowTracker) -> Iterator[None]:
     """Ends a run with a block: FINISHED, KILLED by an interrupt, FAILED by anything else."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         _end_quietly(tracker, "KILLED")
         raise
     except BaseException:
@@ -270,6 +279,7 @@ def _end_quietly(tracker: MLflowTracker, status: str) -> None:
 def _nested(parent: MLflowTracker, child: Run) -> MLflowTracker:
     """A tracker of a run within another, in the same store."""
     tracker = copy.copy(parent)
+    tracker._around = parent
     tracker._run_id, tracker._monitor = child.info.run_id, None
     tracker._run_name = child.info.run_name
     return tracker
@@ -290,7 +300,11 @@ def _reopen(client: MlflowClient, run_id: str | None) -> Run | None:
 
 
 def _find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """Id of the experiment, created where there is none."""
+    """Id of the experiment, created where there is none.
+
+    Raises:
+        TrackingError: It was deleted, which keeps its name taken.
+    """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -300,6 +314,13 @@ def _find_experiment(client: MlflowClient, name: str, artifact_location: str | N
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
+        uri = hide_password(client.tracking_uri)
+        raise TrackingError(
+            f"The MLflow experiment {name!r} at {uri} was deleted, and its name stays taken. Bring "
+            f"it back with 'MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}', or name another with tracking.experiment=NAME."
+        )
     return experiment.experiment_id
 
 
@@ -331,11 +352,6 @@ def _check_sqlite_folder(uri: str) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(database.parent, os.W_OK):
             raise PermissionError(f"no permission to write to {database.parent}")
-
-
-def _hide_password(text: str) -> str:
-    """URIs without their ``user:password@``, which must not end up in logs and reports."""
-    return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 def _batches(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -66,6 +66,15 @@ def flatten_params(params: Mapping[str, Any]) -> dict[str, str]:
     return _rename((name, shorten(str(v), MAX_PARAM_LENGTH)) for name, v in _leaves(params, ""))
 
 
+def hide_password(text: str) -> str:
+    """URIs without their ``user:password@``, which must not end up in logs and reports.
+
+    >>> hide_password("http://me:secret@host/path")
+    'http://***@host/path'
+    """
+    return re.sub(r"//[^/@\s]+@", "//***@", text)
+
+
 def shorten(text: str, limit: int) -> str:
     """The text itself, or as much of it as fits with ``...`` behind."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

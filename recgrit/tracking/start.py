@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,11 @@ from typing import Any
 from recgrit.checksums import digest_json
 from recgrit.disk import write_atomic
 from recgrit.tracking.config import TrackingConfig
+from recgrit.tracking.names import hide_password
+from recgrit.tracking.termination import raise_on_termination
 from recgrit.tracking.tracker import NullTracker, Tracker
+
+logger = logging.getLogger(__name__)
 
 # Set before MLflow is imported, since it reads some of them then; a user's own settings stay.
 MLFLOW_ENVIRONMENT = {
@@ -21,6 +26,9 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def quieten_mlflow() -> None:
@@ -41,8 +49,8 @@ def start_tracking(
 ) -> Iterator[Tracker]:
     """A tracker for the length of a block.
 
-    The run ends as FINISHED; as KILLED on an interrupt, and as FAILED on any other exception,
-    which goes on.
+    The run ends as FINISHED; as KILLED on an interrupt or SIGTERM, and as FAILED on any other
+    exception, which goes on.
 
     Args:
         config: Which store.
@@ -63,7 +71,15 @@ def start_tracking(
     from recgrit.tracking.mlflow_tracker import MLflowTracker, ending
 
     directory = default_directory.resolve()
-    uri = config.uri or f"sqlite:///{directory.as_posix()}/mlflow.db"
+    uri = config.uri
+    if uri is None and (uri := os.environ.get(URI_VARIABLE) or None) is not None:
+        logger.info(
+            "MLflow: this run is recorded at %s, which %s names; tracking.uri names another place",
+            hide_password(uri),
+            URI_VARIABLE,
+        )
+    if uri is None:
+        uri = f"sqlite:///{directory.as_posix()}/mlflow.db"
     identity = digest_json([uri, experiment, settings])
     tracker = MLflowTracker(
         uri=uri,
@@ -73,7 +89,7 @@ def start_tracking(
         run_name=run_name,
         artifact_directory=directory / "mlartifacts",
     )
-    with ending(tracker):
+    with raise_on_termination(), ending(tracker):
         if state is not None:
             write_atomic(state, json.dumps({"identity": identity, "run_id": tracker.run_id}))
         yield tracker
@@ -88,5 +104,5 @@ def _read_state(path: Path | None, identity: str) -> str | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         return str(state["run_id"]) if state["identity"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

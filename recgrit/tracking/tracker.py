@@ -60,12 +60,19 @@ class Tracker(Protocol):
         """Record what the run starts from."""
         ...
 
-    def register_model(self, directory: Path, name: str) -> None:
-        """Keep a model folder with the run, as a new version of a registered model."""
+    def register_model(self, directory: Path, name: str) -> str:
+        """Keep a model folder with the run, as a new version of a registered model.
+
+        Returns:
+            Its address, such as ``models:/films/1``; empty where nothing is kept.
+        """
         ...
 
     def stage(self, name: str) -> AbstractContextManager[Tracker]:
-        """A run within the run, for the length of a block."""
+        """A run within the run, for the length of a block.
+
+        What it logs step by step is logged in the run around it too.
+        """
         ...
 
 
@@ -92,8 +99,9 @@ class NullTracker:
     def log_data(self, origin: DataOrigin) -> None:
         """Do nothing."""
 
-    def register_model(self, directory: Path, name: str) -> None:
+    def register_model(self, directory: Path, name: str) -> str:
         """Do nothing."""
+        return ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Self]:
@@ -113,6 +121,7 @@ class MemoryTracker:
     """Keeps all it is told as attributes, for tests and notebooks."""
 
     def __init__(self) -> None:
+        self._around: MemoryTracker | None = None
         self.params: dict[str, str] = {}
         self.metrics: list[LoggedMetric] = []
         self.artifacts: list[Path] = []
@@ -135,6 +144,8 @@ class MemoryTracker:
         self.metrics.extend(
             LoggedMetric(name, value, step) for name, value in name_metrics(metrics).items()
         )
+        if self._around is not None and step is not None:
+            self._around.log_metrics(metrics, step)
 
     def log_artifact(self, path: Path) -> None:
         """Append to ``artifacts``."""
@@ -148,14 +159,17 @@ class MemoryTracker:
         """Append to ``data``."""
         self.data.append(origin)
 
-    def register_model(self, directory: Path, name: str) -> None:
+    def register_model(self, directory: Path, name: str) -> str:
         """Add to ``models``."""
         self.models[name] = directory
+        return f"models:/{name}/1"
 
     @contextmanager
     def stage(self, name: str) -> Iterator[MemoryTracker]:
         """A tracker of its own, kept in ``stages``."""
-        yield self.stages.setdefault(name, MemoryTracker())
+        tracker = self.stages.setdefault(name, MemoryTracker())
+        tracker._around = self
+        yield tracker
 
     def latest(self) -> dict[str, float]:
         """The last value of each metric."""

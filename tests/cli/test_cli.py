@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from recgrit import __version__, display
-from recgrit.cli import look, use
+from recgrit.cli import lists, look, use
 from recgrit.layout import stage_directory
 from recgrit.runs import Run
 
@@ -208,7 +208,15 @@ def test_recommend_as_json(tiny_run: FinishedRun, command: Command) -> None:
     rows = values["recommendations"]
     assert values["num_rows"] == len(rows) == 4, "a user named twice is meant once"
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
-    assert list(rows[0]) == ["user_id", "rank", "item_id", "title", "semantic_id", "score"]
+    assert list(rows[0]) == [
+        "user_id",
+        "rank",
+        "item_id",
+        "title",
+        "semantic_id",
+        "score",
+        "source",
+    ]
     scores = [row["score"] for row in rows]
     assert scores == sorted(scores, reverse=True)
 
@@ -372,7 +380,7 @@ def test_inspect_shows_what_does_not_fit_together(copied_run: Path, command: Com
 def test_tables_fit_the_terminal(
     tiny_run: FinishedRun, command: Command, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    for module in (look, use, display):
+    for module in (look, use, display, lists):
         monkeypatch.setattr(module, "output", Console(width=width))
     for arguments in (("inspect", "run"), ("inspect", "item", "3"), ("recommend", "--user", "9")):
         done = command(*arguments, "--run", tiny_run.directory)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recgrit.data.config import DataConfig
-from recgrit.data.id_columns import as_ids, refuse_damaged_ids, require_meeting_ids
+from recgrit.data.id_columns import ITEM_SETTINGS, as_ids, refuse_damaged_ids, require_meeting_ids
 from recgrit.data.prepare import PreparedData, prepare
 from recgrit.errors import DataError
 
@@ -52,6 +52,12 @@ def test_decimals_are_refused_as_in_parquet(tmp_path: Path, ids: list[str]) -> N
         as_ids(pl.Series([1.0, 2.0]), "log.parquet", "item_id")
 
 
+@pytest.mark.parametrize("ids", [["7,0", "8,0"], ["7", "8,00"]])
+def test_decimals_with_a_comma_are_refused(ids: list[str]) -> None:
+    with pytest.raises(DataError, match=r"log\.csv has ids with decimals .*'[78],0"):
+        refuse_damaged_ids(pl.Series(ids), "log.csv", "item_id")
+
+
 def test_decimals_in_one_part_are_refused_with_its_name(tmp_path: Path) -> None:
     write_log(tmp_path, ["100", "101"], ["100.0", "101.0"])
     with pytest.raises(DataError, match=r"1\.csv has ids with decimals"):
@@ -61,7 +67,7 @@ def test_decimals_in_one_part_are_refused_with_its_name(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["007", "7", "v1.2", "1.2.3", "1.2", "1e5", "A.0", "-", "7,0"])))
 def test_other_ids_are_text(ids: list[str]) -> None:
-    if set(ids) == {"1.2"}:
+    if set(ids) == {"1.2"} or ("7,0" in ids and set(ids) <= {"007", "7", "7,0"}):
         return
     refuse_damaged_ids(pl.Series(ids, dtype=pl.String), "log.csv", "item_id")
 
@@ -125,12 +131,12 @@ def test_an_item_table_that_meets_no_id_stops(
 
 def test_one_that_meets_few_warns(caplog: pytest.LogCaptureFixture) -> None:
     log = pl.Series(["a", "b", "c"])
-    require_meeting_ids(log, pl.Series(["a", "x"]), "data.table.item_id")
+    require_meeting_ids(log, pl.Series(["a", "x"]), ITEM_SETTINGS)
     assert "Only 1 of the 3 items" in caplog.text
     assert "such as 'b', 'c', the item table such as 'x'" in caplog.text
     caplog.clear()
-    require_meeting_ids(log, pl.Series(["a", "b"]), "data.table.item_id")
-    require_meeting_ids(log, pl.Series([], dtype=pl.String), "data.table.item_id")
+    require_meeting_ids(log, pl.Series(["a", "b"]), ITEM_SETTINGS)
+    require_meeting_ids(log, pl.Series([], dtype=pl.String), ITEM_SETTINGS)
     assert not caplog.text
     require_meeting_ids(log, pl.Series(["x"]), None)
     assert "None of the 3 items" in caplog.text

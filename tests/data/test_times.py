@@ -172,6 +172,24 @@ def test_units_are_found(scale: int) -> None:
     assert read([DAY * scale, (DAY + 5) * scale]) == [DAY, DAY + 5]
 
 
+def test_a_unit_that_the_first_rows_leave_open_is_judged_by_all() -> None:
+    parts = [pl.Series([0, 0, 5]), pl.Series([DAY * 1000 + n for n in range(9)])]
+    reader = TimeReader("at", TimeSettings(), other_files=lambda: parts)
+    found = [reader.read(part, "log.csv")["timestamp"].to_list() for part in parts]
+    assert found == [[0, 0, 0], [DAY] * 9]
+
+
+def test_numbers_of_a_coarser_unit_are_no_times() -> None:
+    reader = TimeReader("at", TimeSettings())
+    mixed = pl.Series([DAY * 1000, DAY * 1000 + 1, DAY, 0])
+    assert reader.read(mixed, "log.csv")["timestamp"].to_list() == [DAY, DAY, None, 0]
+    assert f"such as {DAY} cannot be read; numbers are taken to count ms" in (
+        reader.describe_unread()
+    )
+    set_by_hand = TimeReader("at", TimeSettings(time_unit="ms"))
+    assert set_by_hand.read(pl.Series([DAY]), "log.csv")["timestamp"].to_list() == [DAY // 1000]
+
+
 def test_times_all_in_1970_are_told(caplog: pytest.LogCaptureFixture) -> None:
     reader = TimeReader("at", TimeSettings())
     assert reader.read(pl.Series([0.005, 0.015]), "log.csv")["fraction"].to_list() == [0.005, 0.015]

@@ -224,3 +224,18 @@ def test_https_is_not_given_up_for_http(
         assert not target.exists()
     else:
         assert fetch_file(moved, target).read_bytes() == CONTENT
+
+
+def test_where_the_data_came_from_is_said_and_where_they_may_be_put(
+    server: Any, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="recgrit")
+    address = f"{server.address}/whole/data.zip"
+    with pytest.raises(DataError) as caught:
+        fetch_file([f"{server.address}/gone/data.zip"], target)
+    told = str(caught.value)
+    assert f"put it at {target.absolute()}" in told
+    for setting in ("data.download_dir=", "data.path=", "data.mirrors="):
+        assert setting in told
+    fetch_file([f"{server.address}/gone/data.zip", address], target)
+    assert f"data.zip came from {address} and is kept at {target}" in caplog.text

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import pytest
 from recgrit.config import load_config
 from recgrit.embedding.config import EmbeddingConfig
 from recgrit.embedding.embeddings import Embeddings
-from recgrit.embedding.encoders import ENCODERS, build_encoder
+from recgrit.embedding.encoders import ENCODERS, build_encoder, encode_items, load_encoder
 from recgrit.embedding.lsa import FittedLSA, LSAEncoder
 from recgrit.embedding.sentence_transformer import SentenceTransformerEncoder
-from recgrit.errors import ConfigError, DataError, EncoderError
+from recgrit.embedding.static import StaticEncoder
+from recgrit.engines.local import LocalEngine
+from recgrit.errors import ConfigError, DataError, EncoderError, MissingExtraError
+from tests.small_encoders import write_text_encoder
 
 TEXTS = [
     "Rose soap. Brand: Dove.",
@@ -191,6 +195,104 @@ class TestMiniLM(EncoderContract):
             encoder.encode(["soap"])
 
 
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    """A sentence encoder of one narrow layer with random weights, and a vocabulary of words."""
+    pytest.importorskip("model2vec.distill")
+    return write_text_encoder(tmp_path_factory.mktemp("models") / "tiny", TEXTS)
+
+
+class TestStatic(EncoderContract):
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def model(cls, tiny_bert):
+        cls.folder = tiny_bert
+        return tiny_bert
+
+    @classmethod
+    def make_encoder(cls):
+        return StaticEncoder(model=str(cls.folder), device="cpu")
+
+    def test_an_empty_text_is_zero(self, vectors):
+        assert not vectors[3].any()
+
+    def test_half_a_character_is_no_reason_to_stop(self, encoder):
+        assert np.isfinite(encoder.encode(["soap \ud83d"])).all()
+
+    def test_a_text_is_the_mean_of_its_tokens(self, encoder, tmp_path):
+        kept = encoder.make(tmp_path)
+        both, reversed_ = kept.encode(["rose soap", "soap rose"])
+        np.testing.assert_allclose(both, reversed_, atol=1e-6)
+
+    def test_longer_texts_are_cut_at_max_length(self, tmp_path):
+        encoder = StaticEncoder(model=str(self.folder), device="cpu", max_length=2)
+        first, second = encoder.encode(["rose soap hammer", "rose soap steel"])
+        np.testing.assert_allclose(first, second, atol=1e-6)
+        unlimited = StaticEncoder(model=str(self.folder), device="cpu")
+        assert encoder.fingerprint != unlimited.fingerprint
+
+    def test_it_is_distilled_once_and_a_damaged_cache_is_made_anew(self, tmp_path, monkeypatch):
+        import model2vec.distill
+
+        times, distill = [], model2vec.distill.distill
+
+        def counted(*args, **kwargs):
+            times.append(args)
+            return distill(*args, **kwargs)
+
+        monkeypatch.setattr(model2vec.distill, "distill", counted)
+        made = [
+            self.make_encoder().make(tmp_path / name, cache_dir=tmp_path / "cache")
+            for name in ("first", "second")
+        ]
+        assert len(times) == 1
+        assert made[0].fingerprint == made[1].fingerprint
+        next((tmp_path / "cache").glob("*/model.safetensors")).write_bytes(b"broken")
+        again = self.make_encoder().make(tmp_path / "third", cache_dir=tmp_path / "cache")
+        assert len(times) == 2
+        assert again.fingerprint == made[0].fingerprint
+
+    def test_a_published_static_model_is_taken_as_it_is(self, encoder, vectors, tmp_path):
+        encoder.make(tmp_path)
+        published = StaticEncoder(model=str(tmp_path / "static"), device="cpu")
+        np.testing.assert_array_equal(published.encode(TEXTS), vectors)
+
+    def test_it_comes_back_from_its_folder_without_the_sentence_encoder(self, tmp_path):
+        model = shutil.copytree(self.folder, tmp_path / "model")
+        config = EmbeddingConfig(encoder="static", model=str(model), device="cpu")
+        made = encode_items(
+            TEXTS, config, 0, cache_dir=tmp_path, directory=tmp_path / "run", engine=LocalEngine()
+        )
+        shutil.rmtree(model)
+        kept = load_encoder(config, 0, directory=tmp_path / "run", space=made.space)
+        np.testing.assert_array_equal(kept.encode(TEXTS), made.vectors)
+        assert (kept.name, kept.fingerprint) == (made.encoder, made.space)
+        assert str(tmp_path) not in (tmp_path / "run/static/config.json").read_text()
+
+    def test_it_draws_no_bar_and_says_nothing_of_its_own(self, encoder, tmp_path, capfd, caplog):
+        encoder.make(tmp_path).encode(TEXTS)
+        assert capfd.readouterr() == ("", "")
+        assert {record.name.partition(".")[0] for record in caplog.records} <= {"recgrit"}
+
+    def test_weights_that_cannot_be_read_are_named(self, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "model.safetensors").write_bytes(b"broken")
+        encoder = StaticEncoder(model=str(tmp_path), device="cpu")
+        with pytest.raises(EncoderError, match="cannot be distilled"):
+            encoder.encode(["soap"])
+        (tmp_path / "config.json").write_text('{"model_type": "model2vec"}')
+        (tmp_path / "tokenizer.json").write_text("{}")
+        with pytest.raises(EncoderError, match=r"static model in .* cannot be loaded"):
+            encoder.encode(["soap"])
+
+    def test_without_the_library_it_says_what_to_install(self, encoder, tmp_path, monkeypatch):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "model2vec"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "model2vec", None)
+        with pytest.raises(MissingExtraError, match=r"recgrit\[static\]"):
+            encoder.make(tmp_path)
+
+
 def test_the_settings_choose_the_encoder():
     encoder = build_encoder(load_config(EmbeddingConfig, overrides=["encoder=lsa", "dim=7"]), 5)
     assert isinstance(encoder, LSAEncoder)
@@ -206,7 +308,7 @@ def test_ready_made_vectors_have_no_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["encoder=word2vec"], "'minilm', 'lsa' or 'vectors'"),
+        (["encoder=word2vec"], "'minilm', 'static', 'lsa' or 'vectors'"),
         (["encoder=vectors"], "belong together"),
         (["vectors_path=v.npy"], "belong together"),
         (["dim=0"], "greater than or equal to 1"),

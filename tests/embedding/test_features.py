@@ -1,13 +1,18 @@
+import time
+
 import numpy as np
 import pytest
 
 from recgrit.embedding.embeddings import Embeddings, normalize_rows
 from recgrit.embedding.features import (
-    FeatureTransform,
+    Block,
+    KnownItems,
     build_new_features,
     fill_missing,
     fit_features,
 )
+from recgrit.embedding.transforms import FeatureTransform, load_given, save_given
+from recgrit.errors import ArtifactError
 
 
 def build_features(text, cooccurrence, **settings):
@@ -145,12 +150,11 @@ def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
     cooccurrence = Embeddings(taken, encoder="cooccurrence", normalized=True)
     fitted = fit_features(text, cooccurrence, text_dim=text_dim, cooccurrence_weight=0.5)
     fitted.transform.save(tmp_path / "transform.safetensors")
-    features, width = fitted.embeddings.vectors, text_dim or 20
+    features = fitted.embeddings.vectors
     again = build_new_features(
         FeatureTransform.load(tmp_path / "transform.safetensors"),
         text.vectors[[4, 9]],
-        known_text=features[:, :width],
-        known_cooccurrence=taken,
+        known=KnownItems(features, taken, {}),
     )
     np.testing.assert_allclose(again, features[[4, 9]], atol=1e-4)
     alone = fit_features(text, None, text_dim=text_dim)
@@ -158,8 +162,7 @@ def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
         build_new_features(
             alone.transform,
             text.vectors,
-            known_text=alone.embeddings.vectors,
-            known_cooccurrence=None,
+            known=KnownItems(alone.embeddings.vectors, None, {}),
         ),
         alone.embeddings.vectors,
         atol=1e-4,
@@ -181,5 +184,131 @@ def test_components_of_vectors_that_memory_does_not_hold(monkeypatch):
         in_chunks.embeddings.vectors, at_once.embeddings.vectors, atol=1e-5, rtol=1e-4
     )
     np.testing.assert_allclose(
-        in_chunks.transform.reduce_text(vectors), in_chunks.embeddings.vectors, atol=1e-5
+        in_chunks.transform.text.scale_reduced(in_chunks.transform.text.reduce(vectors)),
+        in_chunks.embeddings.vectors,
+        atol=1e-5,
     )
+
+
+def make_block(shape, *, seed=2, missing="alike", dim=None, weight=0.5, lacking=()):
+    rng = np.random.default_rng(seed)
+    given = np.ones(shape[0], bool)
+    given[list(lacking)] = False
+    vectors = (3 * rng.normal(size=shape) + 7).astype(np.float32) * given[:, None]
+    return Block(vectors, given, "image", dim, weight, missing)
+
+
+@pytest.mark.parametrize("dim", [None, 4])
+@pytest.mark.parametrize("missing", ["alike", "mean"])
+def test_a_block_is_centred_has_the_norm_of_its_weight_and_stands_where_its_name_does(dim, missing):
+    text = make_embeddings((60, 8))
+    blocks = {
+        "price": make_block((60, 3), seed=3, weight=0.1),
+        "image": make_block((60, 12), dim=dim, missing=missing, lacking=[2, 5]),
+    }
+    found = fit_features(text, None, blocks=blocks, text_dim=None)
+    assert found.embeddings.encoder == "text + 0.5 x image + 0.1 x image"
+    columns, width = found.transform.columns(), dim or 12
+    assert columns == {
+        "text": slice(0, 8), "image": slice(8, 8 + width), "price": slice(8 + width, 11 + width)
+    }  # fmt: skip
+    for name, weight in (("image", 0.5), ("price", 0.1)):
+        part = found.embeddings.vectors[:, columns[name]]
+        np.testing.assert_allclose(part.mean(axis=0), 0, atol=1e-4)
+        assert mean_square_norm(part) == pytest.approx(weight**2, rel=1e-4)
+    alone = fit_features(text, None, text_dim=None).embeddings.vectors
+    np.testing.assert_array_equal(found.embeddings.vectors[:, :8], alone)
+
+
+def test_an_item_without_a_vector_gets_the_mean_or_that_of_the_items_most_like_it():
+    text = make_embeddings((60, 8))
+    text.vectors[:12] = text.vectors[0]  # twelve of one text, of which the first has no picture
+    by_mean = fit_features(
+        text, None, blocks={"image": make_block((60, 5), missing="mean", lacking=[0])}
+    )
+    np.testing.assert_allclose(by_mean.embeddings.vectors[0, 8:], 0, atol=1e-5)
+    block = make_block((60, 5), lacking=[0, 40])
+    block.vectors[1:12] = block.vectors[1]
+    alike = fit_features(text, None, blocks={"image": block}).embeddings.vectors
+    np.testing.assert_allclose(alike[0, 8:], alike[1, 8:], atol=1e-5)
+    assert np.abs(alike[40, 8:]).max() > 0.01
+
+
+@pytest.mark.parametrize("missing", ["alike", "mean"])
+def test_later_items_get_the_blocks_they_would_have_had(missing, tmp_path):
+    text = make_embeddings((60, 20))
+    blocks = {
+        "image": make_block((60, 12), dim=4, missing=missing, lacking=[4, 9]),
+        "sound": make_block((60, 3), seed=5, missing=missing, lacking=[9]),
+    }
+    fitted = fit_features(text, None, blocks=blocks)
+    fitted.transform.save(tmp_path / "transform.safetensors")
+    given = {name: block.given for name, block in blocks.items()}
+    save_given(given, tmp_path)
+    features, rows = fitted.embeddings.vectors, [3, 4, 9]
+    again = build_new_features(
+        FeatureTransform.load(tmp_path / "transform.safetensors"),
+        text.vectors[rows],
+        known=KnownItems(features, None, load_given(tmp_path, 60)),
+        blocks={name: (block.vectors[rows], block.given[rows]) for name, block in blocks.items()},
+    )
+    np.testing.assert_allclose(again, features[rows], atol=1e-4)
+    without = build_new_features(
+        fitted.transform, text.vectors[rows], known=KnownItems(features, None, given)
+    )
+    np.testing.assert_allclose(without[1:, :24], features[rows[1:], :24], atol=1e-4)
+    assert not np.allclose(without[0], features[3], atol=1e-3)
+
+
+def test_a_transform_whose_arrays_do_not_fit_is_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path / "transform.safetensors"
+    fitted = fit_features(make_embeddings((60, 20)), None, blocks={"image": make_block((60, 12))})
+    fitted.transform.save(path)
+    sound = load_file(path)
+    for name in sound:
+        for value in (None, sound[name].reshape(-1)[:0], np.full_like(sound[name], np.nan)):
+            others = {other: array for other, array in sound.items() if other != name}
+            save_file(others if value is None else {**others, name: value}, path)
+            with pytest.raises(ArtifactError, match="damaged"):
+                FeatureTransform.load(path)
+
+
+def test_marks_of_another_catalogue_are_refused(tmp_path):
+    save_given({"image": np.ones(5, bool)}, tmp_path)
+    with pytest.raises(ArtifactError, match=r"expected bool \[6\]"):
+        load_given(tmp_path, 6)
+    assert load_given(tmp_path / "none", 6) == {}
+
+
+@pytest.mark.parametrize("text_dim", [None, 64])
+def test_fewer_items_than_dimensions_keep_all_distances_in_what_they_span(text_dim):
+    """Nothing afterwards works in 4,096 dimensions of which 40 items use 39."""
+    text = make_embeddings((40, 4096), scale=3, shift=5)
+    fitted = fit_features(text, None, text_dim=text_dim)
+    found = fitted.embeddings.vectors
+    assert found.shape == (40, 39)
+    scale = fitted.transform.text.scale
+    before = np.linalg.norm(text.vectors[:, None] - text.vectors, axis=2)
+    after = np.linalg.norm(found[:, None] - found, axis=2) * scale
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-2)
+    later = build_new_features(
+        fitted.transform, text.vectors[:3], known=KnownItems(found, None, {})
+    )
+    np.testing.assert_allclose(later, found[:3], atol=1e-4)
+
+
+def test_leading_components_of_fewer_items_than_dimensions():
+    text = make_embeddings((40, 4096))
+    centred = text.vectors - text.vectors.mean(axis=0)
+    started = time.process_time()
+    found = build_features(text, None, text_dim=20).vectors
+    assert time.process_time() - started < 5, "it took over half a minute by 4,096 dimensions"
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :20] * values[:20] / np.sqrt((values[:20] ** 2).sum() / 40)
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-3)
+
+
+def test_one_item_has_features_too():
+    assert build_features(make_embeddings((1, 8)), None, text_dim=None).vectors.tolist() == [[0.0]]

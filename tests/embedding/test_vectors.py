@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recgrit.embedding.vectors import load_vectors
+from recgrit.embedding.vectors import load_some_vectors, load_vectors
 from recgrit.errors import DataError
 
 ITEM_IDS = pl.Series(["c", "a", "b"])
@@ -38,7 +38,7 @@ def test_parquet_lists_are_matched_by_id(tmp_path, dtype, caplog):
     with caplog.at_level(logging.INFO, logger="recgrit"):
         loaded = load_vectors(path, ITEM_IDS)
     np.testing.assert_array_equal(loaded.vectors, [[5, 6], [1, 2], [3, 4]])
-    assert "Ignored 1 vectors" in caplog.text
+    assert "Ignored 1 rows" in caplog.text
 
 
 def test_parquet_number_columns_are_matched_by_id(tmp_path):
@@ -70,7 +70,10 @@ def test_repeated_items_are_refused(tmp_path):
     [
         ({"id": ["a"], "vector": [[1.0]]}, "needs a column 'item_id'"),
         ({"item_id": ["c", "a", "b"], "vector": [[1.0], [1.0, 2.0], [3.0]]}, r"lengths \[1, 2\]"),
-        ({"item_id": ["c", "a", "b"], "vector": [[1.0], None, [3.0]]}, "none may be null"),
+        (
+            {"item_id": ["c", "a", "b"], "vector": [[1.0], None, [3.0]]},
+            r"1 of 3 items, the first \['a'\]",
+        ),
         ({"item_id": ["c", "a", "b"], "vector": [[1.0], [None], [3.0]]}, r"item_idx \[1\]"),
         ({"item_id": ["c", "a", "b"], "vector": [[1.0], [np.nan], [3.0]]}, r"item_idx \[1\]"),
         ({"item_id": ["c", "a", "b"], "vector": [["x"]] * 3}, r"not numbers: \['vector'\]"),
@@ -109,7 +112,36 @@ def test_files_of_another_kind_are_refused(tmp_path, name):
 
 
 def test_unknown_formats_and_missing_files_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"expected a \.npy or \.parquet file"):
+    with pytest.raises(DataError, match=r"expected a \.npy, \.parquet or \.index\.json file"):
         load_vectors(tmp_path / "v.csv", ITEM_IDS)
     with pytest.raises(DataError, match="No vectors at"):
         load_vectors(tmp_path / "v.npy", ITEM_IDS)
+
+
+def test_some_items_may_lack_a_vector_of_a_block(tmp_path, caplog):
+    path = write_parquet(
+        tmp_path / "v.parquet",
+        item_id=["c", "a", "other"],
+        vector=[[1.0, 2.0], [0.0, 0.0], [5.0, 5.0]],
+    )
+    found = load_some_vectors(path, ITEM_IDS)
+    np.testing.assert_array_equal(found.vectors, [[1, 2], [0, 0], [0, 0]])
+    assert found.given.tolist() == [True, False, False]  # a vector of zeros says nothing
+    with pytest.raises(DataError, match="none of the 1 items, such as"):
+        load_some_vectors(path, pl.Series(["z"]))
+
+
+def test_a_vector_of_a_block_that_is_not_finite_is_refused(tmp_path):
+    path = write_parquet(tmp_path / "v.parquet", item_id=["c", "a"], vector=[[1.0], [np.nan]])
+    with pytest.raises(DataError, match=r"item_idx \[1\]"):
+        load_some_vectors(path, ITEM_IDS)
+
+
+def test_published_codes_are_one_hot_vectors(tmp_path):
+    path = tmp_path / "Mine.index.json"
+    path.write_text('{"a": ["<a_0>", "<b_1>"], "c": ["<a_1>", "<b_0>"], "z": ["<a_0>", "<b_2>"]}')
+    found = load_some_vectors(path, ITEM_IDS)
+    np.testing.assert_array_equal(found.vectors, [[0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0] * 5])
+    assert found.given.tolist() == [True, True, False]
+    with pytest.raises(DataError, match=r"lacks vectors for 1 of 3 items, the first \['b'\]"):
+        load_vectors(path, ITEM_IDS)

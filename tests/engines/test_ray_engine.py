@@ -329,6 +329,8 @@ def test_without_ray_the_extra_is_named(monkeypatch):
 def test_ray_under_torchrun_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     with (
         pytest.raises(ConfigError, match="without torchrun"),
         start_engine(EngineConfig(kind="ray")),

@@ -48,7 +48,7 @@ def test_what_is_done_is_not_done_again(shards):
     assert done == [0, 3, 6, 9, 3]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "unrecorded", "record"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "unrecorded", "record", "deep"])
 def test_a_damaged_shard_is_made_anew(shards, damage, caplog):
     LocalEngine().map_shards(lambda: write_rows, shards)
     record = shards.folder / "000002.json"
@@ -58,6 +58,8 @@ def test_a_damaged_shard_is_made_anew(shards, damage, caplog):
         shards.path(2).write_text("6,7,9")
     elif damage == "unrecorded":
         record.unlink()
+    elif damage == "deep":
+        record.write_text("[" * 100_000)
     else:
         record.write_text("{")
     LocalEngine().map_shards(lambda: write_rows, shards)

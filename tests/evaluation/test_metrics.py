@@ -6,7 +6,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from recgrit.data.recommendations import NO_ITEM
 from recgrit.errors import DataError
-from recgrit.evaluation.metrics import METRICS, ndcg_at_k, ranks_of_targets, recall_at_k
+from recgrit.evaluation.metrics import (
+    METRICS,
+    ndcg_at_k,
+    ranks_of_targets,
+    recall_at_k,
+    reciprocal_rank_at_k,
+)
 
 
 @st.composite
@@ -101,7 +107,8 @@ def test_agreement_with_ranx() -> None:
     ranks = np.array(ours, dtype=np.int32)
     assert np.any(ranks == 0)
     assert np.any(ranks > 2)
-    theirs = evaluate(Qrels(qrels), Run(run), ["recall@5", "ndcg@5", "ndcg@10"])
+    theirs = evaluate(Qrels(qrels), Run(run), ["recall@5", "ndcg@5", "ndcg@10", "mrr@5"])
     assert_allclose(recall_at_k(ranks, 5).mean(), theirs["recall@5"])
     assert_allclose(ndcg_at_k(ranks, 5).mean(), theirs["ndcg@5"])
     assert_allclose(ndcg_at_k(ranks, 10).mean(), theirs["ndcg@10"])
+    assert_allclose(reciprocal_rank_at_k(ranks, 5).mean(), theirs["mrr@5"])

@@ -15,7 +15,8 @@ from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ArtifactError, ConfigError, DataError
 from recgrit.evaluation.config import EvaluationConfig
-from recgrit.evaluation.report import EvaluationReport, Repeats, evaluate_recommendations
+from recgrit.evaluation.repeats import Repeats
+from recgrit.evaluation.report import EvaluationReport, evaluate_recommendations
 
 
 @pytest.fixture

@@ -122,6 +122,20 @@ class ModelContract:
         users = split.target_users("test")
         return recommend_items(ranker, split, "test", users, top_k=top_k, masked=masked)
 
+    def test_what_it_knows_of_items_is_of_the_whole_catalogue(self, fitted: Fitted[Any]) -> None:
+        vectors, table = fitted.model.item_vectors(), fitted.model.neighbour_table()
+        if vectors is not None:
+            assert vectors.dtype == np.float32
+            assert len(vectors) == NUM_ITEMS
+            assert np.isfinite(vectors).all()
+            assert vectors[:NUM_TAKEN].any(axis=1).all()
+        if table is not None:
+            assert table.shape == (NUM_ITEMS, NUM_ITEMS)
+            near = table[[5]].toarray()[0]
+            assert near.min() >= 0
+            assert near.max() > 0
+            assert near[5] == 0, "it is no neighbour of itself"
+
     def test_it_learns_what_follows(self, fitted: Fitted[Any], split: SequenceSplit) -> None:
         found = self.rank(fitted.model, split)
         ranks = ranks_of_targets(found.items, split.targets("test", found.users))

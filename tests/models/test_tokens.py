@@ -182,3 +182,30 @@ def test_targets_count_by_their_weights(model):
     with torch.no_grad():
         found = losses_by_weight(model, items[:, :-1], items[:, 1:], supervised)
     torch.testing.assert_close(*found)
+
+
+def test_a_wide_search_builds_no_mask_that_grows_with_its_square(
+    model, codes, histories, monkeypatch
+):
+    """As many beams as there are items, in parts: the same lists, and small masks."""
+    from recgrit.models import decoder, tiger, tokens
+
+    widest = 0
+
+    def watched(width, length, device):
+        nonlocal widest
+        widest = max(widest, width * length)
+        return beam_mask(width, length, device)
+
+    beam_mask = tokens.beam_mask
+    for module in (decoder, tiger):
+        monkeypatch.setattr(module, "beam_mask", watched)
+    ranker = TokenRanker(model, build_trie(codes), beam_width=NUM_ITEMS)
+    whole = ranker.rank(histories, top_k=NUM_ITEMS, excluded=None)
+    assert widest > 24
+    widest = 0
+    monkeypatch.setattr(tokens, "MASKED_TOKENS", 24)
+    parts = ranker.rank(histories, top_k=NUM_ITEMS, excluded=None)
+    assert 0 < widest <= 24
+    assert torch.equal(parts.items, whole.items)
+    torch.testing.assert_close(parts.scores, whole.scores, atol=1e-5, rtol=1e-5)

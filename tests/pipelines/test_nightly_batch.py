@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import polars as pl
 import pytest
 
 from recgrit.config import load_config
-from recgrit.errors import ArtifactError
+from recgrit.errors import ArtifactError, ConfigError
 from recgrit.ranking import recommend_shards
 from recgrit.runs import Run
 from recgrit.serving.bundle import Bundle
@@ -41,8 +42,8 @@ def first(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def night(pipeline: ModuleType, tmp_path: Path) -> Callable[..., Path]:
-    def run(bundle: Path, out: str, **settings: Path) -> Path:
-        values = {"bundle": bundle, "out": tmp_path / out} | settings
+    def run(bundle: Path, out: str, **settings: Path | str) -> Path:
+        values: dict[str, Path | str] = {"bundle": bundle, "out": tmp_path / out, **settings}
         overrides = [f"{key}={value}" for key, value in values.items()]
         found = pipeline.main(load_config(pipeline.NightConfig, None, overrides))
         assert isinstance(found, Path)
@@ -68,7 +69,15 @@ def test_two_nights(
     gone.write_text("5\n")
     one = night(first.directory, "one", items=items, removed=gone, histories=histories)
     lists = pl.read_parquet(one / "recommendations.parquet")
-    assert lists.columns == ["user_id", "rank", "item_id", "title", "semantic_id", "score"]
+    assert lists.columns == [
+        "user_id",
+        "rank",
+        "item_id",
+        "title",
+        "semantic_id",
+        "score",
+        "source",
+    ]
     assert lists.height == 600
     assert set(lists["user_id"]) == set(taken["user_id"])
     assert "5" not in lists["item_id"].to_list()
@@ -111,6 +120,35 @@ def test_a_night_without_changes_in_the_catalogue(
     assert len(Bundle(out / "bundle").semantic_ids) == 40
     with pytest.raises(ArtifactError, match="No bundle"):
         night(tmp_path, "out", histories=tmp_path / "h.csv")
+
+
+def test_nights_that_train_on(
+    first: Bundle, tiny_run: Any, night: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two nights; all IDs stay, what was removed stays away, and what came is listed."""
+    items, gone, histories = tmp_path / "i.csv", tmp_path / "gone.txt", tmp_path / "h.csv"
+    items.write_text("item_id,title,genres\nn1,Star Robot,Sci-Fi\n")
+    gone.write_text("5\n")
+    histories.write_text("user_id,item_id,timestamp\na,1,1\nb,n1,1\n")
+    today = {"items": items, "histories": histories, "train": tiny_run.directory / "config.yaml"}
+    settings = "[retriever.epochs=1, tracking.backend=none]"
+    one = night(first.directory, "one", **today, removed=gone, settings=settings)
+    items.write_text("item_id,title,genres\nn2,Wedding,Romance\n5,Heart,Romance\n")
+    two = night(one / "bundle", "two", **today, settings=settings)
+    bundles = [first, Bundle(one / "bundle"), Bundle(two / "bundle")]
+    for before, after in itertools.pairwise(bundles):
+        for item in before.semantic_ids.item_ids:
+            assert after.semantic_ids.codes_of(item) == before.semantic_ids.codes_of(item)
+    assert {"n1", "n2"} <= {*bundles[2].semantic_ids.item_ids}
+    assert [len(bundle.settings.ancestors) for bundle in bundles] == [0, 2, 4]
+    assert bundles[2].settings.ancestors[1].fingerprint == Bundle(one / "trained").fingerprint
+    weights = [bundle.manifest.files["model/weights.safetensors"] for bundle in bundles]
+    assert len({record.sha256 for record in weights}) == 3
+    lists = pl.read_parquet(two / "recommendations.parquet")
+    assert {*lists["user_id"]} == {"a", "b"}
+    assert "5" not in lists["item_id"].to_list()
+    with pytest.raises(ConfigError, match="name it with train=FILE"):
+        night(first.directory, "three", histories=histories, settings=settings)
 
 
 def test_as_a_script(first: Bundle, tmp_path: Path) -> None:

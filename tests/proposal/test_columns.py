@@ -7,8 +7,8 @@ import pytest
 
 from recgrit.errors import ConfigError
 from recgrit.proposal.columns import find_columns
-from recgrit.proposal.events import propose_targets, propose_weights
-from recgrit.proposal.questions import Question, refuse, take_default
+from recgrit.proposal.events import EventChoice, choose_events, settle_targets
+from recgrit.proposal.questions import Ask, Question, refuse, take_default
 
 TIMES = [1_700_000_000, 1_700_000_100, 1_700_000_200, 1_700_000_300]
 DATES = ["2024-01-01", "2024-01-02", "2024-01-02", "2024-01-05"]
@@ -71,6 +71,13 @@ def test_columns_of_common_logs_are_found_without_a_question(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOGS)
+def test_a_log_of_one_user_needs_no_question(name: str) -> None:
+    columns, expected = LOGS[name]
+    one = pl.DataFrame(columns).with_columns(pl.col(expected[0]).first())
+    assert find_columns(one, None, {}, never).user_id == expected[0]
+
+
+@pytest.mark.parametrize("name", LOGS)
 def test_the_same_columns_are_found_in_text(name: str) -> None:
     columns, expected = LOGS[name]
     texts = pl.DataFrame(columns).with_columns(pl.all().cast(pl.String))
@@ -82,6 +89,14 @@ def test_the_same_columns_are_found_in_text(name: str) -> None:
 def test_kinds_of_events_are_found_by_their_words(names: tuple[str, list[str]]) -> None:
     log = {"user_id": PEOPLE, "item_id": GOODS, "timestamp": TIMES, names[0]: names[1]}
     assert find_columns(pl.DataFrame(log), None, {}, never).event == names[0]
+
+
+@pytest.mark.parametrize("types", [["a", "b", "a", "b"], [1, 4, 1, 2]])
+def test_a_column_that_is_called_as_one_of_types_is_that_whatever_it_holds(
+    types: list[object],
+) -> None:
+    log = {"user_id": PEOPLE, "item_id": GOODS, "timestamp": TIMES, "behavior_type": types}
+    assert find_columns(pl.DataFrame(log), None, {}, never).event == "behavior_type"
 
 
 def test_a_column_of_few_other_words_is_no_event() -> None:
@@ -96,11 +111,47 @@ def test_the_column_whose_ids_stand_in_the_item_table_is_the_items() -> None:
     assert (found.item_id, found.title) == ("code", "name")
 
 
-def test_item_ids_under_two_names_are_refused_with_both() -> None:
-    log = pl.DataFrame({"user": PEOPLE, "product_id": GOODS, "time": TIMES})
-    items = pl.DataFrame({"id": ["s1", "s2", "s3"], "name": ["A", "B", "C"]})
-    with pytest.raises(ConfigError, match=r"product_id of the log and in id of the item table"):
-        find_columns(log, items, {}, never)
+@pytest.mark.parametrize(
+    ("log", "items", "expected"),
+    [
+        # By what they hold, whatever they are called.
+        ({"sku": GOODS}, {"product_id": ["s1", "s2", "s3"]}, ("sku", "product_id")),
+        ({"sku": GOODS}, {"nr": ["s1", "s2", "s3"]}, ("sku", "nr")),
+        ({"thing": GOODS}, {"nr": ["s1", "s2", "s3"]}, ("thing", "nr")),
+        # The same name on both sides, with other ids: a row's number in the log.
+        (
+            {"id": [1, 2, 3, 4], "sku": GOODS},
+            {"id": ["s1", "s2", "s3"], "sku": ["x", "x", "y"]},
+            ("sku", "id"),
+        ),
+        # Numbers of people that are numbers of items too.
+        (
+            {"customer_no": [1, 2, 1, 3], "sku": [1, 2, 2, 3]},
+            {"product_id": [1, 2, 3]},
+            ("sku", "product_id"),
+        ),
+        # Numbers on one side, their text on the other.
+        ({"sku": [7, 8, 8, 9]}, {"product_id": ["7", " 8", "9"]}, ("sku", "product_id")),
+        # Ids that meet nowhere, in columns whose names tell: refused when all rows are read.
+        ({"sku": GOODS}, {"product_id": ["a", "b", "c"]}, ("sku", "product_id")),
+    ],
+)
+def test_item_ids_under_two_names_are_found_by_what_they_hold(
+    log: dict[str, list[object]], items: dict[str, list[object]], expected: tuple[str, str]
+) -> None:
+    people = {} if "customer_no" in log else {"customer": PEOPLE}
+    frame = pl.DataFrame({**people, **log, "time": TIMES})
+    found = find_columns(frame, pl.DataFrame({**items, "name": ["A", "B", "B"]}), {}, never)
+    assert (found.item_id, found.items_id) == expected
+    assert found.title == "name"
+
+
+def test_an_item_table_without_any_sign_of_its_ids_is_asked_about() -> None:
+    log = pl.DataFrame({"user": PEOPLE, "sku": GOODS, "time": TIMES})
+    items = pl.DataFrame({"nr": ["a", "b"], "code": ["c", "d"]})
+    with pytest.raises(ConfigError, match=r"Set data\.table\.items_id to one of nr, code"):
+        find_columns(log, items, {}, take_default)
+    assert find_columns(log, items, {"items_id": "nr"}, never).items_id == "nr"
 
 
 def test_two_columns_that_may_be_the_user_are_asked_about_with_the_likelier_first() -> None:
@@ -136,7 +187,44 @@ def test_a_question_that_nobody_answers_names_setting_and_option() -> None:
     assert take_default(question) == "a"
 
 
-def test_weights_of_kinds() -> None:
-    weights = propose_weights({"page_view": 9, "addtocart": 3, "transaction": 1, "refund": 1})
-    assert weights == {"page_view": 1, "addtocart": 3, "transaction": 5, "refund": 0}
-    assert propose_targets(weights) == ["transaction"]
+def test_types_with_known_names_need_no_question() -> None:
+    choice = choose_events({"page_view": 9, "addtocart": 3, "sale": 1, "refund": 1}, 0, never)
+    assert choice.weights == {"page_view": 1, "addtocart": 3, "sale": 5, "refund": None}
+    assert choice.targets == ("sale",)
+    assert choice.is_sure
+
+
+@pytest.mark.parametrize("ask", [take_default, refuse])
+def test_types_without_a_known_name_are_left_in_doubt_where_nobody_answers(ask: Ask) -> None:
+    choice = choose_events({"view": 9, "scroll": 3}, 0, ask)
+    assert not choice.is_sure
+    assert "scroll is worth" in choice.doubt
+
+
+def test_a_person_tells_what_an_unknown_type_is_worth() -> None:
+    answers = {"'scroll'": "null", "'gekauft'": "5"}
+
+    def answer(question: Question) -> str:
+        return next(given for name, given in answers.items() if name in question.text)
+
+    choice = choose_events({"view": 9, "scroll": 3, "gekauft": 2}, 0, answer)
+    assert choice.weights == {"view": 1, "scroll": None, "gekauft": 5}
+    assert choice.targets == ("gekauft",)
+    assert choice.is_sure
+
+
+def test_rows_without_a_type_put_the_types_in_doubt() -> None:
+    assert choose_events({"view": 990, "sale": 9}, 1, never).is_sure
+    assert "100 rows have no type" in choose_events({"view": 9, "sale": 9}, 100, never).doubt
+
+
+def test_types_that_nobody_has_twice_are_no_target_alone() -> None:
+    weights = {"view": 1, "cart": 3, "sale": 5}
+    choice = EventChoice(weights, ("sale",))
+    # Each of 20 users: views, two carts; one sale of one user.
+    events = [0, 0, 0, 1, 1]
+    rows = pl.DataFrame(
+        {"user_id": [user for user in range(20) for _ in events] + [0], "event": events * 20 + [2]}
+    )
+    found = settle_targets(choice, rows, ["view", "cart", "sale"])
+    assert (found.targets, found.asked) == (("cart", "sale"), 20)

@@ -61,25 +61,91 @@ def test_a_shop_gets_a_yaml_that_prepares(shop: Path, command: Command) -> None:
     assert (table.title, table.items_path) == ("name", Path("items.csv"))
     assert config.data.repeats == "first", "views, carts and purchases of one visit"
     assert prepare(config.data).interactions.num_users == 60
+    assert table.event == "event"
+    assert config.data.event_weights == {"view": 1, "cart": 3, "purchase": 5}
+    assert config.data.target_events == ("purchase",)
     text = Path("shop.yaml").read_text()
-    assert "# event: event" in text
-    assert "# event_weights: {view: 1, cart: 3, purchase: 5}" in text
-    assert "# target_events: [purchase]" in text
     assert "Left out: category (the same for all items); stock (numbers or dates)." in text
     assert done.json()["warnings"] == []
 
 
-def test_marks_taken_off_the_event_lines_leave_a_yaml(shop: Path, command: Command) -> None:
+def rename_events(**names: str) -> None:
+    log = pl.read_csv("events.csv")
+    log.with_columns(pl.col("event").replace(names)).write_csv("events.csv")
+
+
+def test_types_that_nobody_knows_stay_comments_that_load_without_their_marks(
+    shop: Path, command: Command
+) -> None:
+    rename_events(view="gesehen", cart="korb", purchase="gekauft")
     assert command("init", "--events", "events.csv").code == 0
-    lines = Path("shop.yaml").read_text().splitlines()
+    config = load_config(ExperimentConfig, "shop.yaml")
+    assert config.data.event_types is None
+    assert prepare(config.data).interactions.num_users == 60
+    text = Path("shop.yaml").read_text()
+    assert "nothing tells what gesehen, korb, gekauft are worth" in text
     taken = [
         line.replace("# ", "", 1) if line.strip().startswith(("# event", "# target_ev")) else line
-        for line in lines
+        for line in text.splitlines()
     ]
-    values = yaml.safe_load("\n".join(taken))
-    assert values["data"]["table"]["event"] == "event"
-    assert values["data"]["event_weights"] == {"view": 1, "cart": 3, "purchase": 5}
-    assert values["data"]["target_events"] == ["purchase"]
+    Path("marks-off.yaml").write_text("\n".join(taken))
+    assert prepare(load_config(ExperimentConfig, "marks-off.yaml").data).interactions.num_users
+
+
+def test_a_terminal_is_asked_what_unknown_types_are_worth(shop: Path) -> None:
+    rename_events(cart="korb", purchase="gekauft")
+    code, shown = ask_in_a_terminal(b"3\n5\n", "--events", "events.csv")
+    assert code == 0, shown
+    config = load_config(ExperimentConfig, "shop.yaml").data
+    assert sorted(config.event_weights.values()) == [1, 3, 5]  # type: ignore[type-var]
+    assert config.target_events is not None
+    assert len(config.target_events) == 1
+    assert prepare(config).interactions.num_users == 60
+
+
+def test_events_undone_are_named_and_left_out(shop: Path, command: Command) -> None:
+    log = pl.read_csv("events.csv")
+    pl.concat([log, log.head(20).with_columns(event=pl.lit("refund"))]).write_csv("events.csv")
+    assert command("init", "--events", "events.csv").code == 0
+    config = load_config(ExperimentConfig, "shop.yaml")
+    assert config.data.event_weights["refund"] is None
+    assert prepare(config.data).interactions.num_users == 60
+
+
+def test_views_and_carts_of_one_second_are_no_duplicates(shop: Path, command: Command) -> None:
+    log = pl.read_csv("events.csv")
+    first = log.group_by("customer", "sku", maintain_order=True).first()
+    log.update(
+        first.select("customer", "sku", "when"), on=["customer", "sku"], how="left"
+    ).write_csv("events.csv")
+    done = command("init", "--events", "events.csv", "--json")
+    assert done.json()["warnings"] == []
+
+
+def test_ids_under_another_name_in_the_item_table_prepare(shop: Path, command: Command) -> None:
+    pl.read_csv("items.csv").rename({"sku": "product_id"}).write_csv("items.csv")
+    assert command("init", "--events", "events.csv", "--items", "items.csv").code == 0
+    config = load_config(ExperimentConfig, "shop.yaml")
+    assert (config.data.table.item_id, config.data.table.items_id) == ("sku", "product_id")
+    titles = prepare(config.data).items.frame["title"]
+    assert set(titles) == {f"Soap {i}" for i in range(30)}
+
+
+def test_a_place_that_is_longer_than_the_column_of_comments_stays_what_it_is(
+    shop: Path, command: Command
+) -> None:
+    place = Path("a-folder-with-a-name-of-some-length") / "events.csv"
+    place.parent.mkdir()
+    Path("events.csv").rename(place)
+    assert command("init", "--events", str(place)).code == 0
+    assert load_config(ExperimentConfig, "shop.yaml").data.path == place
+
+
+def test_every_proposed_value_has_its_reason(shop: Path, command: Command) -> None:
+    assert command("init", "--events", "events.csv", "--items", "items.csv").code == 0
+    lines = Path("shop.yaml").read_text().splitlines()
+    values = [line for line in lines if line.startswith(" ") and line.strip()[0] != "#"]
+    assert [line for line in values if " # " not in line and not line.endswith(":")] == []
 
 
 def test_a_yaml_is_not_overwritten_unasked(shop: Path, command: Command) -> None:
@@ -234,3 +300,115 @@ def test_a_call_that_names_nothing_or_two_things_is_refused(
     done = command("init", *words)
     assert done.code == 2
     assert "recgrit init movielens-100k" in done.told()
+
+
+def write_log(**columns: object) -> None:
+    """``odd.csv``, of 20 customers with six purchases each, some columns replaced."""
+    rows = [(user, item) for user in range(20) for item in range(6)]
+    frame = pl.DataFrame(
+        {
+            "user_id": [f"u{user}" for user, _ in rows],
+            "item_id": [f"i{(3 * user + 2 * item) % 12}" for user, item in rows],
+            "timestamp": [
+                (START + timedelta(days=user, hours=item)).strftime("%Y-%m-%dT%H:%M:%S")
+                for user, item in rows
+            ],
+        }
+    ).with_columns(**columns)
+    frame.write_csv("odd.csv")
+
+
+def init_odd(command: Command, *settings: str) -> Any:
+    return command("init", "--events", "odd.csv", "--out", "odd.yaml", "--yes", *settings)
+
+
+def said(done: Any) -> str:
+    """All that was shown, without line breaks and frames."""
+    return " ".join((done.out + done.err).replace("│", " ").split())
+
+
+def as_text(form: str) -> pl.Expr:
+    return pl.col("timestamp").str.to_datetime().dt.to_string(form)
+
+
+@pytest.mark.parametrize("form", ["%G-W%V-%u", "%d. März %Y", "%H:%M:%S"])
+def test_a_column_called_timestamp_is_read_and_refused_by_what_it_holds(
+    form: str, shop: Path, command: Command
+) -> None:
+    write_log(timestamp=as_text(form))
+    done = init_odd(command)
+    assert done.code == 2
+    assert "odd.csv: 120 of 120 lines are malformed" in said(done)
+    assert "times in timestamp such as" in said(done)
+
+
+def test_times_in_categories_and_compact_iso_are_found(shop: Path, command: Command) -> None:
+    write_log(timestamp=as_text("%Y%m%dT%H%M%SZ"))
+    assert init_odd(command).code == 0
+    write_log()
+    frame = pl.read_csv("odd.csv").with_columns(pl.col("timestamp").cast(pl.Categorical))
+    frame.write_parquet("odd.parquet")
+    arguments = ("--events", "odd.parquet", "--out", "categories.yaml", "--yes")
+    assert command("init", *arguments).code == 0
+    table = load_config(ExperimentConfig, "categories.yaml").data.table
+    assert table.timestamp == "timestamp"
+
+
+def test_dates_beside_a_column_of_times_of_day_are_told(shop: Path, command: Command) -> None:
+    write_log(time=as_text("%H:%M:%S"), timestamp=as_text("%Y-%m-%d"))
+    done = init_odd(command)
+    assert done.code == 0, done.err
+    assert "The column time holds times of day" in said(done)
+
+
+@pytest.mark.parametrize("separator", ["~", " ", "^"])
+def test_a_file_of_one_column_is_refused_with_the_separator_to_set(
+    separator: str, shop: Path, command: Command
+) -> None:
+    write_log()
+    Path("odd.csv").write_text(Path("odd.csv").read_text().replace(",", separator))
+    done = init_odd(command)
+    assert done.code == 2
+    setting = f"data.table.separator=\"'{separator}'\""
+    assert "odd.csv has 1 column" in said(done)
+    assert setting in said(done)
+    assert init_odd(command, setting.replace('"', "")).code == 0
+
+
+def test_a_first_line_with_an_iso_time_is_no_header(shop: Path, command: Command) -> None:
+    write_log()
+    Path("odd.csv").write_text(Path("odd.csv").read_text().partition("\n")[2])
+    done = init_odd(command)
+    assert done.code == 2
+    assert "seems to have no header" in said(done)
+
+
+def test_files_without_rows_are_named(shop: Path, command: Command) -> None:
+    Path("odd.csv").write_text("")
+    for arguments in (["odd.csv"], ["events.csv", "--items", "odd.csv"]):
+        done = command("init", "--events", *arguments, "--out", "odd.yaml", "--yes")
+        assert done.code == 2
+        assert "odd.csv holds no row of data" in said(done)
+
+
+def test_one_item_again_and_again_is_no_history(shop: Path, command: Command) -> None:
+    write_log(item_id=pl.lit("i1"))
+    assert "three interactions with different items" in said(init_odd(command))
+
+
+def test_all_stand_ins_for_people_are_named(shop: Path, command: Command) -> None:
+    guests = {"u3": "guest", "u4": "nan"}
+    write_log(user_id=pl.col("user_id").replace(guests))
+    shown = said(init_odd(command))
+    assert "'guest'" in shown
+    assert "'nan'" in shown
+
+
+def test_events_left_out_are_named_where_they_leave_no_history(
+    shop: Path, command: Command
+) -> None:
+    kind = pl.when(pl.int_range(pl.len()) % 6 == 0).then(pl.lit("purchase"))
+    write_log(event=kind.otherwise(pl.lit("refund")))
+    done = init_odd(command)
+    assert done.code == 2
+    assert "three interactions beside refund, which are left out" in said(done)

@@ -290,3 +290,77 @@ def test_random_codes_start_worse_than_kmeans(features):
 def test_as_many_ids_as_items_are_enough(hierarchy):
     found = fit_tokenizer(hierarchy(64), settings(codebook_size=4, epochs=0), seed=0)
     assert found.codes.shape == (64, 3)
+
+
+def test_items_with_more_interactions_get_finer_codes():
+    torch.manual_seed(0)
+    features = torch.randn(600, 8)
+    counts = torch.cat([torch.full((60,), 400), torch.ones(530), torch.zeros(10)]).long()
+    errors = {}
+    for weight in (0, 0.5, 1):
+        config = settings(num_levels=2, codebook_size=16, item_weight=weight)
+        found = fit_tokenizer(features, config, seed=0, counts=counts)
+        latent = found.model.encode_latent(features)
+        gaps = (latent - found.model.quantizer.decode(found.codes)).square().sum(dim=1)
+        errors[weight] = gaps[:60].mean().item()
+        assert found.codes.shape == (600, 2), "all items are assigned, those without any too"
+    assert errors[1] < errors[0.5] < errors[0]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_weighing_all_alike_is_fitting_without_counts(features):
+    one, other = (
+        fit_tokenizer(features, settings(item_weight=0), seed=0, counts=counts).codes
+        for counts in (None, torch.arange(len(features)))
+    )
+    assert torch.equal(one, other)
+
+
+def test_a_weighted_sample_holds_to_its_size(features):
+    counts = torch.arange(len(features))
+    few = settings(item_weight=1, sample_items=len(features) // 2)
+    assert fit_tokenizer(features, few, seed=0, counts=counts).num_fitted == len(features) // 2
+    every = fit_tokenizer(features, settings(item_weight=1), seed=0, counts=counts)
+    assert 3.8 * len(features) < every.num_fitted < 5 * len(features)
+
+
+@pytest.mark.parametrize("normalized_from", [0, 1, 3])
+@pytest.mark.parametrize("quantizer", ["grit", "ema", "rq_kmeans"])
+def test_a_level_of_one_part_says_nothing_of_the_others(features, normalized_from, quantizer):
+    config = settings(
+        level_blocks=("image", "text"), normalized_from=normalized_from, quantizer=quantizer
+    )
+    half = features.shape[1] // 2
+    columns = {"text": slice(0, half), "image": slice(half, None)}
+    found = fit_tokenizer(features, config, seed=0, columns=columns)
+    first, second, third = found.model.quantizer.codebooks
+    assert not first[:, :half].any()
+    assert not second[:, half:].any()
+    assert third[:, :half].any()
+    assert third[:, half:].any()
+    # What is quantized alone does not depend on the rest.
+    latent = found.model.encode_latent(features)
+    other = latent.clone()
+    other[:, :half] = torch.randn(len(other), half)
+    assert torch.equal(found.model.quantizer.encode(other)[:, 0], found.codes[:, 0])
+
+
+def test_parts_that_the_features_lack_are_named(features):
+    config = settings(level_blocks=("image",))
+    with pytest.raises(ConfigError, match="'image', which is no part of the features: text"):
+        fit_tokenizer(features, config, seed=0, columns={"text": slice(0, 4)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"level_blocks": ("text",) * 4}, "4 parts for 3 levels"),
+        ({"level_blocks": ()}, "0 parts for 3 levels"),
+        ({"level_blocks": ("text",), "autoencoder": "mlp"}, "autoencoder=none"),
+        ({"level_blocks": ("text",), "objective": "item_vectors"}, "objective=reconstruction"),
+        ({"level_blocks": ("text",), "quantizer": "opq"}, "opq"),
+    ],
+)
+def test_levels_of_parts_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)

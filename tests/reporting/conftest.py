@@ -43,10 +43,11 @@ class Browser:
         return WebDriverWait(self.driver, 30).until(lambda _: self.run(f"return {script}"))
 
     def draw_all(self) -> int:
-        """Have every figure drawn, as printing does; their number."""
+        """Have every figure drawn, as printing does, which is over then; their number."""
         self.run("dispatchEvent(new Event('beforeprint'))")
         ready = ".plot .main-svg"
         self.wait(f"[...document.querySelectorAll('.plot')].every(p => p.querySelector('{ready}'))")
+        self.run("dispatchEvent(new Event('afterprint'))")
         return int(self.run("return document.querySelectorAll('.plot').length"))
 
     def logged(self) -> list[str]:

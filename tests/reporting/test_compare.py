@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 
 from recgrit.errors import ConfigError
 from recgrit.evaluation.metrics import ndcg_at_k, recall_at_k
 from recgrit.evaluation.paired import mean_over_seeds, paired_difference
-from recgrit.reporting.comparison import compare_runs
+from recgrit.reporting.comparison import ALL, MASKED, NEW_ITEMS, compare_runs
 from recgrit.reporting.rows import find_baselines, group_runs
 from recgrit.runs import Run
 from tests.forging import forge_run
@@ -32,7 +31,7 @@ def test_a_run_compared_with_itself_differs_in_nothing(
     differences = [d for d in done.json()["differences"] if d["row"] == "copy"]
     assert [d["metric"] for d in differences] == [
         f"{split}/{metric}_at_10"
-        for split in ("test", "test_masked")
+        for split in ("test_new_items", "test", "test_masked")
         for metric in ("recall", "ndcg")
     ]
     assert all(d["difference"] == d["low"] == d["high"] == 0 for d in differences)
@@ -47,7 +46,7 @@ def test_a_worse_run_is_worse_by_the_difference_of_the_means(
     )
     done = command("compare", tiny_run.directory, copied_run, "--json")
     means = [Run(d).report("test").means["recall_at_10"] for d in (copied_run, tiny_run.directory)]
-    first = done.json()["differences"][0]
+    first = next(d for d in done.json()["differences"] if d["metric"] == "test/recall_at_10")
     assert first["difference"] == pytest.approx(means[0] - means[1])
     assert first["high"] < 0
     assert "Recall@10" in done.out
@@ -121,15 +120,49 @@ def test_numbers_are_means_over_seeds_with_intervals_over_users_and_seeds(
         np.stack([recall_at_k(run.report("test", masked=True).ranks, 10) for run in of])
         for of in (runs[:2], runs[2:4])
     )
-    score = comparison.base.scores[1].scores["recall_at_10"]
+    score = comparison.base.of_view(MASKED).scores["recall_at_10"]
     expected = mean_over_seeds(base)
     assert (score.mean, score.low, score.high) == (expected.mean, expected.low, expected.high)
-    found = {(d.row, d.metric, d.masked): d.value for d in comparison.differences}
-    assert found["slow", "recall_at_10", True] == paired_difference(slow, base)
+    found = {(d.row, d.metric, d.view): d.value for d in comparison.differences}
+    assert found["slow", "recall_at_10", MASKED] == paired_difference(slow, base)
     # One seed of the other: paired with the same seed of the base.
     knn, first = (ndcg_at_k(runs[place].report("test").ranks, 10)[None] for place in (4, 0))
-    assert found["knn", "ndcg_at_10", False] == paired_difference(knn, first)
-    assert found["popularity", "ndcg_at_10", False].num_seeds == 2
+    assert found["knn", "ndcg_at_10", ALL] == paired_difference(knn, first)
+    assert found["popularity", "ndcg_at_10", ALL].num_seeds == 2
+
+
+def test_new_items_come_first_where_many_targets_are_repeats(
+    grid: list[Path], command: Command, tmp_path: Path
+) -> None:
+    runs = [Run(directory) for directory in grid[:4]]
+    comparison = compare_runs(runs)
+    assert comparison.views == (NEW_ITEMS, ALL, MASKED)
+    assert comparison.differences[0].view == NEW_ITEMS
+    is_new = ~runs[0].repeats.is_repeat
+    base, slow = (
+        np.stack([recall_at_k(run.report("test", masked=True).ranks[is_new], 10) for run in of])
+        for of in (runs[:2], runs[2:])
+    )
+    owners = runs[0].report("test").users[is_new]
+    score = comparison.base.of_view(NEW_ITEMS).scores["recall_at_10"]
+    assert score.mean == mean_over_seeds(base, owners=owners).mean
+    assert comparison.differences[0].value == paired_difference(slow, base, owners=owners)
+    page = tmp_path / "page.html"
+    done = command("compare", *grid[:4], "--out", page, "--json")
+    assert "test targets stand in the history before them already" in " ".join(done.out.split())
+    values = done.json()
+    assert next(iter(values["rows"][0]["metrics"])) == "test_new_items/recall_at_5"
+    assert values["differences"][0]["metric"] == "test_new_items/recall_at_10"
+    text = page.read_text(encoding="utf-8")
+    assert text.index("Recall@10, new items") < text.index("Recall@10, seen items filtered out")
+    assert "stand in the history before them already" in text
+    assert places_without_figure(text) == set()
+
+
+def test_there_are_no_new_items_apart_where_repeats_are_few(make_run: MakeRun) -> None:
+    run = Run(make_run("repeats-first", "data.repeats=first"))
+    assert not run.repeats.are_many
+    assert run.new_items == {}
 
 
 def test_markdown_is_all_there_is_on_standard_output(
@@ -140,8 +173,8 @@ def test_markdown_is_all_there_is_on_standard_output(
     assert not (grid[0] / "compare.html").exists()
     lines = done.out.splitlines()
     assert lines[0] == (
-        "| model | Recall@10 | NDCG@10 | Recall@10 masked | NDCG@10 masked | parameters | search "
-        "| seeds |"
+        "| model | Recall@10 new items | NDCG@10 new items | Recall@10 | NDCG@10 "
+        "| Recall@10 masked | NDCG@10 masked | parameters | search | seeds |"
     )
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     means, differences = rows[1:5], rows[6:]
@@ -158,7 +191,7 @@ def test_markdown_is_all_there_is_on_standard_output(
     half = f"{(recall.high - recall.low) / 2:.4f}"[1:]
     assert means[0][1] == f"{recall.mean:.4f}"[1:] + f" ±{half}"
     assert rows[5][0] == "against base"
-    assert len(differences) == 3 * 4
+    assert len(differences) == 3 * 6
     assert all(row[3].endswith("%") for row in differences)
     # With a place, the page too; its name is not on standard output.
     page = tmp_path / "page.html"
@@ -194,14 +227,16 @@ def test_targets_of_one_user_do_not_count_as_users(make_run: MakeRun) -> None:
     assert num_users < report.per_target.height
     assert (comparison.num_users, comparison.num_targets) == (num_users, report.per_target.height)
     for difference in comparison.differences:
-        assert difference.value.num_users == num_users
+        if not difference.view.new_items:
+            assert difference.value.num_users == num_users
 
 
 def test_reports_on_other_targets_are_not_compared(make_run: MakeRun, tmp_path: Path) -> None:
     first = make_run("base-seed-0", "seed=0")
     shutil.copytree(first, tmp_path / "fewer")
-    path = tmp_path / "fewer" / "evaluation" / "trie" / "test" / "per_target.parquet"
-    pl.read_parquet(path).head(10).write_parquet(path)
+    report = Run(first).report("test")
+    members = np.arange(len(report.ranks)) < 10
+    report.of_targets(members).save(tmp_path / "fewer" / "evaluation" / "trie" / "test")
     forge_run(tmp_path / "fewer")
     with pytest.raises(ConfigError, match="evaluated on different targets"):
         compare_runs([Run(first), Run(tmp_path / "fewer")])

@@ -91,9 +91,115 @@ def test_a_click_zooms_into_the_tree_and_back(browser: Any, tiny_page: Path, kin
     path = first.find_element("css selector", "path")
     ActionChains(browser.driver).move_to_element(path).click().perform()
     browser.wait(f"{level} === '{name}'")
-    browser.run("document.getElementById('tree-home').click()")
+    browser.run("document.querySelector('#tree-place button').click()")
     browser.wait(f"{level} === '0'")
     assert browser.logged() == []
+
+
+@pytest.mark.parametrize("kind", ["treemap", "sunburst"])
+def test_whatever_is_open_in_the_tree_has_a_way_back(
+    browser: Any, tiny_page: Path, kind: str
+) -> None:
+    browser.open(tiny_page)
+    browser.draw_all()
+    browser.run(f"document.querySelector('[data-tree={kind}]').click()")
+    browser.wait(f"document.querySelector('#tree .{kind}layer .slice')")
+    level = "document.getElementById('tree').data[0].level"
+    click = (
+        "const place = document.getElementById('tree');"
+        f"return place._ev.emit('plotly_{kind}click', {{ points: [{{ id: arguments[0] }}] }})"
+    )
+    tree = browser.run("return JSON.parse(document.getElementById('data').textContent).tree")
+    parents = tree["parent"]
+    leaf = next(node for node, parent in enumerate(parents) if parent > 0 and node not in parents)
+    path = [leaf]
+    while parents[path[0]] > 0:
+        path.insert(0, parents[path[0]])
+    for node in path[:-1]:
+        browser.run(click, str(node))
+        browser.wait(f"{level} === '{node}'")
+    browser.run(click, str(leaf))  # There is nothing in an item.
+    assert browser.run(f"return {level}") == str(path[-2])
+    for node in [*path[-3::-1], 0]:  # A click on what is open leaves it.
+        browser.run(click, browser.run(f"return {level}"))
+        browser.wait(f"{level} === '{node}'")
+
+
+def test_numbers_of_one_thing_are_singular(browser: Any, tiny_page: Path) -> None:
+    import re
+
+    browser.open(tiny_page)
+    browser.draw_all()
+    assert browser.run(
+        "const t = document.getElementById('tree').data[0];"
+        "return [t.values.includes(1), t.customdata.filter(row => row[1] === '1 items').length]"
+    ) == [True, 0]
+    text = browser.run("return document.body.textContent + document.getElementById('data').text")
+    assert re.findall(r"\b1 (?:items|users|targets|models|more items|more prefixes)\b", text) == []
+
+
+def test_a_phone_has_the_contents_and_tables_that_show_they_scroll(
+    browser: Any, tiny_page: Path
+) -> None:
+    browser.open(tiny_page, width=390)
+    assert browser.run(
+        "const bar = document.querySelector('nav.toc').getBoundingClientRect();"
+        "return [bar.top, bar.height > 20 && bar.height < 80, bar.right <= innerWidth]"
+    ) == [0, True, True]
+    browser.run(
+        "document.documentElement.style.scrollBehavior = 'auto';"
+        "document.querySelector('nav.toc a[href=\"#origin\"]').click()"
+    )
+    # What is named is shown below the bar, and the bar shows its name.
+    browser.wait("document.querySelector('nav.toc a.here')?.hash === '#origin'")
+    top, bar, link = browser.run(
+        "const at = (s) => document.querySelector(s).getBoundingClientRect();"
+        "return [at('#origin h2').top, at('nav.toc').bottom, at('nav.toc a.here').right]"
+    )
+    assert bar <= top
+    assert link <= 390
+    wide = browser.run(
+        "return [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > "
+        "s.clientWidth).map(s => getComputedStyle(s).backgroundImage.split('gradient(').length)"
+    )
+    assert wide
+    assert set(wide) == {5}
+
+
+def test_labels_of_groups_do_not_collide_on_a_phone(browser: Any, tiny_page: Path) -> None:
+    browser.open(tiny_page, width=390)
+    browser.draw_all()
+    collisions = browser.run(
+        "const found = [];"
+        "for (const axis of document.querySelectorAll('.xaxislayer-above')) {"
+        "  const boxes = [...axis.querySelectorAll('.xtick text')].map(t =>"
+        "    t.getBoundingClientRect()).sort((a, b) => a.left - b.left);"
+        "  for (let i = 1; i < boxes.length; i++) if (boxes[i].left < boxes[i - 1].right &&"
+        "    boxes[i].top < boxes[i - 1].bottom && boxes[i - 1].top < boxes[i].bottom)"
+        "    found.push(axis.closest('.plot').id);"
+        "}"
+        "return found"
+    )
+    assert collisions == []
+
+
+def test_paper_holds_all_columns_and_all_that_is_folded(browser: Any, tiny_page: Path) -> None:
+    browser.open(tiny_page)
+    browser.draw_all()
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    size = {"width": 690, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        assert browser.run("return document.querySelectorAll('details:not([open])').length") == 0
+        cut = browser.run(
+            "return [...document.querySelectorAll('table, .plot .main-svg, pre')].filter(e =>"
+            "e.getBoundingClientRect().right > document.documentElement.clientWidth + 1)"
+            ".map(e => e.className + e.textContent.slice(0, 40))"
+        )
+        assert cut == []
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_search_finds_titles_ids_and_codes_and_shows_siblings(
@@ -110,6 +216,13 @@ def test_search_finds_titles_ids_and_codes_and_shows_siblings(
     assert sorted(search(browser, first)) == sorted(together)
     assert search(browser, "no such film") == []
     assert browser.run("return document.getElementById('found').textContent") == "Nothing found"
+    # As the page shows them: alone, with blanks, and copied without.
+    codes = [part.replace("_", "") for part in item["semantic_id"].strip("<>").split("><")]
+    of_first = table.filter(pl.col("level_0") == item["level_0"])["title"].to_list()
+    found = search(browser, codes[0])
+    assert sorted(found[: len(of_first)]) == sorted(of_first)
+    assert search(browser, " ".join(codes))[0] == item["title"]
+    assert search(browser, "".join(codes).upper())[0] == item["title"]
 
     alone = table.group_by("level_0").len().filter(pl.col("len") > 1)["level_0"]
     member = table.filter(pl.col("level_0").is_in(alone.implode())).row(0, named=True)

@@ -40,6 +40,19 @@ def test_groups_hold_all_targets_once_and_their_mean_is_the_reported_one(tiny_ru
             assert score.low <= score.mean <= score.high
 
 
+def test_the_page_says_how_many_neighbours_each_level_keeps(
+    tiny_run: Any, command: Command, tmp_path: Path
+) -> None:
+    levels = Run(tiny_run.directory).manifest("tokenize").summary["diagnostics"]["levels"]
+    kept = [level["neighbours_kept"] for level in levels]
+    assert all(0 < share <= 1 for share in kept)
+    assert kept[-1] > kept[0]
+    assert command("report", tiny_run.directory, "--out", tmp_path / "page.html").code == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for share in kept:
+        assert f'<td class="num">{share:.1%}</td></tr>' in text
+
+
 @pytest.mark.parametrize("split", ["leave_one_out", "temporal", "minionerec"])
 def test_a_run_on_any_split_has_a_whole_page(
     make_run: Callable[..., Path], command: Command, tmp_path: Path, split: str
@@ -222,7 +235,7 @@ def test_a_tree_accounts_for_every_item_however_few_are_drawn(
     # The one item drawn is the one with the most interactions.
     assert "Film 1" in labels.values()
     assert "Film 0" not in labels.values()
-    assert "1 more items" in [node.label for node in tree.nodes]
+    assert "1 more item" in [node.label for node in tree.nodes]
 
 
 def test_items_without_categories_are_described_by_words() -> None:
@@ -268,6 +281,17 @@ def test_a_page_needs_a_run_and_a_place(tiny_run: Any, command: Command, tmp_pat
     assert "Cannot write" in command("report", tiny_run.directory, "--out", "/proc/x.html").told()
 
 
+@pytest.mark.parametrize("asked", ["report", "compare"])
+def test_a_file_that_is_no_page_is_not_replaced(
+    tiny_run: Any, copied_run: Path, command: Command, tmp_path: Path, asked: str
+) -> None:
+    place = tmp_path / "notes.txt"
+    place.write_text("mine")
+    runs = (copied_run,) if asked == "report" else (tiny_run.directory, copied_run)
+    assert "is no page" in command(asked, *runs, "--out", place).told()
+    assert place.read_text() == "mine"
+
+
 def test_new_items_come_first_where_many_targets_are_repeats(
     make_run: Callable[..., Path], command: Command, tmp_path: Path
 ) -> None:
@@ -293,3 +317,20 @@ def test_new_items_come_first_where_many_targets_are_repeats(
             assert f"{new.num_targets} users where that item is new" in " ".join(
                 text.replace("</b>", "").split()
             )
+
+
+def test_the_page_is_dated_by_the_run_and_its_commands_repeat_it(
+    tiny_run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    contents = gather_contents(Run(tiny_run.directory))
+    assert contents.created == max(stage.created for stage in contents.origin.stages)
+    # From an empty folder: where the settings are is named in full, and another folder is filled.
+    monkeypatch.chdir(tmp_path)
+    _, _, config, folder = contents.origin.command.split()
+    assert Path(config).is_file()
+    assert folder != f"run.dir={tiny_run.directory}"
+    assert "data.path=PATH" in contents.origin.command_elsewhere
+    # Genres stand in the default text of films.
+    assert contents.ids is not None
+    assert contents.ids.labels_in_text is True
+    assert "never saw" not in contents.ids.explain_labels()

@@ -96,10 +96,9 @@ def test_what_is_exported_comes_back(
     copied_run: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     before = Run(copied_run).semantic_ids
-    assert (
-        command("export", "index", "--run", copied_run, "--out", tmp_path, "--name", "x").code == 0
-    )
-    path = tmp_path / "x.index.json"
+    out = tmp_path / "ids"
+    assert command("export", "index", "--run", copied_run, "--out", out, "--name", "x").code == 0
+    path = out / "x.index.json"
     taken = command("tokenize", copied_run, f"tokenizer.semantic_ids_path={path}")
     assert taken.code == 0
     assert "Taken from x.index.json; 0 of its items are not here" in taken.out

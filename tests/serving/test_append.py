@@ -358,7 +358,8 @@ def test_histories_of_a_file(bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     path.write_text("user_id,item_id,timestamp\n7,5,30\n07,9,10\n7,1,20\n7,zz,5\n08,zz,1\n")
     found = read_histories(path, bundle.semantic_ids)
-    assert found.user_ids.to_list() == ["07", "7"], "ids are text"
+    assert found.user_ids.to_list() == ["07", "7", "08"], "ids are text"
+    assert found.split.full_sequence(2).tolist() == [], "none of its items is known"
     table = bundle.semantic_ids
     assert found.split.full_sequence(1).tolist() == [table.item_idx("1"), table.item_idx("5")]
     (tmp_path / "no.csv").write_text("user,item\n1,2\n")

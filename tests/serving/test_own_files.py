@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -41,13 +43,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         for place, (sku, *_) in enumerate(draw.sample(ITEMS, 6)):
             lines.append(f"u{user};{sku};{place + 10}/9/2011 10:00")
     (folder / "log.csv").write_text("\n".join(lines))
-    items = write_items(folder / "items.csv", "", "sku;name;price;category")
+    items = write_items(folder / "items.csv", "", "product_id;name;price;category")
     overrides = [
         "data.source=table",
         f"data.path={folder / 'log.csv'}",
         f"data.table.items_path={items}",
         "data.table.user_id=customer",
         "data.table.item_id=sku",
+        "data.table.items_id=product_id",
         "data.table.timestamp=day",
         "data.table.title=name",
         "data.min_user_interactions=1",
@@ -73,10 +76,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize(
     ("name", "header", "separator"),
     [
-        ("new.csv", "sku;name;price;category", ";"),
+        ("new.csv", "product_id;name;price;category", ";"),
         ("new.csv", "item_id;name;price;category", ","),
-        ("new.tsv", "sku;name;price;category", "\t"),
-        ("new.parquet", "sku;name;price;category", ","),
+        ("new.tsv", "product_id;name;price;category", "\t"),
+        ("new.parquet", "product_id;name;price;category", ","),
     ],
 )
 def test_equal_descriptions_get_equal_codes(
@@ -84,7 +87,7 @@ def test_equal_descriptions_get_equal_codes(
 ) -> None:
     new = write_items(tmp_path / "new.csv", "new ", header, separator)
     if name.endswith("parquet"):
-        frame = pl.read_csv(new).with_columns(pl.col("sku").cast(pl.Categorical))
+        frame = pl.read_csv(new).with_columns(pl.col("product_id").cast(pl.Categorical))
         new = tmp_path / name
         frame.write_parquet(new)
     out = tmp_path / "out"
@@ -100,10 +103,23 @@ def test_equal_descriptions_get_equal_codes(
 
 
 def test_the_bundle_keeps_names_and_the_columns_of_its_texts(shop: Bundle) -> None:
-    assert (shop.settings.table.item_id, shop.settings.table.title) == ("sku", "name")
+    table = shop.settings.table
+    assert (table.item_id, table.items_id, table.title) == ("sku", "product_id", "name")
     assert shop.settings.table.items_path is None
     template = shop.require_ids().embedding.template
     assert template == "{title}. Price: {price}. Category: {category:300}."
+
+
+def test_histories_with_two_columns_of_users_are_refused(
+    shop: Bundle, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    histories = tmp_path / "h.csv"
+    histories.write_text("customer;customer;sku;day\nx;y;001;13/9/2011 10:00\n")
+    done = command(
+        "recommend", "--bundle", shop.directory, "--histories", histories, "--out", tmp_path / "l"
+    )
+    assert done.code == 2
+    assert "several columns called customer" in " ".join(done.err.replace("│", " ").split())
 
 
 def test_histories_are_read_as_the_log_was(shop: Bundle, tmp_path: Path) -> None:

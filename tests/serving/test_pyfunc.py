@@ -22,8 +22,10 @@ import pytest
 
 from recgrit.data.items import ItemTable
 from recgrit.errors import ArtifactError
+from recgrit.runs import Run
 from recgrit.serving.append import append_items
 from recgrit.serving.bundle import Bundle
+from recgrit.serving.writing import export_bundle
 from recgrit.tracking.start import quieten_mlflow
 
 
@@ -74,7 +76,7 @@ def test_it_answers_as_the_bundle_does(
     model: Any, bundle: Bundle, histories: dict[str, list[str]]
 ) -> None:
     found = model.predict(frame(*histories.values()))
-    assert list(found.columns) == ["item_ids", "titles", "scores"]
+    assert list(found.columns) == ["item_ids", "titles", "scores", "source"]
     expected = bundle.recommend_after(histories).to_pandas().groupby("user_id")
     for user, row in zip(histories, found.itertuples(), strict=True):
         rows = expected.get_group(user)
@@ -97,6 +99,37 @@ def test_parameters_and_histories_of_all_kinds(
     short = model.predict(frame(seen), params={"top_k": 3})
     assert len(short["item_ids"][0]) == 3
     assert not set(seen) & set(short["item_ids"][0])
+
+
+def test_popular_items_are_given_where_they_are_asked_for_and_marked(
+    model: Any, bundle: Bundle, post: Callable[..., httpx.Response]
+) -> None:
+    popular = bundle.recommend_after({"x": []}, top_k=3, fallback="popular")
+    asked = (["13"], [], ["nobody knows this"])
+    reply = post(records(*asked, top_k=3, fallback="popular"))
+    assert reply.status_code == 200
+    rows = reply.json()["predictions"]
+    assert [row["source"] for row in rows] == ["history", "popular", "popular"]
+    assert rows[1]["item_ids"] == rows[2]["item_ids"] == popular["item_id"].to_list()
+    assert rows[1]["scores"] == popular["score"].to_list()
+    rows = post(records(*asked, top_k=3)).json()["predictions"]
+    assert [row["source"] for row in rows] == ["history", "none", "none"]
+    assert [len(row["item_ids"]) for row in rows] == [3, 0, 0]
+    reply = post(records(*asked, fallback="newest"))
+    assert reply.status_code == 400
+    assert "fallback must be 'popular' or 'none', got 'newest'" in reply.json()["message"]
+
+
+def test_the_models_config_sets_the_fallback(bundle: Bundle, tmp_path: Path) -> None:
+    from recgrit.serving.pyfunc import save_pyfunc
+
+    save_pyfunc(bundle, tmp_path / "model")
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"), model_config={"fallback": "popular"})
+    assert model.predict(frame([]))["source"].tolist() == ["popular"]
+    found = model.predict(frame([]), params={"fallback": "none"})
+    assert found["source"].tolist() == ["none"]
 
 
 def test_nulls_are_passed_over_and_no_id_is_altered(
@@ -247,7 +280,7 @@ def test_it_has_a_signature_an_example_and_nothing_pickled(model_folder: Path, m
     names = {path.name for path in model_folder.rglob("*") if path.is_file()}
     assert not {name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".bin"))}
     assert {"MLmodel", "pyfunc_code.py", "input_example.json", "weights.safetensors"} <= names
-    assert model.metadata.signature.inputs.input_names() == ["history"]
+    assert model.metadata.signature.inputs.input_names() == ["history", "user_id"]
     example = model.input_example
     assert len(model.predict(example)["item_ids"][0]) == 10
     # A wrong table is refused by the signature.
@@ -322,3 +355,135 @@ def test_another_bundle_than_it_was_saved_with_is_refused(
     shutil.copytree(other.bundle.directory, inside)
     with pytest.raises(ArtifactError, match=r"was saved with the bundle .* and holds"):
         mlflow.pyfunc.load_model(str(copy))
+
+
+@pytest.fixture(scope="module")
+def with_users(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose bundle keeps the users."""
+    quieten_mlflow()
+    from recgrit.serving.pyfunc import save_pyfunc
+
+    folder = tmp_path_factory.mktemp("users")
+    first = export_bundle(run, folder / "first", with_users=True)
+    # A night later they are still there.
+    save_pyfunc(append_items(first, folder / "second", removed=["1"]).bundle, folder / "model")
+    return folder / "model"
+
+
+def test_known_users_are_asked_for_by_their_ids(
+    with_users: Path, histories: dict[str, list[str]]
+) -> None:
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(str(with_users))
+    found = model.predict(pd.DataFrame({"user_id": list(histories)}))
+    expected = model.predict(frame(*histories.values()))
+    pd.testing.assert_frame_equal(found, expected)
+    both = pd.DataFrame(
+        {"user_id": ["3", None, "a stranger"], "history": [None, histories["3"], None]}
+    )
+    found = model.predict(both, params={"fallback": "popular"})
+    assert found["item_ids"][0] == found["item_ids"][1]
+    assert found["source"].tolist() == ["history", "history", "popular"]
+    bundle = Bundle(next(with_users.glob("artifacts/*")))
+    assert set(bundle.users.user_ids) >= set(histories)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"user_id": "3", "history": ["17"]}, "Row 0 needs a history or a user_id, got both"),
+        ({"user_id": None, "history": None}, "Row 0 needs a history or a user_id, got neither"),
+        ({"user_id": 3.5}, "user_id of row 0"),
+        ({"other": "3"}, "Expected a column history or user_id"),
+    ],
+)
+def test_rows_that_name_no_user_or_two_are_refused(
+    with_users: Path, row: dict[str, Any], told: str
+) -> None:
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    model = mlflow.pyfunc.load_model(str(with_users))
+    with pytest.raises(MlflowException, match=told):
+        model.predict(pd.DataFrame([row]))
+
+
+def test_a_bundle_without_users_says_so(model: Any, post: Callable[..., httpx.Response]) -> None:
+    reply = post({"dataframe_records": [{"user_id": "3"}]})
+    assert reply.status_code == 400
+    assert "This bundle knows no users" in reply.json()["message"]
+
+
+def test_requests_may_say_what_is_in_stock(
+    model: Any, post: Callable[..., httpx.Response], histories: dict[str, list[str]]
+) -> None:
+    seen = histories["3"]
+    best = model.predict(frame(seen), params={"top_k": 5})["item_ids"][0]
+    reply = post(records(seen, [], top_k=5, blocked_items=best[:2], fallback="popular"))
+    first, second = reply.json()["predictions"]
+    assert first["item_ids"][:3] == best[2:5]
+    assert not set(best[:2]) & set(second["item_ids"]), "popular items are filtered too"
+    only = post(records(seen, top_k=5, allowed_items=[best[3], best[1]])).json()["predictions"][0]
+    assert only["item_ids"] == [best[1], best[3]]
+    for stock in (["nobody knows this"], []):
+        assert post(records(seen, allowed_items=stock)).status_code == 400, "nothing is left"
+    assert model.predict(frame(seen), params={"top_k": 5})["item_ids"][0] == best, "as before"
+
+
+def test_tomorrows_bundle_comes_in_under_load_without_a_lost_request(
+    model_folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow.pyfunc
+    from fastapi.testclient import TestClient
+    from mlflow.pyfunc import scoring_server
+
+    from recgrit.serving import pyfunc
+
+    monkeypatch.setattr(pyfunc, "LOOK_SECONDS", 0.02)
+    first = bundle.recommend_after({"x": ["13"]}, top_k=3)["item_id"].to_list()
+    second = append_items(bundle, tmp_path / "tuesday", removed=first[:1]).bundle
+    expected = [first, second.recommend_after({"x": ["13"]}, top_k=3)["item_id"].to_list()]
+    assert expected[0] != expected[1]
+    current = tmp_path / "current"
+    current.symlink_to(bundle.directory)
+    model = mlflow.pyfunc.load_model(str(model_folder), model_config={"bundle": str(current)})
+    client = TestClient(scoring_server.init(model), raise_server_exceptions=False)
+    body = records(["13"], top_k=3)
+
+    def ask(_: int) -> list[str]:
+        reply = client.post("/invocations", json=body)
+        assert reply.status_code == 200, reply.text
+        return list(reply.json()["predictions"][0]["item_ids"])
+
+    def point_to(folder: Path) -> None:
+        (tmp_path / "next").symlink_to(folder)
+        (tmp_path / "next").replace(current)
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = [threads.submit(ask, number) for number in range(40)]
+        point_to(second.directory)
+        deadline = time.monotonic() + 60
+        while (last := threads.submit(ask, 0).result()) != expected[1]:
+            assert last == expected[0]
+            assert time.monotonic() < deadline
+        assert all(answer.result() in expected for answer in answers)
+        # What cannot be read is not answered with, and what comes after it is.
+        (tmp_path / "broken").mkdir()
+        for broken in (tmp_path / "broken", tmp_path / "nowhere"):
+            point_to(broken)
+            assert [threads.submit(ask, n).result() for n in range(20)] == [expected[1]] * 20
+        point_to(bundle.directory)
+        while threads.submit(ask, 0).result() != expected[0]:
+            assert time.monotonic() < deadline
+
+
+def test_a_path_without_a_bundle_is_refused_when_the_model_is_loaded(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    import mlflow.pyfunc
+
+    with pytest.raises(ArtifactError, match="Cannot read the bundle"):
+        mlflow.pyfunc.load_model(
+            str(model_folder), model_config={"bundle": str(tmp_path / "nowhere")}
+        )

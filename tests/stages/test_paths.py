@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,7 @@ INPUTS = {
     "data.path": ("log", "prepare"),
     "data.table.items_path": ("films.csv", "prepare"),
     "embedding.vectors_path": ("vectors.parquet", "embed"),
+    "features.blocks.image.path": ("images.parquet", "embed"),
     "tokenizer.semantic_ids_path": ("ids.json", "tokenize"),
     "recommendation.allowed_items": ("allowed.txt", "recommend"),
     "recommendation.blocked_items": ("blocked.txt", "recommend"),
@@ -37,9 +38,15 @@ PLACES = {
     "tracking.uri": "sqlite:///elsewhere.db",
 }
 # These have tests of their own.
-OTHERS = {"run.dir", "embedding.model"}
+OTHERS = {
+    "run.dir",
+    "embedding.model",
+    "features.blocks.image.folder",
+    "features.blocks.image.model",
+    "retriever.init_from",
+}
 # Settings that name a place, but as text.
-TEXTS = {"embedding.model", "data.mirrors", "tracking.uri"}
+TEXTS = {"embedding.model", "features.blocks.image.model", "data.mirrors", "tracking.uri"}
 
 
 def find_paths(config: type[Config], prefix: str = "") -> Iterator[str]:
@@ -55,7 +62,8 @@ def find_paths(config: type[Config], prefix: str = "") -> Iterator[str]:
             if part is Path:
                 yield f"{prefix}{name}"
             elif isinstance(part, type) and issubclass(part, Config):
-                yield from find_paths(part, f"{prefix}{name}.")
+                named = f"{name}.image" if get_origin(field.annotation) is dict else name
+                yield from find_paths(part, f"{prefix}{named}.")
 
 
 def test_every_path_among_the_settings_has_a_case() -> None:
@@ -83,6 +91,9 @@ def made(
     films.write_csv(folder / "films.csv")
     vectors = draw.normal(size=(40, 12)).astype(np.float32)
     pl.DataFrame({"item_id": items, "vector": vectors}).write_parquet(folder / "vectors.parquet")
+    images = draw.normal(size=(30, 5)).astype(np.float32)
+    frame = pl.DataFrame({"item_id": items[:30], "vector": images})
+    frame.write_parquet(folder / "images.parquet")
     ids = {item: [f"<a_{i % 8}>", f"<b_{i // 8}>"] for i, item in enumerate(items)}
     (folder / "ids.json").write_text(json.dumps(ids))
     (folder / "allowed.txt").write_text("\n".join(items[:30]))
@@ -93,6 +104,7 @@ def made(
         folder / "runs" / "all",
         data={"source": "table", "table": {"items_path": str(folder / "films.csv")}},
         embedding={"encoder": "vectors", "vectors_path": str(folder / "vectors.parquet")},
+        features={"blocks": {"image": {"path": str(folder / "images.parquet")}}},
         tokenizer={"semantic_ids_path": str(folder / "ids.json")},
         retriever={"epochs": 1},
         evaluation={"baselines": ["popularity"], "exact_users": 0},

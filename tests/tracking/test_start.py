@@ -14,6 +14,7 @@ import pytest
 from recgrit.config import load_config
 from recgrit.errors import ConfigError, TrackingError
 from recgrit.tracking.config import TrackingConfig
+from recgrit.tracking.outcome import find_commit
 from recgrit.tracking.start import start_tracking
 from recgrit.tracking.tracker import NullTracker, Tracker
 
@@ -292,3 +293,98 @@ def test_a_new_store_is_made_in_silence_and_without_telemetry(tmp_path: Path) ->
     assert (done.stdout, done.stderr) == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert (tmp_path / "runs" / "mlflow.db").is_file()
+
+
+def test_the_environment_names_the_store_where_settings_do_not(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="recgrit")
+    uri = f"sqlite:///{store}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with start_tracking(
+        TrackingConfig(), experiment="films", run_name="by environment", default_directory=tmp_path
+    ) as tracker:
+        assert uri in tracker.location
+    assert f"recorded at {uri}, which MLFLOW_TRACKING_URI names" in caplog.text
+    assert not (tmp_path / "mlflow.db").exists()
+    assert find_run(store, "by environment").info.status == "FINISHED"
+    caplog.clear()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with start_tracking(
+        TrackingConfig(uri=uri), experiment="films", run_name="by setting", default_directory=store
+    ) as tracker:
+        assert uri in tracker.location
+    assert "MLFLOW_TRACKING_URI" not in caplog.text
+
+
+def test_a_deleted_experiment_is_named_with_what_restores_it(store: Path) -> None:
+    def start(name: str = "gone") -> None:
+        with start_tracking(
+            TrackingConfig(), experiment=name, run_name="x", default_directory=store
+        ):
+            pass
+
+    start()
+    experiment = client(store).get_experiment_by_name("gone")
+    assert experiment is not None
+    client(store).delete_experiment(experiment.experiment_id)
+    with pytest.raises(
+        TrackingError, match=r"'gone' at sqlite.* was deleted.*name another"
+    ) as told:
+        start()
+    assert f"mlflow experiments restore --experiment-id {experiment.experiment_id}" in str(
+        told.value
+    )
+    assert "Check that the server runs" not in str(told.value), "it does"
+    client(store).restore_experiment(experiment.experiment_id)
+    start()
+
+
+def test_curves_stand_in_the_run_around_too(store: Path) -> None:
+    with (
+        start_tracking(
+            TrackingConfig(), experiment="films", run_name="curves", default_directory=store
+        ) as tracker,
+        tracker.stage("train") as stage,
+    ):
+        for step in (1, 2):
+            stage.log_metrics({"train/loss": 1 / step}, step=step)
+        stage.log_metrics({"seconds": 3.0})
+    run = find_run(store, "curves")
+    history = client(store).get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 1.0), (2, 0.5)]
+    assert "seconds" not in run.data.metrics, "no curve"
+
+
+def test_a_termination_closes_the_run(store: Path, tmp_path: Path) -> None:
+    program = textwrap.dedent(f"""
+        import os, signal, time
+        from pathlib import Path
+        from recgrit.tracking.config import TrackingConfig
+        from recgrit.tracking.start import start_tracking
+        with start_tracking(TrackingConfig(), experiment="films", run_name="terminated",
+                            default_directory=Path({str(store)!r})) as tracker:
+            with tracker.stage("train"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+    """)
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=120)
+    assert done.returncode == 143
+    assert find_run(store, "terminated").info.status == "KILLED"
+    assert find_run(store, "terminated/train").info.status == "KILLED"
+
+
+def test_the_commit_is_that_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert find_commit() is None
+    who = ("-c", "user.name=me", "-c", "user.email=me@example.com")
+    for command in (("init", "-q"), (*who, "commit", "-q", "--allow-empty", "-m", "first")):
+        subprocess.run(["git", *command], check=True)
+    commit = find_commit()
+    assert commit is not None
+    assert len(commit) == 40
+    monkeypatch.setenv("PATH", "")
+    assert find_commit() is None, "without git"

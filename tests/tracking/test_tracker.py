@@ -37,3 +37,12 @@ def test_null_takes_anything() -> None:
     tracker = NullTracker()
     fill(tracker)
     assert "not tracked" in tracker.location
+
+
+def test_curves_of_a_stage_stand_in_the_run_too() -> None:
+    tracker = MemoryTracker()
+    with tracker.stage("train") as stage:
+        stage.log_metrics({"train/loss": 0.5}, step=3)
+        stage.log_metrics({"seconds": 1.0})
+    assert tracker.metrics == [LoggedMetric("train/loss", 0.5, 3)]
+    assert tracker.register_model(Path("model"), "films") == "models:/films/1"

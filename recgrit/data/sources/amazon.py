@@ -21,7 +21,6 @@ from typing import Any
 
 import polars as pl
 
-from recgrit.data.ids import is_text
 from recgrit.data.sources.cleaning import (
     CleanRows,
     RowCollector,
@@ -51,6 +50,7 @@ from recgrit.data.sources.streaming import (
 )
 from recgrit.errors import DataError
 from recgrit.progress import track
+from recgrit.text import is_text
 
 ITEM_SCHEMA: dict[str, ColumnType] = {
     "line": pl.Int64,

@@ -13,10 +13,10 @@ import polars as pl
 
 from recgrit.data.events import EVENT
 from recgrit.data.filtering import FRACTION
-from recgrit.data.ids import is_text
 from recgrit.data.sources.coding import CodedInteractions, InteractionCoder
 from recgrit.data.sources.raw import RawData
 from recgrit.errors import DataError
+from recgrit.text import is_text
 
 # In seconds this is the year 5138: larger numbers are milliseconds, or damage.
 MAX_TIMESTAMP = 100_000_000_000
@@ -155,7 +155,10 @@ class RowCollector:
             max_malformed_share,
             self._explain(reason),
         )
-        frame = pl.concat(self._parts, rechunk=True)
+        # Blocks whose times are whole seconds have no fractions, and others may.
+        frame = pl.concat(self._parts, how="diagonal", rechunk=True)
+        if FRACTION in frame.columns:
+            frame = frame.with_columns(pl.col(FRACTION).fill_null(0.0))
         self._parts.clear()
         if self._has_weights:
             frame = frame.drop_nulls("weight")

@@ -24,7 +24,7 @@ BOMS = (
 NO_QUOTE = "none"
 # Lines looked at to find the separator.
 MAX_LINES = 100
-_NUMBER_OR_DATE = re.compile(r"\s*(-?\d+([.,]\d+)?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b.*)\s*")
+_NUMBER_OR_DATE = re.compile(r"\s*(-?\d+([.,]\d+)?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?!\d).*)\s*")
 _EXCEL_HINT = re.compile(r"\ufeff?sep=(.)\s*", re.IGNORECASE)
 
 
@@ -63,6 +63,7 @@ class Dialect:
         num_skipped: Lines before the data.
         has_header: Whether the last of them is a header.
         line_end: What ends a line.
+        repeated: Names that the header has more than once.
     """
 
     encoding: str
@@ -74,6 +75,7 @@ class Dialect:
     num_skipped: int
     has_header: bool
     line_end: str
+    repeated: frozenset[str] = frozenset()
 
     def describe(self) -> str:
         """The same in words."""
@@ -192,7 +194,8 @@ def find_dialect(
             f"them in order, as in data.table.{setting_of}="
             f"[{','.join([*wanted, *('other' + str(n) for n in range(9))][: len(first)])}]."
         )
-    return replace(dialect, names=_distinct(names), num_skipped=place + 1)
+    repeated = frozenset(name for name in names if name and names.count(name) > 1)
+    return replace(dialect, names=_distinct(names), repeated=repeated, num_skipped=place + 1)
 
 
 def split_line(line: str, separator: str, quote: str | None) -> list[str]:

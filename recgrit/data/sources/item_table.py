@@ -105,17 +105,18 @@ def _read_file(
     if title_column not in columns and title_column != "title":
         missing.append(title_column)
     if missing:
-        setting = "item_id" if missing[0] == id_column else "title"
+        setting = "items_id" if missing[0] == id_column else "title"
         raise DataError(
             f"{label} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
             f"{show_names(columns)}. Name yours as in data.table.{setting}=COLUMN."
         )
+    table.refuse_repeated([id_column, title_column])
     if title_column not in columns:
         logger.warning(
             "%s has no column title, so items are titled by their id; it has %s. Name one with "
             "data.table.title=COLUMN.",
             label,
-            ", ".join(name for name in columns if name != id_column) or "none other",
+            show_names([name for name in columns if name != id_column]),
         )
     others = [name for name in columns if name not in (id_column, title_column)]
     parts, bad = [], pl.Series("line", [], pl.Int64)

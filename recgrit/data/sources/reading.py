@@ -21,26 +21,21 @@ from typing import IO, Any, TypeAlias
 import polars as pl
 from polars.datatypes import DataTypeClass
 
-from recgrit.data.ids import is_text
+from recgrit.bounds import LINE_BYTES, UNPACKED_BYTES, UNPACKED_RATIO, Bound
 from recgrit.data.sources.archive import DAMAGE, members_by_name
 from recgrit.errors import DataError
+from recgrit.text import is_text, may_spell_half
 
 ColumnType: TypeAlias = DataTypeClass | pl.DataType
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-# Data unpack to some ten times their size. What is larger than the first and grows by more than the
-# second was made to fill the memory.
-BOMB_BYTES = 256 * 2**20
-BOMB_RATIO = 100
 BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
 NEWLINE = b"\n"
 # Of gzip, zlib and zstd.
 PACKED_MAGICS = (GZIP_MAGIC, b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", ZSTD_MAGIC)
 
-# No row is so long, and what has no line end would be held as a whole.
-MAX_LINE_BYTES = 64 * 2**20
 # Of the columns of a file in a message.
 SHOWN_NAMES, SHOWN_BYTES = 30, 60
 
@@ -164,13 +159,24 @@ def read_files(
     return {name: read_file(place) for name, place in places.items()}
 
 
-def read_file(place: Place) -> RawFile:
+def read_file(place: Place, bound: Bound | None = None) -> RawFile:
     """A file's bytes, unpacked if they are gzip or in an archive.
 
+    Args:
+        place: The file.
+        bound: The most bytes that it may have; None for any number.
+
     Raises:
-        DataError: The file cannot be read, is empty, is cut short, or is an HTML page.
+        DataError: The file cannot be read, is empty, is cut short, is too large, or is an HTML
+            page.
     """
-    content = b"".join(read_pieces(place, BLOCK_BYTES))
+    pieces, size = [], 0
+    for piece in read_pieces(place, BLOCK_BYTES):
+        pieces.append(piece)
+        size += len(piece)
+        if bound is not None and size > bound.allowed():
+            raise DataError(f"{place.label} has {bound.explain(size, is_least=True)}.")
+    content = b"".join(pieces)
     refuse_html(place.label, content)
     if not content.strip():
         raise DataError(f"{place.label} is empty. Download it again.")
@@ -189,12 +195,15 @@ def read_pieces(place: Place, piece_bytes: int) -> Generator[bytes]:
             stream, packed_bytes = _open(place, stack)
             while piece := stream.read(piece_bytes):
                 size += len(piece)
-                if packed_bytes is not None and size > max(BOMB_BYTES, BOMB_RATIO * packed_bytes):
-                    raise DataError(
-                        f"{place.label} unpacks to more than {BOMB_RATIO} times its "
-                        f"{packed_bytes:,} bytes: that is no data set but an archive made to fill "
-                        "the memory. Use the published file."
-                    )
+                if packed_bytes is not None:
+                    most = max(UNPACKED_BYTES.default, UNPACKED_RATIO * packed_bytes)
+                    if size > UNPACKED_BYTES.allowed(most):
+                        told = UNPACKED_BYTES.explain(size, default=most, is_least=True)
+                        raise DataError(
+                            f"{place.label} unpacks {packed_bytes:,} bytes to {told}. Data do not "
+                            "unpack so, archives made to fill the memory do: use the published "
+                            "file."
+                        )
                 yield piece
     except DAMAGE as error:
         if place.member is not None:
@@ -293,7 +302,7 @@ def parse_json_lines(
     """
     numbers = pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line")
     frame = pl.DataFrame()
-    if not looks_packed(file.content):
+    if not looks_packed(file.content) and not may_spell_half(file.content):
         with contextlib.suppress(pl.exceptions.PolarsError):
             frame = pl.read_ndjson(file.content, schema=schema)
     # Blank lines are skipped, which would shift the numbers of the lines behind them.
@@ -329,10 +338,10 @@ def refuse_long_line(label: str, line: int, num_bytes: int) -> None:
     Raises:
         DataError: It has more bytes than any row has.
     """
-    if num_bytes > MAX_LINE_BYTES:
+    if num_bytes > LINE_BYTES.allowed():
         raise DataError(
-            f"{label}, line {line} has more than {MAX_LINE_BYTES:,} bytes: expected one row a "
-            "line, separated by line ends. Is this the right file?"
+            f"{label}, line {line}: {LINE_BYTES.explain(num_bytes)}. Expected one row a line, "
+            "separated by line ends. Is this the right file?"
         )
 
 

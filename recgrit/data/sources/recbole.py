@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recgrit.data.id_columns import refuse_damaged_ids
 from recgrit.data.sources.cleaning import (
     CleanRows,
     clean_interactions,
@@ -132,6 +133,8 @@ def _read_inter(
             f"{file.label} lacks {', '.join(missing)}: expected the header fields user_id:token, "
             f"item_id:token, timestamp:float and maybe rating:float, got {', '.join(types)}."
         )
+    for name in ("user_id", "item_id"):
+        refuse_damaged_ids(rows[name].unique(maintain_order=True), file.label, name)
     reader = TimeReader("timestamp", times)
     exact = reader.read(rows["timestamp"], file.label)
     reader.finish()
@@ -156,6 +159,7 @@ def _read_item(file: RawFile, max_malformed_share: float) -> CleanRows:
             f"{file.label} needs the header field item_id:token and no field twice (title and "
             f"movie_title are one), got {', '.join(types)}."
         )
+    refuse_damaged_ids(rows["item_id"].unique(maintain_order=True), file.label, "item_id")
     columns = [
         _convert(pl.col(name), new_name, types[name]).alias(new_name)
         for name, new_name in renamed.items()
@@ -177,6 +181,7 @@ def _read_user(file: RawFile, max_malformed_share: float) -> pl.DataFrame:
         raise DataError(
             f"{file.label} needs the header field user_id:token, got {', '.join(types)}."
         )
+    refuse_damaged_ids(rows["user_id"].unique(maintain_order=True), file.label, "user_id")
     columns = [
         pl.col(name) if name == "user_id" else _convert(pl.col(name), name, types[name])
         for name in types

@@ -12,7 +12,6 @@ from typing import Any
 
 import polars as pl
 
-from recgrit.data.numbered import ID_FIELDS, find_item_numbers, read_item_numbers, read_object
 from recgrit.data.sources.cleaning import (
     CleanRows,
     clean_interactions,
@@ -21,6 +20,12 @@ from recgrit.data.sources.cleaning import (
     to_raw_data,
 )
 from recgrit.data.sources.coding import InteractionCoder
+from recgrit.data.sources.numbered import (
+    ID_FIELDS,
+    find_item_numbers,
+    read_item_numbers,
+    read_object,
+)
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import list_folder, require_path
 from recgrit.errors import DataError

@@ -37,6 +37,7 @@ class Table:
         items_path: Files of items; None for items of which only the ids are known.
         user_id: Name of the user's column.
         item_id: Name of the item's column, in both kinds of files.
+        items_id: Its name in the files of items; None where both call it alike.
         timestamp: Name of the time's column: numbers, or dates with times.
         weight: Name of the rating's column; None for none.
         event: Name of the column of event types; None for none.
@@ -57,6 +58,7 @@ class Table:
     items_path: Path | None
     user_id: str
     item_id: str
+    items_id: str | None
     timestamp: str
     weight: str | None
     event: str | None
@@ -72,6 +74,11 @@ class Table:
     columns: tuple[str, ...] | None
     item_columns: tuple[str, ...] | None
     event_types: EventTypes | None = None
+
+    @property
+    def described_id(self) -> str:
+        """Name of the item's column in the files of items."""
+        return self.items_id or self.item_id
 
     @property
     def times(self) -> TimeSettings:
@@ -161,7 +168,7 @@ class Table:
         if described:
             items = read_item_table(
                 described,
-                item_id=self.item_id,
+                item_id=self.described_id,
                 title=self.title,
                 text=self.text(self.item_columns),
                 max_malformed_share=max_malformed_share,
@@ -177,6 +184,7 @@ class Table:
                 table = open_table(place, wanted, self.text(self.columns))
                 if table.columns or len(files) == 1:
                     _require_columns(table, self._interaction_columns)
+                    table.refuse_repeated(wanted)
                     tables.append(table)
                     forms.setdefault(table.describe(), []).append(place.label)
         if not tables:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from recgrit.bounds import JSON_BYTES
 from recgrit.data.damage import TABLE_DAMAGE, refuse_too_many_rows
 from recgrit.data.sources.archive import DAMAGE, members_by_name
 from recgrit.data.sources.delimited import Rows, TextFile
@@ -27,6 +28,7 @@ from recgrit.data.sources.reading import (
     require_path,
 )
 from recgrit.errors import DataError
+from recgrit.text import is_text, may_spell_half
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,21 @@ class TableFile:
         if self.text is not None:
             return self.text.describe()
         return {"parquet": "Parquet", "json": "JSON lines"}[self.kind]
+
+    def refuse_repeated(self, names: Sequence[str]) -> None:
+        """Stop where the header has one of these names twice: either column may be meant.
+
+        Raises:
+            DataError: It has.
+        """
+        if self.text is None or self.text.dialect is None:
+            return
+        for name in names:
+            if name in self.text.dialect.repeated:
+                raise DataError(
+                    f"{self.label} has several columns called {name}, and either may be meant: "
+                    "rename or delete all but one in the header."
+                )
 
     def rows(self, columns: Sequence[str]) -> Iterator[Rows]:
         """These columns of all rows; rows of Parquet count from 2 on, as after a header.
@@ -231,13 +248,13 @@ def read_table(file: TableFile, columns: Sequence[str] | None = None) -> pl.Data
 
 def _read_json(place: Place) -> pl.DataFrame:
     """JSON objects, one a line, or an array of them; types by all of them."""
-    file = read_file(place)
+    file = read_file(place, JSON_BYTES)
     content = file.content.lstrip(b"\xef\xbb\xbf \t\r\n")
     objects = None
     try:
         if content.startswith(b"["):
             objects = json.loads(decode(file))
-        elif not looks_packed(content):
+        elif not looks_packed(content) and not may_spell_half(content):
             return pl.read_ndjson(content, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError):
         pass
@@ -257,7 +274,24 @@ def _read_json(place: Place) -> pl.DataFrame:
     if not all(isinstance(value, dict) for value in objects):
         raise DataError(f"{place.label} holds JSON that is no object: expected one object a line.")
     names = dict.fromkeys(name for value in objects for name in value)
-    return pl.DataFrame({name: _column([v.get(name) for v in objects]) for name in names})
+    if broken := [name for name in names if not is_text(name)]:
+        raise DataError(
+            f"{place.label} names a column {ascii(broken[0])[:80]}, which holds half of a "
+            "character: rename it."
+        )
+    columns = {}
+    for name in names:
+        values = [value.get(name) for value in objects]
+        try:
+            columns[name] = _column(values)
+        except UnicodeEncodeError:
+            texts = (json.dumps(value, ensure_ascii=False) for value in values)
+            row = next(row for row, text in enumerate(texts, start=1) if not is_text(text))
+            raise DataError(
+                f"{place.label}, row {row}: column {name[:80]} holds half of a character, which "
+                "no text has. Mend it in the source."
+            ) from None
+    return pl.DataFrame(columns)
 
 
 def _column(values: list[object]) -> pl.Series:

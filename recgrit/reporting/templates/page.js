@@ -49,7 +49,7 @@
   const treeTrace = () => {
     const { tree } = data, isMap = treeKind === "treemap";
     const all = tree.parent.map((_, node) => node);
-    const nodes = all.length <= MOST_NODES ? all : all.filter((node) => tree.parent[node] <= 0 || firstOf[node] === opened);
+    const nodes = all.length <= MOST_NODES ? all : all.filter((node) => tree.parent[node] <= 0 || firstOf[node] === firstOf[opened]);
     return {
       type: treeKind, ids: nodes.map(String), level: String(opened), branchvalues: "total", sort: false, leaf: { opacity: 1 },
       parents: nodes.map((node) => (node ? String(tree.parent[node]) : "")),
@@ -59,23 +59,41 @@
         line: { width: 1, color: color("--card") }, ...(isMap ? { pad: { t: 22, l: 2, r: 2, b: 2 } } : {}) },
       tiling: isMap ? { pad: 1 } : undefined, pathbar: isMap ? { thickness: 26 } : undefined,
       customdata: nodes.map((node) => [
-        plain(tree.prefix[node]), tree.num_items[node].toLocaleString("en"), plain(tree.typical[node]),
+        plain(tree.prefix[node]), countItems(tree.num_items[node]), plain(tree.typical[node]),
         tree.examples[node].map((title) => `<br>· ${plain(title)}`).join(""), plain(tree.label[node])]),
-      hovertemplate: "<b>%{customdata[4]}</b><br>%{customdata[0]}  %{customdata[1]} items<br>%{customdata[2]}%{customdata[3]}<extra></extra>",
+      hovertemplate: "<b>%{customdata[4]}</b><br>%{customdata[0]}  %{customdata[1]}<br>%{customdata[2]}%{customdata[3]}<extra></extra>",
       textfont: { color: "#fff" }, insidetextorientation: "radial",
     };
   };
+  const countItems = (number) => `${number.toLocaleString("en")} ${number === 1 ? "item" : "items"}`;
+  // Whatever is open, what is above it is named and one click away.
+  const showPlace = () => {
+    const { tree } = data, above = [];
+    for (let node = opened; node >= 0; node = tree.parent[node]) above.unshift(node);
+    document.getElementById("tree-place").replaceChildren(...above.map((node, depth) => {
+      const text = depth ? `${shortId(tree.prefix[node])} ${tree.label[node]}` : "All items";
+      if (node === opened) return make("b", `${text}: ${countItems(tree.num_items[node])}`);
+      const up = make("button", text, "button");
+      up.type = "button";
+      up.addEventListener("click", () => openNode(node));
+      return up;
+    }));
+  };
+  const shortId = (id) => id.replace(/[<>]/g, (mark) => (mark === "<" ? "" : " ")).replaceAll("_", "").trim();
   const openNode = (node) => {
     const place = document.getElementById("tree");
     opened = node;
+    showPlace();
     if (drawn.delete(place)) Plotly.Fx.unhover(place);
     draw(place);
   };
+  // Into a node, out of the one that is open; an item has nothing below it. Plotly's own zoom knows
+  // only what is drawn, and no way out of an item.
   const onTreeClick = (event) => {
-    const node = Number(event.points[0].id);
-    if (data.tree.parent[node] !== 0 || node === opened) return true;
-    openNode(node);
-    return false; // Instead of plotly's own zoom, which knows only what is drawn.
+    const node = Number(event.points[0].id), { tree } = data;
+    if (node === opened) openNode(Math.max(tree.parent[node], 0));
+    else if (tree.parent.includes(node)) openNode(node);
+    return false;
   };
   // A tile with room for it names an item below it: a category alone tells little.
   const example = (node) => {
@@ -109,13 +127,21 @@
       for (const other of document.querySelectorAll("[data-tree]")) other.setAttribute("aria-pressed", String(other === choice));
       openNode(opened);
     });
-  document.getElementById("tree-home")?.addEventListener("click", () => openNode(0));
+  if (data.tree) showPlace();
+
+  // Labels of groups stand side by side in a narrow window too.
+  const sizeOfLabels = (place, traces) => {
+    const labels = traces[0].x.flatMap((label) => label.split("<br>"));
+    const room = (0.85 * place.clientWidth) / traces[0].x.length;
+    return Math.max(7, Math.min(13, room / (0.64 * Math.max(...labels.map((label) => label.length)))));
+  };
 
   // --- Figures are drawn when they come near the window: a long page opens fast.
   const draw = (place) => {
     if (drawn.has(place)) return;
     const isTree = place.id === "tree";
     const figure = isTree ? { data: [treeTrace()], layout: treeLayout() } : structuredClone(data.figures[place.id]);
+    if (figure.layout.xaxis?.type === "category") figure.layout.xaxis.tickfont = { size: sizeOfLabels(place, figure.data) };
     Plotly.react(place, figure.data, figure.layout, config);
     drawn.add(place);
     if (isTree)
@@ -130,17 +156,45 @@
     for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
   }, { rootMargin: "500px" });
   for (const place of document.querySelectorAll(".plot")) near.observe(place);
-  addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(draw));
+  // On paper figures have the width of the paper, and nothing is folded.
+  const PAPER = 640;
+  const unfolded = [];
+  addEventListener("beforeprint", () => {
+    for (const fold of document.querySelectorAll("details:not([open])")) unfolded.push(fold);
+    for (const fold of unfolded) fold.open = true;
+    for (const place of document.querySelectorAll(".plot")) {
+      draw(place);
+      if (place.clientWidth > PAPER || innerWidth < 720) Plotly.relayout(place, { width: PAPER });
+      else Plotly.relayout(place, { width: Math.min(place.clientWidth, PAPER / 2 - 20) });
+    }
+  });
+  addEventListener("afterprint", () => {
+    for (const fold of unfolded.splice(0)) fold.open = false;
+    for (const place of document.querySelectorAll(".plot")) Plotly.relayout(place, { width: null, autosize: true });
+  });
 
   // --- Where in the page one is.
   const links = new Map([...document.querySelectorAll("nav.toc a")].map((link) => [link.hash.slice(1), link]));
   const here = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) {
       for (const link of links.values()) link.classList.remove("here");
-      links.get(entry.target.id)?.classList.add("here");
+      const link = links.get(entry.target.id);
+      link?.classList.add("here");
+      // On a phone the contents are one line that scrolls sideways.
+      const bar = link?.parentElement;
+      if (bar) bar.scrollLeft = link.offsetLeft - (bar.clientWidth - link.offsetWidth) / 2;
     }
   }, { rootMargin: "-10% 0px -80% 0px" });
   for (const section of document.querySelectorAll("section[id]")) here.observe(section);
+
+  // --- The settings as a file.
+  document.getElementById("save-settings")?.addEventListener("click", (event) => {
+    const text = document.getElementById("settings-text").textContent, link = make("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "application/yaml" }));
+    link.download = event.currentTarget.dataset.name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
 
   // --- The items, to search.
   const body = document.querySelector("#items tbody");
@@ -150,6 +204,9 @@
   const idText = (codes) => codes.map((code, level) => `<${letters[level]}_${code}>`).join("");
   const titleOf = (row) => items.titles[row] || items.ids[row];
   const haystack = items.ids.map((id, row) => `${items.titles[row]}\n${id}\n${idText(items.codes[row])}`.toLowerCase());
+  // Codes as they are shown: a whole one is meant, so that a3 is not a38.
+  const shownCodes = items.codes.map((codes) => new Set(codes.map((code, level) => `${letters[level]}${code}`)));
+  const isShownCode = (word) => /^[a-z]\d+$/.test(word);
   const byPrefix = new Map();
   items.codes.forEach((codes, row) => codes.forEach((_, level) => {
     const prefix = codes.slice(0, level + 1).join();
@@ -214,10 +271,15 @@
     more.hidden = shown === matches.length;
     status.textContent = matches.length ? `${matches.length.toLocaleString("en")} found, ${shown} shown` : "Nothing found";
   };
+  const hasWord = (word, hay, row) => (isShownCode(word) && shownCodes[row].has(word)) || hay.includes(word);
   const search = (text) => {
-    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-    matches = haystack.flatMap((hay, row) => (words.every((word) => hay.includes(word)) ? [row] : []));
-    matches.sort((a, b) => items.counts[b] - items.counts[a]);
+    // Chips copied out of the page may stand without blanks.
+    const words = text.toLowerCase().replace(/^((?:[a-z]\d+){2,})$/, (all) => all.replace(/(\d)(?=[a-z])/g, "$1 ")).split(/\s+/).filter(Boolean);
+    matches = haystack.flatMap((hay, row) => (words.every((word) => hasWord(word, hay, row)) ? [row] : []));
+    // Whose code it is, before those that have it in their title or id.
+    const hits = (row) => words.filter((word) => shownCodes[row].has(word)).length;
+    const place = new Map(matches.map((row) => [row, hits(row)]));
+    matches.sort((a, b) => place.get(b) - place.get(a) || items.counts[b] - items.counts[a]);
     body.replaceChildren();
     shown = 0;
     showMore(15);

@@ -56,7 +56,7 @@ def test_a_named_column_that_is_absent_is_an_error(
     path = write(tmp_path, "item_id,name\na,A\n")
     with pytest.raises(DataError, match=r"items\.csv lacks the column nmae; it has item_id, name"):
         read(path, title="nmae")
-    with pytest.raises(DataError, match=r"lacks the column sku.*data\.table\.item_id=COLUMN"):
+    with pytest.raises(DataError, match=r"lacks the column sku.*data\.table\.items_id=COLUMN"):
         read(path, item_id="sku")
     assert read(path)["title"].to_list() == [None]
     assert "has no column title, so items are titled by their id; it has name" in caplog.text

@@ -3,11 +3,13 @@ from __future__ import annotations
 import gzip
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from recgrit.bounds import UNPACKED_BYTES
 from recgrit.data.sources import load_source, reading, streaming
 from recgrit.data.sources.cleaning import clean_items
 from recgrit.data.sources.reading import RawFile, parse_json_lines
@@ -32,7 +34,7 @@ def rows_read(name: str, path: Path) -> int:
 def test_bombs_are_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "BOMB_BYTES", 2**20)
+    monkeypatch.setattr(reading, "UNPACKED_BYTES", replace(UNPACKED_BYTES, default=2**20))
     folder = write_dataset(NAME)
     (folder / "ratings.csv").write_bytes(b"\0" * 3 * 2**20)
     with pytest.raises(DataError, match="made to fill the memory"):
@@ -122,7 +124,7 @@ def test_a_zip_whose_directory_lies_about_sizes_is_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A member said to be packed in two gigabytes may not unpack to a hundred times that."""
-    monkeypatch.setattr(reading, "BOMB_BYTES", 2**20)
+    monkeypatch.setattr(reading, "UNPACKED_BYTES", replace(UNPACKED_BYTES, default=2**20))
     folder = write_dataset(NAME)
     (folder / "ratings.csv").write_bytes(b"\0" * 3 * 2**20)
     archive = pack(folder, tmp_path / "ml-latest-small.zip")
@@ -141,10 +143,10 @@ def test_a_zip_whose_directory_lies_about_sizes_is_refused(
 def test_a_line_without_an_end_is_refused(
     write_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setenv("RECGRIT_MAX_LINE_BYTES", str(2**16))
     monkeypatch.setattr(streaming, "PARSED_BYTES", 2**14)
     folder = write_dataset(NAME)
     with (folder / "ratings.csv").open("a") as stream:
         stream.write("1" * 2**18)
-    with pytest.raises(DataError, match=r"ratings.csv, line \d+ has more than 65,536 bytes"):
+    with pytest.raises(DataError, match=r"line \d+: [0-9,]+ bytes in one line, and 65,536"):
         rows_read(NAME, folder)

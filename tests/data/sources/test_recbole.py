@@ -116,3 +116,18 @@ def test_a_user_header_without_ids(folder: Path) -> None:
     (folder / "shop.user").write_text("age:float\n30\n")
     with pytest.raises(DataError, match="needs the header field user_id:token, got age"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("shop.inter", INTER + "17850.0\tj\t1.5e9\n"),
+        ("shop.inter", INTER.replace("\ti\t", "\t3.0\t")),
+        ("shop.item", "item_id:token\ttitle:token_seq\n17850.0\tA film\n"),
+        ("shop.user", "user_id:token\tage:token\n1.0\t33\n2.0\t34\n"),
+    ],
+)
+def test_ids_that_were_written_as_decimals_are_refused(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name} has ids with decimals .* in the column \w+_id"):
+        read(folder)

@@ -433,10 +433,10 @@ def test_damage_is_counted_or_told(name: str, changes: list[tuple[float, str, by
 
 
 def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", 2**16)
+    monkeypatch.setenv("RECGRIT_MAX_LINE_BYTES", str(2**16))
     monkeypatch.setattr(delimited, "PIECE_BYTES", 2**14)
     path = write(tmp_path, "log.csv", LOG + "x" * 2**18)
-    with pytest.raises(DataError, match=r"log\.csv, line 4 has more than 65,536 bytes"):
+    with pytest.raises(DataError, match=r"line 4: [0-9,]+ bytes in one line, and 65,536"):
         rows(path)
 
 
@@ -464,3 +464,45 @@ def test_long_and_many_columns_are_cut_in_messages() -> None:
     assert reading.show_names(["a" * 400, "b"]) == f"{'a' * 60}…, b"
     assert reading.show_names([f"c{i}" for i in range(500)]).endswith("c29, and 470 more")
     assert reading.show_names([]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("header", "repeated"),
+    [
+        ("user_id,item_id,timestamp,timestamp", "timestamp"),
+        ("user_id,item_id,user_id,timestamp", "user_id"),
+    ],
+)
+def test_a_column_that_is_there_twice_is_refused(
+    header: str, repeated: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "log.csv", f"{header}\nu1,i1,1320105600,1320105601\n")
+    with pytest.raises(DataError, match=rf"log\.csv has several columns called {repeated}"):
+        rows(path)
+
+
+def test_a_column_without_a_use_may_be_there_twice(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp,note,note\nü1,i1,1320105600,a,b\nu2,i2,1320105660,a,b\n"
+    assert rows(write(tmp_path, "log.csv", text)) == rows(write(tmp_path, "plain.csv", LOG))
+
+
+@pytest.mark.parametrize("repeated", ["title", "item_id"])
+def test_titles_and_ids_of_items_that_are_there_twice_are_refused(
+    repeated: str, tmp_path: Path
+) -> None:
+    items = write(tmp_path, "items.csv", f"item_id,title,{repeated}\ni1,Lamp,Home\n")
+    with pytest.raises(DataError, match=rf"items\.csv has several columns called {repeated}"):
+        raw(write(tmp_path, "log.csv", LOG), items_path=items)
+
+
+def test_fractions_of_seconds_in_some_blocks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delimited, "PIECE_BYTES", 400)
+    times = [f"2022-07-22 08:15:{n:02d}" for n in range(50)]
+    for place in (2, 48):
+        odd = [time + ".5" * (n == place) for n, time in enumerate(times)]
+        lines = [f"u1,i{n},{time}\n" for n, time in enumerate(odd)]
+        path = write(tmp_path, "log.csv", "user_id,item_id,timestamp\n" + "".join(lines))
+        found = raw(path).coded.frame
+        assert found["fraction"].to_list() == [0.5 * (n == place) for n in range(50)]

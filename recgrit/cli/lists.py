@@ -1,0 +1,211 @@
+"""Where the lists of `recgrit recommend` come from: a run, a file of histories, or a few items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.markup import escape
+
+from recgrit.display import output, print_history, recommendation_table
+from recgrit.errors import DataError
+from recgrit.progress import messages
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from recgrit.data.user_histories import UserHistories
+    from recgrit.recommender import Recommender
+    from recgrit.runs import Run
+
+# Of a file of histories; all others go to a file.
+SHOWN_USERS = 5
+NOBODY = "without a name"
+
+
+class Lists(Protocol):
+    """Named lists of items, some users at a time."""
+
+    def tables(self) -> Iterator[pl.DataFrame]:
+        """All of them, as `Run.recommend` has them."""
+        ...
+
+    def first(self, num_users: int) -> pl.DataFrame:
+        """Those of the users that were named, or of so many."""
+        ...
+
+    def users(self) -> list[str]:
+        """Those that `first` lists."""
+        ...
+
+    def history(self, user_id: str) -> pl.DataFrame:
+        """What a user's list follows."""
+        ...
+
+    @property
+    def num_more(self) -> int:
+        """Users that `first` leaves out."""
+        ...
+
+
+@dataclass
+class ListsOfRun:
+    """Of users of a run; None for all."""
+
+    run: Run
+    user_ids: list[str] | None
+    options: Mapping[str, Any]
+    num_more: int = 0
+
+    def tables(self) -> Iterator[pl.DataFrame]:
+        """See `Lists`."""
+        return self.run.iterate_recommendations(self.user_ids, **self.options)
+
+    def first(self, num_users: int) -> pl.DataFrame:
+        """See `Lists`."""
+        return self.run.recommend(self.user_ids, **self.options)
+
+    def users(self) -> list[str]:
+        """See `Lists`."""
+        return self.user_ids or []
+
+    def history(self, user_id: str) -> pl.DataFrame:
+        """See `Lists`; empty of users who are not in the log."""
+        known = self.run.data
+        if user_id in known.interactions.user_ids or user_id in known.left_out.user_ids:
+            return self.run.history(user_id)
+        return self.run.data.items.to_polars().clear()
+
+
+@dataclass
+class ListsOfFile:
+    """Of users of a file of histories; None for all."""
+
+    recommender: Recommender
+    read: UserHistories
+    user_ids: list[str] | None
+    options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        import numpy as np
+
+        places = {user_id: place for place, user_id in enumerate(self.read.user_ids)}
+        unknown = [user_id for user_id in self.user_ids or [] if user_id not in places]
+        if unknown:
+            raise DataError(
+                f"User(s) {', '.join(map(repr, unknown[:3]))} stand in no row of the histories; "
+                f"there are {len(places)}, such as "
+                f"{', '.join(map(repr, self.read.user_ids.head(3).to_list()))}."
+            )
+        named = places if self.user_ids is None else self.user_ids
+        self._places = np.array([places[user_id] for user_id in named], dtype=np.int64)
+        lengths = np.diff(self.read.split.offsets)[self._places]
+        if not lengths.all() and self.options["fallback"] is None:
+            messages.print(
+                f"{int((lengths == 0).sum()):,} of {len(lengths):,} users had none of the bundle's "
+                "items and get no list; --fallback popular gives them popular items."
+            )
+
+    def tables(self) -> Iterator[pl.DataFrame]:
+        """See `Lists`."""
+        return self._list(len(self._places))
+
+    def first(self, num_users: int) -> pl.DataFrame:
+        """See `Lists`."""
+        import polars as pl
+
+        self._num_shown = len(self._places) if self.user_ids is not None else num_users
+        return pl.concat(self._list(self._num_shown))
+
+    def users(self) -> list[str]:
+        """See `Lists`."""
+        shown = self._places[: self._num_shown].tolist()
+        return [str(self.read.user_ids[place]) for place in shown]
+
+    def history(self, user_id: str) -> pl.DataFrame:
+        """See `Lists`."""
+        import polars as pl
+
+        place = self.read.user_ids.index_of(user_id)
+        assert place is not None
+        rows = self.read.split.full_sequence(place).tolist()
+        return self.recommender.items.to_polars().select(pl.all().gather(rows))
+
+    @property
+    def num_more(self) -> int:
+        """See `Lists`."""
+        return max(0, len(self._places) - self._num_shown)
+
+    def _list(self, num_users: int) -> Iterator[pl.DataFrame]:
+        filters = {name: self.options[name] for name in ("allowed_items", "blocked_items")}
+        popular = self.options["fallback"] is not None
+        return self.recommender.list_users(
+            self.read.split,
+            self.read.user_ids,
+            self._places[:num_users],
+            ranker=self.recommender.ranker(**filters),
+            top_k=self.options["top_k"],
+            exclude_seen=self.options["exclude_seen"],
+            source="history",
+            popular=self.recommender.popular(**filters) if popular else None,
+        )
+
+
+@dataclass
+class ListsAfter:
+    """One list after a few items."""
+
+    recommender: Recommender
+    items: list[str]
+    options: Mapping[str, Any]
+    num_more: int = 0
+
+    def tables(self) -> Iterator[pl.DataFrame]:
+        """See `Lists`.
+
+        Raises:
+            DataError: No item is known, and there is no fallback.
+        """
+        if self.options["fallback"] is None and not len(
+            self.recommender.items.find_items(self.items)
+        ):
+            known = self.recommender.items.item_ids.head(3).to_list()
+            raise DataError(
+                f"None of the items {', '.join(map(repr, self.items[:3]))} is in the catalogue, "
+                f"which has ids such as {', '.join(map(repr, known))}. For popular items set "
+                "--fallback popular."
+            )
+        yield self.recommender.recommend_after({NOBODY: self.items}, **self.options)
+
+    def first(self, num_users: int) -> pl.DataFrame:
+        """See `Lists`."""
+        return next(self.tables())
+
+    def users(self) -> list[str]:
+        """See `Lists`."""
+        return [NOBODY]
+
+    def history(self, user_id: str) -> pl.DataFrame:
+        """See `Lists`."""
+        import polars as pl
+
+        rows = self.recommender.items.find_items(self.items).tolist()
+        return self.recommender.items.to_polars().select(pl.all().gather(rows))
+
+
+def print_lists(found: pl.DataFrame, lists: Lists, *, top_k: int) -> None:
+    """A table for each user, and what its list follows."""
+    for user_id in lists.users():
+        rows = found.filter(found["user_id"] == user_id)
+        if rows.is_empty():
+            messages.print(f"User {escape(user_id)} has no known item and no list.")
+            continue
+        output.print(recommendation_table(user_id, rows))
+        print_history(lists.history(user_id), rows["source"][0])
+        if rows.height < top_k:
+            messages.print(f"User {escape(user_id)} can be recommended {rows.height} items only.")
+    if not found.is_empty():
+        output.print("score: the higher the better; it orders one list.")
+    if lists.num_more:
+        messages.print(f"{lists.num_more:,} more users: --user ID shows one, --out FILE has all.")

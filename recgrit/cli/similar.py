@@ -1,0 +1,99 @@
+"""The command that finds items like an item: similar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from recgrit.cli.app import JsonOption, app, print_json
+from recgrit.display import build_table, output
+from recgrit.errors import ArtifactError, ConfigError
+from recgrit.progress import messages
+
+if TYPE_CHECKING:
+    from recgrit.runs import Run
+    from recgrit.serving.bundle import Bundle
+
+
+@app.command(rich_help_panel="Use")
+def similar(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [ITEM]", help="A run folder, unless there is --bundle; and an item's id."
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="BUNDLE", help="A bundle in place of a run.")
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(metavar="WAY", help="embedding, neighbours, semantic_id or retriever."),
+    ] = "embedding",
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Items listed.")
+    ] = 10,
+    every: Annotated[
+        bool, typer.Option("--all", metavar="", help="For all items, in place of one.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The Parquet file, with --all."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the items most like one, or those of all items as one table.
+
+    Example: `recgrit similar runs/movielens-100k 50 --by neighbours`
+
+    For all items: `recgrit similar runs/movielens-100k --all --out similar.parquet`
+    """
+    given = list(words or [])
+    if len(given) != (bundle is None) + (not every):
+        raise ConfigError(
+            "Name a run and an item ('recgrit similar RUN ITEM'), or --bundle BUNDLE in place of "
+            f"the run, or --all in place of the item; got {len(given)} "
+            f"name{'' if len(given) == 1 else 's'}."
+        )
+    if every != (out is not None):
+        raise ConfigError("--all and --out FILE belong together.")
+    source = _open(Path(given[0])) if bundle is None else _open_bundle(bundle)
+    found = source.similar(by)  # type: ignore[arg-type]  # Refused there, with the nearest.
+    if out is not None:
+        from recgrit.data.recommendations import write_lists
+        from recgrit.disk import explain_write_failure
+
+        if out.is_dir() or out.suffix not in ("", ".parquet"):
+            raise ArtifactError(f"Lists are written as a Parquet file, which {out} cannot be.")
+        try:
+            written = write_lists(found.list_all(top_k=top_k), out, of="item_id")
+        except OSError as error:
+            reason = explain_write_failure(error) or error
+            raise ArtifactError(f"Cannot write {out}: {reason}.") from None
+        messages.print(f"{written.num_rows:,} rows written to {escape(str(out))}", soft_wrap=True)
+        if as_json:
+            print_json({"by": by, "num_rows": written.num_rows, "out": str(out)})
+        return
+    rows = found.of(given[-1], top_k=top_k)
+    table = build_table("rank", "item", "title", "score", numbers=("rank", "score"))
+    for row in rows.iter_rows(named=True):
+        score = f"{row['score']:.4f}"
+        table.add_row(str(row["rank"]), escape(row["item_id"]), escape(row["title"]), score)
+    output.print(table)
+    if as_json:
+        print_json({"item_id": given[-1], "by": by, "similar": rows.to_dicts()})
+
+
+def _open(directory: Path) -> Run:
+    from recgrit.runs import Run
+
+    return Run(directory)
+
+
+def _open_bundle(directory: Path) -> Bundle:
+    from recgrit.serving.bundle import Bundle
+
+    return Bundle(directory)

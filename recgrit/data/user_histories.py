@@ -1,0 +1,132 @@
+"""Users with their histories: those whom the filters left out of training, of a file, of a bundle.
+
+Training does not see left-out users, for they have too few interactions. They are customers all the
+same: the model can recommend after what they had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recgrit.data.splits import SequenceSplit
+from recgrit.errors import DataError
+
+# Of the users of a run whom the filters left out.
+LEFT_OUT_NAME = "left_out_users.parquet"
+
+
+@dataclass(frozen=True)
+class UserHistories:
+    """Users and what they had of the items of a catalogue.
+
+    Args:
+        user_ids: External ids.
+        split: Row i belongs to user i, in time order; everything is history. Empty where no item is
+            known.
+
+    Raises:
+        DataError: The parts do not belong together.
+    """
+
+    user_ids: pl.Series
+    split: SequenceSplit
+
+    def __post_init__(self) -> None:
+        if len(self.user_ids) != self.split.num_users:
+            raise DataError(
+                f"There are {len(self.user_ids)} users and {self.split.num_users} histories."
+            )
+
+    @classmethod
+    def of(
+        cls,
+        user_ids: pl.Series,
+        owners: npt.NDArray[np.int64],
+        items: npt.NDArray[np.int32],
+        num_items: int,
+    ) -> UserHistories:
+        """Users with their items.
+
+        Args:
+            user_ids: External ids.
+            owners: int64 [n], the place among them of each item's user, ascending.
+            items: int32 [n], item_idx, those of a user in time order.
+            num_items: Size of the catalogue.
+        """
+        lengths = np.bincount(owners, minlength=len(user_ids))
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return cls(user_ids, SequenceSplit.of_histories(items, offsets, num_items))
+
+    @classmethod
+    def nobody(cls, num_items: int) -> UserHistories:
+        """No users."""
+        return cls.without_history([], num_items)
+
+    @classmethod
+    def without_history(cls, user_ids: Sequence[str], num_items: int) -> UserHistories:
+        """Users of whom nothing is known."""
+        none = np.empty(0, np.int64)
+        return cls.of(pl.Series(user_ids, dtype=pl.String), none, none.astype(np.int32), num_items)
+
+    def joined_with(self, others: UserHistories) -> UserHistories:
+        """These users, and others of the same catalogue behind them."""
+        first, second = self.split, others.split
+        return UserHistories(
+            pl.concat([self.user_ids, others.user_ids]),
+            SequenceSplit.of_histories(
+                np.concatenate([first.items, second.items]),
+                np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]),
+                first.num_items,
+            ),
+        )
+
+    def history(self, user_id: str) -> npt.NDArray[np.int32]:
+        """What a user had, as item_idx in time order; empty for one who is not among them."""
+        row = self._rows.get(user_id)
+        return np.empty(0, np.int32) if row is None else self.split.full_sequence(row)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {user_id: row for row, user_id in enumerate(self.user_ids)}
+
+    def save(self, path: Path) -> None:
+        """Write a Parquet file: ``user_id``, and ``item_idx`` as a list."""
+        lengths = np.diff(self.split.offsets)
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        lists = (
+            pl.DataFrame({"row": owners, "item_idx": self.split.items})
+            .group_by("row", maintain_order=True)
+            .agg("item_idx")
+        )
+        (
+            self.user_ids.alias("user_id")
+            .to_frame()
+            .with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
+            .join(lists, on="row", how="left", maintain_order="left")
+            .select("user_id", pl.col("item_idx").fill_null([]))
+            .write_parquet(path)
+        )
+
+    @classmethod
+    def load(cls, path: Path, num_items: int) -> UserHistories:
+        """Read what `save` wrote; no users where nothing was written.
+
+        Raises:
+            DataError: An item is not in the catalogue.
+        """
+        if not path.is_file():
+            return cls.nobody(num_items)
+        frame = pl.read_parquet(path, glob=False)
+        lengths = frame["item_idx"].list.len().to_numpy()
+        owners = np.repeat(np.arange(frame.height), lengths)
+        items = frame["item_idx"].explode().drop_nulls().to_numpy().astype(np.int32)
+        if len(items) and not 0 <= items.min() <= items.max() < num_items:
+            raise DataError(f"{path} names items that the catalogue of {num_items} lacks.")
+        return cls.of(frame["user_id"], owners, items, num_items)

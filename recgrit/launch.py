@@ -1,0 +1,61 @@
+"""What a launcher such as torchrun left in the environment of this process, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from recgrit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that a launcher started.
+
+    Args:
+        num_processes: All of them.
+        number: Of this one, from 0.
+        local_number: Among those of its machine.
+    """
+
+    num_processes: int
+    number: int
+    local_number: int
+
+
+def read_launch() -> Launch | None:
+    """The place of this process among several; None where it is alone.
+
+    Raises:
+        ConfigError: A variable of the environment is missing or out of range; names it.
+    """
+    total = _read_number("WORLD_SIZE", 1, 2**20)
+    number = _read_number("RANK", 0, (total or 2**20) - 1)
+    if total is None or total == 1 or number is None:
+        return None
+    local = _read_number("LOCAL_RANK", 0, total - 1)
+    port = _read_number("MASTER_PORT", 0, 2**16 - 1)
+    for name, value in (("MASTER_ADDR", os.environ.get("MASTER_ADDR")), ("MASTER_PORT", port)):
+        if value in (None, ""):
+            raise ConfigError(
+                f"The environment says that this is process {number} of {total} (RANK and "
+                f"WORLD_SIZE), and {name} is not set: start them with torchrun, which sets it, or "
+                "unset WORLD_SIZE for one process."
+            )
+    return Launch(total, number, number if local is None else local)
+
+
+def _read_number(name: str, lowest: int, highest: int) -> int | None:
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        value = lowest - 1
+    else:
+        value = int(text)
+    if not lowest <= value <= highest:
+        raise ConfigError(
+            f"{name} of the environment is {text[:40]!r}: expected a whole number from {lowest} to "
+            f"{highest}, as torchrun sets it. Unset it where torchrun does not start recgrit."
+        )
+    return value

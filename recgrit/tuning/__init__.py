@@ -1,0 +1,1 @@
+"""Tuning: trials of a run's settings, chosen by validation alone."""

@@ -1,0 +1,71 @@
+"""Reach, novelty and evenness of lists, as RecTools and the definitions have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recgrit.data.recommendations import NO_ITEM
+from recgrit.evaluation.lists import (
+    average_popularity,
+    catalogue_coverage,
+    gini_index,
+    mean_self_information,
+)
+
+NUM_USERS, NUM_ITEMS, LENGTH = 30, 25, 5
+# Of `draw_case`; coverage of its first six lists.
+RECTOOLS = {"novelty": 2.214074036942209, "popularity": 9.08, "coverage": 0.76}
+
+
+def draw_case() -> tuple[np.ndarray, np.ndarray]:
+    """Lists int32 [U, K], some of them short; and taken, bool [U, N], skewed and with gaps."""
+    generator = np.random.default_rng(7)
+    taken = generator.random((NUM_USERS, NUM_ITEMS)) < np.linspace(0.6, 0.0, NUM_ITEMS)
+    lists = np.stack([generator.permutation(NUM_ITEMS)[:LENGTH] for _ in range(NUM_USERS)])
+    lists = lists.astype(np.int32)
+    lists[3, 2:] = lists[8, 1:] = NO_ITEM
+    return lists, taken
+
+
+def test_agreement_with_what_rectools_gave() -> None:
+    """Numbers of RecTools 0.19.0 for `draw_case`; the next test asks it again where it is there."""
+    lists, taken = draw_case()
+    takers, users = taken.sum(axis=0), int(taken.any(axis=1).sum())
+    assert mean_self_information(lists, takers, users).mean() == pytest.approx(RECTOOLS["novelty"])
+    assert average_popularity(lists, takers).mean() == pytest.approx(RECTOOLS["popularity"])
+    assert catalogue_coverage(lists[:6], NUM_ITEMS) == pytest.approx(RECTOOLS["coverage"])
+
+
+def test_agreement_with_rectools() -> None:
+    metrics = pytest.importorskip("rectools.metrics", reason="RecTools is not installed")
+    lists, taken = draw_case()
+    rows, places = np.nonzero(lists != NO_ITEM)
+    listed = pd.DataFrame({"user_id": rows, "item_id": lists[rows, places], "rank": places + 1})
+    users, items = np.nonzero(taken)
+    before = pd.DataFrame({"user_id": users, "item_id": items})
+    first = listed[listed["user_id"] < 6]
+    found = {
+        "novelty": metrics.MeanInvUserFreq(k=LENGTH).calc(listed, before),
+        "popularity": metrics.AvgRecPopularity(k=LENGTH).calc(listed, before),
+        "coverage": metrics.CatalogCoverage(k=LENGTH, normalize=True).calc(first, range(NUM_ITEMS)),
+    }
+    assert found == pytest.approx(RECTOOLS)
+
+
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=40))
+def test_gini_is_half_the_mean_difference_over_the_mean(listed: list[int]) -> None:
+    lists = np.array(listed, dtype=np.int32)[:, None]
+    times = np.bincount(listed, minlength=12)
+    differences = np.abs(times[:, None] - times).mean()
+    assert gini_index(lists, 12) == pytest.approx(differences / 2 / times.mean())
+
+
+def test_gini_does_not_see_padding_or_the_order_of_items() -> None:
+    lists = np.array([[0, 1, 2], [0, 1, NO_ITEM], [0, NO_ITEM, NO_ITEM]], dtype=np.int32)
+    other = np.array([[3, 2, 1], [3, 2, NO_ITEM], [3, NO_ITEM, NO_ITEM]], dtype=np.int32)
+    assert gini_index(lists, 4) == gini_index(other, 4) == pytest.approx(10 / 24)
+    assert np.isnan(gini_index(np.full((2, 3), NO_ITEM, dtype=np.int32), 4))
