@@ -1,4 +1,4 @@
-"""Damage of any file of a run or of a bundle is told, mended or harmless, and never silent.
+"""Damage of any file of a run or of a bundle is reported, mended or harmless, and never silent.
 
 A sample of all files, kinds of damage and commands is tried, other ones with another seed; all of
 them takes hours:

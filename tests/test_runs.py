@@ -418,7 +418,7 @@ def test_the_seed_is_that_of_the_model(copied_run: Path) -> None:
 
 
 def test_what_is_shown_are_the_settings_that_made_it(copied_run: Path, command: Any) -> None:
-    """Settings saved for stages that have not run since are told apart, in every command."""
+    """Settings saved for stages that have not run since are shown apart, in every command."""
     made = Run(copied_run).config
     changed = ("seed=7", "embedding.dim=9", "retriever.dropout=0.37", "recommendation.top_k=15")
     assert command("prepare", copied_run, *changed).code == 0

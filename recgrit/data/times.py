@@ -151,8 +151,8 @@ class TimeReader:
             times = times.cast(pl.Float64)
         if times.dtype == pl.Float32 and (times.abs() > 2**24).any():
             logger.warning(
-                "%s: %s was saved as float32, which holds seven digits: times of today are told "
-                "apart to some two minutes. Save it as whole numbers or float64.",
+                "%s: %s was saved as float32, which holds seven digits: times of today are rounded "
+                "to some two minutes. Save it as whole numbers or float64.",
                 label,
                 self._column,
             )

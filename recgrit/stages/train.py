@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from recgrit.models.trie import WarmStart
     from recgrit.training.loop import TrainingEpoch
 
-# Where a model comes from is told by its parents, by content.
+# Settings that change no result. The source of a warm start counts in the embed stage, by content.
 NO_RESULT = {"device", "init_from"}
 
 logger = logging.getLogger(__name__)

@@ -148,7 +148,7 @@ def test_another_file_or_weight_makes_other_features(shop: Bundle, tmp_path: Pat
         changed = config.model_copy(update={"features": features})
         return EMBED.settings(changed), [path.read_bytes() for path in EMBED.inputs(changed)]
 
-    assert settings() == settings(path=moved), "a file is told by its content"
+    assert settings() == settings(path=moved), "a file counts by its content"
     assert settings() != settings(path=other)
     assert settings() != settings(weight=2.0)
     assert settings(weight=0.0)[1] == [], "a block that is left out needs no file"
