@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two at once, each with one thread: a worker that runs out of tests takes some of the other's.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: quickstart install test test-fast graph lint type docs smoke clean
+.PHONY: quickstart install test test-fast graph lint type notebooks docs smoke clean
 
 quickstart: .venv/installed-core  ## Install, then run the main job on MovieLens-100K.
 	$(BIN)/recgrit run configs/movielens-100k.yaml
@@ -20,15 +20,21 @@ test-fast: .venv/installed-dev  ## Unit tests and doctests: at most 2 minutes on
 graph: .venv/installed-dev  ## Floors and circles of the package, long files, lines.
 	$(BIN)/python tests/import_graph.py
 
-lint: .venv/installed-dev  ## Style and import direction.
+lint: .venv/installed-dev  ## Style, import direction, spelling.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs recgrit pipelines benchmarks configs
 
 type: .venv/installed-dev  ## Types.
 	$(BIN)/mypy
 
+notebooks: .venv/installed-dev  ## Execute the notebooks into build/notebooks, for the site.
+	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir build/notebooks \
+		notebooks/*.ipynb
+
 docs: .venv/installed-dev  ## The site of docs/, into build/site.
+	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 smoke: .venv/installed-dev  ## The whole pipeline on a small slice, a minute.

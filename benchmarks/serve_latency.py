@@ -1,17 +1,22 @@
-"""A run's model behind HTTP: how long one user waits, and how many a second are served.
+"""A run's model behind HTTP: how long clients wait, how many users a second are served, and errors.
 
-    OMP_NUM_THREADS=1 python benchmarks/serve_latency.py runs/movielens-100k --json
+    OMP_NUM_THREADS=1 python benchmarks/serve_latency.py runs/amazon2014-beauty --cores 0 --json
 
 Exports the run as an MLflow model, starts `mlflow models serve` on the loopback interface and asks
-it: one user at a time for the latency, then tables of users from several threads for the
-throughput, both a fixed number of times. Histories are those of the run's users, in turn. The same
-model in this process says what HTTP and JSON add. Ends by itself and stops the server.
+it from 1, 8 and 32 clients at once, each of which sends its next request when it has its answer:
+for one user a request, then for tables of users. Histories are those of the run's users, in turn.
+Users by the server's processor time are what a core to itself would serve, also where others take
+turns with it. The same model in this process says what HTTP and JSON add. At last the server is
+started with a short timeout and asked for more than it can answer in that time, without and with a
+limit of requests at once: errors by status, and how long after the last of them it answers again.
+Ends by itself and stops the servers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -19,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +33,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 from printing import print_results
 
 from recgrit.runs import Run
@@ -35,17 +42,39 @@ from recgrit.tracking.start import quieten_mlflow
 
 START_SECONDS = 240
 STOP_SECONDS = 20
+# Of a client, longer than any server takes.
+TIMEOUT = 300
+# In place of a status.
+NO_ANSWER = 0
 
 
 @contextlib.contextmanager
-def serve(model: Path, log: Path) -> Iterator[str]:
-    """The address of `mlflow models serve` on a free port, for the length of a block."""
+def serve(
+    model: Path,
+    log: Path,
+    *,
+    cores: Sequence[int] = (),
+    timeout: int | None = None,
+    limit: int | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
+    """The address of `mlflow models serve` on a free port, for the length of a block.
+
+    Args:
+        model: Folder of an MLflow model.
+        log: What the server prints.
+        cores: The only processors that it runs on; none for all.
+        timeout: Seconds after which it answers 504; None for MLflow's own.
+        limit: Connections and requests at once, beyond which it answers 503; None for any number.
+        config: Of the model, in place of what it was saved with.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(model)]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    command += [] if timeout is None else ["--timeout", str(timeout)]
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
@@ -57,8 +86,12 @@ def serve(model: Path, log: Path) -> Iterator[str]:
             | {
                 "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            },
+                "SERVING_MODEL_CONFIG": json.dumps(dict(config or {})),
+            }
+            | ({} if limit is None else {"UVICORN_LIMIT_CONCURRENCY": str(limit)}),
         )
+    if cores:
+        psutil.Process(process.pid).cpu_affinity(list(cores))  # Its children have it of it.
     try:
         _wait_for(address, process, log)
         yield address
@@ -105,24 +138,95 @@ def ask(client: httpx.Client, address: str, histories: list[list[str]], **params
     return reply.json()["predictions"]
 
 
-def milliseconds(call: Callable[[int], object], times: int) -> dict[str, float]:
-    """Median and 99th percentile of one call after another."""
+def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and 99th percentile."""
+    p50, p99 = np.percentile(seconds, [50, 99])
+    return {"p50_ms": 1000 * float(p50), "p99_ms": 1000 * float(p99)}
+
+
+def clock(call: Callable[[int], object], times: int) -> list[float]:
+    """Seconds of each of some calls, one after another."""
     call(0)
     taken = []
     for number in range(times):
         started = time.perf_counter()
         call(number)
-        taken.append(1000 * (time.perf_counter() - started))
-    return {"p50_ms": float(np.median(taken)), "p99_ms": float(np.percentile(taken, 99))}
+        taken.append(time.perf_counter() - started)
+    return taken
 
 
-def saturate(call: Callable[[int], object], requests: int, threads: int) -> float:
-    """Requests a second of so many threads that ask without a pause."""
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(call, range(threads)))
-        started = time.perf_counter()
-        list(pool.map(call, range(requests)))
-        return requests / (time.perf_counter() - started)
+def write_body(histories: Sequence[Sequence[str]]) -> bytes:
+    """The request for histories."""
+    return json.dumps({"dataframe_records": [{"history": list(ids)} for ids in histories]}).encode()
+
+
+def post(client: httpx.Client, address: str, body: bytes) -> tuple[float, int]:
+    """Seconds to the whole answer to a request, and its status; `NO_ANSWER` for none."""
+    started = time.perf_counter()
+    kind = {"Content-Type": "application/json"}
+    try:
+        reply = client.post(f"{address}/invocations", content=body, headers=kind, timeout=TIMEOUT)
+        status = reply.status_code
+    except httpx.TransportError:
+        status = NO_ANSWER
+    return time.perf_counter() - started, status
+
+
+def server_seconds() -> float:
+    """Processor time so far of all processes that this one started."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return sum(of_one.user + of_one.system for of_one in times)
+
+
+def load_server(
+    address: str, bodies: Sequence[bytes], *, clients: int, requests: int, users: int
+) -> dict[str, Any]:
+    """What some clients get that ask without a pause: times, errors by status, users a second.
+
+    Args:
+        address: Of the server.
+        bodies: Requests, sent in turn.
+        clients: How many ask at once.
+        requests: How many they send together.
+        users: Of each request.
+    """
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    with httpx.Client(limits=limits) as client, ThreadPoolExecutor(clients) as pool:
+
+        def ask_for(number: int) -> tuple[float, int]:
+            return post(client, address, bodies[number % len(bodies)])
+
+        list(pool.map(ask_for, range(clients)))
+        used, started = server_seconds(), time.perf_counter()
+        seconds, statuses = zip(*pool.map(ask_for, range(requests)), strict=True)
+        elapsed, used = time.perf_counter() - started, server_seconds() - used
+    answered = Counter(statuses)
+    return {
+        "clients": clients,
+        "users_of_a_request": users,
+        "requests": requests,
+        "errors": {str(status): count for status, count in answered.items() if status != 200},
+        **milliseconds(seconds),
+        "users_per_second": answered[200] * users / elapsed,
+        "users_per_processor_second": answered[200] * users / used,
+    }
+
+
+def seconds_to_recover(address: str, body: bytes) -> float:
+    """How long it takes until a request is answered again."""
+    started = time.perf_counter()
+    with httpx.Client() as client:
+        while post(client, address, body)[1] != 200:
+            time.sleep(0.05)
+    return time.perf_counter() - started
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a row, under the names of the columns."""
+    print("  ".join(rows[0]))
+    for row in rows:
+        cells = [f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
+        print("  ".join(cell.rjust(len(name)) for name, cell in zip(row, cells, strict=True)))
 
 
 def main() -> None:
@@ -130,11 +234,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run")
     parser.add_argument("--json", action="store_true", help="last line: one JSON object")
-    parser.add_argument("--requests", type=int, default=300, help="for the latency of one user")
-    parser.add_argument("--tables", type=int, default=16, help="tables of users at saturation")
+    parser.add_argument("--clients", default="1,8,32", help="how many ask at once, in turn")
+    parser.add_argument("--requests", type=int, default=1000, help="for one user, of each row")
+    parser.add_argument("--tables", type=int, default=96, help="requests for tables, of each row")
     parser.add_argument("--table-users", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--cores", default="", help="the server's processors, such as 0")
+    parser.add_argument("--timeout", type=int, default=1, help="seconds, of the overloaded server")
+    parser.add_argument("--limit", type=int, default=4, help="requests at once, of the last server")
     arguments = parser.parse_args()
+    counts = [int(count) for count in arguments.clients.split(",")]
+    cores = [int(core) for core in arguments.cores.split(",") if core]
     quieten_mlflow()
     import mlflow.pyfunc
 
@@ -143,32 +252,51 @@ def main() -> None:
     run = Run(arguments.run)
     users = run.data.interactions.user_ids.head(512)
     histories = [run.history(user)["item_id"].to_list() for user in users]
-    chosen = [histories[i % len(histories)] for i in range(arguments.table_users)]
-    with tempfile.TemporaryDirectory() as name, httpx.Client() as client:
+    singles = [write_body([history]) for history in histories]
+    per_table = arguments.table_users
+    tables = [
+        write_body([histories[(start + place) % len(histories)] for place in range(per_table)])
+        for start in range(0, len(histories), per_table)
+    ]
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_pyfunc(export_bundle(run, folder / "bundle"), folder / "model")
         model = mlflow.pyfunc.load_model(str(folder / "model"))
-        tables = [pd.DataFrame({"history": [history]}) for history in histories]
-        found: dict[str, float] = {
-            f"in_process_{key}": value
-            for key, value in milliseconds(
-                lambda i: model.predict(tables[i % len(tables)]), arguments.requests
-            ).items()
-        }
-        with serve(folder / "model", folder / "log.txt") as address:
-            found |= milliseconds(
-                lambda i: ask(client, address, [histories[i % len(histories)]]), arguments.requests
-            )
-            found["users_per_second"] = arguments.table_users * saturate(
-                lambda i: ask(client, address, chosen), arguments.tables, arguments.threads
-            )
-            found["single_users_per_second"] = saturate(
-                lambda i: ask(client, address, [histories[i % len(histories)]]),
-                arguments.requests,
-                arguments.threads,
-            )
-    found |= {
-        "num_items": float(len(run.semantic_ids)),
+        frames = [pd.DataFrame({"history": [history]}) for history in histories]
+        here = clock(lambda i: model.predict(frames[i % len(frames)]), arguments.requests)
+        others = set(psutil.Process().cpu_affinity()) - set(cores) if cores else set()
+        if others:
+            psutil.Process().cpu_affinity(sorted(others))
+        with serve(folder / "model", folder / "log.txt", cores=cores) as address:
+            rows = [
+                load_server(address, bodies, clients=clients, requests=requests, users=size)
+                for bodies, requests, size in (
+                    (singles, arguments.requests, 1),
+                    (tables, arguments.tables, per_table),
+                )
+                for clients in counts
+            ]
+        overloads = {}
+        for kind, limit in (("overload", None), ("overload_limited", arguments.limit)):
+            with serve(
+                folder / "model",
+                folder / "log.txt",
+                cores=cores,
+                timeout=arguments.timeout,
+                limit=limit,
+            ) as address:
+                seconds_to_recover(address, singles[0])
+                overloads[kind] = load_server(
+                    address, tables, clients=counts[-1], requests=arguments.tables, users=per_table
+                )
+                overloads[kind]["recovery_seconds"] = seconds_to_recover(address, singles[0])
+    print_table(rows)
+    print_table(list(overloads.values()))
+    found: dict[str, object] = {
+        **{f"in_process_{key}": value for key, value in milliseconds(here).items()},
+        "rows": rows,
+        **overloads,
+        "num_items": len(run.data.items),
         "mean_history": float(np.mean([len(history) for history in histories])),
     }
     print_results(found, as_json=arguments.json)

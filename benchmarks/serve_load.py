@@ -1,19 +1,24 @@
-"""A server under load and under abuse: answers that stay right, the 99th percentile, and memory.
+"""A server under load and under abuse: answers that stay right while bundles change, and memory.
 
     OMP_NUM_THREADS=1 python benchmarks/serve_load.py runs/movielens-100k --json
 
 Exports the run as an MLflow model, starts `mlflow models serve` on the loopback interface and sends
-it ordinary requests from several threads, each compared with what the model says in this process.
-Then come hostile ones, in rounds: histories of a million items, lists of a billion, JSON that is
-too deep. Memory is that of the server's processes. Ends by itself and stops the server.
+it ordinary requests from several threads. The server follows a link, which leads to another bundle
+several times meanwhile: one without the items that were listed most, then the first one again. Each
+answer is compared with what both say in this process. Then come hostile requests, in rounds:
+histories of a million items, lists of a billion, JSON that is too deep. Memory is that of the
+server's processes. Ends by itself and stops the server.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,15 +28,18 @@ import numpy as np
 import pandas as pd
 import psutil
 from printing import print_results
-from serve_latency import ask, serve
+from serve_latency import NO_ANSWER, TIMEOUT, milliseconds, serve, write_body
 
 from recgrit.runs import Run
+from recgrit.serving.append import append_items
+from recgrit.serving.bundle import Bundle
 from recgrit.serving.writing import export_bundle
 from recgrit.tracking.start import quieten_mlflow
 
-ROUNDS = 6
 WARM_UP_ROUNDS = 2
-TIMEOUT = 300
+# Requests from one look at the server's memory to the next.
+MEMORY_EVERY = 50
+JSON = {"Content-Type": "application/json"}
 
 
 def hostile_requests(item_ids: list[str], long: int) -> list[tuple[bytes, int]]:
@@ -79,6 +87,125 @@ def server_memory() -> float:
     return total / 1e6
 
 
+def make_second(first: Bundle, expected: Sequence[dict[str, Any]], folder: Path) -> Bundle:
+    """A bundle without the items that are listed most, so that most of its lists are others."""
+    listed = Counter(item_id for answer in expected for item_id in answer["item_ids"])
+    removed = [item_id for item_id, _ in listed.most_common(len(first.items) // 20)]
+    return append_items(first, folder, removed=removed).bundle
+
+
+class Swapped:
+    """Requests to a server whose bundle is replaced again and again.
+
+    Args:
+        address: Of the server.
+        link: What it follows.
+        bundles: The bundles that the link leads to in turn; to the first one when it begins.
+        histories: What is asked, in turn.
+        expected: What each bundle answers.
+        every: Requests from one change to the next.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        link: Path,
+        bundles: Sequence[Bundle],
+        histories: Sequence[list[str]],
+        expected: Sequence[Sequence[dict[str, Any]]],
+        *,
+        every: int,
+    ) -> None:
+        self.address = address
+        self.link = link
+        self.bundles = bundles
+        self.bodies = [write_body([history]) for history in histories]
+        self.expected = expected
+        self.every = every
+        self.memory: list[float] = []
+
+    def ask(self, client: httpx.Client, number: int) -> tuple[float, int, list[bool]]:
+        """Seconds, status, and which bundles answer so; changes the bundle where it is time to."""
+        turn, since = divmod(number, self.every)
+        if turn and not since:
+            following = self.link.with_name("next")
+            following.symlink_to(self.bundles[turn % len(self.bundles)].directory)
+            following.replace(self.link)
+        if number % MEMORY_EVERY == 0:
+            self.memory.append(server_memory())
+        place = number % len(self.bodies)
+        started = time.perf_counter()
+        status, answer = NO_ANSWER, None
+        with contextlib.suppress(httpx.TransportError):
+            reply = client.post(
+                f"{self.address}/invocations",
+                content=self.bodies[place],
+                headers=JSON,
+                timeout=TIMEOUT,
+            )
+            status, answer = reply.status_code, reply
+        seconds = time.perf_counter() - started
+        if status != 200 or answer is None:
+            return seconds, status, [False] * len(self.expected)
+        (ours,) = answer.json()["predictions"]
+        return seconds, status, [same(ours, theirs[place]) for theirs in self.expected]
+
+
+def send_ordinary(swapped: Swapped, *, requests: int, threads: int) -> dict[str, Any]:
+    """What some threads get that ask without a pause while bundles change."""
+    limits = httpx.Limits(max_connections=threads, max_keepalive_connections=threads)
+    with httpx.Client(limits=limits) as client, ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda _: swapped.ask(client, 1), range(4 * threads)))
+        before, started = server_memory(), time.perf_counter()
+        asked = range(requests)
+        seconds, statuses, right = zip(
+            *pool.map(lambda number: swapped.ask(client, number), asked), strict=True
+        )
+        elapsed = time.perf_counter() - started
+    taken_up = {
+        number // swapped.every
+        for number, by in enumerate(right)
+        if by.count(True) == 1 and by[number // swapped.every % len(by)]
+    }
+    return {
+        "requests": requests,
+        "failed": {str(of): count for of, count in Counter(statuses).items() if of != 200},
+        "wrong_answers": [any(by) for by in right].count(False),
+        "bundles_answered_with": len(taken_up),
+        "swaps": (requests - 1) // swapped.every,
+        "requests_per_second": requests / elapsed,
+        **milliseconds(seconds),
+        "memory_before_mb": before,
+        "memory_peak_mb": max(swapped.memory),
+        "memory_after_mb": server_memory(),
+    }
+
+
+def send_hostile(
+    address: str, hostile: Sequence[tuple[bytes, int]], *, rounds: int
+) -> dict[str, float]:
+    """What hostile requests get, and the memory that they leave behind."""
+    memory, slowest, odd = [], 0.0, 0
+    with httpx.Client() as client:
+        for _ in range(rounds):
+            for body, status in hostile:
+                started = time.perf_counter()
+                reply = client.post(
+                    f"{address}/invocations", content=body, headers=JSON, timeout=TIMEOUT
+                )
+                slowest = max(slowest, time.perf_counter() - started)
+                odd += reply.status_code != status or "stack_trace" in reply.text
+            memory.append(server_memory())
+    settled = memory[min(WARM_UP_ROUNDS, rounds) - 1]
+    return {
+        "hostile_requests": rounds * len(hostile),
+        "hostile_wrong_status": odd,
+        "hostile_slowest_seconds": slowest,
+        "memory_hostile_mb": settled,
+        "memory_growth_mb": memory[-1] - settled,
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,6 +213,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="last line: one JSON object")
     parser.add_argument("--requests", type=int, default=10_000, help="ordinary ones")
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--swaps", type=int, default=8, help="changes of the bundle meanwhile")
+    parser.add_argument("--rounds", type=int, default=6, help="of hostile requests; 0 for none")
     parser.add_argument("--long", type=int, default=1_000_000, help="items of a long history")
     arguments = parser.parse_args()
     quieten_mlflow()
@@ -96,55 +225,28 @@ def main() -> None:
     run = Run(arguments.run)
     users = run.data.interactions.user_ids.head(512)
     histories = [run.history(user)["item_id"].to_list() for user in users]
-    with (
-        tempfile.TemporaryDirectory() as name,
-        httpx.Client(limits=httpx.Limits(max_connections=arguments.threads)) as client,
-    ):
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_pyfunc(export_bundle(run, folder / "bundle"), folder / "model")
-        model = mlflow.pyfunc.load_model(str(folder / "model"))
-        expected = model.predict(pd.DataFrame({"history": histories})).to_dict("records")
-        with serve(folder / "model", folder / "log.txt") as address:
-
-            def request(number: int) -> tuple[float, bool]:
-                place = number % len(histories)
-                started = time.perf_counter()
-                (answer,) = ask(client, address, [histories[place]])
-                return time.perf_counter() - started, same(answer, expected[place])
-
-            with ThreadPoolExecutor(arguments.threads) as pool:
-                list(pool.map(request, range(4 * arguments.threads)))
-                before, started = server_memory(), time.perf_counter()
-                taken, right = zip(*pool.map(request, range(arguments.requests)), strict=True)
-                seconds = time.perf_counter() - started
-            found: dict[str, float] = {
-                "requests": arguments.requests,
-                "wrong_answers": right.count(False),
-                "requests_per_second": arguments.requests / seconds,
-                "p50_ms": 1000 * float(np.median(taken)),
-                "p99_ms": 1000 * float(np.percentile(taken, 99)),
-                "memory_before_mb": before,
-                "memory_after_mb": server_memory(),
-            }
-            item_ids = run.data.items.item_ids.to_list()
-            hostile, memory, slowest, odd = hostile_requests(item_ids, arguments.long), [], 0.0, 0
-            for _ in range(ROUNDS):
-                for body, status in hostile:
-                    started = time.perf_counter()
-                    kind = {"Content-Type": "application/json"}
-                    reply = client.post(
-                        f"{address}/invocations", content=body, headers=kind, timeout=TIMEOUT
-                    )
-                    slowest = max(slowest, time.perf_counter() - started)
-                    odd += reply.status_code != status or "stack_trace" in reply.text
-                memory.append(server_memory())
-    found |= {
-        "hostile_requests": ROUNDS * len(hostile),
-        "hostile_wrong_status": odd,
-        "hostile_slowest_seconds": slowest,
-        "memory_hostile_mb": memory[WARM_UP_ROUNDS - 1],
-        "memory_growth_mb": memory[-1] - memory[WARM_UP_ROUNDS - 1],
-    }
+        bundles = [export_bundle(run, folder / "first")]
+        save_pyfunc(bundles[0], folder / "model")
+        table, expected = pd.DataFrame({"history": histories}), []
+        for number in range(2):
+            if number:
+                bundles.append(make_second(bundles[0], expected[0], folder / "second"))
+            model = mlflow.pyfunc.load_model(
+                str(folder / "model"), model_config={"bundle": str(bundles[number].directory)}
+            )
+            expected.append(model.predict(table).to_dict("records"))
+        link = folder / "current"
+        link.symlink_to(bundles[0].directory)
+        every = -(-arguments.requests // (arguments.swaps + 1))
+        with serve(folder / "model", folder / "log.txt", config={"bundle": str(link)}) as address:
+            swapped = Swapped(address, link, bundles, histories, expected, every=every)
+            found = send_ordinary(swapped, requests=arguments.requests, threads=arguments.threads)
+            if arguments.rounds:
+                item_ids = run.data.items.item_ids.to_list()
+                hostile = hostile_requests(item_ids, arguments.long)
+                found |= send_hostile(address, hostile, rounds=arguments.rounds)
     print_results(found, as_json=arguments.json)
 
 

@@ -27,6 +27,7 @@ from recgrit.disk import (
     bring_back,
     explain_write_failure,
     hold_lock,
+    partial_of,
     refuse_inside_artifact,
     replace_folder,
     resolve_links,
@@ -89,7 +90,7 @@ def write_artifact(
     if not directory.name:
         raise ArtifactError(f"{directory} is no folder to write: name one with {elsewhere}.")
     refuse_inside_artifact(directory)
-    temporary = directory.with_name(f".{directory.name}.partial")
+    temporary = partial_of(directory)
     key = origin.key
     with contextlib.ExitStack() as stack:
         try:
@@ -233,7 +234,9 @@ def load_artifact(
         try:
             loaded = load(directory)
         # Every format has its own exceptions, and safetensors derives its from Exception.
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             if _peek(directory) != before:
                 continue
             if isinstance(error, RecgritError) and not isinstance(error, DataError):
@@ -245,6 +248,11 @@ def load_artifact(
         if _peek(directory) == before:
             return loaded
     raise _never_at_rest(directory)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether a reader written in Rust met what it holds for impossible, such as a cut file."""
+    return type(error).__name__ == "PanicException"
 
 
 def retry_replaced(load: Callable[[], T]) -> T:

@@ -106,7 +106,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{start}{os.getpid()}")
     for other in path.parent.glob(f"{glob.escape(start)}*"):
         if not _is_running(other.name.removeprefix(start)):
-            other.unlink(missing_ok=True)  # Of a killed process.
+            with contextlib.suppress(OSError):  # Not what others put there, such as a folder.
+                other.unlink()  # Of a killed process.
     try:
         yield temporary
         _flush(temporary)
@@ -158,7 +159,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
                 f"{folder} holds {', '.join(inner[:3])}: files that belong together are written to "
                 "a folder that holds files alone. Name another one."
             )
-        temporary = folder.with_name(f".{folder.name}.partial")
+        temporary = partial_of(folder)
         shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process.
         temporary.mkdir()
         try:
@@ -189,7 +190,7 @@ def making_folder(folder: Path) -> Iterator[Path]:
             raise ArtifactError(
                 f"{folder} is there already: name a folder that does not exist yet."
             )
-        temporary = folder.with_name(f".{folder.name}.partial")
+        temporary = partial_of(folder)
         shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process.
         temporary.mkdir()
         try:
@@ -259,6 +260,17 @@ def bring_back(directory: Path) -> None:
     else:
         logger.warning("%s was being replaced when its writer was killed: it is back", directory)
         retired.rename(directory)
+
+
+def clear_up(directory: Path) -> None:
+    """Delete what a killed writer left beside a folder, unless somebody writes it now."""
+    left = [f".{directory.name}.{kind}" for kind in ("lock", "holder", "partial", "retired")]
+    if not any((directory.parent / name).exists() for name in left):
+        return
+    # The lock's own files go with it. Where nothing may be written, they stay, and bind nobody.
+    with contextlib.suppress(ArtifactError, OSError), hold_lock(directory):
+        bring_back(directory)
+        shutil.rmtree(partial_of(directory), ignore_errors=True)
 
 
 def wait_for(directory: Path) -> None:
@@ -351,6 +363,11 @@ def _read_holder(note: Path) -> str:
     # Not written yet, or just deleted.
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
+
+
+def partial_of(directory: Path) -> Path:
+    """Where a folder is written before it takes its place."""
+    return directory.with_name(f".{directory.name}.partial")
 
 
 def _retired(directory: Path) -> Path:

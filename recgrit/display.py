@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from recgrit.evaluation.report import EvaluationReport
+    from recgrit.folds import FoldResults
     from recgrit.runs import Run
 
 # Columns that the table of metrics takes at three list lengths.
@@ -68,6 +69,31 @@ def print_metrics(opened: Run) -> None:
     )
 
 
+def print_folds(found: FoldResults) -> None:
+    """A row for each window of time, and the mean over them with its interval."""
+    from recgrit.evaluation.metrics import HEADLINES
+    from recgrit.reporting.scores import headline_k, metric_title, short_number
+
+    k = headline_k(found.folds[0].report.ks)
+    names = [f"{metric.lower()}_at_{k}" for metric in HEADLINES]
+    titles = [metric_title(name) for name in names]
+    table = build_table("fold", "test from", "targets", *titles, numbers=("targets", *titles))
+    table.title = "Folds"
+    for fold in found.folds:
+        report = fold.report
+        table.add_row(
+            str(fold.number),
+            fold.test_from,
+            f"{report.protocol['num_targets']:,}",
+            *(_show_mean(report, name) for name in names),
+        )
+    means = [found.means[name] for name in names]
+    shown = [f"{short_number(m.mean)} ±{short_number((m.high - m.low) / 2)}" for m in means]
+    table.add_row("mean", "", "", *shown)
+    output.print(table)
+    output.print("Of the mean: half of Student's 95% interval over folds.")
+
+
 def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Table]:
     """One row per report and one column per metric and k, where so many columns have room.
 
@@ -78,10 +104,10 @@ def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Tab
         rows: Reports by what to call them, such as ``"popularity test"``.
         width: Columns of the terminal.
     """
-    from recgrit.evaluation.metrics import METRICS
+    from recgrit.evaluation.metrics import HEADLINES
 
     ks = sorted({k for report in rows.values() for k in report.ks})
-    keys = {f"{metric}@{k}": f"{metric.lower()}_at_{k}" for metric in METRICS for k in ks}
+    keys = {f"{metric}@{k}": f"{metric.lower()}_at_{k}" for metric in HEADLINES for k in ks}
     cells = {
         label: [_show_mean(report, key) for key in keys.values()] for label, report in rows.items()
     }
@@ -109,21 +135,21 @@ def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Tab
 
 def _tall_tables(rows: Mapping[str, EvaluationReport], ks: list[int], width: int) -> list[Table]:
     """A row per list length; as many reports side by side as have room."""
-    from recgrit.evaluation.metrics import METRICS
+    from recgrit.evaluation.metrics import HEADLINES
 
     numbers = {
         (label, metric): [_show_mean(report, f"{metric.lower()}_at_{k}") for k in ks]
         for label, report in rows.items()
-        for metric in METRICS
+        for metric in HEADLINES
     }
     cell = max(len(text) for column in numbers.values() for text in column)
     first = max(len("K"), *(len(str(k)) for k in ks))
-    if _table_width([first, *[cell] * len(METRICS)]) > width:  # The half interval below its mean.
+    if _table_width([first, *[cell] * len(HEADLINES)]) > width:  # The half interval below its mean.
         cell = max(len(word) for column in numbers.values() for t in column for word in t.split())
     per_table = 1
     while (
         per_table < len(rows)
-        and _table_width([first, *[cell] * (len(METRICS) * (per_table + 1))]) <= width
+        and _table_width([first, *[cell] * (len(HEADLINES) * (per_table + 1))]) <= width
     ):
         per_table += 1
     tables = []
@@ -132,7 +158,7 @@ def _tall_tables(rows: Mapping[str, EvaluationReport], ks: list[int], width: int
         labels = labels_of_all[start : start + per_table]
         table = _open_table()
         table.add_column("K", justify="right", width=first)
-        columns = [(label, metric) for label in labels for metric in METRICS]
+        columns = [(label, metric) for label in labels for metric in HEADLINES]
         for label, metric in columns:
             title = f"{escape(label)} {metric}"
             table.add_column(title, justify="right", width=cell, overflow="fold")

@@ -144,7 +144,7 @@ def wait() -> None:
 def seed_apart(seed: int, epoch: int) -> None:
     """Let torch draw other numbers in every process but 0, the same whenever this epoch starts.
 
-    Process 0 goes on with its own stream, as a single process does.
+    Process 0 continues with its own stream, as a single process does.
     """
     if not is_first():
         mixed = torch.Generator().manual_seed(seed)

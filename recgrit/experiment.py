@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from recgrit.config import Config, load_config, validate
 from recgrit.data.config import DataConfig
-from recgrit.disk import write_atomic
+from recgrit.disk import resolve_links, write_atomic
 from recgrit.embedding.config import EmbeddingConfig, FeatureConfig
 from recgrit.engines.config import EngineConfig
 from recgrit.errors import ArtifactError
@@ -31,6 +31,8 @@ from recgrit.retrieval.config import RetrieverConfig
 from recgrit.tracking.config import TrackingConfig
 
 CONFIG_NAME = "config.yaml"
+# Of all interactions, what folds may keep from the training of the first of them.
+MAX_HELD_OUT = 0.9
 # The section of each model's settings; popularity has none.
 SECTIONS = {
     "trie": "retriever",
@@ -144,8 +146,9 @@ class ExperimentConfig(Config):
         """
         sections: dict[str, Any] = {k: v for k, v in recorded.items() if k in RECORDED}
         if stage == "prepare":
-            # Whether there was a file of items is recorded, and not where it lies.
-            table = {k: v for k, v in recorded["table"].items() if k != "items_path"}
+            # Whether there were files of items and users is recorded, and not where they lie.
+            paths = ("items_path", "users_path")
+            table = {k: v for k, v in recorded["table"].items() if k not in paths}
             sections = {"data": {**recorded, "table": table}}
         elif stage == "embed":
             sections["features"] = self.features.with_recorded(sections["features"])
@@ -268,9 +271,31 @@ class ExperimentConfig(Config):
                 "retriever.init_from takes the IDs of what it trains on from, and "
                 "tokenizer.semantic_ids_path others: set one of them"
             )
-        if source.resolve() == self.run.dir.resolve():
+        if resolve_links(source) == resolve_links(self.run.dir):
             raise ValueError(
                 f"retriever.init_from is {source}, the run itself: name another run.dir"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> ExperimentConfig:
+        folds, data = self.evaluation.folds, self.data
+        if folds == 1:
+            return self
+        if data.split != "temporal" or data.valid_from is not None:
+            raise ValueError(
+                "evaluation.folds are windows of time, which data.valid_share and data.test_share "
+                "choose: set data.split=temporal and no data.valid_from, or evaluation.folds=1"
+            )
+        if self.engine.kind != "local":
+            raise ValueError("evaluation.folds goes with engine=local: folds run one by one")
+        held_out = folds * data.test_share + data.valid_share
+        if held_out > MAX_HELD_OUT:
+            raise ValueError(
+                f"{folds} folds of data.test_share={data.test_share:g} and "
+                f"data.valid_share={data.valid_share:g} leave the first one "
+                f"{max(0.0, 1 - held_out):.0%} of all interactions to train on, and it needs "
+                f"{1 - MAX_HELD_OUT:.0%}: lower the shares or evaluation.folds"
             )
         return self
 

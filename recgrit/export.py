@@ -53,7 +53,7 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
 
     Every other split it takes as it is, from ``NAME.train.inter``, ``NAME.valid.inter`` and
     ``NAME.test.inter`` by ``benchmark_filename: [train, valid, test]`` and ``alias_of_item_id:
-    [item_id_list]``: one line per target, with the history before it. Lists of words are parted by
+    [item_id_list]``: one line per target, with the history before it. Lists of words are split at
     blanks there, so blanks within a word become underscores.
 
     Raises:

@@ -28,6 +28,7 @@ def fit(
     items: Frame | None = None,
     *,
     config: Path | str | None = None,
+    until: str = "recommend",
     force: bool = False,
     **settings: Any,
 ) -> Run:
@@ -41,13 +42,14 @@ def fit(
         events: One row per interaction, with columns of users, items and times.
         items: One row per item, with the same ids; None where only ids are known.
         config: A YAML file with settings, such as one that ``recgrit init`` wrote.
+        until: The last stage to run, such as ``train``.
         force: Redo stages that are up to date.
         **settings: Settings by their names with two underscores in place of each point
             (``retriever__epochs=3``), or a section as a mapping (``retriever={"epochs": 3}``).
             ``run__dir`` is the run folder, ``data__table__user_id`` names a column.
 
     Returns:
-        The finished run.
+        The run, finished up to that stage.
 
     Raises:
         ConfigError: A setting is unknown or does not fit.
@@ -74,7 +76,7 @@ def fit(
     data["table"] = table
     run = {"dir": found.run.dir, "cache_dir": found.run.cache_dir}
     complete = validate(ExperimentConfig, {**values, "data": data, "run": run}, "the settings")
-    run_experiment(complete, force=force)
+    run_experiment(complete, until=until, force=force)
     from recgrit.runs import Run
 
     return Run(found.run.dir)

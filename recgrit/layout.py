@@ -19,6 +19,8 @@ ID_EPOCHS_NAME = "id_epochs.parquet"
 CHECKPOINTS_NAME = ".training"
 # Holds what is done of a stage that is done in shards.
 SHARDS_NAME = ".shards"
+# Holds the runs of the windows of time before a run's own.
+FOLDS_NAME = "folds"
 # There while a tracked run has not come to its end.
 TRACKING_NAME = ".tracking.json"
 

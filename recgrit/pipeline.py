@@ -24,6 +24,8 @@ from recgrit.errors import ArtifactError, ConfigError, DataError, NewerSchemaErr
 from recgrit.evaluation.repeats import NEW_ITEMS
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 from recgrit.experiment import CONFIG_NAME, ExperimentConfig
+from recgrit.folds import FoldResults, collect_folds, plan_folds
+from recgrit.launch import read_launch
 from recgrit.layout import CHECKPOINTS_NAME, FOLDERS, SHARDS_NAME, TRACKING_NAME, stage_directory
 from recgrit.manifests import read_manifest
 from recgrit.runs import Run
@@ -50,7 +52,9 @@ class RunResult:
         directory: The run folder.
         model: Kind of the run's own model.
         reports: Evaluation reports; empty if the run stopped before evaluation.
+        groups: What the run's own model reached on groups of test targets, by key and label.
         new_items: Those of test targets that are no repeats, by model, where repeats are many.
+        folds: What each window of time gave, where several were asked for.
         seconds: Time spent in each stage now; 0 for one that was up to date.
         up_to_date: Stages that were not redone.
         artifacts: Folder of each stage.
@@ -62,7 +66,9 @@ class RunResult:
     directory: Path
     model: str = ""
     reports: dict[ReportKey, EvaluationReport] = field(default_factory=dict)
+    groups: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     new_items: dict[str, EvaluationReport] = field(default_factory=dict)
+    folds: FoldResults | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     up_to_date: list[str] = field(default_factory=list)
     artifacts: dict[str, Path] = field(default_factory=dict)
@@ -85,7 +91,10 @@ class RunResult:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Metrics by split, of the baselines too, times, memory and places, as JSON-able values."""
+        """Metrics by split, of the baselines too, and by group of targets; times, memory, places.
+
+        All values are those that JSON has.
+        """
         values: dict[str, Any] = {"model": self.model, "baselines": {}, "num_users": None}
         for model, report in self.new_items.items():
             of_model = values if model == self.model else values["baselines"].setdefault(model, {})
@@ -99,6 +108,8 @@ class RunResult:
                 values["baselines"].setdefault(key.model, {})[key.lists] = report.metrics()
         return {
             **values,
+            "groups": self.groups,
+            **({} if self.folds is None else {"folds": self.folds.to_json()}),
             "seconds": {**self.seconds, "total": round(sum(self.seconds.values()), 2)},
             "up_to_date": self.up_to_date,
             "peak_rss_mb": peak_memory_mb(),
@@ -146,12 +157,15 @@ def run_experiment(
         is_idle = (
             not force
             and all(stage.is_current(config) for stage in stages)
+            and not _lacks_folds(config, stages)
             and not (parent is None and until == "recommend" and _is_tracking_unfinished(config))
         )
         tracking = _track(config, is_idle=is_idle) if parent is None else nullcontext(parent)
         with tracking as tracker:
             for number, stage in enumerate(stages, start=1):
                 heading = f"[{number}/{len(stages)}] {stage.name}"
+                if not is_idle and number == 2:
+                    _check_against_data(config, stages)
                 result.artifacts[stage.name] = stage.directory(config)
                 if is_idle or (not force and stage.is_current(config)):
                     logger.info("%s: up to date", heading)
@@ -178,12 +192,52 @@ def run_experiment(
                     config.save()
             config.save()
             if "evaluate" in result.artifacts:
-                run = Run(config.run.dir)
-                result.reports, result.new_items = run.reports, run.new_items
+                if not is_idle:
+                    _run_folds(config, tracker, force=force)
+                _read_results(result)
             if not is_idle:
                 result.tracking = tracker.location
                 _record(config, stages, result, tracker)
     return result
+
+
+def _check_against_data(config: ExperimentConfig, stages: Sequence[Stage]) -> None:
+    """Refuse settings of later stages that the prepared data do not fit."""
+    for stage in stages:
+        stage.check(config)
+
+
+def _read_results(result: RunResult) -> None:
+    """Put what an evaluated run has into its result."""
+    run = Run(result.directory)
+    result.reports, result.new_items = run.reports, run.new_items
+    result.groups = run.manifest("evaluate").summary["groups"]
+    result.folds = collect_folds(run)
+
+
+def _lacks_folds(config: ExperimentConfig, stages: Sequence[Stage]) -> bool:
+    """Whether windows of time are asked for whose runs are not all there."""
+    if config.evaluation.folds == 1 or all(stage.name != "evaluate" for stage in stages):
+        return False
+    return any(
+        not stage.is_current(fold)
+        for fold in plan_folds(config)
+        for stage in plan_stages(fold, "evaluate")
+    )
+
+
+def _run_folds(config: ExperimentConfig, tracker: Tracker, *, force: bool) -> None:
+    """Make the runs of the windows before the run's own, each recorded within its tracked run."""
+    plans = plan_folds(config)
+    for number, fold in enumerate(plans, start=1):
+        logger.info("fold %d of %d: test from %s", number, len(plans) + 1, fold.data.test_from)
+        with tracker.stage(f"fold-{number}") as of_fold:
+            run_experiment(fold, until="evaluate", force=force, parent=of_fold)
+    if plans:
+        found = collect_folds(Run(config.run.dir))
+        assert found is not None
+        for name, over in found.means.items():
+            tracker.log_metrics({f"folds/{name}": over.mean})
 
 
 def _lock(stack: ExitStack, directory: Path) -> None:
@@ -206,7 +260,7 @@ def _lock(stack: ExitStack, directory: Path) -> None:
 
 
 def require_own_checkpoint(config: ExperimentConfig) -> None:
-    """Refuse to go on with a model that was trained on other artifacts than the run has.
+    """Refuse to continue with a model that was trained on other artifacts than the run has.
 
     `run_experiment` would train again, which is not what someone expects who asks for an
     evaluation after putting another ID table in place.
@@ -310,6 +364,8 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
     Returns:
         Whether the run takes the place of one on other data or of another model.
     """
+    if config.evaluation.folds > 1 and read_launch() is not None:
+        raise ConfigError("evaluation.folds goes with one process: start it without torchrun.")
     replaced = _find_replaced(config)
     if replaced and not force:
         raise replaced

@@ -43,10 +43,13 @@ class Histories:
     Args:
         items: int64 ``[B, T]``, padded at the end with any item.
         lengths: int64 ``[B]``.
+        users: int64 ``[B]``, the user_idx of those whom the model was trained with, -1 of others;
+            None where nobody knows.
     """
 
     items: Tensor
     lengths: Tensor
+    users: Tensor | None = None
 
     @property
     def present(self) -> Tensor:
@@ -56,7 +59,8 @@ class Histories:
 
     def to(self, device: torch.device) -> Histories:
         """The same on another device."""
-        return Histories(self.items.to(device), self.lengths.to(device))
+        users = None if self.users is None else self.users.to(device)
+        return Histories(self.items.to(device), self.lengths.to(device), users)
 
     @property
     def ends(self) -> Tensor:
@@ -179,14 +183,19 @@ def last_items(
     starts: npt.NDArray[np.int64],
     ends: npt.NDArray[np.int64],
     history_length: int,
+    users: npt.NDArray[np.int64] | None = None,
 ) -> Histories:
-    """The last items of slices, at most ``history_length`` of each."""
+    """The last items of slices, at most ``history_length`` of each, and whose they are."""
     lengths = np.minimum(ends - starts, history_length)
     positions = np.arange(max(1, int(lengths.max(initial=1))))
     inside = positions < lengths[:, None]
     index = np.where(inside, (ends - lengths)[:, None] + positions, 0)
     items = np.where(inside, split_items[index], 0).astype(np.int64)
-    return Histories(torch.from_numpy(items), torch.from_numpy(lengths))
+    return Histories(
+        torch.from_numpy(items),
+        torch.from_numpy(lengths),
+        None if users is None else torch.from_numpy(users),
+    )
 
 
 def items_once(
@@ -245,7 +254,8 @@ def recommend_items(
     batch_users = max(1, min(ranker.batch_users, MAX_LISTED // top_k))
     batches = _plan_batches(order, longest[order], batch_users)
     for rows in track(batches, f"recommend {history}", len(batches)):
-        read = last_items(split.items, starts[rows], ends[rows], ranker.history_length)
+        people = split.people_of(users[rows])
+        read = last_items(split.items, starts[rows], ends[rows], ranker.history_length, people)
         excluded = None
         if masked:
             excluded = items_once(split.items, starts[rows], ends[rows], split.num_items)
@@ -306,12 +316,14 @@ class Batch:
         targets: int64 ``[M]``, the item that follows each.
         weights: float32 ``[M]``, what each counts in the loss, 1 in the mean over all training
             targets; None where all count alike.
+        people: int64 ``[B]``, the user_idx of each history; None where nobody knows.
     """
 
     histories: Tensor
     positions: Tensor
     targets: Tensor
     weights: Tensor | None = None
+    people: Tensor | None = None
 
     @property
     def num_targets(self) -> int:
@@ -335,6 +347,7 @@ class Batch:
             send(self.positions, device),
             send(self.targets, device),
             None if self.weights is None else send(self.weights, device),
+            None if self.people is None else send(self.people, device),
         )
 
 

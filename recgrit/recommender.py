@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, Literal
@@ -101,7 +102,7 @@ class Recommender:
 
         Args:
             allowed_items: As `ranker` has them.
-            blocked_items: Likewise.
+            blocked_items: As `ranker` has them.
 
         Raises:
             ConfigError: Nobody knows how popular the items are.
@@ -250,6 +251,7 @@ class Recommender:
         self,
         histories: Sequence[IdList],
         *,
+        people: npt.NDArray[np.int64] | None = None,
         ranker: Ranker | None = None,
         top_k: int = TOP_K,
         exclude_seen: bool = True,
@@ -257,7 +259,8 @@ class Recommender:
         """Lists after histories of external ids, as indices; ``users`` are places in the sequence.
 
         Histories without a known item have no list. A history that is a bare string has that one
-        item; nulls are passed over, and their number is logged.
+        item; nulls are passed over, and their number is logged. ``people`` are the user_idx of
+        those whom the model was trained with, -1 of others; None for nobody it knows.
 
         Raises:
             DataError: ``top_k`` is below 1, or a history is no list of ids.
@@ -280,6 +283,8 @@ class Recommender:
             np.cumsum([0, *(len(known[row]) for row in rows)]),
             len(self.items),
         )
+        if people is not None:
+            split = replace(split, people=people[rows])
         found = recommend_items(
             ranker or self.ranker(),
             split,
@@ -333,7 +338,8 @@ class Recommender:
         item = self.items.item_idx(item_id)
         ends = split.offsets[1:] if history == "all" else split.target_positions(history)
         starts, ends = split.offsets[:-1][[user]], ends[[user]]
-        read = last_items(split.items, starts, ends, ranker.history_length)
+        people = split.people_of(np.array([user]))
+        read = last_items(split.items, starts, ends, ranker.history_length, people)
         return name_choices(
             ranker,
             self.items,
@@ -399,7 +405,7 @@ def listed_items(row: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 def list_popular(
     ranker: PopularityRanker, users: npt.NDArray[np.int64], top_k: int
 ) -> Recommendations:
-    """One list for all of these users: the most popular items, and how often they were taken."""
+    """One list for all of these users: the most popular items, and their interactions."""
     best = ranker.order[:top_k]
     shape = (len(users), len(best))
     return Recommendations(

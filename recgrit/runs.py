@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -47,6 +47,7 @@ from recgrit.summaries import Summarized
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+    from recgrit.data.attributes import Attributes
     from recgrit.models.model import CatalogueInputs, Model
     from recgrit.quantization.autoencoder import Tokenizer
     from recgrit.ranking import Ranker
@@ -59,12 +60,18 @@ T = TypeVar("T")
 
 
 def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tokenizer:
-    """A fitted tokenizer from its weights, in eval mode."""
+    """A fitted tokenizer from its weights, in eval mode.
+
+    Raises:
+        DataError: A weight is not finite.
+    """
     from safetensors.torch import load_file
 
+    from recgrit.models.network import require_finite
     from recgrit.quantization.fit import build_learned_tokenizer, build_tokenizer
 
     state = load_file(path)
+    require_finite(state)
     model: Tokenizer
     if config.objective == "reconstruction":
         model = build_tokenizer(feature_dim, config)
@@ -311,23 +318,51 @@ class Run(Summarized):
             return str(self.manifest("train").config["model"])
         return self.config.model.kind
 
-    def catalogue_inputs(self, needs: Collection[str]) -> CatalogueInputs:
+    def catalogue_inputs(self, needs: Collection[str], settings: object = None) -> CatalogueInputs:
         """What a model may use of the items.
 
         Args:
             needs: Stages whose artifacts it uses beside the prepared data.
+            settings: Of the model; those with ``item_attributes`` and ``user_attributes`` name
+                columns of the items and users.
+
+        Raises:
+            ConfigError: There is no such column.
         """
+        from recgrit.data.attributes import Attributes
         from recgrit.models.model import CatalogueInputs
 
         num_items = self.data.split.num_items
+        trained = self.data.split.train_item_counts() > 0
+        names = getattr(settings, "item_attributes", ())
+        users = self.user_attributes(getattr(settings, "user_attributes", ()))
         return CatalogueInputs(
-            trained=self.data.split.train_item_counts() > 0,
+            trained=trained,
             semantic_ids=self.semantic_ids if "tokenize" in needs else None,
             features=self.features.vectors if "embed" in needs else None,
             words=self.words if "embed" in needs else None,
             listed=np.ones(num_items, dtype=bool),
             num_known=num_items,
+            attributes=Attributes.fit(self.data.items.frame, names, trained),
+            user_attributes=users,
         )
+
+    def user_attributes(self, names: Sequence[str]) -> Attributes | None:
+        """Columns of the users' table, of all users and of an unknown one; None without columns.
+
+        Raises:
+            ConfigError: There is no such column, or no table.
+        """
+        from recgrit.data.attributes import Attributes, require_columns
+
+        if not names:
+            return None
+        split = self.data.split
+        trained = np.zeros(split.num_users, dtype=bool)
+        trained[split.train_pairs()[0]] = True
+        frame = require_columns(self.data.users, names, "retriever.user_attributes")
+        found = Attributes.fit(frame, names, trained)
+        return None if found is None else found.with_stranger()
 
     def model(self, kind: str | None = None) -> Model:
         """A fitted model of the run.
@@ -358,8 +393,8 @@ class Run(Summarized):
                 f"evaluation.baselines=[{kind}]'."
             )
         manifest, model = self.manifest(stage), find_model(kind)
-        inputs = self.catalogue_inputs(model.needs)
         settings = validate(model.settings_class, manifest.config["settings"], f"the stage {stage}")
+        inputs = self.catalogue_inputs(model.needs, settings)
         loaded = self.read(stage, lambda path: model.load(path, inputs, settings))
         return loaded.to_device(self.device)
 

@@ -99,7 +99,7 @@ def describe_settings() -> str:
         "below the other, or behind a command as `retriever.epochs=3`; None is written `null`.",
         "`recgrit settings epochs` searches names and meanings in the terminal.",
         "",
-        "<!-- Made from the docstrings of the classes: python docs/settings.py -->",
+        "<!-- Made from the docstrings of the classes: python docs/generate.py -->",
     ]
     for section in list_sections():
         lines += ["", f"## {section.name or 'At the top'}", "", _markdown(section.meaning), ""]
@@ -158,7 +158,7 @@ def _show_values(field: FieldInfo) -> str:
 def _show_type(annotation: Any) -> str:
     names = {
         int: "whole number", float: "number", bool: "true or false", str: "text",
-        type(None): "null", "Path": "path", "date": "day",
+        type(None): "null", "Path": "path", "date": "day", "datetime": "time",
     }  # fmt: skip
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:

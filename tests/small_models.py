@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 
+from recgrit.data.attributes import Attributes
 from recgrit.data.splits import SequenceSplit
 from recgrit.models.model import CatalogueInputs
 from recgrit.models.trie import TrieModel
@@ -21,10 +22,20 @@ from recgrit.training.gradients import plan_step
 from recgrit.training.loop import Trained
 
 
-def build_inputs(split, table=None, features=None):
-    """A catalogue of which nothing was removed and to which nothing was added."""
+def build_inputs(split, table=None, features=None, config=None):
+    """A catalogue of which nothing was removed and to which nothing was added.
+
+    Items have attributes ``category`` and ``price``, users ``segment``, where settings ask for any.
+    """
+    trained = split.train_item_counts() > 0
+    places, users = np.arange(split.num_items), np.arange(split.num_users)
+    items = pl.DataFrame({"category": [f"c{place % 4}" for place in places], "price": places})
+    people = pl.DataFrame({"segment": [f"s{user % 3}" for user in users]})
+    of_users = Attributes.fit(people, getattr(config, "user_attributes", ()), users >= 0)
     return CatalogueInputs(
-        trained=split.train_item_counts() > 0,
+        attributes=Attributes.fit(items, getattr(config, "item_attributes", ()), trained),
+        user_attributes=None if of_users is None else of_users.with_stranger(),
+        trained=trained,
         semantic_ids=table,
         features=features,
         words=None,
@@ -35,12 +46,14 @@ def build_inputs(split, table=None, features=None):
 
 def build_retriever(table, split, features, config):
     """An untrained retriever."""
-    return TrieModel.build(build_inputs(split, table, features), config)
+    inputs = build_inputs(split, table, features, config)
+    return TrieModel.build(inputs, config)
 
 
 def fit_retriever(table, split, features, config, **options):
     """The retriever of a fitted trie model, with what its training did."""
-    found = TrieModel.fit(build_inputs(split, table, features), split, config, **options)
+    inputs = build_inputs(split, table, features, config)
+    found = TrieModel.fit(inputs, split, config, **options)
     summary = found.summary
     return Trained(found.model.network, summary.history, summary.best_epoch, found.model.precision)
 

@@ -7,10 +7,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from recgrit import artifacts
-from recgrit.artifacts import check_parent, is_current, open_artifact, write_artifact
+from recgrit.artifacts import (
+    check_parent,
+    is_current,
+    load_artifact,
+    open_artifact,
+    write_artifact,
+)
 from recgrit.checksums import digest_json
 from recgrit.disk import MANIFEST_NAME, write_atomic
 from recgrit.errors import ArtifactError
@@ -299,3 +306,19 @@ def test_a_partial_folder_is_invisible_to_readers(tmp_path: Path) -> None:
         assert writer.path.name.startswith(".")
         assert not directory.exists()
     assert artifacts.read_manifest(directory).files == {}
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+    """Polars panics then, which is no ``Exception``; to stop the program is another matter."""
+    build(tmp_path / "tokenize")
+
+    def panic(_: Path) -> None:
+        raise pl.exceptions.PanicException("range end out of bounds")
+
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        load_artifact(tmp_path / "tokenize", panic)
+    with pytest.raises(KeyboardInterrupt):
+        load_artifact(tmp_path / "tokenize", stop)

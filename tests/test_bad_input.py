@@ -298,6 +298,16 @@ def test_codebooks_that_do_not_fit_the_catalogue(
 # Users, items and places
 
 
+def test_a_source_that_is_a_link_to_itself(
+    new_config: NewConfig, tmp_path: Path, command: Command
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    config = new_config(retriever={"init_from": str(loop)})
+    assert_told(command("run", config), str(loop))
+    assert built(tmp_path) == []
+
+
 def test_an_unknown_user(tiny_run: FinishedRun, command: Command) -> None:
     done = command("recommend", "--run", tiny_run.directory, "--user", "1", "--user", "nobody")
     assert_told(done, "Unknown user(s) 'nobody'", "60 users")

@@ -97,7 +97,7 @@ def test_a_bound_that_is_no_number_is_refused_by_name(
 
 
 def test_the_documents_list_every_bound() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "reference" / "settings.md").read_text()
     for bound in BOUNDS:
         assert f"| `{bound.variable}` | {bound.default:,}" in text
         assert bound.unit in text

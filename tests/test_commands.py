@@ -38,6 +38,10 @@ SUBSTITUTIONS = {
     r"data\.source=recbole data\.path=\S+": "data.source=recbole data.path=atomic-files",
     r"data\.path=(?:FOLDER|FILES|…|/path/to/\S+)": "data.path=ml-100k",
     r"items_path=items\.csv": "items_path=skus.csv",
+    r"shop\.yaml (?=.*users_path)": (
+        "shop.yaml data.source=table data.path=log.csv data.table.items_path=skus.csv "
+        "data.table.user_id=uid data.table.item_id=sku data.table.timestamp=at "
+    ),
     r"init --events \S+ --items \S+": "init --events log.csv --items skus.csv",
     r"/shared/": "",
     r"codebook_size=\d+": "codebook_size=8",
@@ -48,9 +52,9 @@ SUBSTITUTIONS = {
     r"\bFILE\b": "lists.parquet",
     r"\bLISTS\b": "recbole-top20.csv",
     r"--user \S+": "--user 1",
-    r"--after \d+": "--after 1",
+    r"--after \S+": "--after 1",
     r"inspect item \S+": "inspect item 1",
-    r"(?<=similar )(.*) (50|260|ITEM)\b": r"\1 1",
+    r"(?<=similar )(.*) (50|SKU-\d+|ITEM)\b": r"\1 1",
     r"\bBUNDLE\b": "bundles/monday",
     r"\bITEMS_FILE\b": "items.csv",
     r"\bWAY\b": "embedding",
@@ -60,9 +64,12 @@ SUBSTITUTIONS = {
 NOT_RUN = {
     r"recgrit --install-completion": "changes the shell's settings; tests/test_help.py completes",
     r"(mlflow|curl) ": "needs a server; tests/serving/test_pyfunc.py serves a model over HTTP",
-    r"torchrun --max-restarts$": "an option; tests/training/test_processes.py restarts a training",
-    r"ray start$": "a cluster; tests/engines/test_ray_engine.py runs on one",
-    r"(cat|\.|python3 -m venv|pre-commit|pytest) ": "no command of recgrit",
+    # torchrun --max-restarts and ray start: tests/training/test_processes.py restarts a training,
+    # tests/engines/test_ray_engine.py runs on a cluster.
+    r"(cat|echo|\.|python3 -m venv|pre-commit|pytest) |(torchrun --max-restarts|ray start)$": (
+        "no command of recgrit"
+    ),
+    r"python make_shop\.py": "the page shows the script; tested below",
     r"(make|pip) ": "tested below for what they name",
     r"python (?!pipelines/nightly_batch)": "hours; tested below for its options",
 }
@@ -140,7 +147,14 @@ def write_clicks(path: Path, run: Any) -> None:
 
 
 def write_items(path: Path, run: Any) -> None:
-    pl.DataFrame({"sku": range(1, 41), "title": "A thing", "name": "A thing"}).write_csv(path)
+    kinds = {"category": ["soap", "oil"] * 20, "brand": ["Dove", "Alba"] * 20}
+    things = pl.DataFrame({"sku": range(1, 41), "title": "A thing", "name": "A thing"} | kinds)
+    things.with_columns(price_eur=pl.col("sku") / 2).write_csv(path)
+
+
+def write_customers(path: Path, run: Any) -> None:
+    people = pl.DataFrame({"uid": range(1, 61), "age": range(20, 80)})
+    people.with_columns(plan=pl.lit("paid"), segment=pl.lit("new")).write_csv(path)
 
 
 def write_atomic_files(folder: Path, run: Any) -> None:
@@ -166,9 +180,16 @@ def export_bundle_of(path: Path, run: Any) -> None:
     export_bundle(Run(run.directory), path)
 
 
+def write_vectors(path: Path, run: Any) -> None:
+    """A vector of four numbers for each item."""
+    items = pl.read_parquet(run.directory / "data" / "items.parquet").select("item_id")
+    vectors = [[float(n), float(n * n % 7), float(n % 3), 1.0] for n in range(items.height)]
+    items.with_columns(pl.Series("vector", vectors)).write_parquet(path)
+
+
 def write_own_model(path: Path, run: Any) -> None:
-    """The module that docs/models.md shows."""
-    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    """The module that docs/how-to/own_model.md shows."""
+    page = (ROOT / "docs" / "how-to" / "own_model.md").read_text(encoding="utf-8")
     (module,) = re.findall(r"```python\n(# own_models\.py.*?)```", page, re.DOTALL)
     (path.parent / "own_models.py").write_text(module)
 
@@ -193,6 +214,8 @@ INPUTS: dict[str, Callable[[Path, Any], object]] = {
     r".*\bown_models\.NextItem\b.*": write_own_model,
     r"(items|new)\.csv": lambda path, run: later_items().write_csv(path),
     r"items\.parquet": lambda path, run: later_items().write_parquet(path),
+    r"vectors\.parquet": write_vectors,
+    r"customers\.csv": write_customers,
     r"gone\.txt": lambda path, run: path.write_text("3\n"),
     r"recbole-top20\.csv": write_lists,
     r"histories\.parquet": write_histories,
@@ -252,9 +275,52 @@ def test_a_script_runs_as_documented(text: str, workspace: Callable[[str], Path]
     assert done.returncode == 0, done.stderr
 
 
+def read_code(page: str, number: int = 0) -> str:
+    """A page's block of Python by its number, from 0."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+
+
+def test_the_shop_of_the_tutorial_can_be_made_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+) -> None:
+    """The page's script makes the files that its next command reads, with the numbers shown."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(read_code("tutorials/shop.md"), "make_shop.py", "exec"), {})
+    done = command("init", "--events", "events.csv", "--items", "items.csv", "--out", "shop.yaml")
+    assert done.code == 0, done.err
+    page = (ROOT / "docs/tutorials/shop.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    written = (tmp_path / "shop.yaml").read_text(encoding="utf-8")
+    assert set(shown.splitlines()) <= set(written.splitlines())
+
+
+def test_the_loop_with_a_quantizer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(read_code("how-to/own_quantizer.md"), "loop.py", "exec"), names)
+    assert names["codes"].shape == (4096, 3)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_look_ups_lead_back_to_the_item(
+    number: int,
+    workspace: Callable[[str], Path],
+    command: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    workspace("recgrit export table --run runs/movielens-100k")
+    done = command("export", "table", "--run", "runs/movielens-100k", "--out", "tables")
+    assert done.code == 0, done.err
+    code = read_code("how-to/item_id_tables.md", number).replace('"50"', '"5"')
+    capfd.readouterr()
+    exec(compile(code, "look_up.py", "exec"), {})
+    assert capfd.readouterr().out == "5\n"
+
+
 def test_scripts_have_the_options_that_are_documented() -> None:
     for one in DOCUMENTED:
-        if one.program == "python":
+        if one.program == "python" and not one.text.startswith("python make_shop.py"):
             script = ROOT / one.text.split()[1]
             assert script.is_file(), one
             source = script.read_text()

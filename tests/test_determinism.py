@@ -1,4 +1,4 @@
-"""What of a run is equal to the bit, and what to rounding; docs/engines.md says it."""
+"""What of a run is equal to the bit, and what to rounding: docs/explanation/determinism.md."""
 
 from __future__ import annotations
 

@@ -315,3 +315,13 @@ def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
     with hold_lock(directory):
         pass
     assert names(tmp_path) == []
+
+
+def test_a_folder_in_place_of_a_leftover_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    odd = tmp_path / f".a.txt.partial-{socket.gethostname()}-{process.pid}"
+    odd.mkdir()
+    write_atomic(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert odd.is_dir()

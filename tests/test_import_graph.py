@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from graphlib import CycleError
@@ -39,10 +40,12 @@ def test_every_module_can_be_imported_first() -> None:
         "        del sys.modules[known]\n"
         "    importlib.import_module(name)\n"
     )
-    modules = sorted(set(read_imports(type_checking=False)) - {"recgrit.__main__"})
+    modules = set(read_imports(type_checking=False)) - {"recgrit.__main__"}
+    if importlib.util.find_spec("lenskit") is None:
+        modules.remove("recgrit.adapters.lenskit")  # A class of LensKit's own.
     done = subprocess.run(
         [sys.executable, "-c", script],
-        input="\n".join(modules),
+        input="\n".join(sorted(modules)),
         text=True,
         capture_output=True,
         check=False,

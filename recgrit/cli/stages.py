@@ -17,6 +17,7 @@ from recgrit.display import (
     build_table,
     funnel_table,
     output,
+    print_folds,
     print_metrics,
     print_model,
     print_tokenizer,
@@ -138,6 +139,8 @@ def _print_result(result: RunResult, stage: str) -> None:
     if result.reports:
         print_metrics(opened)
         agreement = opened.manifest("evaluate").summary.get("beam_agreement")
+        if result.folds is not None:
+            print_folds(result.folds)
         if agreement is not None:
             output.print(
                 f"Beam search, which follows the most likely beginnings of IDs only, finds "

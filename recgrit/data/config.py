@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,8 @@ class TableConfig(Config):
     Args:
         items_path: Files that describe the items, one row per item: a file, a folder or a pattern.
             None where only the ids of items are known.
+        users_path: Files that describe the users, one row per user, with the user's column of the
+            interactions; None where nothing is known of them.
         user_id: Name of the user's column.
         item_id: Name of the item's column, in both kinds of files.
         items_id: Its name in the files of items, such as ``product_id`` beside ``sku``; None where
@@ -50,6 +52,7 @@ class TableConfig(Config):
     """
 
     items_path: Path | None = None
+    users_path: Path | None = None
     user_id: str = "user_id"
     item_id: str = "item_id"
     items_id: str | None = None
@@ -79,8 +82,8 @@ class TableConfig(Config):
 class DataConfig(Config):
     """Which data, where they are, and what is left out of them.
 
-    ``path``, ``table.items_path`` and ``download_dir`` are paths. A stage's key holds no path: the
-    content of the files counts.
+    ``path``, ``table.items_path``, ``table.users_path`` and ``download_dir`` are paths. A stage's
+    key holds no path: the content of the files counts.
 
     Args:
         source: Name of the format, as ``recgrit datasets`` lists them.
@@ -115,10 +118,15 @@ class DataConfig(Config):
         min_weight: Interactions with a lower rating are left out; None keeps all.
         max_malformed_share: Share of a file's lines that may be malformed and are left out; above
             it the file is taken for damaged or of another format.
-        split: Protocol of training, validation and test; see ``docs/data.md``.
+        split: Protocol of training, validation and test; see ``docs/explanation/evaluation.md``.
         valid_share: Share of all interactions, before the test period, in which a temporal split
             looks for validation targets.
         test_share: Share of all interactions, the latest, in which it looks for test targets.
+        valid_from: When validation of a temporal split begins, in UTC, in place of the shares; as
+            ``test_from``, with which it goes.
+        test_from: When its test begins.
+        test_until: When its test ends: interactions from then on are left out before any other step
+            sees them. None for the end of the log.
         cold_item_share: Share of items held out of all training parts, to measure what becomes of
             items that nobody has interacted with yet.
         cold_item_seed: Seed that draws these items.
@@ -148,6 +156,9 @@ class DataConfig(Config):
     split: Literal["leave_one_out", "temporal", "minionerec"] = "leave_one_out"
     valid_share: float = Field(default=0.1, gt=0, lt=0.5)
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    valid_from: datetime | None = None
+    test_from: datetime | None = None
+    test_until: datetime | None = None
     cold_item_share: float = Field(default=0.0, ge=0, lt=1)
     cold_item_seed: int = Field(default=0, ge=0)
     partition_users: int | None = Field(default=None, ge=1)
@@ -211,6 +222,46 @@ class DataConfig(Config):
             )
         return self
 
+    @field_validator("valid_from", "test_from", "test_until", mode="before")
+    @classmethod
+    def _refuse_numbers(cls, moment: object) -> object:
+        """A number could be a year or seconds."""
+        if isinstance(moment, int | float) or (isinstance(moment, str) and moment.isdigit()):
+            raise ValueError(f"expected a time such as 2024-01-31T12:00, got the number {moment}")
+        return moment
+
+    @field_validator("valid_from", "test_from", "test_until")
+    @classmethod
+    def _in_utc(cls, moment: datetime | None) -> datetime | None:
+        """Whole seconds, as cut-off times are compared with."""
+        if moment is None:
+            return None
+        if moment.microsecond:
+            raise ValueError("a moment has whole seconds, such as 2024-01-31T12:00:00")
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+    @property
+    def cut_off_times(self) -> tuple[int, int] | None:
+        """When validation and test begin, in seconds since 1970; None where shares say so."""
+        if self.valid_from is None or self.test_from is None:
+            return None
+        return to_seconds(self.valid_from), to_seconds(self.test_from)
+
+    @model_validator(mode="after")
+    def _check_moments(self) -> DataConfig:
+        names = ("valid_from", "test_from", "test_until")
+        given = [name for name in names if getattr(self, name) is not None]
+        if given and self.split != "temporal":
+            raise ValueError(f"{given[0]} goes with split=temporal, and split is {self.split}")
+        if given and "valid_from" not in given:
+            raise ValueError(f"{given[0]} needs valid_from and test_from")
+        if given and "test_from" not in given:
+            raise ValueError(f"{given[0]} needs test_from")
+        moments = [getattr(self, name) for name in given]
+        if any(moments[i] >= moments[i + 1] for i in range(len(moments) - 1)):
+            raise ValueError(f"{', '.join(given)} must follow one another in time")
+        return self
+
     @model_validator(mode="after")
     def _check_cold_items(self) -> DataConfig:
         if self.cold_item_share > 0 and self.split == "minionerec":
@@ -230,3 +281,12 @@ class DataConfig(Config):
                     f"data.{name}"
                 )
         return self
+
+
+def to_seconds(moment: datetime) -> int:
+    """Seconds since 1970 of a moment in UTC.
+
+    >>> to_seconds(datetime(1970, 1, 2, tzinfo=UTC))
+    86400
+    """
+    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import pandas as pd
 
@@ -49,7 +49,7 @@ def read_ids(ids: object, what: str) -> Ids:
     """
     if isinstance(ids, str):
         return Ids([ids], 0)
-    if isinstance(ids, Mapping | pd.DataFrame) or not isinstance(ids, Iterable):
+    if isinstance(ids, Mapping | pd.DataFrame) or not _is_iterable(ids):
         raise DataError(
             f"Expected a list of ids for {what}, such as ['242', '51'], got {_describe(ids)}."
         )
@@ -57,7 +57,7 @@ def read_ids(ids: object, what: str) -> Ids:
     for place, value in enumerate(ids):
         if isinstance(value, str):
             read.append(value)
-        elif value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
+        elif is_null(value):
             num_nulls += 1
         else:
             raise DataError(
@@ -65,6 +65,11 @@ def read_ids(ids: object, what: str) -> Ids:
                 "stands in the data, such as '242'."
             )
     return Ids(read, num_nulls)
+
+
+def is_null(value: Any) -> bool:
+    """Whether a value names nothing; a list never does, whatever it holds."""
+    return value is None or bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def list_ids(ids: object, what: str) -> list[str]:
@@ -77,6 +82,14 @@ def list_ids(ids: object, what: str) -> list[str]:
     if read.num_nulls:
         logger.warning("%d nulls in %s are passed over", read.num_nulls, what)
     return read.ids
+
+
+def _is_iterable(value: Any) -> TypeGuard[Iterable[object]]:
+    try:
+        iter(value)
+    except TypeError:  # An array of no dimension has the method, and refuses.
+        return False
+    return True
 
 
 def _describe(value: object) -> str:

@@ -24,6 +24,7 @@ from recgrit.data.items import ItemTable
 from recgrit.data.minionerec import minionerec
 from recgrit.data.partitions import MemoryStore, RowPartitions, Scratch
 from recgrit.data.protocols import (
+    CutOffTimes,
     Splitter,
     choose_cut_off_times,
     draw_items,
@@ -107,7 +108,7 @@ class PreparedData:
         loaded = cls(
             interactions=interactions,
             items=ItemTable.load(directory),
-            split=SequenceSplit.load(directory, num_items=interactions.num_items),
+            split=SequenceSplit.load(directory, num_items=interactions.num_items).with_own_people(),
             funnel=pl.read_parquet(directory / "funnel.parquet", glob=False),
             left_out=UserHistories.load(directory / LEFT_OUT_NAME, interactions.num_items),
             users=pl.read_parquet(users, glob=False) if users.is_file() else None,
@@ -256,12 +257,15 @@ def _build_splitter(config: DataConfig, rows: SortedRows, num_interactions: int)
         return Splitter(leave_one_out, counted, held_out)
     if config.split == "minionerec":
         return Splitter(minionerec, {"valid": "validation targets", "test": "test targets"})
-    cut_offs = choose_cut_off_times(
-        num_interactions,
-        rows.time_of,
-        valid_share=config.valid_share,
-        test_share=config.test_share,
-    )
+    if config.cut_off_times is not None:
+        cut_offs = CutOffTimes(*config.cut_off_times)
+    else:
+        cut_offs = choose_cut_off_times(
+            num_interactions,
+            rows.time_of,
+            valid_share=config.valid_share,
+            test_share=config.test_share,
+        )
     return Splitter(
         partial(split_by_time, cut_offs=cut_offs), {"test": "users with a test target"}, held_out
     )

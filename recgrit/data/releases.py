@@ -26,8 +26,8 @@ class Release:
 
     Args:
         source: Name for ``data.source``; ``<Category>`` stands for a category.
-        users: How many; a dash where it differs by category.
-        items: Likewise.
+        users: Number of users; a dash where it differs by category.
+        items: Number of items; a dash where it differs by category.
         interactions: How many, of all categories.
         megabytes: To download; None where it differs by category.
         terms: Its licence, and what to cite.

@@ -215,8 +215,8 @@ class SortedRows:
     Args:
         store: Holds them, those of a user in file order.
         schema: Of the rows once they are sorted.
-        num_users: Of all partitions.
-        num_items: Likewise.
+        num_users: Number of users of all partitions.
+        num_items: Number of items of all partitions.
         events: Types of the rows, where they have some.
     """
 

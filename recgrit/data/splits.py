@@ -8,7 +8,7 @@ interactions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -48,6 +48,8 @@ class SequenceSplit:
         owners: int64 [num_sequences], the user_idx of each sequence; None where each user has one.
         weights: float32 [num_interactions], what each interaction counts as a training target, and
             0 for what stands in histories only; None where all count alike.
+        people: int64 [num_sequences], the user_idx of those whom a model was trained with, -1 of
+            others; None where nobody knows.
 
     Raises:
         DataError: Offsets do not fit the items, or a target is not behind its training part.
@@ -61,6 +63,7 @@ class SequenceSplit:
     num_items: int
     owners: npt.NDArray[np.int64] | None = None
     weights: npt.NDArray[np.float32] | None = None
+    people: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.owners is not None and len(self.owners) != self.num_sequences:
@@ -101,6 +104,14 @@ class SequenceSplit:
     def owners_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """int64 [len(sequences)], the user_idx whose sequences these are."""
         return sequences if self.owners is None else np.asarray(self.owners[sequences])
+
+    def people_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """int64 [len(sequences)], whose these are, as ``people`` has it."""
+        return None if self.people is None else np.asarray(self.people[sequences])
+
+    def with_own_people(self) -> SequenceSplit:
+        """The same, knowing that its users are those of the data in order."""
+        return replace(self, people=self.owners_of(np.arange(self.num_sequences)))
 
     @classmethod
     def of_histories(
@@ -255,9 +266,7 @@ class SequenceSplit:
         _check_saved(items, offsets, splits, num_items)
         train_ends, valid_targets, test_targets = splits
         owners, path = directory / OWNERS_NAME, directory / WEIGHTS_NAME
-        weights = np.load(path, mmap_mode="r") if path.is_file() else None
-        if weights is not None and weights.dtype != np.float32:
-            raise DataError(f"The weights of a split are {weights.dtype}; expected float32.")
+        weights = _load_weights(path) if path.is_file() else None
         return cls(
             items=items,
             offsets=offsets,
@@ -268,6 +277,22 @@ class SequenceSplit:
             owners=np.load(owners, mmap_mode="r") if owners.is_file() else None,
             weights=weights,
         )
+
+
+def _load_weights(path: Path) -> npt.NDArray[np.float32]:
+    """Memory-map the weights of targets.
+
+    Raises:
+        DataError: They are of another type, or some are negative, infinite or NaN. Values are not
+            checked where there are very many.
+    """
+    weights: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
+    if weights.dtype != np.float32:
+        raise DataError(f"The weights of a split are {weights.dtype}; expected float32.")
+    is_checked = 0 < len(weights) <= MAX_CHECKED
+    if is_checked and not 0 <= weights.min() <= weights.max() < np.inf:
+        raise DataError("The weights of a split must be finite numbers of at least 0.")
+    return weights
 
 
 def last_targets_before(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from recgrit.data.config import DataConfig
+from recgrit.data.config import DataConfig, to_seconds
 from recgrit.data.filtering import Filter, keep_events, keep_one_per_item, keep_titled, keep_within
 from recgrit.data.funnel import Tally
 from recgrit.data.minionerec import keep_short_titles
@@ -42,6 +42,14 @@ class WeightFilter:
 def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
     """The filters that are asked for, in order."""
     steps = []
+    if config.test_until is not None:  # First: what comes later must leave no trace.
+        end = to_seconds(config.test_until)
+        steps.append(
+            Step(
+                f"from {config.test_until:%Y-%m-%d %H:%M:%S} on",
+                lambda rows: rows.filter(pl.col("timestamp") < end),
+            )
+        )
     if config.event_types is not None and config.event_types.left_out:
         left_out = ", ".join(config.event_types.left_out)
         steps.append(Step(f"events left out: {left_out}", keep_events))

@@ -89,8 +89,12 @@ class UserHistories:
 
     def history(self, user_id: str) -> npt.NDArray[np.int32]:
         """What a user had, as item_idx in time order; empty for one who is not among them."""
-        row = self._rows.get(user_id)
-        return np.empty(0, np.int32) if row is None else self.split.full_sequence(row)
+        row = self.row(user_id)
+        return np.empty(0, np.int32) if row < 0 else self.split.full_sequence(row)
+
+    def row(self, user_id: str) -> int:
+        """Where a user stands; -1 for one who is not among them."""
+        return self._rows.get(user_id, -1)
 
     @cached_property
     def _rows(self) -> dict[str, int]:
@@ -119,14 +123,21 @@ class UserHistories:
         """Read what `save` wrote; no users where nothing was written.
 
         Raises:
-            DataError: An item is not in the catalogue.
+            DataError: A user comes twice, or an item is not in the catalogue.
         """
         if not path.is_file():
             return cls.nobody(num_items)
         frame = pl.read_parquet(path, glob=False)
+        expected = pl.Schema({"user_id": pl.String(), "item_idx": pl.List(pl.Int32)})
+        if frame.schema != expected or any(frame.null_count().row(0)):
+            raise DataError(f"{path} needs {expected} without nulls.")
+        if frame["user_id"].n_unique() < frame.height:
+            raise DataError(f"{path} lists a user twice.")
         lengths = frame["item_idx"].list.len().to_numpy()
         owners = np.repeat(np.arange(frame.height), lengths)
-        items = frame["item_idx"].explode().drop_nulls().to_numpy().astype(np.int32)
+        items = frame["item_idx"].explode().drop_nulls().to_numpy()
+        if len(items) != len(owners):
+            raise DataError(f"{path} has histories with nulls.")
         if len(items) and not 0 <= items.min() <= items.max() < num_items:
             raise DataError(f"{path} names items that the catalogue of {num_items} lacks.")
         return cls.of(frame["user_id"], owners, items, num_items)

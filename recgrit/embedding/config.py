@@ -93,7 +93,7 @@ class FeatureConfig(Config):
             and of fewer items than dimensions those that they span.
         cooccurrence_dim: Dimensions of the co-occurrence part.
         cooccurrence_weight: Scale of the co-occurrence part beside the text's; 0 leaves it out.
-        cooccurrence_window: Positions within which two items of a user count as taken together.
+        cooccurrence_window: Positions within which two items of a user count as a pair.
         blocks: Further item vectors by a name of your choice: ``features.blocks.image.path=FILE``.
     """
 

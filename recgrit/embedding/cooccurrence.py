@@ -1,4 +1,4 @@
-"""Item vectors from who was taken near whom: positive PMI of item pairs, reduced by SVD.
+"""Item vectors from items near each other in histories: positive PMI of item pairs, reduced by SVD.
 
 Skip-gram with negative sampling implicitly factorizes a shifted PMI matrix (Levy & Goldberg, 2014,
 "Neural word embedding as implicit matrix factorization"); factorizing positive PMI by SVD does as
@@ -35,7 +35,7 @@ MIN_RELATIVE_STRENGTH = 1e-6
 def build_cooccurrence_vectors(
     split: SequenceSplit, *, dim: int = 64, window: int = 10, seed: int = 0
 ) -> Embeddings:
-    """Vectors that are close for items taken near one another in training sequences.
+    """Vectors that are close for items near one another in training sequences.
 
     Args:
         split: The sequences; only their training parts are read.

@@ -127,7 +127,7 @@ def load_encoder(config: EmbeddingConfig, seed: int, *, directory: Path, space: 
 
     Args:
         config: Its settings.
-        seed: Likewise.
+        seed: Seed of the experiment.
         directory: Where `encode_items` wrote.
         space: What `encode_items` returned.
 

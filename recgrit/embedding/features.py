@@ -201,7 +201,7 @@ def build_new_features(
 def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = NUM_NEIGHBOURS) -> Vectors:
     """Vectors for items that have none, from those of the items most like them.
 
-    So an item that nobody has taken yet stands where its text says, not in a corner of its own.
+    So an item without interactions stands where its text says, not in a corner of its own.
     Of more than `MAX_GIVEN` items that have one, as many are asked.
 
     Args:

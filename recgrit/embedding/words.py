@@ -1,7 +1,7 @@
 """Which words a text has, the rare ones counting most (TF-IDF): two texts share words or do not.
 
 Sentence encoders blur names and brands, which tell what people choose: items that share rare words
-are taken together more often than items whose vectors are near.
+go together in histories more often than items whose vectors are near.
 
 Shapes: N items, n some of them, W terms.
 """
@@ -92,7 +92,7 @@ class Terms:
             or terms.null_count()
             or not len(terms)
             or terms.n_unique() != len(terms)
-            or not weights.is_finite().all(ignore_nulls=False)
+            or not (weights.is_finite() & (weights > 0)).all(ignore_nulls=False)
         ):
             raise DataError(f"The terms in {directory} are no different words with weights.")
         return cls(terms, weights.to_numpy())
@@ -128,6 +128,8 @@ def load_words(directory: Path) -> csr_array | None:
     words = csr_array(entries, shape=tuple(arrays["shape"].tolist()))
     # Offsets and terms that lie would be followed outside of memory.
     words.check_format(full_check=True)
+    if words.dtype != np.float32 or not np.isfinite(words.data).all():
+        raise ValueError(f"weights of words are {words.dtype}, expected finite float32")
     return words
 
 

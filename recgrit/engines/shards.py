@@ -190,7 +190,7 @@ class ShardWorker:
 
 
 def require_all(shards: Shards, outcomes: list[ShardOutcome], pending: list[int]) -> None:
-    """Refuse to go on without some shards.
+    """Refuse to continue without some shards.
 
     Args:
         shards: The job.

@@ -34,7 +34,8 @@ def bootstrap_intervals(
     """Lower and upper bound of each metric's mean over targets.
 
     Args:
-        ranks: int32 [T], rank of each target, 0 where missed.
+        ranks: int32 [T], rank of each target, 0 where missed; or other numbers that are equal where
+            targets have equal values.
         metrics: Values of each metric by name, float64 [T]; functions of the rank.
         num_bootstrap: Number of resamples.
         seed: Seed of the resampling; all metrics share the same resamples.
@@ -61,12 +62,16 @@ def _resample_ranks(
     """The mean of each resample, by metric."""
     num_users = len(ranks)
     _, representatives, counts = np.unique(ranks, return_index=True, return_counts=True)
-    resampled = np.random.default_rng(seed).multinomial(
-        num_users, counts / num_users, size=num_bootstrap
+    draw = np.random.default_rng(seed)
+    values = np.column_stack([found[representatives] for found in metrics.values()])
+    size = max(1, BLOCK_WEIGHTS // len(counts))
+    means = np.concatenate(
+        [
+            draw.multinomial(num_users, counts / num_users, size=min(size, left)) @ values
+            for left in range(num_bootstrap, 0, -size)
+        ]
     )
-    return {
-        name: resampled @ values[representatives] / num_users for name, values in metrics.items()
-    }
+    return {name: means[:, i] / num_users for i, name in enumerate(metrics)}
 
 
 def _resample_owners(

@@ -21,6 +21,9 @@ class EvaluationConfig(Config):
         beam_width: Prefixes kept at each level of the trie, at least twice as many as items are
             asked for.
         baselines: Kinds of the models that are fitted and measured beside the run's own.
+        segments: Columns of the users' table; metrics are reported for each of their values too.
+        folds: Windows of test, one after another, of a temporal split: the run tests on the last,
+            and a run of its own is made for each window before it (``run`` and ``evaluate``).
         exact_users: Users whose beam is compared with exact scores of all items; 0 for none.
     """
 
@@ -28,6 +31,8 @@ class EvaluationConfig(Config):
     num_bootstrap: int = Field(DEFAULT_NUM_BOOTSTRAP, ge=1, le=1_000_000)
     beam_width: int = Field(50, ge=1, le=MAX_BEAM_WIDTH)
     baselines: tuple[str, ...] = ("popularity", "item_knn")
+    segments: tuple[str, ...] = ()
+    folds: int = Field(1, ge=1, le=50)
     exact_users: int = Field(200, ge=0)
 
     @field_validator("ks")

@@ -24,7 +24,16 @@ from recgrit.data.splits import SequenceSplit, Split
 from recgrit.errors import ArtifactError, DataError
 from recgrit.evaluation.bootstrap import bootstrap_intervals
 from recgrit.evaluation.config import DEFAULT_KS, DEFAULT_NUM_BOOTSTRAP, EvaluationConfig
-from recgrit.evaluation.metrics import METRICS, MISSED, PerTarget, Ranks, ranks_of_targets
+from recgrit.evaluation.metrics import (
+    METRICS,
+    MISSED,
+    SERENDIPITY,
+    PerTarget,
+    Ranks,
+    popularity_ranks,
+    ranks_of_targets,
+    serendipity_at_k,
+)
 
 PER_TARGET_NAME = "per_target.parquet"
 REPORT_NAME = "evaluation.json"
@@ -33,6 +42,7 @@ _PER_TARGET = {
     "sequence": pl.Int64,
     "item_idx": pl.Int32,
     "rank": pl.Int32,
+    "popularity_rank": pl.Int32,
 }
 # Of means, which other machines add up in another order.
 ROUNDING = 1e-9
@@ -109,8 +119,9 @@ class EvaluationReport:
     Args:
         per_target: One row per target: ``user_idx`` int64, whose target it is; ``sequence`` int64,
             the row of the split that ends with it; ``item_idx`` int32, the target; and ``rank``
-            int32, from 1, or 0 where the list lacks the target or there is no list. Where a split
-            has one target a user, ``sequence`` equals ``user_idx``.
+            int32, from 1, or 0 where the list lacks the target or there is no list; and
+            ``popularity_rank`` int32, the target's among all items by interactions in training.
+            Where a split has one target a user, ``sequence`` equals ``user_idx``.
         protocol: How the numbers were got: ``split``, ``masked``, ``ks``, ``search``, ``ties``,
             ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap``, ``seed``.
         means: Mean over targets of each metric, such as ``recall_at_10``.
@@ -143,7 +154,7 @@ class EvaluationReport:
         return tuple(self.protocol["ks"])
 
     def metrics(self) -> dict[str, float]:
-        """Means by name: ``recall_at_5``, ..., ``ndcg_at_20``."""
+        """Means by name: ``recall_at_5``, ``ndcg_at_5``, ..., ``serendipity_at_20``."""
         return dict(self.means)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -177,11 +188,17 @@ class EvaluationReport:
             raise ValueError(f"{frame.height} targets, not {protocol['num_targets']}")
         if int(self.ranks.min()) < MISSED or len(np.unique(self.sequences)) != frame.height:
             raise ValueError("a rank is negative, or a target stands there twice")
-        values = _metrics_of(self.ranks, self.ks)
+        values = _metrics_of(frame, self.ks, protocol["num_items"])
         if self.means.keys() != values.keys() or any(
-            abs(self.means[name] - value.mean()) > ROUNDING for name, value in values.items()
+            # A NaN is not near anything.
+            not abs(self.means[name] - value.mean()) <= ROUNDING
+            for name, value in values.items()
         ):
             raise ValueError("the metrics are not those of the ranks")
+        for name, (low, high) in self.bounds.items():
+            # Of so few users that there is no interval: both are NaN.
+            if not (0 <= low <= high <= 1 or (np.isnan(low) and np.isnan(high))):
+                raise ValueError(f"the interval of {name} is {low} to {high}")
 
     def of_targets(self, members: npt.NDArray[np.bool_]) -> EvaluationReport:
         """The report of some of the targets alone, with intervals of their own.
@@ -190,21 +207,19 @@ class EvaluationReport:
             members: bool [T], the targets that are meant; at least one.
         """
         per_target = self.per_target.filter(pl.Series(members))
-        ranks, owners = self.ranks[members], self.users[members]
-        values = _metrics_of(ranks, self.ks)
-        draws, seed = self.protocol["num_bootstrap"], self.protocol["seed"]
-        return EvaluationReport(
-            per_target=per_target,
-            protocol=self.protocol
-            | {"num_users": len(np.unique(owners)), "num_targets": per_target.height},
-            means={name: float(value.mean()) for name, value in values.items()},
-            bounds=bootstrap_intervals(ranks, values, draws, seed, owners=owners),
-        )
+        protocol = self.protocol | {
+            "num_users": per_target["user_idx"].n_unique(),
+            "num_targets": per_target.height,
+        }
+        return EvaluationReport(per_target, protocol, *_summarize(per_target, protocol))
 
     def to_polars(self) -> pl.DataFrame:
         """The per-target table with a column for each metric."""
         return self.per_target.with_columns(
-            pl.Series(name, values) for name, values in _metrics_of(self.ranks, self.ks).items()
+            pl.Series(name, values)
+            for name, values in _metrics_of(
+                self.per_target, self.ks, self.protocol["num_items"]
+            ).items()
         )
 
     def to_pandas(self) -> pd.DataFrame:
@@ -317,33 +332,67 @@ def evaluate_recommendations(
     ranks[has_list] = ranks_of_targets(
         recommendations.items[list_of[sequences[has_list]]], targets[has_list]
     )
-    values = _metrics_of(ranks, config.ks)
     owners = split.owners_of(sequences)
-    return EvaluationReport(
-        per_target=pl.DataFrame(
-            {"user_idx": owners, "sequence": sequences, "item_idx": targets, "rank": ranks}
-        ),
-        protocol={
-            "split": split_name,
-            "masked": masked,
-            "ks": config.ks,
-            "search": search,
-            "ties": ties,
-            "num_items": split.num_items,
-            "num_users": len(np.unique(owners)),
-            "num_targets": len(sequences),
-            "num_bootstrap": num_bootstrap,
-            "seed": seed,
-        },
-        means={name: float(value.mean()) for name, value in values.items()},
-        bounds=bootstrap_intervals(ranks, values, num_bootstrap, seed, owners=owners),
+    popularity = popularity_ranks(split.train_item_counts())
+    per_target = pl.DataFrame(
+        {
+            "user_idx": owners,
+            "sequence": sequences,
+            "item_idx": targets,
+            "rank": ranks,
+            "popularity_rank": popularity[targets],
+        }
     )
+    protocol = {
+        "split": split_name,
+        "masked": masked,
+        "ks": config.ks,
+        "search": search,
+        "ties": ties,
+        "num_items": split.num_items,
+        "num_users": len(np.unique(owners)),
+        "num_targets": len(sequences),
+        "num_bootstrap": num_bootstrap,
+        "seed": seed,
+    }
+    return EvaluationReport(per_target, protocol, *_summarize(per_target, protocol))
 
 
-def _metrics_of(ranks: Ranks, ks: Iterable[int]) -> dict[str, PerTarget]:
-    return {
+def _metrics_of(
+    per_target: pl.DataFrame, ks: Iterable[int], num_items: int
+) -> dict[str, PerTarget]:
+    """All metrics, float64 [T], by name."""
+    ranks = per_target["rank"].to_numpy()
+    popularity = per_target["popularity_rank"].to_numpy()
+    found = {
         f"{name.lower()}_at_{k}": metric(ranks, k) for name, metric in METRICS.items() for k in ks
     }
+    return found | {
+        f"{SERENDIPITY.lower()}_at_{k}": serendipity_at_k(ranks, popularity, k, num_items)
+        for k in ks
+    }
+
+
+def _summarize(
+    per_target: pl.DataFrame, protocol: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The mean of each metric, and its interval."""
+    values = _metrics_of(per_target, protocol["ks"], protocol["num_items"])
+    by_rank = {name: found for name, found in values.items() if not _is_serendipity(name)}
+    others = {name: found for name, found in values.items() if _is_serendipity(name)}
+    ranks, owners = per_target["rank"].to_numpy(), per_target["user_idx"].to_numpy()
+    draws, seed = protocol["num_bootstrap"], protocol["seed"]
+    # Equal numbers for targets of equal values, as all misses are.
+    popularity = per_target["popularity_rank"].to_numpy().astype(np.int64)
+    pairs = np.where(ranks == MISSED, 0, ranks * (protocol["num_items"] + 2) + popularity)
+    kinds = np.unique(pairs, return_inverse=True)[1].astype(np.int32)
+    bounds = bootstrap_intervals(ranks, by_rank, draws, seed, owners=owners)
+    bounds |= bootstrap_intervals(kinds, others, draws, seed, owners=owners)
+    return {name: float(found.mean()) for name, found in values.items()}, bounds
+
+
+def _is_serendipity(name: str) -> bool:
+    return name.startswith(SERENDIPITY.lower())
 
 
 def _check_sequences(

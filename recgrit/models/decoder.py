@@ -30,7 +30,7 @@ class DecoderOnly(TokenNetwork):
 
     Args:
         codes: int ``[N, L]``.
-        codebook_sizes: Of each level.
+        codebook_sizes: Number of codes of each level.
         model_dim: D.
         num_layers: Transformer layers.
         num_heads: Attention heads.

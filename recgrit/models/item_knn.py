@@ -85,6 +85,8 @@ class ItemKNN(Model):
         similarities.check_format(full_check=True)
         if similarities.shape != (items.num_items, items.num_items):
             raise DataError(f"Similarities {similarities.shape} for {items.num_items} items.")
+        if similarities.dtype != np.float64 or not np.isfinite(similarities.data).all():
+            raise DataError(f"Similarities are {similarities.dtype}, expected finite float64.")
         return cls(similarities, discount=settings.discount, history_length=settings.history_length)
 
     def neighbour_table(self) -> sparse.csr_array:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from recgrit.config import Config
+from recgrit.data.attributes import Attributes
 from recgrit.embedding.likeness import Likeness
 from recgrit.errors import ArtifactError
 from recgrit.ranking import Ranker
@@ -41,6 +42,8 @@ class CatalogueInputs:
             and None where the items came as vectors.
         listed: bool ``[N]``, the items that may be recommended; others left the catalogue.
         num_known: The first items, which the catalogue had in training; later ones were appended.
+        attributes: Of the items, for models whose settings name some; else None.
+        user_attributes: Likewise, of the users and, behind them, of an unknown one.
 
     Raises:
         ArtifactError: The parts are not of equally many items.
@@ -52,6 +55,8 @@ class CatalogueInputs:
     words: csr_array | None
     listed: npt.NDArray[np.bool_]
     num_known: int
+    attributes: Attributes | None = None
+    user_attributes: Attributes | None = None
 
     def __post_init__(self) -> None:
         rows = {
@@ -59,6 +64,7 @@ class CatalogueInputs:
             "features": None if self.features is None else len(self.features),
             "words": None if self.words is None else self.words.shape[0],
             "listed": len(self.listed),
+            "attributes": None if self.attributes is None else len(self.attributes.codes),
         }
         fitting = (None, self.num_items)
         wrong = [f"{name}: {num}" for name, num in rows.items() if num not in fitting]

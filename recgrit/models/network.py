@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recgrit import distributed
 from recgrit.embedding.likeness import Likeness
+from recgrit.errors import DataError
 from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
 from recgrit.ranking import CPU, Ranker
 from recgrit.retrieval.neighbours import ItemNeighbours
@@ -142,7 +143,11 @@ class NetworkModel(Model, Generic[NetworkT]):
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: Any) -> Self:
-        """Read what `save` wrote; it ranks in the precision that it was trained in."""
+        """Read what `save` wrote; it ranks in the precision that it was trained in.
+
+        Raises:
+            DataError: A weight is not finite.
+        """
         from safetensors import safe_open
 
         network = cls.build(items, settings)
@@ -150,6 +155,7 @@ class NetworkModel(Model, Generic[NetworkT]):
             names = file.keys()
             state = {name: file.get_tensor(name) for name in names}
             precision = (file.metadata() or {}).get("precision", "float32")
+        require_finite(state)
         cls.put_state(network, state, items)
         return cls(network.eval(), items, settings, choose_precision(precision, CPU))
 
@@ -177,6 +183,17 @@ class NetworkModel(Model, Generic[NetworkT]):
     @abstractmethod
     def ranker(self, *, beam_width: int | None = None, allowed: Tensor | None = None) -> Ranker:
         """See `Model.ranker`."""
+
+
+def require_finite(state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that no training that went well leaves.
+
+    Raises:
+        DataError: One is NaN or infinite; names its tensor.
+    """
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise DataError(f"The weights {name} hold NaN or infinite values.")
 
 
 def count_neighbours(

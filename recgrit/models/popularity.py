@@ -69,8 +69,11 @@ class Popularity(Model):
             DataError: It is of other items.
         """
         counts = np.load(directory / COUNTS_NAME)
-        if counts.shape != (items.num_items,):
-            raise DataError(f"Counts of {counts.shape} items for {items.num_items}.")
+        if counts.shape != (items.num_items,) or counts.dtype != np.int64 or (counts < 0).any():
+            raise DataError(
+                f"Counts are {counts.dtype} {list(counts.shape)}, expected int64 from 0 of "
+                f"{items.num_items} items."
+            )
         return cls(counts)
 
     def ranker(

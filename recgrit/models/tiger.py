@@ -31,11 +31,11 @@ class EncoderDecoder(TokenNetwork):
 
     Args:
         codes: int ``[N, L]``.
-        codebook_sizes: Of each level.
+        codebook_sizes: Number of codes of each level.
         model_dim: D.
         num_layers: Of the encoder, and of the decoder.
         num_heads: Attention heads.
-        head_dim: Of each head.
+        head_dim: Dimensions of each head.
         hidden_dim: Of the feed-forward nets.
         history_length: Longest history, in items.
         dropout: Rate everywhere.

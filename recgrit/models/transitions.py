@@ -23,7 +23,7 @@ from torch import Tensor
 
 from recgrit.models.config import TransitionsConfig
 from recgrit.models.model import CatalogueInputs, FitSummary, Fitted, Model
-from recgrit.models.network import WEIGHTS_NAME, count_neighbours
+from recgrit.models.network import WEIGHTS_NAME, count_neighbours, require_finite
 from recgrit.ranking import Histories, ScoreRanker
 from recgrit.retrieval.leaves import LeafSets
 from recgrit.retrieval.neighbours import ItemNeighbours, Strengths
@@ -87,7 +87,9 @@ class Transitions(Model):
         from safetensors.torch import load_file
 
         neighbours = ItemNeighbours(items.num_items, settings.neighbours)
-        neighbours.load_state_dict(load_file(directory / WEIGHTS_NAME))
+        state = load_file(directory / WEIGHTS_NAME)
+        require_finite(state)
+        neighbours.load_state_dict(state)
         return cls(neighbours, history_length=settings.history_length)
 
     def neighbour_table(self) -> csr_array | None:

@@ -74,6 +74,8 @@ class TrieModel(NetworkModel[TrieRetriever]):
             size=settings.size,
             node_buckets=settings.node_buckets,
             trie_softmax=settings.trie_softmax,
+            attributes=items.attributes,
+            user_attributes=items.user_attributes,
         )
 
     @classmethod

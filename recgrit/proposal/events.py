@@ -122,7 +122,7 @@ def propose_targets(weights: Mapping[str, int | None], num_steps: int = 0) -> tu
     """The types worth predicting: those of the highest weight.
 
     Args:
-        weights: Of each type.
+        weights: Weight of each type.
         num_steps: How many lower weights are taken in, where those are too few to learn from.
     """
     steps = sorted({weight for weight in weights.values() if weight}, reverse=True)

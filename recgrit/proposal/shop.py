@@ -300,7 +300,10 @@ def _weigh_up(
 
 
 def _count_types(logs: Sequence[TableFile], event: str | None) -> tuple[dict[str, int], int]:
-    """How often each type of events is there, the most frequent first; rows that have none."""
+    """How often each type of events is there, the most frequent first; rows that have none.
+
+    Types with equal counts are in the order of their names: the same log gives the same file.
+    """
     types: dict[str, int] = {}
     num_blank = 0
     for part in () if event is None else _parts(logs, [event]):
@@ -310,7 +313,7 @@ def _count_types(logs: Sequence[TableFile], event: str | None) -> tuple[dict[str
         for name, number in names.drop_nulls().value_counts().iter_rows():
             if name:
                 types[name] = types.get(name, 0) + number
-    return dict(sorted(types.items(), key=lambda found: -found[1])), num_blank
+    return dict(sorted(types.items(), key=lambda found: (-found[1], found[0]))), num_blank
 
 
 def _count_negative(logs: Sequence[TableFile], amounts: Sequence[str]) -> int:

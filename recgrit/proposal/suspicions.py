@@ -99,7 +99,7 @@ def suspect_log(
         )
     if num_old := int((times < _seconds(1990)).sum()):
         yield f"{num_old:,} times lie before 1990: are they times? data.since leaves them out."
-    per_user = rows.group_by("user_id").len().sort("len", descending=True)
+    per_user = rows.group_by("user_id").len().sort(["len", "user_id"], descending=[True, False])
     first, largest = per_user.row(0)
     name = user_ids[first]
     usual = float(per_user["len"].quantile(0.99) or 0)

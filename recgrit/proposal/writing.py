@@ -35,7 +35,7 @@ def write_shop_config(facts: ShopFacts, out: Path) -> str:
         *(_heading(facts) if facts.warnings else ()),
         f"#   recgrit run {_plain(out)}",
         "#",
-        "# Every setting with its meaning: recgrit settings, or docs/settings.md.",
+        "# Every setting with its meaning: recgrit settings, or docs/reference/settings.md.",
         "",
         "seed: 0",
         "",

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from recgrit.errors import ArtifactError, ConfigError
-from recgrit.evaluation.metrics import METRICS
+from recgrit.evaluation.groups import Members, group_targets
+from recgrit.evaluation.metrics import HEADLINES, METRICS
 from recgrit.evaluation.paired import PairedDifference, compare_ranks, mean_over_seeds
 from recgrit.evaluation.repeats import Repeats
 from recgrit.evaluation.report import EvaluationReport
@@ -21,10 +22,9 @@ from recgrit.reporting.lists import ListQuality, measure_lists
 from recgrit.reporting.rows import Row, find_baselines, group_runs, own_stages
 from recgrit.reporting.scores import (
     Breakdown,
-    Members,
     Score,
-    group_targets,
     headline_k,
+    measure_groups,
     metric_title,
 )
 from recgrit.runs import Run
@@ -174,7 +174,7 @@ class Comparison:
     @property
     def headline(self) -> tuple[str, ...]:
         """The metrics to speak of first, such as ``recall_at_10``."""
-        return tuple(f"{metric.lower()}_at_{headline_k(self.ks)}" for metric in METRICS)
+        return tuple(f"{metric.lower()}_at_{headline_k(self.ks)}" for metric in HEADLINES)
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
@@ -290,7 +290,7 @@ def _score(row: Row, ks: Sequence[int], views: Mapping[View, Members]) -> tuple[
         reports = row.reports(masked=view.masked)
         scores = {
             f"{metric.lower()}_at_{k}": _mean(row, view.masked, metric, k, members)
-            for metric in METRICS
+            for metric in HEADLINES
             for k in ks
         }
         searches = dict.fromkeys(report.protocol["search"] for report in reports.values())
@@ -317,8 +317,8 @@ def _differences(
         reports = [of_row.reports(masked=view.masked) for of_row in (row, base)]
         ranks = [{seed: report.ranks[members] for seed, report in of.items()} for of in reports]
         owners = base.first.report("test", masked=view.masked).users[members]
-        for metric, function in METRICS.items():
-            value = compare_ranks(ranks[0], ranks[1], function, k, owners=owners)
+        for metric in HEADLINES:
+            value = compare_ranks(ranks[0], ranks[1], METRICS[metric], k, owners=owners)
             found.append(Difference(row.name, f"{metric.lower()}_at_{k}", view, value))
     return found
 
@@ -327,7 +327,8 @@ def _break_down(rows: Sequence[Row], run: Run, k: int) -> tuple[Breakdown, ...]:
     def measure(members: Members) -> dict[str, Score]:
         return {row.name: _mean(row, False, "Recall", k, members) for row in rows}
 
-    return group_targets(run.report("test"), run.data.split, f"recall_at_{k}", measure)
+    grouped = group_targets(run.report("test"), run.data.split)
+    return measure_groups(grouped, f"recall_at_{k}", measure)
 
 
 def _settings_apart(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ import polars as pl
 from recgrit.embedding.text import DEFAULT_TEMPLATE, parse_template
 from recgrit.errors import ArtifactError
 from recgrit.evaluation.repeats import Repeats
+from recgrit.folds import FoldResults, collect_folds
 from recgrit.layout import EPOCHS_NAME, ID_EPOCHS_NAME, stage_directory
 from recgrit.reporting.catalogue import Collisions, ItemRows, find_collisions, list_items
 from recgrit.reporting.examples import ExampleUser, show_users
@@ -84,6 +85,7 @@ class EvaluationContents:
         ties: How interactions with equal timestamps were ordered.
         beam_agreement: Share of the exact top 10 that the beam finds; None where all is exact.
         repeats: Test targets that stand in the history before them; None where they are few.
+        folds: Of every window of time, where several were asked for and are made.
         new_items: Of every model on all other test targets, in masked lists; empty where repeats
             are few, or all there is.
     """
@@ -94,6 +96,7 @@ class EvaluationContents:
     ties: str
     beam_agreement: float | None
     repeats: Repeats | None
+    folds: FoldResults | None
     new_items: tuple[ModelScores, ...]
 
 
@@ -250,12 +253,15 @@ def _read_evaluation(run: Run) -> EvaluationContents:
             run.reports,
             run.data.split,
             run.model_kind,
+            users=run.data.users,
+            segments=run.config.evaluation.segments,
             categories=None if tags.field == WORDS_OF_TITLE else tags.pairs,
         ),
         users=show_users(run, seed=run.config.seed),
         ties=run.report("test").protocol["ties"],
         beam_agreement=run.manifest("evaluate").summary.get("beam_agreement"),
         repeats=repeats if repeats.are_many else None,
+        folds=collect_folds(run),
         new_items=collect_scores(new_items, run.model_kind),
     )
 

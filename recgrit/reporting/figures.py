@@ -147,7 +147,8 @@ X_TITLES = {
 
 def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str]) -> go.Figure:
     """One metric by groups of targets, with the number of targets below each group."""
-    figure = build_figure(X_TITLES[breakdown.key], metric_title(breakdown.metric))
+    x_title = X_TITLES.get(breakdown.key, breakdown.key)
+    figure = build_figure(x_title, metric_title(breakdown.metric))
     models = list(dict.fromkeys(m for group in breakdown.groups for m in group.scores))
     # Numbers in a second line; plotly would read a plain 1-4 as a date.
     labels = [f"{group.label}<br>{_count(group.num_targets)}" for group in breakdown.groups]

@@ -94,6 +94,11 @@ def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
             and frame["user_id"].is_in(known_users.implode()).all(ignore_nulls=False)
             and frame["item_id"].is_in(data.item_ids.implode()).all(ignore_nulls=False)
             and frame.select("user_id", "rank").is_unique().all()
+            and frame.select("user_id", "item_id").is_unique().all()
+            # No rank is left out: ranks differ, so the last is the length of the list.
+            and frame.select(pl.col("rank").max().over("user_id") == pl.len().over("user_id"))
+            .to_series()
+            .all()
         )
         if not is_right:
             raise DataError("the lists hold ranks, users or items that the run has not, or twice")

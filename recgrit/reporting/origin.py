@@ -16,6 +16,7 @@ from recgrit.runs import Run
 PATHS = (
     "data.path",
     "data.table.items_path",
+    "data.table.users_path",
     "embedding.vectors_path",
     "tokenizer.semantic_ids_path",
     "recommendation.allowed_items",

@@ -6,30 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.bootstrap import bootstrap_intervals
-from recgrit.evaluation.metrics import METRICS, PerTarget, Ranks, reciprocal_rank_at_k
+from recgrit.evaluation.groups import Members, group_by_segments, group_targets
+from recgrit.evaluation.metrics import METRICS, SERENDIPITY
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 
 # The model whose lists are the same for everybody: what any other has to beat.
 FLOOR = "popularity"
 
-# Where a group of targets begins and ends, both included.
-HISTORY_BINS = ((1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
-POPULARITY_BINS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
-COLD_BINS = ((0, 0), (1, None))
-NEW_BINS = ((0, 0), (1, 1))
 # Categories shown, those of the most targets first.
 MAX_CATEGORIES = 12
-
-# What pages show: beside what is evaluated, what follows from the ranks.
-SHOWN: dict[str, Callable[[Ranks, int], PerTarget]] = {**METRICS, "MRR": reciprocal_rank_at_k}
-
-# bool [T], which targets are meant.
-Members = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class ModelScores:
         num_targets: These targets.
         search: How its lists were found.
         ks: List lengths.
-        scores: By name, such as ``recall_at_10``; those of `SHOWN`.
+        scores: By name, such as ``recall_at_10``; all that the report has.
     """
 
     key: ReportKey
@@ -86,8 +75,8 @@ class Breakdown:
     """One metric over groups of targets that together are all targets, or of categories.
 
     Args:
-        key: What the groups differ in: ``history``, ``popularity``, ``cold``, ``new`` or
-            ``category``.
+        key: What the groups differ in: ``history``, ``popularity``, ``cold``, ``new``,
+            ``segment: `` and a column, or ``category``.
         metric: Such as ``recall_at_10``.
         groups: Groups without targets are left out.
     """
@@ -124,7 +113,7 @@ def metric_title(name: str) -> str:
         ('NDCG@10', 'MRR@5')
     """
     metric, _, k = name.partition("_at_")
-    shown = {key.lower(): key for key in SHOWN}
+    shown = {key.lower(): key for key in (*METRICS, SERENDIPITY)}
     return f"{shown.get(metric, metric)}@{k}"
 
 
@@ -156,32 +145,11 @@ def collect_scores(
             num_targets=report.protocol["num_targets"],
             search=report.protocol["search"],
             ks=report.ks,
-            scores={
-                **{name: Score(mean, *report.bounds[name]) for name, mean in report.means.items()},
-                **_derive(report),
-            },
+            scores={name: Score(mean, *report.bounds[name]) for name, mean in report.means.items()},
         )
         for key, report in reports.items()
     ]
     return tuple(sorted(found, key=lambda s: (s.key.split != "test", s.key.masked, not s.is_own)))
-
-
-def _derive(report: EvaluationReport) -> dict[str, Score]:
-    """The metrics that are shown and not evaluated, from the ranks, with their intervals."""
-    values = {
-        f"{name.lower()}_at_{k}": metric(report.ranks, k)
-        for name, metric in SHOWN.items()
-        if name not in METRICS
-        for k in report.ks
-    }
-    bounds = bootstrap_intervals(
-        report.ranks,
-        values,
-        report.protocol["num_bootstrap"],
-        report.protocol["seed"],
-        owners=report.users,
-    )
-    return {name: Score(float(value.mean()), *bounds[name]) for name, value in values.items()}
 
 
 def break_down(
@@ -190,15 +158,19 @@ def break_down(
     own: str,
     *,
     metric: str = "Recall",
+    users: pl.DataFrame | None = None,
+    segments: Sequence[str] = (),
     categories: pl.DataFrame | None = None,
 ) -> tuple[Breakdown, ...]:
-    """A run's results on test over groups of targets (`group_targets`), for each model.
+    """A run's results on test over groups of targets, for each model.
 
     Args:
         reports: A run's reports; those of test that keep seen items are used.
         split: The split they were measured on.
         own: The kind of the run's own model.
         metric: A name of `METRICS`, at `headline_k`.
+        users: What is known of users, row i ``user_idx`` i; None for nothing.
+        segments: Columns of it by which targets are grouped too.
         categories: Columns ``item_idx`` and ``tag``, the categories of items; None for none.
     """
     models = {
@@ -213,7 +185,8 @@ def break_down(
         return {name: _score(found, members, metric, k) for name, found in models.items()}
 
     name = f"{metric.lower()}_at_{k}"
-    found = group_targets(report, split, name, measure)
+    grouped = group_targets(report, split) | group_by_segments(report, users, segments)
+    found = measure_groups(grouped, name, measure)
     if categories is not None:
         found = (*found, _group_by_category(report, categories, name, measure))
     return found
@@ -251,51 +224,26 @@ def _score(report: EvaluationReport, members: Members, metric: str, k: int) -> S
     return Score(float(values.mean()), *bounds[metric])
 
 
-def group_targets(
-    report: EvaluationReport,
-    split: SequenceSplit,
+def measure_groups(
+    grouped: Mapping[str, Mapping[str, Members]],
     metric: str,
     measure: Callable[[Members], dict[str, Score]],
 ) -> tuple[Breakdown, ...]:
-    """Targets of test by length of history and by popularity; cold ones, and those of new users.
-
-    Popularity is how often the target stands in the training parts; a cold target never does. A new
-    user has nothing in them: all of the history came later.
+    """What models reach on groups of targets.
 
     Args:
-        report: Says which targets were measured.
-        split: The split they were measured on.
+        grouped: By key and label.
         metric: What is measured, such as ``recall_at_10``.
         measure: The scores of some targets, by model.
     """
-    sequences = report.sequences
-    lengths = split.test_targets[sequences] - split.offsets[sequences]
-    counts = split.train_item_counts()[report.per_target["item_idx"].to_numpy()]
-    in_training = np.isin(report.users, split.train_pairs()[0]).astype(np.int64)
-
-    def group(
-        key: str, values: npt.NDArray[np.int64], bins: Sequence[tuple[int, int | None]]
-    ) -> Breakdown:
-        groups = []
-        for low, high in bins:
-            members = (values >= low) & (values <= (np.inf if high is None else high))
-            if members.any():
-                groups.append(Group(_label(key, low, high), int(members.sum()), measure(members)))
-        return Breakdown(key, metric, tuple(groups))
-
-    return (
-        group("history", lengths, HISTORY_BINS),
-        group("popularity", counts, POPULARITY_BINS),
-        group("cold", counts, COLD_BINS),
-        group("new", in_training, NEW_BINS),
+    return tuple(
+        Breakdown(
+            key,
+            metric,
+            tuple(
+                Group(label, int(members.sum()), measure(members))
+                for label, members in groups.items()
+            ),
+        )
+        for key, groups in grouped.items()
     )
-
-
-def _label(key: str, low: int, high: int | None) -> str:
-    if key == "cold":
-        return "cold" if high == 0 else "warm"
-    if key == "new":
-        return "new" if high == 0 else "in training"
-    if low == high:
-        return "never" if low == 0 else str(low)
-    return f"{low}+" if high is None else f"{low}–{high}"

@@ -17,8 +17,9 @@ PREFIXES_PER_ITEM = 2
 def search_width(beam_width: int, top_k: int, num_items: int) -> int:
     """Prefixes to keep at each level where ``top_k`` items are wanted: at least two for each.
 
-    With one prefix for each, most users miss some item of the exact list: docs/retriever.md has
-    what was measured. No level has more prefixes than there are items.
+    With one prefix for each, most users miss some item of the exact list:
+    docs/explanation/trie_softmax.md has the measurements. No level has more prefixes than there
+    are items.
 
     >>> search_width(50, 10, 1000), search_width(50, 40, 1000), search_width(50, 40, 60)
     (50, 80, 60)
@@ -43,6 +44,13 @@ class RetrieverConfig(TransformerConfig):
             leaves it to the codes, so that a new item lacks nothing that others have.
         node_buckets: With ``constant``, rows of a table that nodes share by a hash, children of one
             node never: at least as many as the largest codebook has codes; 0 for no table.
+        item_attributes: Columns of the item table, such as ``[category, price]``, whose values the
+            history encoder reads beside the items: words and lists of words as they are, numbers by
+            tenths of the training items. What is missing, or rare in training, is unknown.
+        user_attributes: Columns of the users' table, such as ``[segment]``, that the history
+            encoder reads in a token before the history, in the same way. Users whom the training
+            did not see are unknown, and so is a share ``node_dropout`` of the others in a training
+            step.
         trie_softmax: Normalise over the children of a node; false over all codes of the level.
         valid_beam_width: Beam width of validation while training.
         init_from: A bundle, or the folder of a run, to train on from: its items keep their IDs, new
@@ -57,9 +65,24 @@ class RetrieverConfig(TransformerConfig):
     seen_scores: bool = True
     size: Literal["catalogue", "prefixes", "constant"] = "catalogue"
     node_buckets: int = Field(0, ge=0, le=2**31)
+    item_attributes: tuple[str, ...] = ()
+    user_attributes: tuple[str, ...] = ()
     trie_softmax: bool = True
     valid_beam_width: int = Field(30, ge=10, le=100_000)
     init_from: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_attributes(self) -> RetrieverConfig:
+        for setting in ("item_attributes", "user_attributes"):
+            names = getattr(self, setting)
+            if names and self.init_from is not None:
+                raise ValueError(
+                    f"{setting} does not go with init_from: what values there are is learned in "
+                    "the training. Set one of them"
+                )
+            if len(set(names)) < len(names):
+                raise ValueError(f"{setting} names a column twice")
+        return self
 
     @model_validator(mode="after")
     def _check_buckets(self) -> RetrieverConfig:

@@ -139,9 +139,10 @@ def beam_search(
             candidates = _drop_filtered(trie, candidates, frontier, leaf_filter, level)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
         scores = log_probs_of_prefixes.gather(1, best.indices)
-        # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children.
+        # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children. So
+        # do those of NaN, which weights that are too large give; whoever lists items refuses them.
         nodes = frontier.nodes_of(best.indices)
-        nodes = nodes.masked_fill(best.values == NEVER, trie.num_nodes - 1)
+        nodes = nodes.masked_fill(~(best.values > NEVER), trie.num_nodes - 1)
         if level + 1 == trie.num_levels:
             break
         if chosen is not None:

@@ -39,7 +39,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recgrit.data.attributes import Attributes
 from recgrit.ranking import Batch, Histories, TrainingLoss
+from recgrit.retrieval.attributes import AttributeVectors, UserToken
 from recgrit.retrieval.config import NeighbourKind
 from recgrit.retrieval.dropout import Dropout
 from recgrit.retrieval.leaves import LeafWeights, NodeSets
@@ -111,6 +113,10 @@ class TrieRetriever(nn.Module):
             are no siblings; 0 for none.
         trie_softmax: Normalise over the children of a node; else over all codes of the level, as
             published retrievers do, those that lead nowhere included.
+        attributes: Of the items, whose embeddings are added to the vectors that the encoder reads;
+            None for none.
+        user_attributes: Of users, and behind them of an unknown one, of which the encoder reads a
+            token before the history; None for none.
 
     Raises:
         ConfigError: ``node_buckets`` is less than a codebook.
@@ -137,6 +143,8 @@ class TrieRetriever(nn.Module):
         size: Size = "catalogue",
         node_buckets: int = 0,
         trie_softmax: bool = True,
+        attributes: Attributes | None = None,
+        user_attributes: Attributes | None = None,
     ) -> None:
         super().__init__()
         tree_codes = cut_ids(codes, tree_levels)
@@ -161,6 +169,10 @@ class TrieRetriever(nn.Module):
             node_dropout=node_dropout,
             num_buckets=node_buckets if size == "constant" else None,
         )
+        self.attributes = None if attributes is None else AttributeVectors(attributes, model_dim)
+        self.user_token = None
+        if user_attributes is not None:
+            self.user_token = UserToken(user_attributes, model_dim, dropout=node_dropout)
         self.encoder = HistoryEncoder(
             model_dim,
             num_layers=num_layers,
@@ -177,6 +189,7 @@ class TrieRetriever(nn.Module):
             # Where all codes of a level compete, an only child has to win as well.
             fewest=2 if trie_softmax else 1,
             find_seen=seen_scores,
+            keep_histories=attributes is not None,
         )
 
     @property
@@ -185,14 +198,29 @@ class TrieRetriever(nn.Module):
         return self.trie.num_items
 
     def item_vectors(self, items: Tensor, node_vectors: NodeTable) -> Tensor:
-        """Input vectors ``[..., D]`` of items ``[...]``: the sum over their paths."""
+        """Input vectors ``[..., D]`` of items ``[...]``: sums over their paths and attributes."""
         vectors = look_up(node_vectors, self.trie.paths[items]).sum(dim=-2)
+        if self.attributes is not None:
+            vectors = vectors + self.attributes(items)
         return self.input_scale * vectors
 
     def encode(self, histories: Tensor, node_vectors: NodeTable) -> Tensor:
         """States ``[B, T, D]`` of histories ``[B, T]``; padding holds any item, at the end."""
-        states: Tensor = self.encoder(self.item_vectors(histories, node_vectors))
+        vectors = self.item_vectors(histories, node_vectors)
+        states: Tensor = self.encoder(vectors, self.read_users(None, len(vectors)))
         return states
+
+    def read_users(self, users: Tensor | None, num_users: int) -> Tensor | None:
+        """What stands before the histories of users int64 ``[B]``, ``[B, D]``; None for nothing.
+
+        Args:
+            users: Rows of the users' table, -1 for unknown; None if all are.
+            num_users: B.
+        """
+        if self.user_token is None:
+            return None
+        token: Tensor = self.input_scale * self.user_token(users, num_users)
+        return token
 
     def find_seen(self, items: Tensor, present: Tensor) -> list[NodeSets]:
         """Nodes all of whose items are in histories ``[R, E]``, for each level.
@@ -226,7 +254,10 @@ class TrieRetriever(nn.Module):
         num_items = plan.shape[0] * plan.shape[1]
         vectors = self.nodes.of(plan.asked, self.nodes.draw_dropped())  # [U, D]
         sums = self.input_scale * F.embedding_bag(plan.bags, vectors, plan.bag_starts, mode="sum")
-        states = self.encoder(sums[:num_items].view(*plan.shape, -1))
+        read = sums[:num_items].view(*plan.shape, -1)
+        if self.attributes is not None:
+            read = read + self.input_scale * self.attributes(plan.histories)
+        states = self.encoder(read, self.read_users(plan.people, len(read)))
         states = states.flatten(0, 1)[plan.positions]  # [M, D]
         chosen = (None, *sums[num_items:].split(plan.num_targets))
         _, *by_level = vectors.split(plan.level_sizes)
@@ -285,7 +316,7 @@ class TrieRetriever(nn.Module):
             queries: ``[M, D]``.
             firsts: ``[M]``, the first child of each query's node.
             counts: ``[M]``, how many children it has.
-            level: Whose codes.
+            level: Level of the codes that are scored.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
         if not others.shape[1]:
@@ -335,4 +366,8 @@ class TrieRetriever(nn.Module):
             "code decoder": sum(p.numel() for p in self.decoder.parameters()),
             "seen scores": 0 if self.seen_scores is None else self.seen_scores.numel(),
         }
+        if self.attributes is not None:
+            parts["item attributes"] = self.attributes.table.weight.numel()
+        if self.user_token is not None:
+            parts["user token"] = sum(p.numel() for p in self.user_token.parameters())
         return parts

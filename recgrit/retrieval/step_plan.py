@@ -72,6 +72,9 @@ class StepPlan:
         levels: One plan per level.
         num_targets: M.
         weights: float32 ``[M]``, what each target counts in the loss; None where all count alike.
+        histories: int64 ``[B, T]``, for a retriever that reads more of items than their nodes; else
+            None.
+        people: int64 ``[B]``, whose histories they are; None where nobody knows.
     """
 
     positions: Tensor
@@ -83,6 +86,8 @@ class StepPlan:
     levels: list[LevelPlan]
     num_targets: int
     weights: Tensor | None = None
+    histories: Tensor | None = None
+    people: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """The same on another device."""
@@ -104,14 +109,24 @@ class StepPlanner:
         candidates: The children of each node that training chooses from.
         fewest: Children from which on there is a choice.
         find_seen: Look for nodes that a history holds all of.
+        keep_histories: Put the items of the histories into the plans.
     """
 
-    def __init__(self, trie: Trie, candidates: Children, *, fewest: int, find_seen: bool) -> None:
+    def __init__(
+        self,
+        trie: Trie,
+        candidates: Children,
+        *,
+        fewest: int,
+        find_seen: bool,
+        keep_histories: bool = False,
+    ) -> None:
         self.trie = trie
         self.starts = candidates.starts.astype(np.int64)
         self.nodes = candidates.nodes
         self.fewest = fewest
         self.find_seen = find_seen
+        self.keep_histories = keep_histories
         # Where each node stands among the candidates; -1 for none of them.
         self.node_places = np.full(trie.num_nodes, -1, dtype=np.int32)
         self.node_places[self.nodes] = np.arange(len(self.nodes), dtype=np.int32)
@@ -174,6 +189,8 @@ class StepPlanner:
             levels=levels,
             num_targets=len(positions),
             weights=batch.weights,
+            histories=batch.histories if self.keep_histories else None,
+            people=batch.people,
         )
 
     def _candidates(

@@ -117,7 +117,9 @@ def _find_candidates(
 ) -> _Candidates:
     """The best items of some users by the strengths at hand, with what makes their scores."""
     starts, ends = split.offsets[:-1][users], split.target_positions("valid")[users]
-    histories = last_items(split.items, starts, ends, ranker.history_length).to(ranker.device)
+    people = split.people_of(users)
+    histories = last_items(split.items, starts, ends, ranker.history_length, people)
+    histories = histories.to(ranker.device)
     ranked = ranker.rank(histories, top_k=FIT_CANDIDATES, excluded=None)
     items = ranked.items.long()
     targets = torch.from_numpy(split.targets("valid", users)).to(items.device)

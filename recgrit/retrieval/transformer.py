@@ -84,7 +84,7 @@ class TransformerLayer(nn.Module):
 
     def last(self, x: Tensor, ends: Tensor) -> Tensor:
         """What `forward` has at positions ``[B]``, ``[B, D]``."""
-        at = x[torch.arange(len(x), device=x.device), ends]
+        at = x[torch.arange(x.shape[0], device=x.device), ends]
         return self._feed(at + self.attention.last(self.attention_norm(x), ends))
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -116,20 +116,30 @@ class HistoryEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Item vectors ``[B, T, D]`` -> states ``[B, T, D]``."""
-        x = self.dropout(items + self.positions[: items.shape[1]])
+    def forward(self, items: Tensor, first: Tensor | None = None) -> Tensor:
+        """Item vectors ``[B, T, D]`` -> states ``[B, T, D]``.
+
+        Args:
+            items: Of the history.
+            first: ``[B, D]``, what stands before it and has no state of its own; None for nothing.
+        """
+        x = self.dropout(self._place(items, first))
         for layer in self.layers:
             x = layer(x)
-        states: Tensor = self.norm(x)
+        states: Tensor = self.norm(x if first is None else x[:, 1:])
         return states
 
-    def last(self, items: Tensor, ends: Tensor) -> Tensor:
+    def _place(self, items: Tensor, first: Tensor | None) -> Tensor:
+        x = items + self.positions[: items.shape[1]]
+        return x if first is None else torch.cat([first.unsqueeze(1).to(x.dtype), x], dim=1)
+
+    def last(self, items: Tensor, ends: Tensor, first: Tensor | None = None) -> Tensor:
         """The states at positions ``[B]`` of item vectors ``[B, T, D]``, ``[B, D]``; for ranking.
 
-        Of the last layer no other state is made.
+        Of the last layer no other state is made. ``first`` is as in `forward`.
         """
-        x = items + self.positions[: items.shape[1]]
+        x = self._place(items, first)
+        ends = ends if first is None else ends + 1
         for layer in self.layers[:-1]:
             x = layer(x)
         (layer,) = self.layers[-1:]

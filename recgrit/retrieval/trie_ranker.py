@@ -75,7 +75,8 @@ class TrieRanker:
             self.device.type, self.precision, enabled=self.precision != torch.float32
         ):
             vectors = model.item_vectors(histories.items, self.node_vectors)
-            states = model.encoder.last(vectors, histories.ends)
+            first = model.read_users(histories.users, len(vectors))
+            states = model.encoder.last(vectors, histories.ends, first)
         return TrieWalk(
             model,
             self.node_vectors,

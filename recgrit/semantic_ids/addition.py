@@ -39,7 +39,7 @@ class AddedIds:
 
     Args:
         table: All items.
-        num_moved: New items whose own ID was taken.
+        num_moved: New items whose first choice of an ID was in use.
     """
 
     table: SemanticIdTable

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from recgrit.data.attributes import USER_ATTRIBUTES
 from recgrit.data.ids import IdList, list_ids
 from recgrit.data.items import ItemTable
-from recgrit.disk import resolve_links
+from recgrit.disk import clear_up, resolve_links
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.encoders import ENCODER_FILES
 from recgrit.embedding.vectors import SomeVectors
@@ -54,7 +55,7 @@ class Appended:
     Args:
         bundle: The new bundle.
         num_added: New items.
-        num_moved: Of these, such whose own ID was taken.
+        num_moved: New items whose first choice of an ID was in use.
         num_listed: Offered items that were there already; they keep their features and their IDs.
         num_changed: Of these, such that came with another title, which they have now.
         num_refused: Offered items that were removed before, or are to be removed now.
@@ -204,6 +205,7 @@ def append_items(
     )
     if there_before is not None:
         _require_same(there_before, after_table, after, tables["features"])
+        clear_up(resolve_links(directory))  # One that was killed after its last rename.
     written = there_before or write_bundle(
         directory,
         bundle.settings.model_copy(update={"ancestors": (*bundle.settings.ancestors, before)}),
@@ -222,6 +224,7 @@ def append_items(
             if name.startswith(f"{MODEL_FOLDER}/") or name in COPIED
         },
         device=bundle.device,
+        attributes=None if bundle.attributes is None else bundle.attributes.joined_with(new.frame),
         may_replace=False,
     )
     return Appended(
@@ -291,5 +294,11 @@ def _require_appendable(bundle: Bundle) -> None:
 
 
 # Files of a bundle that new items do not change.
-COPIED = (TOKENIZER_NAME, TRANSFORM_NAME, USERS_NAME, *ENCODER_FILES)
+COPIED = (
+    TOKENIZER_NAME,
+    TRANSFORM_NAME,
+    USERS_NAME,
+    f"{USER_ATTRIBUTES}.safetensors",
+    *ENCODER_FILES,
+)
 _EMPTY = {"item_id": pl.String, "title": pl.String}

@@ -24,6 +24,7 @@ import polars as pl
 
 from recgrit.artifacts import load_artifact, open_artifact
 from recgrit.config import validate
+from recgrit.data.attributes import ITEM_ATTRIBUTES, USER_ATTRIBUTES, Attributes
 from recgrit.data.ids import IdList
 from recgrit.data.items import ItemTable
 from recgrit.data.user_histories import UserHistories
@@ -173,9 +174,32 @@ class Bundle(Summarized):
         return vectors
 
     @cached_property
+    def attributes(self) -> Attributes | None:
+        """The attributes of all items; None for a model that reads none."""
+        return self._read_attributes(ITEM_ATTRIBUTES, len(self.items))
+
+    @cached_property
+    def user_attributes(self) -> Attributes | None:
+        """Of users of training and an unknown one, who is alone without users; None for none."""
+        return self._read_attributes(USER_ATTRIBUTES, None)
+
+    def _read_attributes(self, name: str, num_rows: int | None) -> Attributes | None:
+        names = tuple(self.settings.settings.get(name, ()))
+        if not names:
+            return None
+        found = self.read(lambda path: Attributes.load(path, name, num_rows))
+        if tuple(column.name for column in found.columns) != names:
+            raise self._unfit(f"its {name}")
+        return found
+
+    @cached_property
     def users(self) -> UserHistories:
-        """The users that the bundle was exported with; none where it holds no users."""
-        return self.read(lambda path: UserHistories.load(path / USERS_NAME, len(self.items)))
+        """The users that the bundle was exported with; none where it holds no users.
+
+        Those of the training come first, in its order.
+        """
+        users = self.read(lambda path: UserHistories.load(path / USERS_NAME, len(self.items)))
+        return UserHistories(users.user_ids, users.split.with_own_people())
 
     @cached_property
     def given(self) -> dict[str, npt.NDArray[np.bool_]]:
@@ -217,6 +241,8 @@ class Bundle(Summarized):
             words=self.words if "embed" in found.needs else None,
             listed=self.catalogue.listed,
             num_known=self.settings.num_known_items,
+            attributes=self.attributes,
+            user_attributes=self.user_attributes,
         )
         settings = validate(found.settings_class, self.settings.settings, "the model")
         model = self.read(lambda path: found.load(path / MODEL_FOLDER, inputs, settings))

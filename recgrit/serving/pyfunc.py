@@ -1,8 +1,8 @@
 """A bundle as an MLflow model, for `mlflow models serve` and `mlflow.pyfunc.load_model`.
 
 One row per user: a list of item ids, or the id of a user whom the bundle knows, in; three lists of
-equal length out. The model is kept as code
-and a bundle, so nothing is pickled; whoever loads it has recgrit installed.
+equal length out. The model is kept as code and a bundle, so nothing is pickled; whoever loads it
+has recgrit installed.
 
 The signature leaves what a history holds open. Where it says that texts are wanted, MLflow turns
 them into arrays of a fixed width, and with pandas 3 a null beside them cuts every id to a letter.
@@ -19,6 +19,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
@@ -29,10 +30,10 @@ from mlflow.types.schema import AnyType, Array
 
 import recgrit
 from recgrit.bounds import LISTED_ITEMS
-from recgrit.data.ids import IdList, list_ids
+from recgrit.data.ids import IdList, is_null, list_ids
 from recgrit.data.recommendations import Recommendations
-from recgrit.disk import MANIFEST_NAME, making_folder
-from recgrit.errors import ArtifactError, DataError, RecgritError
+from recgrit.disk import MANIFEST_NAME, making_folder, resolve_links
+from recgrit.errors import ArtifactError, ConfigError, DataError, RecgritError
 from recgrit.recommender import TOP_K, Fallback, check_top_k, list_popular, listed_items
 from recgrit.records import BUNDLE
 from recgrit.serving.bundle import Bundle
@@ -101,7 +102,7 @@ class OpenBundle:
 class FollowedBundle:
     """The bundle behind a path, opened anew when another one lies there.
 
-    Requests go on with the bundle before while the next one is opened, and where that fails.
+    Requests use the earlier bundle while the next one is opened, and where that fails.
 
     Args:
         path: A bundle, or a link to one.
@@ -131,7 +132,7 @@ class FollowedBundle:
                 self._open = self._read()
                 logger.info("answering with the bundle %s now", self._open.fingerprint)
             self._said = ""
-        except (RecgritError, OSError) as error:
+        except Exception as error:  # Whatever lies there now: requests go on.
             if self._said != str(error):
                 logger.warning("still answering with %s: %s", self._open.fingerprint, error)
             self._said = str(error)
@@ -140,13 +141,13 @@ class FollowedBundle:
 
     def _sign(self) -> tuple[str, int, int]:
         """What changes when another bundle comes into its place."""
-        manifest = self.path.resolve() / MANIFEST_NAME
+        manifest = resolve_links(self.path) / MANIFEST_NAME
         found = manifest.stat()
         return str(manifest), found.st_ino, found.st_mtime_ns
 
     def _read(self) -> OpenBundle:
         # Not through the link, which may lead elsewhere before all is read.
-        return OpenBundle(Bundle(self.path.resolve()))
+        return OpenBundle(Bundle(resolve_links(self.path)))
 
 
 def _follow(path: Path) -> FollowedBundle:
@@ -157,10 +158,40 @@ def _follow(path: Path) -> FollowedBundle:
     """
     try:
         return FollowedBundle(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # No file may be called like that.
         raise ArtifactError(
-            f"Cannot read the bundle {path} of the model's config: {error.strerror}."
+            f"Cannot read the bundle {str(path)[:200]!r} of the model's config: "
+            f"{getattr(error, 'strerror', None) or error}. Set bundle to the folder of a bundle, "
+            "or to a link to one."
         ) from None
+
+
+def _read_path(value: object) -> Path | None:
+    """The bundle to follow, of the model's config; None for the model's own.
+
+    Raises:
+        ConfigError: It is no path.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ConfigError(f"bundle of the model's config must be a path, got {value!r:.40}.")
+    return Path(value)
+
+
+def _read_max_listed(value: object) -> int:
+    """The most items of one request, of the model's config; the environment's where it is 0.
+
+    Raises:
+        ConfigError: It is no whole number from 0.
+    """
+    if value is None:
+        return LISTED_ITEMS.allowed()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            f"max_listed of the model's config must be a whole number from 0, got {value!r:.40}."
+        )
+    return value or LISTED_ITEMS.allowed()
 
 
 class BundleModel(PythonModel):
@@ -170,14 +201,14 @@ class BundleModel(PythonModel):
         """Open and verify the bundle."""
         harden_server()
         config = context.model_config or {}
-        if followed := config.get("bundle"):
-            self._get: Callable[[], OpenBundle] = _follow(Path(followed)).get
+        if followed := _read_path(config.get("bundle")):
+            self._get: Callable[[], OpenBundle] = _follow(followed).get
         else:
             bundle = Bundle(context.artifacts[BUNDLE])
             _require_own(bundle)
             opened = OpenBundle(bundle)
             self._get = lambda: opened
-        self.max_listed = int(config.get("max_listed") or LISTED_ITEMS.allowed())
+        self.max_listed = _read_max_listed(config.get("max_listed"))
         self.fallback = _read_fallback(config.get("fallback", NO_FALLBACK))
 
     def predict(
@@ -233,6 +264,7 @@ class BundleModel(PythonModel):
         self, opened: OpenBundle, model_input: pd.DataFrame, params: Mapping[str, Any]
     ) -> tuple[Recommendations, Recommendations]:
         """Lists of the model, and of popular items where they are asked for."""
+        _require_table(model_input)
         values = {"top_k": TOP_K, "exclude_seen": True, **params}
         if not isinstance(values["exclude_seen"], bool):
             raise DataError(f"exclude_seen must be true or false, got {values['exclude_seen']}.")
@@ -246,8 +278,10 @@ class BundleModel(PythonModel):
                 f"of the model's config or {LISTED_ITEMS.variable} of the environment."
             )
         filters = _read_filters(values)
+        histories, people = _read_histories(opened, model_input)
         found = opened.recommender.rank_histories(
-            _read_histories(opened, model_input),
+            histories,
+            people=people,
             ranker=opened.recommender.ranker(**filters),
             top_k=top_k,
             exclude_seen=values["exclude_seen"],
@@ -259,8 +293,26 @@ class BundleModel(PythonModel):
         return found, list_popular(popular, without, top_k)
 
 
-def _read_histories(opened: OpenBundle, model_input: pd.DataFrame) -> list[IdList]:
-    """The history of each row: its own, or that of the user it names.
+def _require_table(model_input: object) -> None:
+    """Refuse what is no table, or one with two columns of a name.
+
+    Raises:
+        DataError: It is.
+    """
+    if not isinstance(model_input, pd.DataFrame):
+        raise DataError(
+            "Expected a data frame with a column history or user_id, got "
+            f"a {type(model_input).__name__}."
+        )
+    for name in ("history", "user_id"):
+        if (found := int((model_input.columns == name).sum())) > 1:
+            raise DataError(f"Expected one column {name}, got {found}.")
+
+
+def _read_histories(
+    opened: OpenBundle, model_input: pd.DataFrame
+) -> tuple[list[IdList], npt.NDArray[np.int64]]:
+    """The history of each row: its own, or that of the user it names; and the place of that user.
 
     Raises:
         DataError: A row has both or neither, or the bundle knows no users.
@@ -268,25 +320,26 @@ def _read_histories(opened: OpenBundle, model_input: pd.DataFrame) -> list[IdLis
     if "user_id" not in model_input.columns:
         if "history" not in model_input.columns:
             raise DataError("Expected a column history or user_id, got neither.")
-        return list(model_input["history"])
+        return list(model_input["history"]), np.full(len(model_input), -1)
     if not len(opened.users.user_ids):
         raise DataError(
             "This bundle knows no users: send the column history, or export it with "
             "'recgrit export bundle --users'."
         )
     histories: list[IdList] = []
+    people = np.full(len(model_input), -1)
     rows = model_input.reindex(columns=["history", "user_id"])
     for number, (history, user_id) in enumerate(rows.itertuples(index=False)):
-        has_history = not (
-            history is None or (pd.api.types.is_scalar(history) and pd.isna(history))
-        )
-        named = list_ids([user_id], f"user_id of row {number}") if not pd.isna(user_id) else []
+        has_history = not is_null(history)
+        named = [] if is_null(user_id) else list_ids([user_id], f"user_id of row {number}")
         if has_history == bool(named):
             both = "both" if named else "neither"
             raise DataError(f"Row {number} needs a history or a user_id, got {both}.")
         items = opened.users.history(named[0]) if named else None
+        if named:
+            people[number] = opened.users.row(named[0])
         histories.append(history if items is None else opened.item_ids[items].tolist())
-    return histories
+    return histories, people
 
 
 def _read_fallback(value: object) -> Fallback | None:
@@ -295,17 +348,17 @@ def _read_fallback(value: object) -> Fallback | None:
     Raises:
         DataError: It says something else than "popular" or "none".
     """
-    if value == NO_FALLBACK:
+    if isinstance(value, str) and value == NO_FALLBACK:
         return None
-    if value == "popular":
+    if isinstance(value, str) and value == "popular":
         return "popular"
     raise DataError(f"fallback must be 'popular' or 'none', got {value!r:.40}.")
 
 
 def _read_filters(values: Mapping[str, Any]) -> dict[str, Any]:
     """Which items may be listed: all where a request does not say, none of an empty list."""
-    allowed = list_ids(list(values.get("allowed_items", [ALL_ITEMS])), "allowed_items")
-    blocked = list_ids(list(values.get("blocked_items", [])), "blocked_items")
+    allowed = list_ids(values.get("allowed_items", [ALL_ITEMS]), "allowed_items")
+    blocked = list_ids(values.get("blocked_items", []), "blocked_items")
     found = {} if allowed == [ALL_ITEMS] else {"allowed_items": allowed}
     return found | ({"blocked_items": blocked} if blocked else {})
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from recgrit.artifacts import open_artifact, write_artifact
 from recgrit.checksums import FileRecord
 from recgrit.config import validate
+from recgrit.data.attributes import ITEM_ATTRIBUTES, USER_ATTRIBUTES, Attributes
 from recgrit.data.items import ItemTable
 from recgrit.data.user_histories import UserHistories
 from recgrit.embedding.embeddings import Embeddings
@@ -113,7 +114,7 @@ def export_bundle(run: Run, directory: Path, *, with_users: bool = False) -> Bun
         ids=ids,
         beam_width=run.evaluated_beam_width(),
         num_known_items=num_items,
-        table=run.config.data.table.model_copy(update={"items_path": None}),
+        table=run.config.data.table.model_copy(update={"items_path": None, "users_path": None}),
     )
     catalogue = Catalogue(
         trained=data.split.train_item_counts() > 0,
@@ -133,9 +134,27 @@ def export_bundle(run: Run, directory: Path, *, with_users: bool = False) -> Bun
         words=parts.words,
         given=parts.given,
         copied=copied,
+        attributes=_attributes(run),
+        user_attributes=_user_attributes(run, with_users=with_users),
         users=_all_users(run) if with_users else None,
         device=run.device,
     )
+
+
+def _attributes(run: Run) -> Attributes | None:
+    """Of the items, as the run's own model reads them."""
+    return Attributes.fit(
+        run.data.items.frame,
+        run.manifest("train").config["settings"].get(ITEM_ATTRIBUTES, ()),
+        run.data.split.train_item_counts() > 0,
+    )
+
+
+def _user_attributes(run: Run, *, with_users: bool) -> Attributes | None:
+    """Of the users of training and an unknown one; of that one alone without users."""
+    names = run.manifest("train").config["settings"].get(USER_ATTRIBUTES, ())
+    found = run.user_attributes(names)
+    return found if found is None or with_users else found.only_stranger()
 
 
 def _all_users(run: Run) -> UserHistories:
@@ -212,6 +231,8 @@ def write_bundle(
     given: Mapping[str, npt.NDArray[np.bool_]],
     copied: Mapping[str, tuple[Path, FileRecord]],
     device: str,
+    attributes: Attributes | None = None,
+    user_attributes: Attributes | None = None,
     users: UserHistories | None = None,
     delta: Delta | None = None,
     may_replace: bool = True,
@@ -228,6 +249,8 @@ def write_bundle(
         given: Which of them have a vector of each further block of features.
         copied: Files taken as they are, by their names in the bundle, and what they have to be.
         device: Of the opened bundle.
+        attributes: Of the items, where the model reads any.
+        user_attributes: Likewise, of users; None for none, or where they are copied.
         users: Users to keep, with their histories; None for none, or where they are copied.
         delta: What it changed in the bundle before; None for the first.
         may_replace: Whether a bundle that is there gives way.
@@ -252,6 +275,10 @@ def write_bundle(
         if words is not None:
             save_words(words, writer.path)
         save_given(given, writer.path)
+        if attributes is not None:
+            attributes.save(writer.path, ITEM_ATTRIBUTES)
+        if user_attributes is not None:
+            user_attributes.save(writer.path, USER_ATTRIBUTES)
         if users is not None:
             users.save(writer.path / USERS_NAME)
         if delta is not None:

@@ -15,7 +15,9 @@ from recgrit.data.recommendations import Recommendations
 from recgrit.data.splits import Split
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import ShardFunction
+from recgrit.evaluation.groups import group_by_segments, group_targets, require_segments
 from recgrit.evaluation.report import (
+    EvaluationReport,
     ReportKey,
     describe_search,
     describe_ties,
@@ -36,13 +38,14 @@ def evaluate_stage(config: ExperimentConfig) -> Stage:
     """The stage that measures the run's model and its baselines."""
     return Stage(
         name="evaluate",
-        version=1,
+        version=2,
         parents=("prepare", "train", *map(baseline_stage, config.baselines)),
         settings=lambda config: as_settings(
             config.seed,
-            evaluation=config.evaluation.model_dump(mode="json"),
+            evaluation=config.evaluation.model_dump(mode="json", exclude={"folds"}),
         ),
         build=_build,
+        check=_require_segments,
         describe=_describe,
     )
 
@@ -54,6 +57,7 @@ def _build(
     split = run.data.split
     width = search_width(settings.beam_width, max(settings.ks), split.num_items)
     metrics: dict[str, dict[str, dict[str, float]]] = {}
+    groups: dict[str, dict[str, dict[str, float]]] = {}
     for key, found in _rank_targets(config, writer, engine, run).items():
         report = evaluate_recommendations(
             found,
@@ -70,10 +74,31 @@ def _build(
         folder.mkdir(parents=True)
         report.save(folder)
         metrics.setdefault(key.model, {})[key.lists] = report.metrics()
-    writer.summary = {"model": config.model.kind, "metrics": metrics}
+        if key == ReportKey(config.model.kind, "test", False):
+            groups = _measure_groups(report, run, settings.segments)
+    writer.summary = {"model": config.model.kind, "metrics": metrics, "groups": groups}
     model = run.model()
     if settings.exact_users and model.searches and model.scores_all:
         writer.summary["beam_agreement"] = _compare_with_exact(run, config)
+
+
+def _require_segments(config: ExperimentConfig) -> None:
+    require_segments(Run(config.run.dir).data.users, config.evaluation.segments)
+
+
+def _measure_groups(
+    report: EvaluationReport, run: Run, segments: tuple[str, ...]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Targets and metrics of each group, by key and label."""
+    grouped = group_targets(report, run.data.split)
+    grouped |= group_by_segments(report, run.data.users, segments)
+    return {
+        key: {
+            label: {"num_targets": int(members.sum()), **report.of_targets(members).metrics()}
+            for label, members in groups.items()
+        }
+        for key, groups in grouped.items()
+    }
 
 
 def _device(config: ExperimentConfig) -> str:

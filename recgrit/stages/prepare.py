@@ -20,8 +20,14 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
     """Where files lie and how many users are in memory at a time changes no result."""
     excluded = {"path", "download_dir", "mirrors", "partition_users"}
     values = config.data.model_dump(mode="json", exclude=excluded)
-    # Which of the files describes the items; the file itself counts by its content.
-    values["table"]["items_path"] = config.data.table.items_path is not None
+    for name in ("valid_from", "test_from", "test_until"):
+        if values[name] is None:  # As before there were any.
+            del values[name]
+    # Which of the files describe items and users; the files themselves count by their content.
+    for name in ("items_path", "users_path"):
+        values["table"][name] = getattr(config.data.table, name) is not None
+    if not values["table"]["users_path"]:  # As before there were any.
+        del values["table"]["users_path"]
     return values
 
 

@@ -22,6 +22,10 @@ from recgrit.tracking.tracker import Tracker
 Builder = Callable[[ExperimentConfig, ArtifactWriter, Tracker, Engine], None]
 
 
+def no_check(config: ExperimentConfig) -> None:
+    """Refuse nothing."""
+
+
 def no_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
     """The files of a stage that reads none."""
     return ()
@@ -39,6 +43,7 @@ class Stage:
         describe: The summary in one line.
         parents: Names of the stages whose artifacts it reads.
         inputs: The raw files it reads, in a fixed order. Their content is part of its key.
+        check: Refuses settings that do not fit the prepared data, before anything is built on them.
         is_large: Whether its files are too large for the tracking store: the manifest is enough.
     """
 
@@ -49,6 +54,7 @@ class Stage:
     describe: Callable[[dict[str, Any]], str]
     parents: tuple[str, ...] = ()
     inputs: Callable[[ExperimentConfig], tuple[Path, ...]] = no_inputs
+    check: Callable[[ExperimentConfig], None] = no_check
     is_large: bool = False
 
     def directory(self, config: ExperimentConfig) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from recgrit.artifacts import ArtifactWriter
+from recgrit.data.attributes import require_columns
 from recgrit.engines.engine import Engine
 from recgrit.engines.shards import Report
 from recgrit.errors import TrackingError
@@ -51,10 +52,11 @@ class FitModel:
         start: dict[str, Any] = {}
         if self.kind == "trie" and self.config.retriever.init_from is not None:
             start["start"] = _open_start(run, self.config)
+        settings = self.config.settings_of(self.kind)
         fitted = model.fit(
-            run.catalogue_inputs(model.needs),
+            run.catalogue_inputs(model.needs, settings),
             run.data.split,
-            self.config.settings_of(self.kind),
+            settings,
             seed=self.config.seed,
             on_epoch=report,
             checkpoint=self.checkpoint,
@@ -103,12 +105,29 @@ def _stage(name: str, kind: str) -> Stage:
         settings=lambda config: {
             "seed": config.seed,
             "model": kind,
-            "settings": config.settings_of(kind).model_dump(mode="json", exclude=NO_RESULT),
+            "settings": _settings(config, kind),
             "code": digest_code(kind),
         },
         build=partial(_build, kind=kind),
+        check=partial(_require_columns, kind=kind),
         describe=partial(_describe, kind),
     )
+
+
+def _settings(config: ExperimentConfig, kind: str) -> dict[str, Any]:
+    """Of a model, those that decide its result."""
+    values = config.settings_of(kind).model_dump(mode="json", exclude=NO_RESULT)
+    for name in ("item_attributes", "user_attributes"):
+        if not values.get(name, True):  # As before there were any.
+            del values[name]
+    return values
+
+
+def _require_columns(config: ExperimentConfig, *, kind: str) -> None:
+    settings, data = config.settings_of(kind), Run(config.run.dir).data
+    for name, frame in (("item_attributes", data.items.frame), ("user_attributes", data.users)):
+        if names := getattr(settings, name, ()):
+            require_columns(frame, names, f"retriever.{name}")
 
 
 def _build(

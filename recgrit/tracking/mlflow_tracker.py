@@ -72,7 +72,7 @@ class MLflowTracker:
         run_name: Name of the run.
         artifact_directory: Where a new experiment in a database keeps its artifacts. A SQLite
             file keeps them beside it instead, and a server decides for itself.
-        resume: Id of a run that did not come to its end, to go on with; a new one if it is gone
+        resume: Id of an unfinished run to resume; a new one if it is gone
             or finished.
         system_metrics: Record processor, memory, disk and network while it runs.
 

@@ -32,6 +32,7 @@ class Windows:
         lengths: int64 ``[W]``, history items; the targets are one further on.
         first_targets: int64 ``[W]``, first position within the window that may be supervised.
         counts: int64 ``[W]``, supervised positions of each window, at least one.
+        sequences: int64 ``[W]``, the row of the split that each is of.
         mean_weight: Of all supervised positions; None where they count alike.
     """
 
@@ -39,6 +40,7 @@ class Windows:
     lengths: npt.NDArray[np.int64]
     first_targets: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
+    sequences: npt.NDArray[np.int64]
     mean_weight: float | None = None
 
     @property
@@ -78,7 +80,7 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
     lengths = np.minimum(history_length, pairs[user] - begins)
     first_targets = np.where(place > 0, history_length - stride, 0)
     if split.weights is None:
-        return Windows(starts, lengths, first_targets, counts=lengths - first_targets)
+        return Windows(starts, lengths, first_targets, lengths - first_targets, user)
     # To the last target, without windows that have none.
     lengths = last_targets_before(split.weights, starts + lengths + 1) - starts
     kept = lengths > first_targets
@@ -89,6 +91,7 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
         lengths,
         first_targets,
         counts=num_before[starts + lengths + 1] - num_before[starts + first_targets + 1],
+        sequences=user[kept],
         mean_weight=_mean_weight(split),
     )
 
@@ -155,9 +158,11 @@ def collate(split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64
         supervised, targets = supervised[wanted], targets[wanted]
         if windows.mean_weight is not None:
             weights = torch.from_numpy(split.weights[targets] / np.float32(windows.mean_weight))
+    people = split.people_of(windows.sequences[chosen])
     return Batch(
         torch.from_numpy(histories.astype(np.int64)),
         torch.from_numpy(supervised),
         torch.from_numpy(split.items[targets].astype(np.int64)),
         weights,
+        None if people is None else torch.from_numpy(people),
     )

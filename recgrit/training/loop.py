@@ -58,7 +58,7 @@ class TrainingEpoch:
         train_loss: Mean -log P(target), in nats; smoothed if ``label_smoothing`` is.
         level_accuracy: Fraction of right children at each level, given the right prefix.
         valid_recall_at_10: Unmasked, over the validation users read while training.
-        valid_ndcg_at_10: Likewise.
+        valid_ndcg_at_10: Unmasked, over the same validation users.
         seconds: Training and validation.
         targets_per_second: Training only.
     """

@@ -72,8 +72,8 @@ def _require_sound(path: Path) -> None:
     """Refuse what is no SQLite file, or a damaged one.
 
     Raises:
-        ValueError: It is.
-        sqlite3.Error: Likewise.
+        ValueError: It is no regular file, or a damaged database.
+        sqlite3.Error: SQLite cannot read it.
     """
     if not path.is_file():
         raise ValueError("it is no regular file")
@@ -101,7 +101,7 @@ def _require_recorded(study: optuna.Study) -> None:
 
 
 def require_same(study: optuna.Study, out: Path, name: str, digest: str) -> None:
-    """Refuse to go on with a study of something else.
+    """Refuse to resume a study of something else.
 
     Raises:
         ArtifactError: It is.

@@ -61,6 +61,12 @@ CASES = {
         keys="different_texts_per_second seconds_again hours_of_a_million_extrapolated",
         facts={"texts": 20},
     ),
+    "exported_retriever": Case(
+        "--repeats 1 --users 1 --ways eager,exported",
+        keys="encoder_exported_speedup_1 decoder_exported_speedup_1 lists_exported_speedup_1 "
+        "exported_file_mb exported_memory_mb step_own_ms_1 step_fixed_shapes_ms_1",
+        facts={"ways": "eager exported"},
+    ),
     "long_memory": Case(
         "--users 300 --train-users 100 --epochs 2",
         keys="growth_while_training_mb growth_while_recommending_mb",
@@ -127,19 +133,27 @@ def test_it_reports_what_the_docs_quote(name: str) -> None:
     assert {key: found[key] for key in case.facts} == case.facts
 
 
-def test_the_model_is_served_and_timed(tiny_run: FinishedRun) -> None:
-    sizes = ("--requests", 4, "--tables", 2, "--table-users", 4, "--threads", 2)
-    found = last_line("serve_latency", tiny_run.directory, *sizes)
-    quoted = {"p50_ms", "p99_ms", "in_process_p50_ms", "users_per_second"}
-    assert {*quoted, "single_users_per_second"} <= found.keys()
+def test_the_model_is_served_to_several_clients_and_timed(tiny_run: FinishedRun) -> None:
+    sizes = ("--requests", 6, "--tables", 4, "--table-users", 3, "--clients", "1,2")
+    found = last_line("serve_latency", tiny_run.directory, *sizes, "--timeout", 60)
+    assert {"in_process_p50_ms", "in_process_p99_ms"} <= found.keys()
     assert found["num_items"] == 40
+    kinds = [(row["clients"], row["users_of_a_request"], row["requests"]) for row in found["rows"]]
+    assert kinds == [(1, 1, 6), (2, 1, 6), (1, 3, 4), (2, 3, 4)]
+    quoted = {"p50_ms", "p99_ms", "users_per_second", "users_per_processor_second"}
+    for row in [*found["rows"], found["overload"], found["overload_limited"]]:
+        assert quoted <= row.keys()
+        assert row["errors"] == {}, "with a minute for each request, and fewer than the limit"
+    assert found["overload"]["recovery_seconds"] < 60
 
 
 def test_a_server_stays_right_under_load_and_abuse(tiny_run: FinishedRun) -> None:
-    sizes = ("--requests", 24, "--threads", 8, "--long", 100_000)
+    sizes = ("--requests", 1200, "--swaps", 1, "--threads", 8, "--long", 100_000)
     found = last_line("serve_load", tiny_run.directory, *sizes)
-    assert {"p50_ms", "p99_ms", "requests_per_second", "memory_growth_mb"} <= found.keys()
-    assert (found["requests"], found["wrong_answers"]) == (24, 0)
+    quoted = {"p50_ms", "p99_ms", "requests_per_second", "memory_growth_mb", "memory_peak_mb"}
+    assert quoted <= found.keys()
+    assert (found["requests"], found["failed"], found["wrong_answers"]) == (1200, {}, 0)
+    assert (found["swaps"], found["bundles_answered_with"]) == (1, 2)
     assert found["hostile_requests"] == 60
     assert found["hostile_wrong_status"] == 0
 

@@ -436,4 +436,4 @@ def test_short_lists_and_a_narrow_beam_will_do(copied_run: Path, command: Comman
     narrow = ("evaluation.ks=[5]", "evaluation.beam_width=5", "recommendation.top_k=5")
     done = command("run", copied_run, *narrow, "--json")
     assert done.code == 0, done.err
-    assert set(done.json()["test"]) == {"recall_at_5", "ndcg_at_5"}
+    assert set(done.json()["test"]) == {"recall_at_5", "ndcg_at_5", "mrr_at_5", "serendipity_at_5"}

@@ -276,6 +276,10 @@ def test_saved_weights_have_to_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "sequence_weights.npy", np.ones(4))
     with pytest.raises(DataError, match="expected float32"):
         SequenceSplit.load(tmp_path, 1)
+    for odd in (np.nan, np.inf, -1):
+        np.save(tmp_path / "sequence_weights.npy", np.array([1, 1, odd, 1], np.float32))
+        with pytest.raises(DataError, match="finite numbers of at least 0"):
+            SequenceSplit.load(tmp_path, 1)
 
 
 @pytest.mark.parametrize(

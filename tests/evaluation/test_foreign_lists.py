@@ -78,7 +78,8 @@ def test_lists_score_as_they_do_at_home(
     # One right item for those that were hit, at the rank where it was, others before it.
     ids = run.data.interactions
     rows = []
-    for user, _, target, rank in targets.iter_rows():
+    found = targets.select("user_idx", "item_idx", "rank")
+    for user, target, rank in found.iter_rows():
         others = [item for item in range(len(ids.item_ids)) if item != target][:20]
         items = others if rank == 0 else [*others[: rank - 1], target, *others[rank - 1 : 19]]
         rows += [

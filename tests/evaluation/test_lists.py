@@ -15,10 +15,16 @@ from recgrit.evaluation.lists import (
     gini_index,
     mean_self_information,
 )
+from recgrit.evaluation.metrics import popularity_ranks, ranks_of_targets, serendipity_at_k
 
 NUM_USERS, NUM_ITEMS, LENGTH = 30, 25, 5
 # Of `draw_case`; coverage of its first six lists.
-RECTOOLS = {"novelty": 2.214074036942209, "popularity": 9.08, "coverage": 0.76}
+RECTOOLS = {
+    "novelty": 2.214074036942209,
+    "popularity": 9.08,
+    "coverage": 0.76,
+    "serendipity": 0.04685714285714287,
+}
 
 
 def draw_case() -> tuple[np.ndarray, np.ndarray]:
@@ -31,6 +37,13 @@ def draw_case() -> tuple[np.ndarray, np.ndarray]:
     return lists, taken
 
 
+def draw_targets(lists: np.ndarray) -> np.ndarray:
+    """The item that each user took next, int32 [U]: in the list for most."""
+    generator = np.random.default_rng(8)
+    listed = lists[np.arange(NUM_USERS), generator.integers(0, LENGTH, NUM_USERS)]
+    return np.where(listed != NO_ITEM, listed, 0).astype(np.int32)
+
+
 def test_agreement_with_what_rectools_gave() -> None:
     """Numbers of RecTools 0.19.0 for `draw_case`; the next test asks it again where it is there."""
     lists, taken = draw_case()
@@ -38,6 +51,12 @@ def test_agreement_with_what_rectools_gave() -> None:
     assert mean_self_information(lists, takers, users).mean() == pytest.approx(RECTOOLS["novelty"])
     assert average_popularity(lists, takers).mean() == pytest.approx(RECTOOLS["popularity"])
     assert catalogue_coverage(lists[:6], NUM_ITEMS) == pytest.approx(RECTOOLS["coverage"])
+    full = lists[(lists != NO_ITEM).all(axis=1)]
+    targets = draw_targets(lists)[(lists != NO_ITEM).all(axis=1)]
+    found = serendipity_at_k(
+        ranks_of_targets(full, targets), popularity_ranks(takers)[targets], LENGTH, NUM_ITEMS
+    )
+    assert found.mean() == pytest.approx(RECTOOLS["serendipity"])
 
 
 def test_agreement_with_rectools() -> None:
@@ -48,7 +67,11 @@ def test_agreement_with_rectools() -> None:
     users, items = np.nonzero(taken)
     before = pd.DataFrame({"user_id": users, "item_id": items})
     first = listed[listed["user_id"] < 6]
+    # Short lists it divides by their own length.
+    full = listed[listed.groupby("user_id")["item_id"].transform("size") == LENGTH]
+    targets = pd.DataFrame({"user_id": range(NUM_USERS), "item_id": draw_targets(lists)})
     found = {
+        "serendipity": metrics.Serendipity(k=LENGTH).calc(full, targets, before, range(NUM_ITEMS)),
         "novelty": metrics.MeanInvUserFreq(k=LENGTH).calc(listed, before),
         "popularity": metrics.AvgRecPopularity(k=LENGTH).calc(listed, before),
         "coverage": metrics.CatalogCoverage(k=LENGTH, normalize=True).calc(first, range(NUM_ITEMS)),

@@ -57,6 +57,7 @@ def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
         "sequence": [0, 1, 3],
         "item_idx": [2, 0, 9],
         "rank": [1, 0, 2],
+        "popularity_rank": [11, 2, 11],
     }
     assert report.metrics() == pytest.approx(
         {
@@ -64,6 +65,11 @@ def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
             "recall_at_3": 2 / 3,
             "ndcg_at_1": 1 / 3,
             "ndcg_at_3": (1 + 1 / math.log2(3)) / 3,
+            "mrr_at_1": 1 / 3,
+            "mrr_at_3": 1.5 / 3,
+            # Two hits that training lacks: 10 and 9 places of 10 ahead of it.
+            "serendipity_at_1": 1.0 / 3,
+            "serendipity_at_3": (1.0 + 0.9) / 3 / 3,
         }
     )
     for name, (low, high) in report.intervals().items():
@@ -111,7 +117,7 @@ def test_a_target_says_whose_it_is_and_where_it_stands() -> None:
         owners=np.array([0, 0, 0]),
     )
     report = evaluate(lists([2, 1], [[3, 0, 1], [0, 1, 2]]), split)
-    assert report.per_target.rows() == [(0, 1, 2, 3), (0, 2, 3, 1)]
+    assert report.per_target.drop("popularity_rank").rows() == [(0, 1, 2, 3), (0, 2, 3, 1)]
     assert (report.users.tolist(), report.sequences.tolist()) == ([0, 0], [1, 2])
     assert (report.protocol["num_users"], report.protocol["num_targets"]) == (1, 2)
 
@@ -124,7 +130,9 @@ def test_short_lists_count_as_missed(split: SequenceSplit) -> None:
 def test_values_of_each_target(split: SequenceSplit) -> None:
     report = evaluate(lists([3, 0], [[1, 9, 2], [2, 1, 0]]), split)
     frame = report.to_polars()
-    assert frame.columns[4:] == ["recall_at_1", "recall_at_3", "ndcg_at_1", "ndcg_at_3"]
+    assert frame.columns[5:] == [
+        f"{metric}_at_{k}" for metric in ("recall", "ndcg", "mrr", "serendipity") for k in (1, 3)
+    ]
     assert frame["ndcg_at_3"].round(4).to_list() == [1.0, 0.0, 0.6309]
     assert report.to_pandas()["rank"].tolist() == [1, 0, 2]
 

@@ -59,6 +59,13 @@ def test_runs_from_top_to_bottom(
         parameters.source += f"\nOVERRIDES = ['data.path={MOVIES}']"
     assert any("assert " in cell.source for cell in notebook.cells), "it checks what it claims"
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(path.parent))
+    warnings = [
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream" and output.name == "stderr" and "Warning" in output.text
+    ]
+    assert warnings == []
     pictures = [
         output
         for cell in notebook.cells

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +102,22 @@ def test_a_terminal_is_asked_what_unknown_types_are_worth(shop: Path) -> None:
     assert config.target_events is not None
     assert len(config.target_events) == 1
     assert prepare(config).interactions.num_users == 60
+
+
+def test_types_of_equal_counts_are_in_the_order_of_their_names(
+    shop: Path, command: Command
+) -> None:
+    rows = pl.read_csv("events.csv").filter(pl.col("event") == "view").with_row_index("row")
+    kinds = ["view", "click", "seen", "opened", "cart", "basket", "order", "purchase"]
+    rows = rows.head(rows.height // len(kinds) * len(kinds))
+    events = pl.Series("event", kinds * (rows.height // len(kinds)))
+    rows.drop("row", "event").with_columns(events).write_csv("events.csv")
+    command("init", "--events", "events.csv", "--items", "items.csv", "--yes")
+    lines = Path("shop.yaml").read_text().splitlines()
+    said = next(line for line in lines if "Types of events" in line)
+    found = [word for word in re.findall(r"[a-z]+", said) if word in kinds]
+    assert found == sorted(found)
+    assert len(found) > 3
 
 
 def test_events_undone_are_named_and_left_out(shop: Path, command: Command) -> None:

@@ -118,6 +118,7 @@ def test_intervals_of_a_group_draw_users_with_all_their_targets() -> None:
                 "sequence": np.arange(80),
                 "item_idx": np.zeros(80, dtype=np.int32),
                 "rank": ranks,
+                "popularity_rank": np.ones(80, dtype=np.int32),
             }
         ),
         protocol={"ks": (10,), "num_bootstrap": 200, "seed": 0},

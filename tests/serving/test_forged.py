@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from recgrit.data.items import ItemTable
 from recgrit.disk import MANIFEST_NAME
-from recgrit.errors import ArtifactError, NewerSchemaError
+from recgrit.errors import ArtifactError, DataError, NewerSchemaError
+from recgrit.reporting.lists import load_recommendations
 from recgrit.runs import Run
+from recgrit.serving.append import append_items
 from recgrit.serving.bundle import Bundle
+from recgrit.serving.writing import export_bundle
 from tests.forging import forge, forge_run
 
 Histories = dict[str, list[str]]
@@ -192,3 +199,210 @@ def test_a_stage_of_another_run_is_refused(
         ("recommend", "--run", copied_run, "--user", "1"),
     ):
         assert "was built from" in command(*arguments).told()
+
+
+Array = npt.NDArray[Any]
+# By file: its array, and what becomes of it.
+ARRAYS: dict[str, list[tuple[str, Callable[[Array], Array]]]] = {
+    "feature_transform.safetensors": [
+        ("text.scale", lambda scale: -scale),
+        ("text.scale", lambda scale: scale * np.nan),
+        ("text.mean", lambda mean: mean[:-1]),
+        ("text.mean", lambda mean: np.full_like(mean, np.inf)),
+        ("cooccurrence.mean", lambda mean: mean[None]),
+        ("text.components", lambda components: components[:, :-1]),
+    ],
+    "lsa_directions.safetensors": [
+        ("directions", lambda directions: directions[:, :-1]),
+        ("directions", lambda directions: directions[:-1]),
+        ("directions", lambda directions: directions * np.nan),
+        ("directions", lambda directions: directions.astype(np.float64)),
+        ("directions", lambda directions: directions[:0]),
+    ],
+    "item_words.safetensors": [
+        ("data", lambda data: data * np.nan),
+        ("data", lambda data: data.astype(np.float64)),
+        ("indices", lambda indices: indices + 10**6),
+        ("indptr", lambda offsets: offsets[::-1]),
+    ],
+    "tokenizer.safetensors": [
+        ("quantizer.levels.0.embedding", lambda codebook: codebook * np.nan),
+        ("quantizer.levels.0.embedding", lambda codebook: codebook[:-1]),
+    ],
+    "model/weights.safetensors": [
+        ("encoder.norm.weight", lambda weight: weight * np.nan),
+        ("encoder.norm.weight", lambda weight: weight * np.inf),
+    ],
+}
+
+
+def add_one(folder: Path, out: Path) -> None:
+    """Ask a bundle for all that it has."""
+    items = ItemTable(pl.DataFrame({"item_id": ["new"], "title": ["Love in Paris"]}))
+    append_items(Bundle(folder), out, items)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "change"),
+    [(name, array, change) for name, cases in ARRAYS.items() for array, change in cases],
+)
+def test_arrays_that_do_not_fit_add_no_item(
+    copy: Path, tmp_path: Path, name: str, array: str, change: Callable[[Array], Array]
+) -> None:
+    arrays = load_file(copy / name)
+    array = next(key for key in arrays if key.startswith(array) or key.endswith(array))
+    _save(arrays | {array: np.ascontiguousarray(change(arrays[array]))}, copy / name)
+    forge(copy)
+    with pytest.raises((ArtifactError, DataError)):
+        add_one(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _save(arrays: dict[str, Array], path: Path) -> None:
+    """Write arrays with what else the file says of itself."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    save_file(arrays, path, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pl.lit("same").alias("term"),
+        pl.col("term").reverse().str.head(0),
+        pl.col("inverse_frequency") * float("nan"),
+        -pl.col("inverse_frequency"),
+        pl.col("inverse_frequency") * 0,
+        pl.col("inverse_frequency").cast(pl.Float64),
+    ],
+)
+def test_terms_that_are_none_add_no_item(copy: Path, tmp_path: Path, change: pl.Expr) -> None:
+    path = copy / "terms.parquet"
+    pl.read_parquet(path).with_columns(change).write_parquet(path)
+    forge(copy)
+    with pytest.raises(ArtifactError):
+        add_one(copy, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pl.lit("1").alias("user_id"),
+        pl.lit(None, pl.String).alias("user_id"),
+        pl.col("item_idx").list.concat(pl.lit([40], pl.List(pl.Int32))),
+        pl.col("item_idx").list.concat(pl.lit([-1], pl.List(pl.Int32))),
+        pl.col("item_idx").list.concat(pl.lit([None], pl.List(pl.Int32))),
+        pl.col("item_idx").cast(pl.List(pl.Float64)),
+        pl.lit(None, pl.List(pl.Int32)).alias("item_idx"),
+    ],
+)
+def test_users_that_cannot_be_are_refused(run: Run, tmp_path: Path, change: pl.Expr) -> None:
+    bundle = export_bundle(run, tmp_path / "bundle", with_users=True)
+    path = bundle.directory / "users.parquet"
+    pl.read_parquet(path).with_columns(change).write_parquet(path)
+    forge(bundle.directory)
+    with pytest.raises(ArtifactError, match=r"users\.parquet"):
+        assert Bundle(bundle.directory).users
+
+
+LISTS: dict[str, pl.Expr] = {
+    "an item twice": pl.col("item_id").first().over("user_id"),
+    "a rank twice": pl.col("rank") * 0 + 1,
+    "no rank 1": pl.col("rank") + 1,
+    "ranks from 0": pl.col("rank") - 1,
+    "an unknown item": pl.lit("nothing").alias("item_id"),
+    "an unknown user": pl.lit("nobody").alias("user_id"),
+    "ranks of another type": pl.col("rank").cast(pl.Float64),
+}
+
+
+@pytest.mark.parametrize("damage", LISTS)
+def test_lists_that_cannot_be_are_refused(copied_run: Path, damage: str) -> None:
+    path = copied_run / "recommendations" / "recommendations.parquet"
+    pl.read_parquet(path).with_columns(LISTS[damage]).write_parquet(path)
+    forge_run(copied_run)
+    with pytest.raises(ArtifactError, match="the lists hold"):
+        load_recommendations(Run(copied_run))
+
+
+REPORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a mean of NaN": lambda values: values["metrics"]["recall_at_10"].update(mean=float("nan")),
+    "another mean": lambda values: values["metrics"]["recall_at_10"].update(mean=0.999),
+    "an interval of nothing": lambda values: values["metrics"]["recall_at_10"].update(low=2.0),
+    "an interval upside down": lambda values: values["metrics"]["recall_at_10"].update(
+        low=0.9, high=0.1
+    ),
+    "half an interval": lambda values: values["metrics"]["recall_at_10"].update(high=float("nan")),
+    "no metrics": lambda values: values.update(metrics={}),
+    "other lengths": lambda values: values["protocol"].update(ks=[3]),
+    "more targets": lambda values: values["protocol"].update(num_targets=10**6),
+    "another split": lambda values: values["protocol"].update(split="valid"),
+}
+
+
+@pytest.mark.parametrize("damage", REPORTS)
+def test_reports_that_cannot_be_are_refused(copied_run: Path, damage: str) -> None:
+    path = copied_run / "evaluation" / "trie" / "test" / "evaluation.json"
+    values = json.loads(path.read_text())
+    REPORTS[damage](values)
+    path.write_text(json.dumps(values))
+    forge_run(copied_run)
+    with pytest.raises(ArtifactError):
+        assert Run(copied_run).reports
+
+
+@pytest.mark.parametrize("change", [lambda ranks: ranks * 0 - 1, lambda ranks: ranks + 1])
+def test_ranks_that_are_not_those_of_the_metrics_are_refused(
+    copied_run: Path, change: Callable[[pl.Expr], pl.Expr]
+) -> None:
+    path = copied_run / "evaluation" / "trie" / "test" / "per_target.parquet"
+    ranks = change(pl.col("rank")).cast(pl.Int32)
+    pl.read_parquet(path).with_columns(ranks).write_parquet(path)
+    forge_run(copied_run)
+    with pytest.raises(ArtifactError, match="No readable evaluation"):
+        assert Run(copied_run).reports
+
+
+@pytest.mark.parametrize(
+    "counts", [lambda c: c * 0 - 1, lambda c: c * np.nan, lambda c: c[:-1], lambda c: c[None]]
+)
+def test_counts_that_cannot_be_are_refused(
+    copied_run: Path, counts: Callable[[Array], Array]
+) -> None:
+    path = copied_run / "baselines" / "popularity" / "counts.npy"
+    np.save(path, counts(np.load(path)))
+    forge_run(copied_run)
+    with pytest.raises(ArtifactError, match="Counts are"):
+        Run(copied_run).recommender("popularity").recommend_after({"a": ["1"]})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_similarities_that_are_not_finite_are_refused(copied_run: Path, value: float) -> None:
+    from scipy import sparse
+
+    path = copied_run / "baselines" / "item_knn" / "similarities.npz"
+    table = sparse.load_npz(path)
+    table.data[0] = value
+    sparse.save_npz(path, table)
+    forge_run(copied_run)
+    with pytest.raises(ArtifactError, match="Similarities are"):
+        Run(copied_run).recommender("item_knn").recommend_after({"a": ["1"]})
+
+
+def test_weights_that_are_too_large_are_told(copy: Path, histories: Histories) -> None:
+    recommender = Bundle(copy, device="cpu").recommender()
+    network: Any = recommender.model
+    bias = network.network.get_parameter("decoder.layers.2.1.bias")
+    said = []
+    for place in range(len(bias)):
+        before = bias[place].item()
+        bias.data[place] = 1e30
+        try:
+            recommender.recommend_after(histories, top_k=5)
+        except DataError as error:
+            said.append(str(error))
+        bias.data[place] = before
+    assert said
+    assert all("not finite" in message for message in said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import pandas as pd
 import pytest
 
 from recgrit.data.items import ItemTable
-from recgrit.errors import ArtifactError
+from recgrit.errors import ArtifactError, RecgritError
 from recgrit.runs import Run
 from recgrit.serving.append import append_items
 from recgrit.serving.bundle import Bundle
@@ -395,6 +396,10 @@ def test_known_users_are_asked_for_by_their_ids(
         ({"user_id": "3", "history": ["17"]}, "Row 0 needs a history or a user_id, got both"),
         ({"user_id": None, "history": None}, "Row 0 needs a history or a user_id, got neither"),
         ({"user_id": 3.5}, "user_id of row 0"),
+        ({"user_id": []}, "user_id of row 0 is a list"),
+        ({"user_id": ["3", "4"]}, "user_id of row 0 is a list"),
+        ({"user_id": np.array(["3", "4"])}, "user_id of row 0 is a ndarray"),
+        ({"history": np.array("17")}, "Expected a list of ids for history 0"),
         ({"other": "3"}, "Expected a column history or user_id"),
     ],
 )
@@ -407,6 +412,77 @@ def test_rows_that_name_no_user_or_two_are_refused(
     model = mlflow.pyfunc.load_model(str(with_users))
     with pytest.raises(MlflowException, match=told):
         model.predict(pd.DataFrame([row]))
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (None, "Expected a data frame"),
+        ([["17"]], "Expected a data frame"),
+        (pd.DataFrame([["3", "4"]], columns=["user_id", "user_id"]), "one column user_id, got 2"),
+        (pd.DataFrame([["1", "2"]], columns=["history", "history"]), "one column history, got 2"),
+    ],
+)
+def test_what_is_no_table_of_requests_is_refused(with_users: Path, table: Any, told: str) -> None:
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    model = mlflow.pyfunc.load_model(str(with_users)).unwrap_python_model()
+    with pytest.raises(MlflowException, match=told):
+        model.predict(None, table)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        *(
+            (name, value, f"Expected a list of ids for {name}")
+            for name in ("allowed_items", "blocked_items")
+            for value in (None, 5, True, pd.NA, np.array("5"), {"5": 1})
+        ),
+        ("allowed_items", ["5", 5], "Ids are text"),
+        *(
+            ("fallback", value, "fallback must be 'popular' or 'none'")
+            for value in (pd.NA, np.array(["popular"]), pd.Series(["none"]), ["popular"], 1)
+        ),
+    ],
+)
+def test_parameters_of_another_kind_are_refused(
+    model: Any, name: str, value: Any, told: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=told):
+        model.unwrap_python_model().predict(None, frame(["13"]), {name: value})
+
+
+def test_a_bare_string_of_items_is_one_id(model: Any) -> None:
+    ask = model.unwrap_python_model().predict
+    only = ask(None, frame(["13"]), {"allowed_items": "21"})
+    assert only["item_ids"].tolist() == [["21"]]
+    without = ask(None, frame(["13"]), {"top_k": 40, "blocked_items": "21"})["item_ids"][0]
+    assert "21" not in without
+    assert {"1", "2"} <= set(without)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        *(({"max_listed": value}, "max_listed of") for value in ("x", -1, 1.5, True, [1])),
+        *(({"bundle": value}, "bundle of the model's config") for value in (1, True, ["x"])),
+        *(
+            ({"bundle": value}, "Cannot read the bundle")
+            for value in ("a\0b", "\ud800", "x" * 5000)
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_when_the_model_is_loaded(
+    model_folder: Path, config: dict[str, Any], told: str
+) -> None:
+    import mlflow.pyfunc
+
+    with pytest.raises(RecgritError, match=told):
+        mlflow.pyfunc.load_model(str(model_folder), model_config=config)
 
 
 def test_a_bundle_without_users_says_so(model: Any, post: Callable[..., httpx.Response]) -> None:
@@ -476,6 +552,31 @@ def test_tomorrows_bundle_comes_in_under_load_without_a_lost_request(
         point_to(bundle.directory)
         while threads.submit(ask, 0).result() != expected[0]:
             assert time.monotonic() < deadline
+
+
+def test_requests_go_on_whatever_comes_in_place_of_the_bundle(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from recgrit.serving import pyfunc
+
+    monkeypatch.setattr(pyfunc, "LOOK_SECONDS", 0)
+    link, cut = tmp_path / "live", tmp_path / "cut"
+    link.symlink_to(bundle.directory)
+    follow = pyfunc.FollowedBundle(link)
+    shutil.copytree(bundle.directory, cut)
+    (cut / "catalogue.parquet").write_bytes(b"")
+    for place in (link.name, "nowhere", os.devnull, cut):
+        caplog.clear()
+        link.unlink()
+        link.symlink_to(place)
+        deadline = time.monotonic() + 30
+        while "still answering with" not in caplog.text:
+            assert follow.get().fingerprint == bundle.fingerprint
+            assert time.monotonic() < deadline, place
+            time.sleep(0.01)
 
 
 def test_a_path_without_a_bundle_is_refused_when_the_model_is_loaded(

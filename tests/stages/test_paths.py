@@ -37,8 +37,9 @@ PLACES = {
     "data.mirrors": "[http://127.0.0.1:9/files]",
     "tracking.uri": "sqlite:///elsewhere.db",
 }
-# These have tests of their own.
+# These have tests of their own; that of users is in tests/data/sources/test_user_table.py.
 OTHERS = {
+    "data.table.users_path",
     "run.dir",
     "embedding.model",
     "features.blocks.image.folder",

@@ -17,7 +17,7 @@ NUM_ITEMS = 40
 
 @pytest.fixture(scope="module")
 def split(make_split, cyclic):
-    return make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS)
+    return make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS).with_own_people()
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,18 @@ def stop_after(last):
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
-@pytest.mark.parametrize("last", [1, 3])
+@pytest.mark.parametrize(("last", "attributes"), [(1, ()), (3, ()), (1, ("category", "price"))])
 def test_an_interrupted_training_goes_on_exactly(
-    table, split, make_config, tmp_path, average_decay, last
+    table, split, make_config, tmp_path, average_decay, last, attributes
 ):
-    config = make_config(epochs=4, patience=4, dropout=0.3, average_decay=average_decay)
+    config = make_config(
+        epochs=4,
+        patience=4,
+        dropout=0.3,
+        average_decay=average_decay,
+        item_attributes=attributes,
+        user_attributes=("segment",) if attributes else (),
+    )
     whole = fit_retriever(table, split, None, config, seed=0)
     path = tmp_path / "training" / "state.safetensors"
     with pytest.raises(PowerCutError):

@@ -28,6 +28,8 @@ SAME = {
     "one part": EXACT,
     "two parts": EXACT | {"accumulation": 2},
     "averaged weights": EXACT | {"average_decay": 0.9, "valid_users": 33},
+    "attributes": EXACT
+    | {"item_attributes": ("category", "price"), "user_attributes": ("segment",)},
     "no vectors of nodes": EXACT | {"size": "constant"},
     # A window a batch: the second process has none of any.
     "fewer windows than processes": EXACT | {"batch_targets": 1, "epochs": 1},
@@ -144,7 +146,8 @@ def train_on_one_process(process, folder, jobs):
 def split(make_split, cyclic):
     # An odd number of windows, some shorter than others.
     sequences = cyclic(num_users=75, num_items=NUM_ITEMS)
-    return make_split([row[: 5 + i % 8] for i, row in enumerate(sequences)], NUM_ITEMS)
+    cut = make_split([row[: 5 + i % 8] for i, row in enumerate(sequences)], NUM_ITEMS)
+    return cut.with_own_people()
 
 
 @pytest.fixture(scope="module")

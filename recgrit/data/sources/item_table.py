@@ -1,4 +1,4 @@
-"""Tables of items, read alike wherever a file of them comes in: in training and in what follows.
+"""Tables of items and users, read alike wherever a file comes in: in training and in what follows.
 
 What a cell says depends on no other cell: the text made of an item is the same in the file of a
 whole catalogue and in one of three new items.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # What an item is called here, whatever its columns are.
 OWN = ("item_id", "title")
+USER_ID = "user_id"
 # Names that no column has: of the numbers of lines, and of a column that is called `line`.
 LINE, FIELD_LINE = "\0", "\0line"
 # Cells that `clean_text` may change.
@@ -71,6 +73,48 @@ def read_item_table(
             frame, bad = _read_file(table, item_id, title, text, or_own_names=or_own_names)
             parts.append(frame)
             num_unsplit += bad
+    clean = _join(parts, files, item_id, "item_id", max_malformed_share)
+    return replace(
+        clean,
+        num_read=clean.num_read + num_unsplit,
+        num_malformed=clean.num_malformed + num_unsplit,
+    )
+
+
+def read_user_table(
+    files: Sequence[Path], *, user_id: str, text: TextSettings, max_malformed_share: float
+) -> pl.DataFrame:
+    """What some files say of users: ``user_id`` str, each once, then all else.
+
+    Columns are read as those of items are. One that is called ``user_id`` and is not the one meant
+    gets ``_column`` behind its name.
+
+    Args:
+        files: One row per user.
+        user_id: Name of the id's column.
+        text: What is known of how text files are written.
+        max_malformed_share: Of the rows, how many may lack an id.
+
+    Raises:
+        DataError: A file cannot be read, lacks a column, or describes a user twice and differently.
+    """
+    parts = []
+    for path in files:
+        for place in find_tables(path):
+            table = open_table(place, [user_id], text)
+            logger.info("%s: %s", place.label, table.describe())
+            parts.append(_read_file(table, user_id, None, text, or_own_names=False)[0])
+    return _join(parts, files, user_id, USER_ID, max_malformed_share).frame
+
+
+def _join(
+    parts: Sequence[pl.DataFrame],
+    files: Sequence[Path],
+    column: str,
+    own: str,
+    max_malformed_share: float,
+) -> CleanRows:
+    """The rows of all files, each id once."""
     try:
         rows = pl.concat(parts, how="diagonal_relaxed")
     except pl.exceptions.PolarsError as error:
@@ -79,46 +123,51 @@ def read_item_table(
             f"({str(error).splitlines()[0]}). Save them alike."
         ) from None
     label = str(files[0])
-    refuse_damaged_ids(rows["item_id"].cast(pl.String), label, item_id)
+    refuse_damaged_ids(rows[own].cast(pl.String), label, column)
     # The reader of rows has a use of its own for the name.
     renamed = {"line": FIELD_LINE, LINE: "line"}
     rows = rows.rename({old: new for old, new in renamed.items() if old in rows.columns})
-    clean = clean_items(rows, label, f"a {item_id}", max_malformed_share)
-    return CleanRows(
-        clean.frame.rename({FIELD_LINE: "line"}, strict=False),
-        num_read=clean.num_read + num_unsplit,
-        num_malformed=clean.num_malformed + num_unsplit,
-        num_repeated=clean.num_repeated,
-    )
+    clean = clean_items(rows, label, f"a {column}", max_malformed_share, id_name=own)
+    return replace(clean, frame=clean.frame.rename({FIELD_LINE: "line"}, strict=False))
 
 
 def _read_file(
-    table: TableFile, item_id: str, title: str, text: TextSettings, *, or_own_names: bool
+    table: TableFile, id_name: str, title: str | None, text: TextSettings, *, or_own_names: bool
 ) -> tuple[pl.DataFrame, int]:
-    """The columns, after ids, titles and numbers of lines; how many lines could not be split."""
+    """The columns, after ids, titles and numbers of lines; how many lines could not be split.
+
+    Without a title it is a table of users.
+    """
     label, columns = table.label, table.columns
-    id_column, title_column = (
-        own if or_own_names and name not in columns and own in columns else name
-        for name, own in zip((item_id, title), OWN, strict=True)
-    )
+    own = USER_ID if title is None else "item_id"
+    id_column = own if or_own_names and id_name not in columns and own in columns else id_name
+    title_column = title
+    if title is not None and or_own_names and title not in columns and "title" in columns:
+        title_column = "title"
     missing = [name for name in (id_column,) if name not in columns]
-    if title_column not in columns and title_column != "title":
-        missing.append(title_column)
+    if title_column not in (None, "title", *columns):
+        missing.append(str(title_column))
     if missing:
-        setting = "items_id" if missing[0] == id_column else "title"
+        setting = "title" if missing[0] == title_column else "items_id"
         raise DataError(
             f"{label} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
-            f"{show_names(columns)}. Name yours as in data.table.{setting}=COLUMN."
+            f"{show_names(columns)}. "
+            + (
+                "Call it as the interactions do (data.table.user_id)."
+                if title is None
+                else f"Name yours as in data.table.{setting}=COLUMN."
+            )
         )
-    table.refuse_repeated([id_column, title_column])
-    if title_column not in columns:
+    meant = [name for name in (id_column, title_column) if name is not None]
+    table.refuse_repeated(meant)
+    if title_column is not None and title_column not in columns:
         logger.warning(
             "%s has no column title, so items are titled by their id; it has %s. Name one with "
             "data.table.title=COLUMN.",
             label,
             show_names([name for name in columns if name != id_column]),
         )
-    others = [name for name in columns if name not in (id_column, title_column)]
+    others = [name for name in columns if name not in meant]
     parts, bad = [], pl.Series("line", [], pl.Int64)
     for part in table.rows(columns):
         parts.append(part.frame.insert_column(0, part.lines.alias(LINE)))
@@ -139,10 +188,12 @@ def _read_file(
             f"fields as the header, the first on line {first}. Set data.table.separator or "
             "data.table.quote if it is written in another way than found."
         )
-    ids = as_ids(frame[id_column], label, id_column).cast(pl.String).alias("item_id")
-    named = [frame[LINE], ids, _titles(frame, title_column, label)]
+    ids = as_ids(frame[id_column], label, id_column).cast(pl.String).alias(own)
+    named = [frame[LINE], ids]
+    if title_column is not None:
+        named.append(_titles(frame, title_column, label))
     left_out = []
-    taken = {"item_id", "title"}
+    taken = {own} if title is None else {*OWN}
     for name in others:
         column = _tidy(frame[name], name, text, label)
         if column is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +16,7 @@ from recgrit.data.id_columns import as_ids, refuse_damaged_ids, tell_lost_zeros,
 from recgrit.data.sources.cleaning import CleanRows, RowCollector, join_rows, to_raw_data
 from recgrit.data.sources.coding import InteractionCoder
 from recgrit.data.sources.dialect import TextSettings
-from recgrit.data.sources.item_table import NO_ITEMS, read_item_table
+from recgrit.data.sources.item_table import NO_ITEMS, read_item_table, read_user_table
 from recgrit.data.sources.raw import DEFAULT_MAX_MALFORMED_SHARE, RawData
 from recgrit.data.sources.reading import show_names
 from recgrit.data.sources.table_files import TableFile, find_tables, list_files, open_table
@@ -35,6 +35,7 @@ class Table:
 
     Args:
         items_path: Files of items; None for items of which only the ids are known.
+        users_path: Files of users; None where nothing is known of them.
         user_id: Name of the user's column.
         item_id: Name of the item's column, in both kinds of files.
         items_id: Its name in the files of items; None where both call it alike.
@@ -56,6 +57,7 @@ class Table:
     """
 
     items_path: Path | None
+    users_path: Path | None
     user_id: str
     item_id: str
     items_id: str | None
@@ -112,9 +114,16 @@ class Table:
         return names | {ours: name for ours, name in optional.items() if name is not None}
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The files of a folder or of a pattern such as ``2024-*.parquet``; those of items last."""
-        items = () if self.items_path is None else list_files(self.items_path, "items")
-        return (*list_files(path, self.expected, apart=items), *items)
+        """The files of a folder or of a pattern such as ``2024-*.parquet``; then items, users."""
+        items, users = self._described()
+        return (*list_files(path, self.expected, apart=(*items, *users)), *items, *users)
+
+    def _described(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """The files of items, and those of users."""
+        return (
+            () if self.items_path is None else list_files(self.items_path, "items"),
+            () if self.users_path is None else list_files(self.users_path, "users"),
+        )
 
     def read(
         self,
@@ -123,8 +132,8 @@ class Table:
         coder: InteractionCoder | None = None,
     ) -> RawData:
         """Read the interactions, and the items where there are files of them."""
-        described = () if self.items_path is None else list_files(self.items_path, "items")
-        logs = files[: len(files) - len(described)]
+        described, of_users = self._described()
+        logs = files[: len(files) - len(described) - len(of_users)]
         coder = coder or InteractionCoder()
         tables = self._open(logs)
         times = TimeReader(
@@ -173,7 +182,16 @@ class Table:
                 text=self.text(self.item_columns),
                 max_malformed_share=max_malformed_share,
             )
-        return to_raw_data(join_rows(parts, labels), items, files, coder)
+        raw = to_raw_data(join_rows(parts, labels), items, files, coder)
+        if not of_users:
+            return raw
+        users = read_user_table(
+            of_users,
+            user_id=self.user_id,
+            text=self.text(None),
+            max_malformed_share=max_malformed_share,
+        )
+        return replace(raw, users=users)
 
     def _open(self, files: Sequence[Path]) -> list[TableFile]:
         """The tables in these files, each with all columns; how they are written is said."""

@@ -1,0 +1,1 @@
+"""recgrit inside other tools for recommendation; each needs that tool, an extra of its name."""
