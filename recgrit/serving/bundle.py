@@ -31,7 +31,7 @@ from recgrit.data.user_histories import UserHistories
 from recgrit.disk import MANIFEST_NAME, wait_for
 from recgrit.embedding.embeddings import Embeddings
 from recgrit.embedding.transforms import FeatureTransform, load_given
-from recgrit.embedding.words import load_words
+from recgrit.embedding.words import Terms, load_words
 from recgrit.errors import ArtifactError, ConfigError, NewerSchemaError, ReplacedError
 from recgrit.layout import TOKENIZER_NAME, TRANSFORM_NAME
 from recgrit.manifests import Manifest
@@ -160,7 +160,18 @@ class Bundle(Summarized):
     @cached_property
     def words(self) -> csr_array | None:
         """The words of all items' texts; None where the items came as vectors."""
-        return self.read(load_words)
+        words = self.read(load_words)
+        if words is not None and words.shape[0] != len(self.items):
+            raise self._unfit("the words of its items")
+        return words
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The terms that stand for the columns of `words`."""
+        terms = self.read(Terms.load)
+        if self.words is not None and self.words.shape[1] != len(terms.terms):
+            raise self._unfit("the terms of its items' words")
+        return terms
 
     @cached_property
     def cooccurrence(self) -> npt.NDArray[np.float32] | None:

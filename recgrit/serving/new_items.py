@@ -18,7 +18,6 @@ from recgrit.embedding.features import KnownItems, build_new_features
 from recgrit.embedding.pictures import PictureEncoder, encode_pictures
 from recgrit.embedding.text import build_item_texts, with_fields
 from recgrit.embedding.vectors import SomeVectors
-from recgrit.embedding.words import Terms
 from recgrit.errors import DataError, EncoderError
 from recgrit.semantic_ids.addition import AddedIds, add_items
 from recgrit.serving.bundle import Bundle
@@ -52,8 +51,7 @@ def add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
     if words is None or not len(items):
         return words
     texts = build_item_texts(items, bundle.require_ids().embedding.template)
-    terms = bundle.read(Terms.load)
-    return csr_array(vstack([words, terms.encode(texts)], format="csr"))
+    return csr_array(vstack([words, bundle.terms.encode(texts)], format="csr"))
 
 
 def require_known_blocks(bundle: Bundle, blocks: Mapping[str, SomeVectors]) -> None:

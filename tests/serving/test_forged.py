@@ -224,6 +224,7 @@ ARRAYS: dict[str, list[tuple[str, Callable[[Array], Array]]]] = {
         ("data", lambda data: data.astype(np.float64)),
         ("indices", lambda indices: indices + 10**6),
         ("indptr", lambda offsets: offsets[::-1]),
+        ("shape", lambda shape: np.array([shape[0], shape[1] + 1])),
     ],
     "tokenizer.safetensors": [
         ("quantizer.levels.0.embedding", lambda codebook: codebook * np.nan),
