@@ -193,6 +193,9 @@ class SemanticIdTable(Summarized):
             metadata, frame = pl.read_parquet_metadata(path), read_parquet(path)
             sizes = tuple(int(size) for size in metadata["recgrit.codebook_sizes"].split(","))
             level = metadata["recgrit.disambiguation_level"]
+            for name in ("item_id", "title"):
+                if frame[name].dtype != pl.String:
+                    raise ValueError(f"the column {name} is {frame[name].dtype}, not text")
             return cls(
                 codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype("i4"),
                 codebook_sizes=sizes,

@@ -108,6 +108,17 @@ def test_a_foreign_file_is_refused(tmp_path):
         SemanticIdTable.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["item_id", "title"])
+def test_columns_of_numbers_are_no_ids_or_titles(make_table, tmp_path, name):
+    make_table([[0], [1]]).save(tmp_path)
+    path = tmp_path / "semantic_ids.parquet"
+    metadata = pl.read_parquet_metadata(path)
+    frame = pl.read_parquet(path).with_columns(pl.Series(name, [1, 2]))
+    frame.write_parquet(path, metadata={k: v for k, v in metadata.items() if "recgrit" in k})
+    with pytest.raises(DataError, match=f"the column {name} is Int64, not text"):
+        SemanticIdTable.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
