@@ -196,6 +196,8 @@ class SemanticIdTable(Summarized):
             for name in ("item_id", "title"):
                 if frame[name].dtype != pl.String:
                     raise ValueError(f"the column {name} is {frame[name].dtype}, not text")
+            if frame["item_id"].null_count():
+                raise ValueError("an item has no id")
             return cls(
                 codes=frame.select(f"level_{i}" for i in range(len(sizes))).to_numpy().astype("i4"),
                 codebook_sizes=sizes,

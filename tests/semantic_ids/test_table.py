@@ -108,6 +108,13 @@ def test_a_foreign_file_is_refused(tmp_path):
         SemanticIdTable.load(tmp_path)
 
 
+def test_an_item_without_an_id_is_refused(make_table, tmp_path):
+    table = dataclasses.replace(make_table([[0], [1]]), item_ids=pl.Series(["a", None]))
+    table.save(tmp_path)
+    with pytest.raises(DataError, match="an item has no id"):
+        SemanticIdTable.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["item_id", "title"])
 def test_columns_of_numbers_are_no_ids_or_titles(make_table, tmp_path, name):
     make_table([[0], [1]]).save(tmp_path)
