@@ -70,7 +70,7 @@ def print_metrics(opened: Run) -> None:
 
 
 def print_folds(found: FoldResults) -> None:
-    """A row for each window of time, and the mean over them with its interval."""
+    """Print one row for each fold, and the mean over folds with its 95% interval."""
     from recgrit.evaluation.metrics import HEADLINES
     from recgrit.reporting.scores import headline_k, metric_title, short_number
 
@@ -91,7 +91,7 @@ def print_folds(found: FoldResults) -> None:
     shown = [f"{short_number(m.mean)} ±{short_number((m.high - m.low) / 2)}" for m in means]
     table.add_row("mean", "", "", *shown)
     output.print(table)
-    output.print("Of the mean: half of Student's 95% interval over folds.")
+    output.print("The ± of the mean is half of Student's 95% interval over folds.")
 
 
 def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Table]:

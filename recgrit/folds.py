@@ -47,7 +47,7 @@ class FoldResults:
     means: dict[str, FoldMean]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the folds and the means as values that JSON can hold."""
         return {
             "folds": [
                 {

@@ -208,7 +208,7 @@ def _check_against_data(config: ExperimentConfig, stages: Sequence[Stage]) -> No
 
 
 def _read_results(result: RunResult) -> None:
-    """Put what an evaluated run has into its result."""
+    """Fill the result with the reports, groups and folds of an evaluated run."""
     run = Run(result.directory)
     result.reports, result.new_items = run.reports, run.new_items
     result.groups = run.manifest("evaluate").summary["groups"]
@@ -216,7 +216,7 @@ def _read_results(result: RunResult) -> None:
 
 
 def _lacks_folds(config: ExperimentConfig, stages: Sequence[Stage]) -> bool:
-    """Whether windows of time are asked for whose runs are not all there."""
+    """Whether a fold that the settings ask for has not been run, or is out of date."""
     if config.evaluation.folds == 1 or all(stage.name != "evaluate" for stage in stages):
         return False
     return any(
@@ -227,7 +227,7 @@ def _lacks_folds(config: ExperimentConfig, stages: Sequence[Stage]) -> bool:
 
 
 def _run_folds(config: ExperimentConfig, tracker: Tracker, *, force: bool) -> None:
-    """Make the runs of the windows before the run's own, each recorded within its tracked run."""
+    """Run each earlier fold, as a nested run of the tracked run."""
     plans = plan_folds(config)
     for number, fold in enumerate(plans, start=1):
         logger.info("fold %d of %d: test from %s", number, len(plans) + 1, fold.data.test_from)

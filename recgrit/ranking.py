@@ -185,7 +185,7 @@ def last_items(
     history_length: int,
     users: npt.NDArray[np.int64] | None = None,
 ) -> Histories:
-    """The last items of slices, at most ``history_length`` of each, and whose they are."""
+    """The last items of each slice, at most ``history_length``, and the user of each slice."""
     lengths = np.minimum(ends - starts, history_length)
     positions = np.arange(max(1, int(lengths.max(initial=1))))
     inside = positions < lengths[:, None]

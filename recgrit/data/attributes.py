@@ -128,7 +128,7 @@ class Attributes:
         )
 
     def with_stranger(self) -> Attributes:
-        """The same, and behind them one of whom nothing is known."""
+        """These rows, and a last one of an unknown user."""
         return self.joined_with(pl.DataFrame({"": [None]}))
 
     def only_stranger(self) -> Attributes:

@@ -106,11 +106,11 @@ class SequenceSplit:
         return sequences if self.owners is None else np.asarray(self.owners[sequences])
 
     def people_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """int64 [len(sequences)], whose these are, as ``people`` has it."""
+        """The user of each of these sequences, int64 ``[len(sequences)]``, as in ``people``."""
         return None if self.people is None else np.asarray(self.people[sequences])
 
     def with_own_people(self) -> SequenceSplit:
-        """The same, knowing that its users are those of the data in order."""
+        """A copy in which ``people`` numbers the users in their own order."""
         return replace(self, people=self.owners_of(np.arange(self.num_sequences)))
 
     @classmethod

@@ -71,7 +71,7 @@ class UserHistories:
 
     @classmethod
     def without_history(cls, user_ids: Sequence[str], num_items: int) -> UserHistories:
-        """Users of whom nothing is known."""
+        """Users with empty histories."""
         none = np.empty(0, np.int64)
         return cls.of(pl.Series(user_ids, dtype=pl.String), none, none.astype(np.int32), num_items)
 

@@ -62,7 +62,7 @@ def group_targets(report: EvaluationReport, split: SequenceSplit) -> dict[str, G
 def group_by_segments(
     report: EvaluationReport, users: pl.DataFrame | None, columns: Sequence[str]
 ) -> dict[str, Groups]:
-    """Targets by what columns of the users' table say of whose they are.
+    """Group targets by the values of columns of the users' table.
 
     Text has a group for each of its 12 most frequent values, and one for all others; numbers of
     more than 12 values are cut at their quartiles over the users of the report.

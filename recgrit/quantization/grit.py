@@ -24,7 +24,7 @@ from recgrit.quantization.residual import ResidualGRITVQ
 class GRITVQ(ResidualGRITVQ):
     """A GRIT-VQ codebook: radius surrogate and integrated transform (arXiv 2602.01140).
 
-    A stack of one level whose codes have no level dimension.
+    This is a stack of one level. Its codes have no dimension for levels.
 
     Example:
         >>> import torch

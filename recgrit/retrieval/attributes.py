@@ -49,7 +49,7 @@ class UserToken(nn.Module):
     """What stands before a history, made of its user's attributes.
 
     Args:
-        attributes: Of all users, and behind them of one of whom nothing is known.
+        attributes: The attributes of all users, and in the last row those of an unknown user.
         dim: D.
         dropout: Share of the users of a training step that are taken for unknown, so that unknown
             ones can be served.

@@ -191,7 +191,7 @@ class Bundle(Summarized):
 
     @cached_property
     def user_attributes(self) -> Attributes | None:
-        """Of users of training and an unknown one, who is alone without users; None for none."""
+        """Attributes of the training users and an unknown user; None if the model reads none."""
         return self._read_attributes(USER_ATTRIBUTES, None)
 
     def _read_attributes(self, name: str, num_rows: int | None) -> Attributes | None:

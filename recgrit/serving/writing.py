@@ -151,7 +151,7 @@ def _attributes(run: Run) -> Attributes | None:
 
 
 def _user_attributes(run: Run, *, with_users: bool) -> Attributes | None:
-    """Of the users of training and an unknown one; of that one alone without users."""
+    """Attributes of the training users and an unknown user; without users, of the latter alone."""
     names = run.manifest("train").config["settings"].get(USER_ATTRIBUTES, ())
     found = run.user_attributes(names)
     return found if found is None or with_users else found.only_stranger()

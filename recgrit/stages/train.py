@@ -115,7 +115,7 @@ def _stage(name: str, kind: str) -> Stage:
 
 
 def _settings(config: ExperimentConfig, kind: str) -> dict[str, Any]:
-    """Of a model, those that decide its result."""
+    """The settings of a model that change its result."""
     values = config.settings_of(kind).model_dump(mode="json", exclude=NO_RESULT)
     for name in ("item_attributes", "user_attributes"):
         if not values.get(name, True):  # As before there were any.
