@@ -21,12 +21,20 @@ if TYPE_CHECKING:
 Frame = pl.DataFrame | pd.DataFrame
 # In the run folder: the frames, as the run reads them.
 INPUTS = "inputs"
+# Settings that name the files which the frames replace.
+_FRAME_SETTINGS = {
+    "data__source",
+    "data__path",
+    "data__table__items_path",
+    "data__table__users_path",
+}
 
 
 def fit(
     events: Frame,
     items: Frame | None = None,
     *,
+    users: Frame | None = None,
     config: Path | str | None = None,
     until: str = "recommend",
     force: bool = False,
@@ -34,13 +42,15 @@ def fit(
 ) -> Run:
     """Run everything on data frames: from interactions to a model that recommends.
 
-    The frames are written into the run folder as ``inputs/events.parquet`` and
-    ``inputs/items.parquet`` and read as any files of one's own (`data.source=table`). The same
-    frames and settings again do nothing. In pandas, an index with a name is a column.
+    The frames are written into ``inputs/`` of the run folder, as ``events.parquet``,
+    ``items.parquet`` and ``users.parquet``, and are read like any files of your own
+    (`data.source=table`). A second call with the same frames and settings does nothing. In pandas, an index with a name is a column.
 
     Args:
         events: One row per interaction, with columns of users, items and times.
         items: One row per item, with the same ids; None where only ids are known.
+        users: One row per user, with the same ids, for `evaluation.segments` and
+            `retriever.user_attributes`; None where only ids are known.
         config: A YAML file with settings, such as one that ``recgrit init`` wrote.
         until: The last stage to run, such as ``train``.
         force: Redo stages that are up to date.
@@ -63,16 +73,18 @@ def fit(
         _set(values, name.split("__"), value)
     data = dict(values.get("data") or {})
     table = dict(data.get("table") or {})
-    if given := {"data__source", "data__path", "data__table__items_path"} & settings.keys():
+    if given := _FRAME_SETTINGS & settings.keys():
         raise ConfigError(f"{min(given)} does not go with data frames, which are the data.")
     data["source"] = "table"
     found = validate(ExperimentConfig, {**values, "data": data}, "the settings")
     folder = found.run.dir / INPUTS
     _write(events, folder / "events.parquet", "events")
-    data["path"], table["items_path"] = folder / "events.parquet", None
-    if items is not None:
-        _write(items, folder / "items.parquet", "items")
-        table["items_path"] = folder / "items.parquet"
+    data["path"] = folder / "events.parquet"
+    for name, frame in (("items", items), ("users", users)):
+        table[f"{name}_path"] = None
+        if frame is not None:
+            _write(frame, folder / f"{name}.parquet", name)
+            table[f"{name}_path"] = folder / f"{name}.parquet"
     data["table"] = table
     run = {"dir": found.run.dir, "cache_dir": found.run.cache_dir}
     complete = validate(ExperimentConfig, {**values, "data": data, "run": run}, "the settings")

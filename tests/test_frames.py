@@ -61,6 +61,16 @@ def test_frames_of_pandas_and_polars_give_the_same_run(log: pl.DataFrame, tmp_pa
     assert again.manifest("train").created == before, "nothing is done twice"
 
 
+def test_a_frame_of_users_gives_segments(log: pl.DataFrame, tmp_path: Path) -> None:
+    users = log["who"].unique(maintain_order=True)
+    plans = pl.DataFrame({"who": users, "plan": ["free", "paid"] * (len(users) // 2)})
+    run = fit(log, goods(), tmp_path, users=plans, evaluation__segments=["plan"], until="prepare")
+    assert run.config.data.table.users_path == tmp_path / "inputs" / "users.parquet"
+    assert run.data.users is not None
+    with pytest.raises(ConfigError, match="data__table__users_path does not go with"):
+        recgrit.fit(log, data__table__users_path="a.csv", run__dir=tmp_path)
+
+
 def test_a_yaml_may_be_the_start(log: pl.DataFrame, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "tracking: {backend: none}\ndata: {path: gone.csv, table: {title: sku}}\n"

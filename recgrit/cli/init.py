@@ -36,6 +36,12 @@ def init(
         Path | None,
         typer.Option(metavar="FILE", help="Your items, if they are described anywhere."),
     ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Your table of users, such as their plan and country, if any."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The YAML; shop.yaml or NAME.yaml if not given."),
@@ -58,7 +64,7 @@ def init(
     """
     names = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
-    if len(names) + (events is not None) != 1 or (names and (overrides or items)):
+    if len(names) + (events is not None) != 1 or (names and (overrides or items or users)):
         raise ConfigError(
             "Name one published data set ('recgrit init movielens-100k'), or your files "
             "('recgrit init --events events.csv --items items.csv')."
@@ -75,7 +81,7 @@ def init(
         from recgrit.proposal.shop import look_at
         from recgrit.proposal.writing import write_shop_config
 
-        facts = look_at(events, items, overrides=overrides, ask=_choose_ask(yes=yes))
+        facts = look_at(events, items, users, overrides=overrides, ask=_choose_ask(yes=yes))
         text, warnings = write_shop_config(facts, place), facts.warnings
     _write(place, text)
     for warning in warnings:

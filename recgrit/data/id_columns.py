@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import polars as pl
 
@@ -23,6 +24,8 @@ _ZEROS = r"^0+(\d)"
 FEW = 0.5
 # What names the columns of the items' ids, in both kinds of files.
 ITEM_SETTINGS = "data.table.item_id (the log's) and data.table.items_id (the item table's)"
+# The setting that names the column of the users' ids, in both kinds of files.
+USER_SETTINGS = "data.table.user_id"
 STAND_INS = ("nan", "null", "none", "na", "n/a", "\\n", "<na>", "undefined")
 
 
@@ -122,17 +125,24 @@ def tell_stand_ins(ids: pl.Series, column: str) -> None:
         )
 
 
-def require_meeting_ids(log: pl.Series, described: pl.Series, settings: str | None) -> None:
-    """Stop where an item table describes none of a log's items; warn where it does few.
+def require_meeting_ids(
+    log: pl.Series,
+    described: pl.Series,
+    settings: str | None,
+    kind: Literal["item", "user"] = "item",
+) -> None:
+    """Refuse an item or user table without any id of the log, and warn if it has few of them.
 
     Args:
-        log: Ids of the items in the log, each once.
-        described: Those in the item table, each once.
-        settings: Those that name their columns; None for a published format, of which files may
-            be parts: there is a warning then.
+        log: Distinct ids of the items or users in the log.
+        described: Distinct ids in the item table or user table.
+        settings: Names of the settings that name the id columns. None for a published format,
+            whose files may be parts of a data set: a table without any id of the log is then a
+            warning.
+        kind: What the ids identify.
 
     Raises:
-        DataError: No id stands in both, and their columns are settings.
+        DataError: No id of the log is in the table, and `settings` is given.
     """
     if log.is_empty() or described.is_empty():
         return
@@ -143,15 +153,16 @@ def require_meeting_ids(log: pl.Series, described: pl.Series, settings: str | No
     missing, unused = log.filter(~is_met), described.filter(~described.is_in(log.implode()))
     examples = _examples(missing), _examples(unused)
     text = (
-        f"{'None' if not num_met else f'Only {num_met:,}'} of the {len(log):,} items of the log "
-        f"{'is' if num_met < 2 else 'are'} described in the item table. The log has ids such as "
-        f"{examples[0]}, the item table such as {examples[1]}.{_guess(missing, unused)}"
+        f"{'None' if not num_met else f'Only {num_met:,}'} of the {len(log):,} {kind}s of the log "
+        f"{'is' if num_met < 2 else 'are'} described in the {kind} table. The log has ids such as "
+        f"{examples[0]}, the {kind} table such as {examples[1]}.{_guess(missing, unused)}"
     )
     if num_met or settings is None:
-        logger.warning("%s The others are titled by their id.", text)
+        others = "are titled by their id" if kind == "item" else "have no values in its columns"
+        logger.warning("%s The others %s.", text, others)
         return
     raise DataError(
-        f"{text} Name the columns of these ids with {settings}, or leave the item table out."
+        f"{text} Name the columns of these ids with {settings}, or leave the {kind} table out."
     )
 
 

@@ -18,7 +18,7 @@ import polars as pl
 from recgrit.data.config import DataConfig
 from recgrit.data.download import fetch_dataset
 from recgrit.data.funnel import Funnel
-from recgrit.data.id_columns import ITEM_SETTINGS, require_meeting_ids
+from recgrit.data.id_columns import ITEM_SETTINGS, USER_SETTINGS, require_meeting_ids
 from recgrit.data.interactions import Interactions, save_ids, write_interactions
 from recgrit.data.items import ItemTable
 from recgrit.data.minionerec import minionerec
@@ -181,8 +181,12 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
     on_disk = None if scratch is None else RowPartitions(scratch.open_store("read"))
     coder = InteractionCoder(on_disk)
     raw = _build_source(config).read(files, config.max_malformed_share, coder)
-    settings = ITEM_SETTINGS if config.source == TABLE else None
-    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], settings)
+    own = config.source == TABLE
+    require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], ITEM_SETTINGS if own else None)
+    if raw.users is not None:
+        require_meeting_ids(
+            raw.coded.user_ids, raw.users["user_id"], USER_SETTINGS if own else None, "user"
+        )
     funnel, steps = Funnel.start(raw), build_steps(config, raw)
     user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
     metadata, described = raw.items, raw.users

@@ -21,7 +21,7 @@ from recgrit.data.filtering import (
     keep_events,
     keep_one_per_item,
 )
-from recgrit.data.id_columns import ITEM_SETTINGS, require_meeting_ids
+from recgrit.data.id_columns import ITEM_SETTINGS, USER_SETTINGS, require_meeting_ids
 from recgrit.data.items import ItemTable
 from recgrit.data.prepare import build_item_table
 from recgrit.data.sources.raw import RawData
@@ -61,6 +61,8 @@ class ShopFacts:
     Args:
         events: Where the log is, as it was given.
         items: Where the item table is; None where there is none.
+        users: Where the user table is. None if there is none.
+        user_columns: Columns of the user table beside the id.
         columns: Which column is which.
         table: Settings of ``data.table`` beside those, in order.
         num_rows: Usable rows of the log.
@@ -80,6 +82,8 @@ class ShopFacts:
 
     events: Path
     items: Path | None
+    users: Path | None
+    user_columns: tuple[str, ...]
     columns: Columns
     table: dict[str, Any]
     num_rows: int
@@ -98,13 +102,19 @@ class ShopFacts:
 
 
 def look_at(
-    events: Path, items: Path | None, *, overrides: Sequence[str] = (), ask: Ask
+    events: Path,
+    items: Path | None,
+    users: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    ask: Ask,
 ) -> ShopFacts:
     """Find out what a configuration has to say of a shop's files.
 
     Args:
         events: The log: a file, a folder or a pattern.
-        items: Likewise, of the items; None for none.
+        items: The item table: a file, a folder or a pattern. None if there is none.
+        users: The user table: a file, a folder or a pattern. None if there is none.
         overrides: What is known of the files, as ``data.table.user_id=customer``.
         ask: Answers what the files leave open.
 
@@ -112,10 +122,11 @@ def look_at(
         ConfigError: A question stays open, or a setting is not one of ``data.table``.
         DataError: A file cannot be read, or holds nothing to learn from.
     """
-    known = _read_overrides(overrides, items)
+    known = _read_overrides(overrides, items, users)
     table = Table(**TableConfig(**known).model_dump())
     described = () if items is None else list_files(items, "items")
-    logs = list_files(events, "a log of interactions", apart=described)
+    of_users = () if users is None else list_files(users, "users")
+    logs = list_files(events, "a log of interactions", apart=(*described, *of_users))
     log_tables = [_open(path, table, of_items=False) for path in logs]
     log_tables = [tables for tables in log_tables if tables]
     item_tables = [_open(path, table, of_items=True) for path in described]
@@ -139,15 +150,19 @@ def look_at(
     settings: dict[str, Any] = {**known, **chosen}
     raw = _read(events, settings, event_types, ask)
     require_meeting_ids(raw.coded.item_ids, raw.items["item_id"], ITEM_SETTINGS)
+    if raw.users is not None:
+        require_meeting_ids(raw.coded.user_ids, raw.users["user_id"], USER_SETTINGS, "user")
     return _weigh_up(
-        events, items, columns, settings, raw, opened, types, choice, event_types, clock
+        events, items, users, columns, settings, raw, opened, types, choice, event_types, clock
     )
 
 
 ROLES = ("user_id", "item_id", "items_id", "timestamp", "weight", "event", "title")
 
 
-def _read_overrides(overrides: Sequence[str], items: Path | None) -> dict[str, Any]:
+def _read_overrides(
+    overrides: Sequence[str], items: Path | None, users: Path | None
+) -> dict[str, Any]:
     """What is set of ``data.table``, in the types it has there."""
     other = [text for text in overrides if not text.startswith(PREFIX)]
     if other:
@@ -157,9 +172,13 @@ def _read_overrides(overrides: Sequence[str], items: Path | None) -> dict[str, A
         )
     table = load_config(ExperimentConfig, None, overrides).data.table
     known = {name: getattr(table, name) for name in table.model_fields_set}
-    if "items_path" in known:
-        raise ConfigError("Give the item table with --items rather than data.table.items_path.")
-    return known if items is None else {"items_path": items, **known}
+    for name, kind in (("items", "item"), ("users", "user")):
+        if f"{name}_path" in known:
+            raise ConfigError(
+                f"Give the {kind} table with --{name} rather than data.table.{name}_path."
+            )
+    given = {"items_path": items, "users_path": users}
+    return {name: path for name, path in given.items() if path is not None} | known
 
 
 def _open(path: Path, table: Table, *, of_items: bool) -> list[TableFile]:
@@ -230,6 +249,7 @@ def _read(
 def _weigh_up(
     events: Path,
     items: Path | None,
+    users: Path | None,
     columns: Columns,
     settings: dict[str, Any],
     raw: RawData,
@@ -281,8 +301,10 @@ def _weigh_up(
     return ShopFacts(
         events=events,
         items=items,
+        users=users,
+        user_columns=() if raw.users is None else tuple(raw.users.columns[1:]),
         columns=columns,
-        table={n: v for n, v in settings.items() if n not in (*ROLES, "items_path")},
+        table={n: v for n, v in settings.items() if n not in (*ROLES, "items_path", "users_path")},
         num_rows=frame.height,
         num_users=len(user_ids),
         num_items=len(item_ids),

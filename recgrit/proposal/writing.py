@@ -74,6 +74,8 @@ def _data(facts: ShopFacts) -> list[str]:
             lines.append(_line("items_id", columns.items_id, "there it has the same ids", 2))
         if columns.title:
             lines.append(_line("title", columns.title, "what items are called", 2))
+    if facts.users is not None:
+        lines.append(_line("users_path", str(facts.users), "what is known of the users", 2))
     lines += [_line(name, value, "as given to init", 2) for name, value in facts.table.items()]
     if facts.events_choice is not None and columns.event:
         comment = "types of events, see below"
@@ -204,8 +206,23 @@ def _stages(facts: ShopFacts) -> list[str]:
         _line("learning_rate", sizes.learning_rate, "0.001 from 150,000 interactions", 1),
         _line("warmup_steps", sizes.warmup_steps, "of the learning rate: an epoch or two", 1),
         *(
+            ["  " + _commented("user_attributes", facts.user_columns, "what the model may read")]
+            if facts.user_columns
+            else []
+        ),
+        *(
             [_line("valid_users", 5000, "a fixed sample chooses the epoch", 1)]
             if kept.num_users > 5000
+            else []
+        ),
+        *(
+            [
+                "",
+                "# Metrics for each value of columns of the user table:",
+                "# evaluation:",
+                "#   " + _commented("segments", facts.user_columns, "").removeprefix("# "),
+            ]
+            if facts.user_columns
             else []
         ),
         "",

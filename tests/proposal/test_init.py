@@ -429,3 +429,41 @@ def test_events_left_out_are_named_where_they_leave_no_history(
     done = init_odd(command)
     assert done.code == 2
     assert "three interactions beside refund, which are left out" in said(done)
+
+
+def test_a_user_table_goes_into_the_yaml_with_its_columns(shop: Path, command: Command) -> None:
+    people = [(f"c{i}@shop", "free" if i % 2 else "paid", 20 + i) for i in range(60)]
+    users = pl.DataFrame(people, schema=["customer", "plan", "age"], orient="row")
+    users.write_csv("users.csv")
+    done = command("init", "--events", "events.csv", "--items", "items.csv", "--users", "users.csv")
+    assert done.code == 0, done.err
+    config = load_config(ExperimentConfig, "shop.yaml")
+    assert config.data.table.users_path == Path("users.csv")
+    found = prepare(config.data).users
+    assert found is not None
+    assert found.columns == ["user_id", "plan", "age"]
+    assert config.retriever.user_attributes == ()
+    text = Path("shop.yaml").read_text()
+    for line in ("# user_attributes: [plan, age]   # what the model may read", "# evaluation:"):
+        assert line in text
+    unmarked = re.sub(r"(?m)^( *)# (user_attributes|evaluation:|  segments)", r"\1\2", text)
+    chosen = load_config(ExperimentConfig, _write_yaml("unmarked.yaml", unmarked))
+    assert chosen.retriever.user_attributes == ("plan", "age")
+    assert chosen.evaluation.segments == ("plan", "age")
+
+
+def _write_yaml(name: str, text: str) -> str:
+    Path(name).write_text(text)
+    return name
+
+
+def test_a_user_table_of_other_users_is_refused(shop: Path, command: Command) -> None:
+    Path("users.csv").write_text("customer,plan\nC0@SHOP,free\nC1@SHOP,paid\n")
+    done = command("init", "--events", "events.csv", "--users", "users.csv")
+    assert done.code == 2
+    told = " ".join(done.err.replace("│", " ").split())
+    assert "None of the 60 users of the log is described in the user table." in told
+    assert "data.table.user_id" in told
+    done = command("init", "--events", "events.csv", "data.table.users_path=users.csv")
+    assert done.code == 2
+    assert "--users" in done.err
