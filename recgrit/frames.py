@@ -44,7 +44,8 @@ def fit(
 
     The frames are written into ``inputs/`` of the run folder, as ``events.parquet``,
     ``items.parquet`` and ``users.parquet``, and are read like any files of your own
-    (`data.source=table`). A second call with the same frames and settings does nothing. In pandas, an index with a name is a column.
+    (`data.source=table`). A second call with the same frames and settings does nothing.
+    In pandas, an index with a name is a column.
 
     Args:
         events: One row per interaction, with columns of users, items and times.
