@@ -1,12 +1,16 @@
-"""Time and memory of assigning codes to a million vectors, beside faiss's flat search.
+"""Measure time and memory of assigning codes to a million vectors, compared with faiss.
 
     OMP_NUM_THREADS=1 python benchmarks/assign.py --json
 
-64 dimensions, 3 plain levels of 256 codes from k-means on a sample. faiss searches each level's
-codes with `IndexFlatL2` and subtracts them in between; we call `ResidualGRITVQ.encode` on the same
-chunks of a file that is mapped into memory. Both take turns; medians. Codes are compared with each
-other and with those of the training forward pass; they may differ where the two nearest codes are
-equally near up to rounding.
+The vectors have 64 dimensions. The quantizer has 3 levels of 256 codes without normalization, from
+k-means on a sample. Both contestants read the same chunks of a file that is mapped into memory.
+recgrit calls `ResidualGRITVQ.encode`. faiss searches the codes of each level with `IndexFlatL2`,
+and the vectors of the found codes are subtracted between the levels. The contestants take turns,
+and the median time of each is printed. The codes are compared with each other and with the codes of
+the training forward pass. Codes may differ where the two nearest codes are equally near up to
+rounding.
+
+Shapes: N vectors, L levels.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ CHUNK = 65_536
 
 
 def write_vectors(path: Path, num_vectors: int) -> None:
-    """A mixture of Gaussians, written chunk by chunk."""
+    """Write vectors of a mixture of Gaussians to a `.npy` file, chunk by chunk."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(512, DIM)).astype(np.float32)
     vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(num_vectors, DIM))
@@ -42,7 +46,7 @@ def write_vectors(path: Path, num_vectors: int) -> None:
 
 
 def assign_by_faiss(vectors: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
-    """Codes ``[N, L]`` by flat search level by level."""
+    """Return the codes ``[N, L]`` that faiss finds by flat search, level by level."""
     indexes = []
     for codes in codebooks:
         index = faiss.IndexFlatL2(DIM)
@@ -59,7 +63,7 @@ def assign_by_faiss(vectors: np.ndarray, codebooks: list[np.ndarray]) -> np.ndar
 
 
 def assign_by_us(vectors: np.ndarray, quantizer: ResidualGRITVQ) -> np.ndarray:
-    """Codes ``[N, L]`` by the quantizer."""
+    """Return the codes ``[N, L]`` that the quantizer assigns."""
     found = np.empty((len(vectors), NUM_LEVELS), dtype=np.int64)
     for start in range(0, len(vectors), CHUNK):
         rows = torch.from_numpy(np.array(vectors[start : start + CHUNK]))
@@ -68,9 +72,11 @@ def assign_by_us(vectors: np.ndarray, quantizer: ResidualGRITVQ) -> np.ndarray:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()

@@ -1,10 +1,11 @@
-"""Time to make ten million semantic IDs unique.
+"""Measure the time to make ten million semantic IDs unique.
 
     OMP_NUM_THREADS=1 python benchmarks/collisions.py --json
 
-Codes of three levels, drawn at random: a *skewed* catalogue, whose second level follows a power law
-so that prefixes are overfull and only a disambiguation level can work, and an *even* one of 65,536
-codes on the second level, which greedy resolution suits.
+The IDs have codes of three levels, drawn at random. In a *skewed* catalogue the codes of the second
+level follow a power law. Some prefixes then have more items than the last level has codes, so only
+a disambiguation level makes the IDs unique. An *even* catalogue has 65,536 codes on the second
+level, so greedy resolution makes the IDs unique.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ DIM, SIZE, EVEN_SIZE = 16, 256, 65_536
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--rows", type=int, default=10_000_000)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)

@@ -1,9 +1,11 @@
-"""Rate of embedding item texts as the stage does: each text once, in shards that survive a kill.
+"""Measure the rate of embedding item texts with the code of the embed stage.
 
     OMP_NUM_THREADS=2 python benchmarks/embed.py --texts 2000 --json
 
-Encodes synthetic item texts of about 60 tokens with all-MiniLM-L6-v2, every tenth a repeat, into a
-cache of its own, then asks for them again. The time for a million different texts is extrapolated.
+The code encodes each different text once, in shards that survive a killed process. The benchmark
+encodes synthetic item texts of about 60 tokens with all-MiniLM-L6-v2 into an empty cache. A
+tenth of the texts repeats others. Then the benchmark asks for the same texts again, which reads the
+cache. The time for a million different texts is extrapolated.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ WORDS = (
 
 
 def draw_texts(num_texts: int) -> list[str]:
-    """Titles, brands and categories of random words."""
+    """Draw item texts: titles, brands and categories of random words. A tenth of them repeats."""
     draw = np.random.default_rng(0)
     words = np.array(WORDS.split())
 
@@ -45,9 +47,11 @@ def draw_texts(num_texts: int) -> list[str]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--shard-texts", type=int, default=512)
     parser.add_argument("--device", default="auto")
@@ -55,7 +59,7 @@ def main() -> None:
     texts = draw_texts(arguments.texts)
     num_different = len(set(texts))
     encoder = SentenceTransformerEncoder(device=arguments.device)
-    encoder.encode(texts[:1])  # Loads the weights.
+    encoder.encode(texts[:1])  # The first call loads the weights.
     with tempfile.TemporaryDirectory() as name:
         engine = LocalEngine(EngineConfig(shard_texts=arguments.shard_texts))
         started = time.perf_counter()

@@ -1,15 +1,25 @@
-"""The retriever's networks exported with torch.export and ONNX: equal outputs, times, memory.
+"""Compare the retriever's networks with their exports by torch.export, Inductor and ONNX.
 
     OMP_NUM_THREADS=1 python benchmarks/exported_retriever.py --json
 
-Exported are the history encoder, from item vectors to the last state, and the code decoder, from
-states and chosen codes to the queries of all beams: the two networks of a beam search. Ways to run
-them: eager; the exported program; the same compiled ahead of time by Inductor, where there is a C++
-compiler; ONNX Runtime, where `onnx`, `onnxscript` and `onnxruntime` are installed. Then whole lists
-of ten, with the networks of each way in the place of the eager ones: what is left of the gain. The
-whole decode step in fixed shapes, which is all that a graph can hold, is timed beside the product's
-own, whose shapes follow the data. Ways take turns; medians. Model and histories have the size of
-Amazon 2014 Beauty, weights are untrained.
+A beam search calls two networks, and both are exported. The history encoder maps item vectors to
+the last state. The code decoder maps states and chosen codes to the queries of all beams.
+
+There are four ways to run the networks:
+
+* ``eager``: the modules themselves.
+* ``exported``: the program of `torch.export`.
+* ``inductor``: the same program, compiled ahead of time by Inductor. It needs a C++ compiler.
+* ``onnx``: ONNX Runtime. It needs `onnx`, `onnxscript` and `onnxruntime`.
+
+The benchmark checks that all ways give equal outputs, and measures their times and memory. It also
+times whole lists of ten items with the networks of each way, which shows how much of the speed-up
+remains in a recommendation. A graph needs fixed shapes, and the package's own decode step has
+shapes that depend on the data. The benchmark therefore also times a decode step in fixed shapes
+beside the package's own step. The ways take turns, and medians are printed. The model and the
+histories have the size of Amazon 2014 Beauty. The weights are untrained.
+
+Shapes: B users, T items of a history, R rows (users times beams), D model dimensions.
 """
 
 from __future__ import annotations
@@ -42,26 +52,26 @@ from recgrit.retrieval.trie_ranker import TrieRanker
 
 BEAM_WIDTH, TOP_K = 50, 10
 WAYS = ("eager", "exported", "inductor", "onnx")
-# Of exported and eager outputs.
+# Largest allowed difference between the outputs of an exported and an eager network.
 TOLERANCE = 1e-4
 
 Call = Callable[..., Tensor]
 
 
 class Encode(nn.Module):
-    """The last state of each history."""
+    """A module that returns the encoder's last state of each history."""
 
     def __init__(self, encoder: HistoryEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, vectors: Tensor, ends: Tensor) -> Tensor:
-        """``[B, D]`` of item vectors ``[B, T, D]`` and positions ``[B]``."""
+        """Return states ``[B, D]`` from item vectors ``[B, T, D]`` and last positions ``[B]``."""
         return self.encoder.last(vectors, ends)
 
 
 class Decode(nn.Module):
-    """The queries of beams at one level."""
+    """A module that returns the decoder's queries of all beams at one level."""
 
     def __init__(self, decoder: CodeDecoder, level: int) -> None:
         super().__init__()
@@ -69,13 +79,13 @@ class Decode(nn.Module):
         self.level = level
 
     def forward(self, states: Tensor, chosen: Tensor) -> Tensor:
-        """``[R, D]`` of states and sums of node vectors ``[R, D]``."""
+        """Return queries ``[R, D]`` from states and sums of node vectors, both ``[R, D]``."""
         queries: Tensor = self.decoder(states, chosen, self.level)
         return queries
 
 
 def has_all_for(way: str) -> bool:
-    """Whether this machine can run an exported program that way."""
+    """Return whether this machine has everything that a way of running needs."""
     if way == "inductor":
         return bool(shutil.which("g++") or shutil.which("clang++"))
     needs = ("onnx", "onnxscript", "onnxruntime") if way == "onnx" else ()
@@ -85,13 +95,15 @@ def has_all_for(way: str) -> bool:
 def export_network(
     network: nn.Module, inputs: tuple[Tensor, ...], sizes: tuple[dict[int, Any], ...], way: str
 ) -> tuple[Call, int]:
-    """A network in another form, and the bytes of its file; 0 where there is none.
+    """Export a network and return it as a callable, with the size of its file in bytes.
+
+    The way ``eager`` returns the network itself and 0 bytes.
 
     Args:
-        network: In eval mode.
-        inputs: Examples.
-        sizes: Names of their variable dimensions.
-        way: Of `WAYS`.
+        network: Network in eval mode.
+        inputs: Example inputs for the export.
+        sizes: Variable dimensions of each input, by the number of the dimension.
+        way: Way to run the network, one of `WAYS`.
     """
     if way == "eager":
         return network, 0
@@ -127,11 +139,11 @@ def _load_onnx(program: Any, path: Path) -> Call:
 
 
 class Networks:
-    """Encoder and decoder in one form.
+    """The encoder and the decoders of all levels, exported in one way.
 
     Args:
-        model: In eval mode.
-        way: Of `WAYS`.
+        model: Retriever in eval mode.
+        way: Way to run the networks, one of `WAYS`.
     """
 
     def __init__(self, model: TrieRetriever, way: str) -> None:
@@ -139,7 +151,7 @@ class Networks:
         users, beams = torch.export.Dim("users", min=1), torch.export.Dim("beams", min=1)
         items = torch.export.Dim("items", min=1, max=length)
         memory, started = psutil.Process().memory_info().rss, time.perf_counter()
-        # No example size is 1: that would be taken as fixed.
+        # No example dimension has size 1, because torch.export treats size 1 as fixed.
         networks = [
             export_network(
                 Encode(model.encoder).eval(),
@@ -165,7 +177,7 @@ class Networks:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, one after the other, again and again."""
+    """Return the median milliseconds of each call. The calls take turns in every repeat."""
     for call in calls.values():
         call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -178,7 +190,7 @@ def take_turns(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 
 
 def rank_by(model: TrieRetriever, networks: Networks) -> TrieRanker:
-    """What ranks by these networks in place of the model's own."""
+    """Return a ranker that calls these networks in place of the model's own."""
     model = copy.deepcopy(model)
 
     def forward(state: Tensor, chosen: Tensor | None, level: int) -> Tensor:
@@ -194,7 +206,10 @@ def rank_by(model: TrieRetriever, networks: Networks) -> TrieRanker:
 
 
 def time_steps(ranker: TrieRanker, histories: Histories, repeats: int) -> dict[str, float]:
-    """Milliseconds of scoring all candidates of the second level, in two ways."""
+    """Return the milliseconds of scoring all candidates of the second level, in two ways.
+
+    The ways are the package's own step and a step in fixed shapes.
+    """
     walk, trie = ranker.read(histories), ranker.model.trie
     root = Frontier.build(trie.child_starts, torch.zeros(walk.num_users, 1, dtype=torch.long))
     best = walk.expand(None, root, 0).flatten(1).topk(BEAM_WIDTH, dim=-1).indices
@@ -216,10 +231,16 @@ def time_steps(ranker: TrieRanker, histories: Histories, repeats: int) -> dict[s
 def measure(
     model: TrieRetriever, ways: Mapping[str, Networks], *, repeats: int, users: int
 ) -> dict[str, float]:
-    """Milliseconds and speed-ups for so many users at once.
+    """Measure milliseconds and speed-ups of all ways, for one number of users per call.
+
+    Args:
+        model: Retriever in eval mode.
+        ways: Exported networks by the name of their way.
+        repeats: Number of timed calls of each way.
+        users: Number of users in one call.
 
     Raises:
-        AssertionError: Outputs of a way differ from the eager ones.
+        AssertionError: The outputs of a way differ from the eager outputs.
     """
     rankers = {name: rank_by(model, way) for name, way in ways.items()}
     ranker = TrieRanker(model, beam_width=BEAM_WIDTH)
@@ -250,12 +271,16 @@ def measure(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--repeats", type=int, default=51)
-    parser.add_argument("--users", default="1,32,128", help="users at once, in turn")
-    parser.add_argument("--ways", default=",".join(WAYS), help="in which the networks run")
+    parser.add_argument(
+        "--users", default="1,32,128", help="numbers of users per call, measured in turn"
+    )
+    parser.add_argument("--ways", default=",".join(WAYS), help="ways to run the networks")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

@@ -1,11 +1,13 @@
-"""Memory over long work: lists for a million users, and training for fifty epochs.
+"""Measure memory during long work: lists for a million users and training for fifty epochs.
 
     OMP_NUM_THREADS=1 python benchmarks/long_memory.py --out memory.html --json
 
-The catalogue has the shape of Amazon 2014 Beauty. Lists are written as `recgrit recommend --out`
-writes them, by a small retriever, since it is the number of users that counts. Training is of the
-same retriever, on a tenth of Beauty's users. Memory is this process's, read at every shard of lists
-and after every epoch. Its growth from the second tenth of the work to the last is printed.
+The benchmark shows whether memory grows with the work. The catalogue has the shape of Amazon 2014
+Beauty. A small retriever makes the lists, because only the number of users matters here. The lists
+are written with the same code as `recgrit recommend --out`. The same small retriever is trained on
+a tenth of Beauty's users. The memory of this process is read at every shard of lists and after
+every epoch. The printed growth is the difference between the second tenth and the last tenth of the
+work.
 """
 
 from __future__ import annotations
@@ -33,12 +35,12 @@ BEAM_WIDTH = 20
 
 
 def read_memory() -> float:
-    """MiB of this process."""
+    """Return the memory of this process in MiB."""
     return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def small_settings(epochs: int) -> RetrieverConfig:
-    """A retriever that is trained and searched fast."""
+    """Return the settings of a small retriever, whose training and search are fast."""
     return RetrieverConfig(
         model_dim=16,
         num_layers=1,
@@ -52,7 +54,7 @@ def small_settings(epochs: int) -> RetrieverConfig:
 
 
 def recommend(num_users: int, path: Path) -> list[float]:
-    """Memory at each shard of lists that are written to a file."""
+    """Write lists for all users to a file and return the memory in MiB at each shard."""
     split, table = draw_split(num_users, BEAUTY_ITEMS), draw_table(BEAUTY_ITEMS)
     items = describe_catalogue(BEAUTY_ITEMS, table, split.train_item_counts() > 0)
     settings = small_settings(1)
@@ -74,7 +76,7 @@ def recommend(num_users: int, path: Path) -> list[float]:
 
 
 def train(num_users: int, epochs: int) -> list[float]:
-    """Memory after each epoch."""
+    """Train a retriever and return the memory in MiB after each epoch."""
     split, table = draw_split(num_users, BEAUTY_ITEMS), draw_table(BEAUTY_ITEMS)
     items = describe_catalogue(BEAUTY_ITEMS, table, split.train_item_counts() > 0)
     memory: list[float] = []
@@ -91,18 +93,21 @@ def train(num_users: int, epochs: int) -> list[float]:
 
 
 def growth(memory: list[float]) -> float:
-    """MiB between the medians of the second and of the last tenth: the first warms up."""
+    """Return the growth in MiB from the median of the second tenth to that of the last tenth.
+
+    The first tenth is left out, because the process is still warming up.
+    """
     tenth = len(memory) // 10
     return float(np.median(memory[-tenth - 1 :]) - np.median(memory[tenth : 2 * tenth + 1]))
 
 
 def main() -> None:
-    """Measure, print and draw."""
+    """Run the measurements, draw the curves and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=1_000_000, help="users to recommend for")
     parser.add_argument("--train-users", type=int, default=BEAUTY_USERS // 10)
     parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--out", type=Path, help="a page with the curves")
+    parser.add_argument("--out", type=Path, help="HTML file for the curves of memory")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 

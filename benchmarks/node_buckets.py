@@ -1,11 +1,12 @@
-"""A training step and a beam search with a row per node, and with node buckets.
+"""Compare a retriever that has one embedding row per node with one that has node buckets.
 
     OMP_NUM_THREADS=1 python benchmarks/node_buckets.py --json
 
-Unique IDs of three levels of 256 codes, uneven, and a disambiguation level: 480,000 items are a
-million nodes, all of them within training's reach. A step is forward, backward, clipping and AdamW
-on about 1,024 targets of users of the length of Beauty's; a search is that of 128 users with 50
-beams. Each table runs in a process of its own, whose memory is read at its highest in training.
+The benchmark measures a training step, a beam search and the peak memory of training. The IDs are
+unique. They have three levels of 256 codes with uneven shares and a disambiguation level. The
+480,000 items give a million nodes, and training can reach all of them. A step is forward pass,
+backward pass, gradient clipping and AdamW on about 1,024 targets. The histories are as long as
+those of Beauty. A search ranks for 128 users with 50 beams. Each retriever runs in its own process.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ USERS, SEARCH_USERS, BEAM_WIDTH, TOP_K, BATCH_TARGETS = 20_000, 128, 50, 10, 102
 
 
 def measure(num_items: int, node_buckets: int, steps: int) -> dict[str, float]:
-    """Some steps of training, then some searches."""
+    """Measure training steps, then searches, of one retriever.
+
+    Args:
+        num_items: Number of items in the catalogue.
+        node_buckets: Number of embedding rows that all nodes share. 0 gives each node its own row.
+        steps: Number of timed steps, and of timed searches.
+    """
     table, split = draw_table(num_items), draw_split(USERS, num_items)
     before = reset_peak()
     torch.manual_seed(0)
@@ -75,9 +82,11 @@ def measure(num_items: int, node_buckets: int, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--items", type=int, default=480_000)
     parser.add_argument("--buckets", type=int, default=65_536)

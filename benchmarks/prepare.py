@@ -1,4 +1,4 @@
-r"""Time and memory of preparing ratings, beside the same job in plain pandas.
+r"""Measure time and memory of preparing ratings, compared with the same job in plain pandas.
 
     POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 25000000 --json
     POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 100000000 --users 10000000 \
@@ -6,14 +6,19 @@ r"""Time and memory of preparing ratings, beside the same job in plain pandas.
     POLARS_MAX_THREADS=2 python benchmarks/prepare.py --rows 10000000 --users 1000000 \
         --items 200000 --without-pandas --partition-users 100000 --log --json
 
-Writes ``ratings.csv`` in MovieLens' official format, then runs the stage `prepare` as `recgrit
-prepare` does: the input is hashed, read, freed of duplicates, cut to its 5-core, indexed, sorted,
-split leave-one-out, saved and hashed again, and every step is counted. The pandas job does what
-leads to the sequences and no more: it reads with types, drops duplicates, cuts to the 5-core by
-`transform`, factorizes, sorts and saves. Each runs in a process of its own, imports not counted;
-both must give the same sequences. With `--partition-users` the stage runs once more, in partitions
-on disk, and must give the same artifact. Opening is the time until the mapped sequences can be
-used.
+The benchmark writes ``ratings.csv`` in MovieLens' official format and runs two jobs on it.
+
+* ``recgrit`` runs the stage `prepare` with the code of `recgrit prepare`. It hashes the input,
+  reads it, drops duplicates, filters to the 5-core, indexes, sorts, splits leave-one-out, saves,
+  and hashes the files again. All of this is timed.
+* ``pandas`` does only what leads to the sequences. It reads with types, drops duplicates, filters
+  to the 5-core by `transform`, factorizes, sorts and saves.
+
+With `--partition-users` a third job, ``partitions``, runs the stage in partitions on disk. Each
+job runs in its own process, and imports are not timed. The result ``same_sequences`` says whether
+``recgrit`` and ``pandas`` gave the same sequences, and ``same_artifact`` whether ``partitions``
+gave the same artifact as ``recgrit``. ``open_ms`` is the time until the memory-mapped sequences can
+be used.
 """
 
 from __future__ import annotations
@@ -37,7 +42,12 @@ MIN_INTERACTIONS = 5
 
 
 def prepare_by_us(folder: Path, partition_users: int | None = None) -> dict[str, Any]:
-    """The stage as a user runs it."""
+    """Run the stage `prepare` as a user runs it, and return its figures.
+
+    Args:
+        folder: Folder of ``ratings.csv``. The run folder is made in it.
+        partition_users: Number of users per partition on disk. None prepares in memory.
+    """
     from recgrit.config import load_config
     from recgrit.data.splits import SequenceSplit
     from recgrit.experiment import ExperimentConfig
@@ -77,7 +87,7 @@ def prepare_by_us(folder: Path, partition_users: int | None = None) -> dict[str,
 
 
 def prepare_by_pandas(folder: Path) -> dict[str, Any]:
-    """What one would write without a library."""
+    """Run the same job as a script would, in plain pandas, and return its figures."""
     import pandas as pd
 
     from recgrit.pipeline import peak_memory_mb
@@ -118,7 +128,11 @@ def prepare_by_pandas(folder: Path) -> dict[str, Any]:
 
 
 def read_rss_mb() -> float:
-    """Memory held now, in MiB; its peak is at first that of the process which started this one."""
+    """Return the memory that this process holds now, in MiB.
+
+    The current memory serves as the start value, because the peak of a new process begins with the
+    memory of the process that started it.
+    """
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 2**10
 
@@ -128,14 +142,14 @@ FOLDERS = {"recgrit": "run"}
 
 
 def run_job(job: str, folder: Path, partition_users: int | None) -> dict[str, Any]:
-    """A job's figures, in this process."""
+    """Run a job in this process and return its figures."""
     if job == "pandas":
         return prepare_by_pandas(folder)
     return prepare_by_us(folder, partition_users if job == "partitions" else None)
 
 
 def run_apart(job: str, folder: Path, partition_users: int | None) -> dict[str, Any]:
-    """A job's figures, from a process of its own."""
+    """Run a job in its own process and return its figures."""
     command = [sys.executable, __file__, "--job", job, "--folder", str(folder)]
     if partition_users is not None:
         command += ["--partition-users", str(partition_users)]
@@ -146,12 +160,12 @@ def run_apart(job: str, folder: Path, partition_users: int | None) -> dict[str, 
 
 
 def count_bytes(run: dict[str, Any], rows: int) -> float:
-    """Memory at the peak, less that of a process that has done nothing yet, for each row."""
+    """Return the bytes of memory per row: the peak minus the memory at the start of the stage."""
     return float((run["peak_rss_mb"] - run["start_rss_mb"]) * 2**20 / rows)
 
 
 def give_same_sequences(folder: Path) -> bool:
-    """Whether both jobs wrote equal sequences, offsets and targets."""
+    """Return whether recgrit and pandas wrote equal sequences, offsets and targets."""
     return all(
         np.array_equal(
             np.load(folder / "run" / "data" / name, mmap_mode="r"),
@@ -162,17 +176,27 @@ def give_same_sequences(folder: Path) -> bool:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--rows", type=int, default=25_000_000)
-    parser.add_argument("--users", type=int, help="default: as many as MovieLens-25M has for them")
+    parser.add_argument(
+        "--users", type=int, help="number of users; default: as many per row as MovieLens-25M"
+    )
     parser.add_argument("--items", type=int, default=59_047)
     parser.add_argument("--without-pandas", action="store_true")
-    parser.add_argument("--partition-users", type=int, help="prepare in such partitions too")
-    parser.add_argument("--log", action="store_true", help="each user's rows all over the file")
-    parser.add_argument("--repeats", type=int, default=1, help="of each job in turns; the fastest")
-    parser.add_argument("--folder", type=Path, help="where files go; default: a temporary one")
+    parser.add_argument(
+        "--partition-users", type=int, help="also prepare in partitions of this many users"
+    )
+    parser.add_argument(
+        "--log", action="store_true", help="write the rows in order of time, not by user"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="times to run each job; the fastest counts"
+    )
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder of all files")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:

@@ -1,4 +1,4 @@
-"""What every benchmark ends with: its results, one a line, and as JSON where that is asked for."""
+"""Print the results of a benchmark, as lines and as JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 def print_results(found: Mapping[str, object], *, as_json: bool) -> None:
-    """Print one line a result and, with ``as_json``, a last line that is one JSON object."""
+    """Print one line per result and, with ``as_json``, one JSON object as the last line."""
     for key, value in found.items():
         print(f"{key}: {value:,.4g}" if isinstance(value, float) else f"{key}: {value}")
     if as_json:

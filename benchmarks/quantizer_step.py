@@ -1,12 +1,12 @@
-"""Time and memory of one training step of a residual quantizer, side by side with its peers.
+"""Measure time and memory of one training step of a residual quantizer and of its peers.
 
     OMP_NUM_THREADS=1 python benchmarks/quantizer_step.py --json
 
-One step is forward, reconstruction loss, backward, optimizer and maintenance, on B = 4,096 vectors
-of 64 dimensions through 4 levels. Peers: a straight moving-average quantizer written for speed
-(below), and vector-quantize-pytorch's ResidualVQ (``pip install -e ".[benchmarks]"``). All take
-turns in one process; medians. Memory is the growth of the peak resident set in a process of its
-own.
+One step is forward pass, reconstruction loss, backward pass, optimizer and codebook maintenance, on
+B = 4,096 vectors of 64 dimensions through 4 levels. The peers are `StraightEma`, a moving-average
+quantizer that is written for speed, and vector-quantize-pytorch's ResidualVQ
+(``pip install -e ".[benchmarks]"``). The contestants take turns in one process, and the median time
+of each is printed. Memory is the growth of the peak resident set, measured in a separate process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHUNK = 1024
 
 
 class StraightEma:
-    """Nothing but assignment, moving averages and straight through, as fast as we can write it."""
+    """A minimal and fast quantizer: assignment, moving averages and straight-through gradients."""
 
     def __init__(self, codebook_size: int) -> None:
         self.codes = [torch.randn(codebook_size, DIM) / DIM**0.5 for _ in range(NUM_LEVELS)]
@@ -40,7 +40,7 @@ class StraightEma:
         self.counts = [torch.ones(codebook_size) for _ in range(NUM_LEVELS)]
 
     def step(self, latent: torch.Tensor) -> None:
-        """One training step."""
+        """Take one training step on latent vectors ``[B, D]``."""
         with torch.no_grad():
             residual, total = latent.detach(), torch.zeros_like(latent)
             for codes, sums, counts in zip(self.codes, self.sums, self.counts, strict=True):
@@ -61,14 +61,14 @@ class StraightEma:
 
 
 class Grit:
-    """Our defaults: surrogate radius, linear transform, resets every 50 steps."""
+    """GRIT-VQ with its defaults: surrogate radius, linear transform, resets every 50 steps."""
 
     def __init__(self, codebook_size: int) -> None:
         self.quantizer = ResidualGRITVQ(DIM, NUM_LEVELS, codebook_size)
         self.optimizer = torch.optim.Adam(self.quantizer.parameters(), lr=1e-3)
 
     def step(self, latent: torch.Tensor) -> None:
-        """One training step."""
+        """Take one training step on latent vectors ``[B, D]``."""
         result = self.quantizer(latent)
         loss = (result.quantized - latent.detach()).square().sum(dim=-1).mean() + result.loss
         self.optimizer.zero_grad()
@@ -78,7 +78,7 @@ class Grit:
 
 
 class Peer:
-    """vector-quantize-pytorch's ResidualVQ with the settings its users know."""
+    """vector-quantize-pytorch's ResidualVQ with moving averages and dead-code resets."""
 
     def __init__(self, codebook_size: int) -> None:
         from vector_quantize_pytorch import ResidualVQ
@@ -93,7 +93,7 @@ class Peer:
         )
 
     def step(self, latent: torch.Tensor) -> None:
-        """One training step."""
+        """Take one training step on latent vectors ``[B, D]``."""
         quantized, _, commitment = self.quantizer(latent[None])
         loss = (quantized[0] - latent.detach()).square().sum(dim=-1).mean()
         (loss + commitment.sum()).backward()
@@ -107,7 +107,7 @@ MAKERS: dict[str, Callable[[int], Grit | StraightEma | Peer]] = {
 
 
 def time_steps(codebook_size: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a step, all contestants taking turns."""
+    """Return the median milliseconds of a step of each contestant. The contestants take turns."""
     torch.manual_seed(0)
     contestants = {name: make(codebook_size) for name, make in MAKERS.items()}
     taken: dict[str, list[float]] = {name: [] for name in contestants}
@@ -117,20 +117,21 @@ def time_steps(codebook_size: int, repeats: int) -> dict[str, float]:
             given = latent.clone().requires_grad_()
             started = time.perf_counter()
             contestant.step(given)
-            if turn >= 2:  # The first turns warm up.
+            if turn >= 2:  # The first two turns warm up.
                 taken[name].append(1000 * (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def measure_memory(name: str, codebook_size: int) -> float:
-    """Growth of the peak resident set over five steps, MiB, in a process of its own."""
+    """Return the growth in MiB of the peak resident set over five steps in a separate process."""
     command = [sys.executable, __file__, "--memory-of", name, "--codebook-size", str(codebook_size)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _print_memory(name: str, codebook_size: int) -> None:
     torch.manual_seed(0)
-    Grit(16).step(torch.randn(64, DIM, requires_grad=True))  # What torch itself loads at first use.
+    # A first small step makes torch load its libraries, whose memory is no contestant's.
+    Grit(16).step(torch.randn(64, DIM, requires_grad=True))
     contestant = MAKERS[name](codebook_size)
     before = _peak_mib()
     for _ in range(5):
@@ -139,7 +140,11 @@ def _print_memory(name: str, codebook_size: int) -> None:
 
 
 def _peak_mib() -> float:
-    """Of this process alone: ru_maxrss would start from what the parent held when it forked."""
+    """Return the peak memory of this process in MiB.
+
+    ``ru_maxrss`` starts from the memory that the parent process held when it forked, so it is read
+    only where ``/proc`` is missing.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -147,9 +152,11 @@ def _peak_mib() -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--memory-of", choices=MAKERS, help=argparse.SUPPRESS)
     parser.add_argument("--codebook-size", type=int, default=16_384, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Ratings of any size in MovieLens' official format, fast and the same for one seed."""
+"""Write synthetic ratings of any size in MovieLens' official format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 
 HEADER = b"userId,movieId,rating,timestamp\n"
 CHUNK = 1_000_000
-# From 1995 to 2019, as in MovieLens-25M; a user rates within hours.
+# First and last time of MovieLens-25M (1995 to 2019), and the seconds within which a user rates.
 FIRST, LAST, SITTING = 789_652_009, 1_574_327_703, 30_000
 
 
@@ -18,17 +18,18 @@ def write_ratings(
 ) -> None:
     """Write ``ratings.csv`` and ``movies.csv``.
 
-    As in the official files, users follow one another and each user's movies are in the order of
-    their ids, rated once. Lengths have a geometric tail; some movies are far more common than
-    others, and many too rare for a 5-core.
+    As in the official files, the rows are grouped by user, and a user's movies are in the order of
+    their ids. Each user rates a movie once. The lengths of histories have a geometric tail. Some
+    movies are far more common than others, and many are too rare for the 5-core. Equal arguments
+    give equal files.
 
     Args:
-        folder: Where to; must exist.
-        rows: Ratings, exactly.
-        users: About so many.
-        items: Movies to draw from; their ids have gaps.
-        seed: Of all draws.
-        as_log: Rows in the order of their times, with any user at any time; else as above.
+        folder: Existing folder of the two files.
+        rows: Exact number of ratings.
+        users: Approximate number of users.
+        items: Number of movies to draw from. Their ids have gaps.
+        seed: Seed of all draws.
+        as_log: True writes the rows in the order of their times, with a random user at each time.
     """
     draw = np.random.default_rng(seed)
     mean = rows / users

@@ -1,15 +1,21 @@
-"""Users per second for ten items each: recgrit, `transformers` generate, and full scoring.
+"""Measure users per second of recgrit, `generate` of transformers, and full scoring.
 
     OMP_NUM_THREADS=1 python benchmarks/recommend_throughput.py --json
 
-Catalogue and histories have the shape of Amazon 2014 Beauty, the models their default sizes and
-untrained weights. generate is transformers' T5 of TIGER's size, about as many parameters, with 50
-beams and `prefix_allowed_tokens_fn` over a Python trie of the same IDs. Full scoring is SASRec: one
-matrix product with all items, then the best ten; it is repeated with larger catalogues, up to a
-million items, and the size is told at which both cost the same. Contestants take turns; medians.
+Each contestant lists ten items per user. The catalogue and the histories have the shape of Amazon
+2014 Beauty. The models have their default sizes and untrained weights. The contestants take turns,
+and medians are printed.
 
-Further: what gathering the children of trie nodes costs in a beam step, against the same arithmetic
-on children that lie side by side; and how cost grows with users and with the length of histories.
+* ``recgrit`` is the trie retriever with 50 beams.
+* ``generate`` is a T5 of transformers in TIGER's size, with about as many parameters. It has 50
+  beams and a `prefix_allowed_tokens_fn` over a Python trie of the same IDs.
+* ``full_scoring`` is SASRec: one matrix product with all items, then the best ten. It is repeated
+  with larger catalogues, up to a million items. The benchmark prints the number of items at which
+  recgrit and full scoring cost the same.
+
+The benchmark also measures the cost of gathering the children of trie nodes in a beam step,
+compared with the same product whose pattern is computed beforehand. It also measures how the cost
+grows with the number of users and with the length of histories.
 """
 
 from __future__ import annotations
@@ -46,7 +52,7 @@ def _wait() -> None:
 
 
 def clock(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call, including the work on the accelerator."""
     _wait()
     started = time.perf_counter()
     call()
@@ -55,7 +61,7 @@ def clock(call: Callable[[], object]) -> float:
 
 
 def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, one after the other, again and again."""
+    """Return the median seconds of each call. The calls take turns in every repeat."""
     for call in calls.values():
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -66,7 +72,7 @@ def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def lists_of(ranker: Ranker, split: SequenceSplit, num_users: int) -> Callable[[], object]:
-    """Recommends to the first users."""
+    """Return a call that lists ten items for each of the first users."""
     users = np.arange(num_users)
     return lambda: recommend_items(ranker, split, "test", users, top_k=TOP_K, masked=False)
 
@@ -74,7 +80,7 @@ def lists_of(ranker: Ranker, split: SequenceSplit, num_users: int) -> Callable[[
 def generate_by_transformers(
     table: SemanticIdTable, split: SequenceSplit, num_users: int
 ) -> Callable[[], object]:
-    """The same lists by `generate`, as published retrievers make them."""
+    """Return a call that lists ten items per user by `generate`, as published retrievers do."""
     device = choose_device("auto")
     torch.manual_seed(0)
     model = build_t5(table.codebook_sizes).to(device).eval()
@@ -111,10 +117,11 @@ def generate_by_transformers(
 
 
 def gather_seconds(model: TrieRetriever, repeats: int) -> float:
-    """What it costs to find the children of as many nodes as a step of beam search stands at.
+    """Return the seconds of finding the children of all nodes in one step of a beam search.
 
-    Nodes of the second level, whose children are scored in one sampled product: the time through
-    the trie's tables less that of the product alone, its pattern at hand.
+    The nodes are of the second level, and their children are scored in one sampled product. The
+    result is the time through the trie's tables minus the time of the product alone, whose pattern
+    is computed beforehand.
     """
     device = model.trie.device
     draw = torch.Generator().manual_seed(0)
@@ -141,20 +148,27 @@ def gather_seconds(model: TrieRetriever, repeats: int) -> float:
 
 
 def find_crossing(by_size: dict[int, float]) -> float:
-    """The size at which a ratio that rises with it passes 1, on a line through logarithms."""
+    """Return the catalogue size at which a ratio that rises with the size passes 1.
+
+    The ratio is interpolated linearly between the logarithms of sizes and ratios.
+    """
     sizes, ratios = (np.log(list(values)) for values in (by_size, by_size.values()))
     return float(np.exp(np.interp(0.0, ratios, sizes)))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--users", type=int, default=1024)
     parser.add_argument("--generate-users", type=int, default=8)
     parser.add_argument(
-        "--sizes", default="25000,50000,100000,1000000", help="items of larger catalogues"
+        "--sizes",
+        default="25000,50000,100000,1000000",
+        help="numbers of items of larger catalogues",
     )
     arguments = parser.parse_args()
     device, repeats, users = choose_device("auto"), arguments.repeats, arguments.users

@@ -1,13 +1,13 @@
-"""Rates of reading reviews and metadata in Amazon's official formats.
+"""Measure the rates of reading reviews and metadata in Amazon's official formats.
 
     POLARS_MAX_THREADS=2 python benchmarks/reviews.py --megabytes 1024 --json
 
-Reviews are gzipped JSON lines with the fields and about the length of the 2014 edition's; some 100
-MB of different ones are written over and over, each time as another part of the gzip file. We read
-the whole file into checked interactions; a loop over `json.loads` reads the first part and keeps
-the same four fields, no more. Metadata lines are Python dicts, half of which hold an apostrophe, so
-that they use both kinds of quotes; they are read into the item table without `eval`. MB are of
-unpacked text. The time for 5 GB is extrapolated.
+The reviews are gzipped JSON lines with the fields of the 2014 edition and about the same length.
+The gzip file repeats about 100 MB of different reviews, each time as another part of the file.
+recgrit reads the whole file into checked interactions. For comparison, a loop over `json.loads`
+reads the first part and keeps the same four fields. The metadata lines are Python dicts. Half of
+them contain an apostrophe, so they use both kinds of quotes. recgrit reads them into the item table
+without `eval`. MB are megabytes of unpacked text. The time for 5 GB is extrapolated.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SYLLABLES = ("ba", "co", "di", "fu", "ge", "ha", "li", "mo", "nu", "pe", "qui", 
 
 
 def draw_reviews(draw: np.random.Generator, num_reviews: int) -> bytes:
-    """Reviews of a hundred words on average, one JSON object a line."""
+    """Draw reviews of a hundred words on average and return them as JSON lines."""
     words = np.array(["".join(draw.choice(SYLLABLES, draw.integers(1, 5))) for _ in range(20_000)])
     lines = []
     for _ in range(num_reviews):
@@ -54,7 +54,7 @@ def draw_reviews(draw: np.random.Generator, num_reviews: int) -> bytes:
 
 
 def draw_metadata(draw: np.random.Generator, num_items: int) -> bytes:
-    """Items as Python dicts; every second title has an apostrophe."""
+    """Draw items and return them as lines of Python dicts. Every second title has an apostrophe."""
     lines = [
         repr(
             {
@@ -74,7 +74,7 @@ def draw_metadata(draw: np.random.Generator, num_items: int) -> bytes:
 
 
 def parse_line_by_line(path: Path, num_lines: int) -> float:
-    """Seconds that a loop over `json.loads` takes for these lines."""
+    """Return the seconds in which a loop over `json.loads` reads the first lines of a file."""
     started = time.perf_counter()
     rows = []
     with gzip.open(path, "rt", encoding="utf-8") as stream:
@@ -92,10 +92,14 @@ def parse_line_by_line(path: Path, num_lines: int) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
-    parser.add_argument("--megabytes", type=int, default=1024, help="of unpacked reviews, about")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
+    parser.add_argument(
+        "--megabytes", type=int, default=1024, help="approximate size of the unpacked reviews"
+    )
     parser.add_argument("--items", type=int, default=100_000)
     arguments = parser.parse_args()
     draw = np.random.default_rng(0)

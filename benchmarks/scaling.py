@@ -1,19 +1,21 @@
-"""What every stage costs as the catalogue grows: seconds, memory and bytes, a line through each.
+"""Measure seconds, memory and written bytes of each stage by catalogue size, and fit lines.
 
     python benchmarks/scaling.py --stages trie,assign --sizes 1e5,1e6,1e7 --json
     python benchmarks/scaling.py --stages embed --sizes 500,1000,2000 --out docs/results/scaling
     python benchmarks/scaling.py --fit docs/results/scaling
 
-Size N is items; where people matter there are N of them with ten interactions each. Each
-measurement runs in a process of its own with one thread, on inputs drawn in the shape of real ones:
-how long it took, its highest memory from the moment the inputs are there, and what it left on disk.
-Training is told per million targets and recommending per million users, for their cost does not
-come per item.
+Size N is the number of items. A stage that needs users gets N users with ten interactions each,
+except `train` and `recommend`, which draw a fixed number of users. Each measurement runs in its own
+process with one thread, on synthetic inputs in the shape of real data. It yields the time, the peak
+memory after the inputs are drawn, and the bytes that the stage writes. Costs of training are per
+million targets and costs of recommending per million users, because they do not depend on the
+number of items alone.
 
-The lines are CPU seconds = a + b N and so on, a and b at least 0, by least squares on the relative
-error. Other work on the machine changes CPU seconds little, and those of a clock much; both are
-kept. `--memory-gb` ends a measurement that wants more, in place of the machine. `--out` keeps the
-rows, one JSON file a stage, and `--fit` reads them again.
+The lines are CPU seconds = a + b N, and the same for memory and bytes, with a and b at least 0, by
+least squares on the relative error. Other work on the machine changes CPU seconds little and
+elapsed seconds much. Both are kept. `--memory-gb` ends a measurement that needs more memory, so
+that the machine does not run out of it. `--out` keeps the rows in one JSON file per stage, and
+`--fit` reads them again.
 """
 
 from __future__ import annotations
@@ -41,7 +43,13 @@ FITTED = ("cpu_seconds", "peak_rss_mb", "written_mb")
 
 
 def measure(stage: str, size: int, folder: Path) -> dict[str, float]:
-    """One measurement, in this process."""
+    """Measure a stage once, in this process.
+
+    Args:
+        stage: Name of the stage, a key of `STAGES`.
+        size: Number of items.
+        folder: Empty folder for the inputs and, in ``out``, for what the stage writes.
+    """
     torch.set_num_threads(1)
     out = folder / "out"
     out.mkdir()
@@ -63,7 +71,14 @@ def measure(stage: str, size: int, folder: Path) -> dict[str, float]:
 
 
 def measure_apart(stage: str, size: int, repeats: int, memory_gb: float) -> dict[str, Any] | None:
-    """The median of some measurements, each in a process of its own; None if one failed."""
+    """Measure a stage in separate processes and return the medians. None means that one failed.
+
+    Args:
+        stage: Name of the stage, a key of `STAGES`.
+        size: Number of items.
+        repeats: Number of measurements.
+        memory_gb: Most memory of a process, in GiB.
+    """
     threads = dict.fromkeys(("OMP_NUM_THREADS", "POLARS_MAX_THREADS", "MKL_NUM_THREADS"), "1")
     runs = []
     for _ in range(repeats):
@@ -89,7 +104,7 @@ def measure_apart(stage: str, size: int, repeats: int, memory_gb: float) -> dict
 
 
 def fit_line(sizes: list[float], values: list[float]) -> dict[str, float]:
-    """Least squares on the relative error, neither constant below 0.
+    """Fit a line by least squares on the relative error, with both constants at least 0.
 
     >>> {k: round(v, 3) for k, v in fit_line([10, 20, 40], [25, 45, 85]).items()}
     {'fixed': 5.0, 'per_item': 2.0, 'worst': 0.0}
@@ -102,7 +117,7 @@ def fit_line(sizes: list[float], values: list[float]) -> dict[str, float]:
 
 
 def fit_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """A line for each stage that was measured at two sizes or more, and each quantity."""
+    """Fit and print a line per quantity for each stage that was measured at two sizes or more."""
     lines = {}
     for stage in dict.fromkeys(row["stage"] for row in rows):
         of_stage = sorted((r for r in rows if r["stage"] == stage), key=lambda row: row["size"])
@@ -123,15 +138,17 @@ def fit_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, fit and print."""
+    """Run the measurements, fit the lines and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--sizes", default="1e5,1e6,1e7")
-    parser.add_argument("--stages", default="trie", help=f"of {', '.join(STAGES)}")
-    parser.add_argument("--repeats", type=int, default=1, help="medians of so many")
+    parser.add_argument("--stages", default="trie", help=f"stages to measure: {', '.join(STAGES)}")
+    parser.add_argument("--repeats", type=int, default=1, help="number of measurements per median")
     parser.add_argument("--memory-gb", type=float, default=12.0)
-    parser.add_argument("--out", type=Path, help="folder of the rows, one file a stage")
-    parser.add_argument("--fit", type=Path, help="only fit the rows of this folder")
+    parser.add_argument("--out", type=Path, help="folder for the rows, one file per stage")
+    parser.add_argument("--fit", type=Path, help="fit the rows of this folder and measure nothing")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -160,13 +177,13 @@ def main() -> None:
 
 
 def load_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a stage."""
+    """Read the rows of a stage from its file."""
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
     return rows
 
 
 def keep_row(path: Path, row: dict[str, Any]) -> None:
-    """Put a row among those of its stage, in place of one of its size."""
+    """Write a row into the file of its stage, in place of an earlier row of the same size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     others = [r for r in load_rows(path) if r["size"] != row["size"]] if path.is_file() else []
     rows = sorted([*others, row], key=lambda row: float(row["size"]))

@@ -1,4 +1,7 @@
-"""The stages that `scaling.py` measures: inputs of a size are drawn first, then comes the work."""
+"""The stages that `scaling.py` measures.
+
+Each function draws the inputs for a number of items and returns the work that is measured.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,19 @@ from recgrit.training.gradients import plan_step
 TEXT_DIM, FEATURE_DIM, CHUNK, MILLION = 384, 128, 65_536, 1_000_000
 MEAN_LENGTH, MISSING_SHARE, STEPS, USERS, BEAM_WIDTH, TOP_K = 10.0, 0.02, 5, 512, 50, 10
 
-# Does what is measured; returns how many millions of its unit it did, None for the whole.
+# The work that is measured. It returns how many millions of its unit it did. None means that the
+# unit is the whole work.
 Work = Callable[[], float | None]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing to measure.
+    """A stage, or a part of one, whose cost is measured.
 
     Args:
-        draw: Draws inputs of a size into a folder; what it returns writes to the folder's ``out``.
-        unit: What the seconds are for.
+        draw: Function of the number of items and a folder. It draws the inputs into the folder and
+            returns the work, which writes to the folder's ``out``.
+        unit: Unit of work that the seconds refer to, such as ``a million users``.
     """
 
     draw: Callable[[int, Path], Work]
@@ -39,12 +44,15 @@ class Stage:
 
 
 def codebook_size(num_items: int) -> int:
-    """Codes a level that suit a catalogue, unless the environment sets them."""
+    """Return the number of codes per level: 256, or 1,024 for more than 2^20 items.
+
+    The environment variable ``SCALING_CODES`` sets another number.
+    """
     return int(os.environ.get("SCALING_CODES") or (256 if num_items <= 2**20 else 1024))
 
 
 def draw_vectors(path: Path, num_items: int, dim: int) -> None:
-    """Unit vectors of a mixture of 2,000 groups, chunk by chunk."""
+    """Write unit vectors of a mixture of 2,000 groups to a `.npy` file, chunk by chunk."""
     draw = np.random.default_rng(0)
     groups = draw.standard_normal((2000, dim), dtype=np.float32)
     vectors = np.lib.format.open_memmap(path, "w+", np.float32, (num_items, dim))
@@ -57,7 +65,7 @@ def draw_vectors(path: Path, num_items: int, dim: int) -> None:
 
 
 def prepare(size: int, folder: Path, *, partition_users: int | None) -> Work:
-    """Ten ratings an item, as many users as items, by the stage as a user runs it."""
+    """Prepare ten ratings per item, from as many users as items, as a user runs the stage."""
     from ratings import write_ratings
 
     from recgrit.config import load_config
@@ -77,7 +85,7 @@ def prepare(size: int, folder: Path, *, partition_users: int | None) -> Work:
 
 
 def embed(size: int, folder: Path, *, with_model: bool) -> Work:
-    """Different texts of 60 tokens through MiniLM, or all that is done beside the model."""
+    """Embed different texts of 60 tokens with MiniLM, or do the same work without the model."""
     from embed import draw_texts
 
     from recgrit.embedding.cache import encode_cached
@@ -87,24 +95,24 @@ def embed(size: int, folder: Path, *, with_model: bool) -> Work:
     drawn = draw_texts(min(size, 10_000))
     texts = [f"{drawn[row % len(drawn)]} {row}" for row in range(size)]
     encoder = SentenceTransformerEncoder(device="cpu") if with_model else NoEncoder()
-    encoder.encode(texts[:1])  # Loads the weights.
+    encoder.encode(texts[:1])  # The first call loads the weights.
     return lambda: (
         encode_cached(texts, encoder, folder / "out", engine=LocalEngine()) is None or None
     )
 
 
 class NoEncoder:
-    """Vectors of MiniLM's size that cost nothing."""
+    """An encoder that returns zero vectors of MiniLM's size, so that it costs no time."""
 
     name = fingerprint = "none"
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Zeros."""
+        """Return one zero vector per text."""
         return np.zeros((len(texts), TEXT_DIM), np.float32)
 
 
 def reduce_text(size: int, folder: Path) -> Work:
-    """Principal components of text vectors."""
+    """Reduce text vectors to their principal components."""
     from recgrit.embedding.embeddings import Embeddings
     from recgrit.embedding.features import fit_features
 
@@ -118,7 +126,7 @@ def reduce_text(size: int, folder: Path) -> Work:
 
 
 def count_together(size: int, folder: Path) -> Work:
-    """Co-occurrence vectors of the sequences of as many users as items."""
+    """Build co-occurrence vectors from the sequences of as many users as items."""
     from recgrit.embedding.cooccurrence import build_cooccurrence_vectors
 
     split = draw_split(size, size, mean_length=MEAN_LENGTH)
@@ -126,7 +134,7 @@ def count_together(size: int, folder: Path) -> Work:
 
 
 def fill(size: int, folder: Path) -> Work:
-    """Co-occurrence vectors for the items, one in fifty, that nobody has taken with another."""
+    """Fill in the co-occurrence vectors of items without any, which are one item in fifty."""
     from recgrit.embedding.features import fill_missing
 
     draw_vectors(folder / "vectors.npy", size, FEATURE_DIM // 2)
@@ -137,7 +145,7 @@ def fill(size: int, folder: Path) -> Work:
 
 
 def fit_tokenizer(size: int, folder: Path) -> Work:
-    """Codebooks, to a sample of at most 262,144 items."""
+    """Fit codebooks to a sample of at most 262,144 items."""
     from recgrit.quantization.fit import fit_codebooks
 
     draw_vectors(folder / "vectors.npy", size, FEATURE_DIM)
@@ -146,7 +154,7 @@ def fit_tokenizer(size: int, folder: Path) -> Work:
 
 
 def assign(size: int, folder: Path) -> Work:
-    """Codes of all items, shard by shard."""
+    """Assign codes to all items, shard by shard."""
     from safetensors.torch import save_file
 
     from recgrit.engines.local import LocalEngine
@@ -164,7 +172,7 @@ def assign(size: int, folder: Path) -> Work:
 
 
 def make_unique(size: int, folder: Path) -> Work:
-    """A disambiguation level, and the table of IDs on disk."""
+    """Make IDs unique by a disambiguation level and save their table."""
     from recgrit.semantic_ids import collisions
     from recgrit.semantic_ids.table import SemanticIdTable
 
@@ -183,7 +191,7 @@ def make_unique(size: int, folder: Path) -> Work:
 
 
 def build_trie(size: int, folder: Path) -> Work:
-    """The trie of all IDs."""
+    """Build the trie of all IDs."""
     from recgrit.semantic_ids.trie import build_trie as build
 
     codes = draw_table(size, codebook_size(size)).codes
@@ -191,7 +199,7 @@ def build_trie(size: int, folder: Path) -> Work:
 
 
 def count_neighbours(size: int, folder: Path) -> Work:
-    """Each item's neighbours in the sequences of as many users as items."""
+    """Count the neighbours of each item in the sequences of as many users as items."""
     from recgrit.retrieval.neighbours import ItemNeighbours
 
     split = draw_split(size, size, mean_length=MEAN_LENGTH)
@@ -199,12 +207,12 @@ def count_neighbours(size: int, folder: Path) -> Work:
 
 
 def _size(node_buckets: int) -> dict[str, Any]:
-    """Settings of a retriever with so many shared rows, or a row per node."""
+    """Return the settings of a retriever with shared rows, or with one row per node for 0."""
     return {"size": "constant", "node_buckets": node_buckets} if node_buckets else {}
 
 
 def train(size: int, folder: Path, *, node_buckets: int) -> Work:
-    """Steps of training, the moving average of the weights included, its neighbours not."""
+    """Take training steps, with the moving average of the weights and without neighbours."""
     from recgrit.models.trie import TrieModel
     from recgrit.training.batches import build_windows, iterate_steps
     from recgrit.training.loop import MAX_GRAD_NORM
@@ -237,7 +245,7 @@ def train(size: int, folder: Path, *, node_buckets: int) -> Work:
 
 
 def recommend(size: int, folder: Path, *, node_buckets: int) -> Work:
-    """Lists of ten by a beam of fifty, written as Parquet."""
+    """Recommend lists of ten items with a beam of fifty and write them as Parquet."""
     from recgrit.models.trie import TrieModel
     from recgrit.ranking import recommend_items
     from recgrit.retrieval.trie_ranker import TrieRanker

@@ -1,15 +1,20 @@
-"""A run's model behind HTTP: how long clients wait, how many users a second are served, and errors.
+"""Measure latency, users per second and errors of a run's model behind HTTP.
 
     OMP_NUM_THREADS=1 python benchmarks/serve_latency.py runs/amazon2014-beauty --cores 0 --json
 
-Exports the run as an MLflow model, starts `mlflow models serve` on the loopback interface and asks
-it from 1, 8 and 32 clients at once, each of which sends its next request when it has its answer:
-for one user a request, then for tables of users. Histories are those of the run's users, in turn.
-Users by the server's processor time are what a core to itself would serve, also where others take
-turns with it. The same model in this process says what HTTP and JSON add. At last the server is
-started with a short timeout and asked for more than it can answer in that time, without and with a
-limit of requests at once: errors by status, and how long after the last of them it answers again.
-Ends by itself and stops the servers.
+The benchmark exports the run as an MLflow model and starts `mlflow models serve` on the loopback
+interface. 1, 8 and 32 clients send requests at once. A client sends its next request when it has
+the answer to the last one. The first rows have one user per request, the next rows have tables of
+users. The histories are those of the run's users, in turn.
+
+``users_per_processor_second`` divides by the server's processor time. It is the rate of a core that
+serves nothing else, also where other processes share the core. The benchmark also measures the same
+model in this process, which shows what HTTP and JSON add.
+
+Finally the server starts with a short timeout and gets more requests than it can answer in that
+time, first without and then with a limit on concurrent requests. The benchmark prints the errors by
+status, and the seconds after the load until a request is answered again. It stops all servers
+before it ends.
 """
 
 from __future__ import annotations
@@ -42,9 +47,10 @@ from recgrit.tracking.start import quieten_mlflow
 
 START_SECONDS = 240
 STOP_SECONDS = 20
-# Of a client, longer than any server takes.
+# Seconds a client waits for an answer. Longer than any server timeout, so the server's status is
+# always seen.
 TIMEOUT = 300
-# In place of a status.
+# Stands in place of the status if no answer came.
 NO_ANSWER = 0
 
 
@@ -58,15 +64,16 @@ def serve(
     limit: int | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """The address of `mlflow models serve` on a free port, for the length of a block.
+    """Run `mlflow models serve` on a free port during a with-block, and yield its address.
 
     Args:
         model: Folder of an MLflow model.
-        log: What the server prints.
-        cores: The only processors that it runs on; none for all.
-        timeout: Seconds after which it answers 504; None for MLflow's own.
-        limit: Connections and requests at once, beyond which it answers 503; None for any number.
-        config: Of the model, in place of what it was saved with.
+        log: File for the output of the server.
+        cores: Numbers of the processors that the server may run on. Empty allows all.
+        timeout: Seconds after which the server answers 504. None keeps MLflow's timeout.
+        limit: Most concurrent connections and requests. Beyond it the server answers 503. None sets
+            no limit.
+        config: Configuration of the model, over the one that it was saved with. None keeps that.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -81,7 +88,7 @@ def serve(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # `mlflow models serve` calls uvicorn by its name, as in an activated environment.
+            # `mlflow models serve` calls uvicorn by its name, so PATH has to hold its folder.
             env=os.environ
             | {
                 "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -91,7 +98,7 @@ def serve(
             | ({} if limit is None else {"UVICORN_LIMIT_CONCURRENCY": str(limit)}),
         )
     if cores:
-        psutil.Process(process.pid).cpu_affinity(list(cores))  # Its children have it of it.
+        psutil.Process(process.pid).cpu_affinity(list(cores))  # Child processes inherit it.
     try:
         _wait_for(address, process, log)
         yield address
@@ -100,9 +107,9 @@ def serve(
 
 
 def _stop(process: subprocess.Popen[bytes], port: int) -> None:
-    """Ends a server, whose processes are all of one group, and waits for its port to be free.
+    """Stop a server, whose processes form one group, and wait until its port is free.
 
-    The process that was started ends before the one that listens does, so its end says nothing.
+    The port is checked because the started process ends before the process that listens.
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -129,7 +136,10 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def ask(client: httpx.Client, address: str, histories: list[list[str]], **params: Any) -> Any:
-    """The predictions for histories, as the server sends them."""
+    """Send one request for histories and return the server's predictions.
+
+    ``params`` are the parameters of the request, such as ``top_k``.
+    """
     records = [{"history": history} for history in histories]
     reply = client.post(
         f"{address}/invocations", json={"dataframe_records": records, "params": params}, timeout=120
@@ -139,13 +149,13 @@ def ask(client: httpx.Client, address: str, histories: list[list[str]], **params
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
+    """Return the median and the 99th percentile of times in seconds, as milliseconds."""
     p50, p99 = np.percentile(seconds, [50, 99])
     return {"p50_ms": 1000 * float(p50), "p99_ms": 1000 * float(p99)}
 
 
 def clock(call: Callable[[int], object], times: int) -> list[float]:
-    """Seconds of each of some calls, one after another."""
+    """Call a function repeatedly, with the number of the call, and return the seconds of each."""
     call(0)
     taken = []
     for number in range(times):
@@ -156,12 +166,15 @@ def clock(call: Callable[[int], object], times: int) -> list[float]:
 
 
 def write_body(histories: Sequence[Sequence[str]]) -> bytes:
-    """The request for histories."""
+    """Return the body of the request for histories."""
     return json.dumps({"dataframe_records": [{"history": list(ids)} for ids in histories]}).encode()
 
 
 def post(client: httpx.Client, address: str, body: bytes) -> tuple[float, int]:
-    """Seconds to the whole answer to a request, and its status; `NO_ANSWER` for none."""
+    """Send a request and return the seconds until its whole answer, and its status.
+
+    The status is `NO_ANSWER` if the connection failed.
+    """
     started = time.perf_counter()
     kind = {"Content-Type": "application/json"}
     try:
@@ -173,7 +186,7 @@ def post(client: httpx.Client, address: str, body: bytes) -> tuple[float, int]:
 
 
 def server_seconds() -> float:
-    """Processor time so far of all processes that this one started."""
+    """Return the processor seconds so far of all processes that this process started."""
     times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
     return sum(of_one.user + of_one.system for of_one in times)
 
@@ -181,14 +194,14 @@ def server_seconds() -> float:
 def load_server(
     address: str, bodies: Sequence[bytes], *, clients: int, requests: int, users: int
 ) -> dict[str, Any]:
-    """What some clients get that ask without a pause: times, errors by status, users a second.
+    """Send requests without a pause and return times, errors by status and users per second.
 
     Args:
-        address: Of the server.
-        bodies: Requests, sent in turn.
-        clients: How many ask at once.
-        requests: How many they send together.
-        users: Of each request.
+        address: Address of the server.
+        bodies: Bodies of requests, sent in turn.
+        clients: Number of clients that send at once.
+        requests: Number of requests that all clients send together.
+        users: Number of users in each request.
     """
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     with httpx.Client(limits=limits) as client, ThreadPoolExecutor(clients) as pool:
@@ -213,7 +226,7 @@ def load_server(
 
 
 def seconds_to_recover(address: str, body: bytes) -> float:
-    """How long it takes until a request is answered again."""
+    """Return the seconds until the server answers a request with status 200."""
     started = time.perf_counter()
     with httpx.Client() as client:
         while post(client, address, body)[1] != 200:
@@ -222,7 +235,7 @@ def seconds_to_recover(address: str, body: bytes) -> float:
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a row, under the names of the columns."""
+    """Print the names of the columns, then one line per row."""
     print("  ".join(rows[0]))
     for row in rows:
         cells = [f"{cell:,.1f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
@@ -230,17 +243,27 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
-    parser.add_argument("--clients", default="1,8,32", help="how many ask at once, in turn")
-    parser.add_argument("--requests", type=int, default=1000, help="for one user, of each row")
-    parser.add_argument("--tables", type=int, default=96, help="requests for tables, of each row")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
+    parser.add_argument(
+        "--clients", default="1,8,32", help="numbers of clients that send at once, in turn"
+    )
+    parser.add_argument("--requests", type=int, default=1000, help="requests for one user, per row")
+    parser.add_argument(
+        "--tables", type=int, default=96, help="requests for tables of users, per row"
+    )
     parser.add_argument("--table-users", type=int, default=128)
-    parser.add_argument("--cores", default="", help="the server's processors, such as 0")
-    parser.add_argument("--timeout", type=int, default=1, help="seconds, of the overloaded server")
-    parser.add_argument("--limit", type=int, default=4, help="requests at once, of the last server")
+    parser.add_argument("--cores", default="", help="numbers of the server's processors, such as 0")
+    parser.add_argument(
+        "--timeout", type=int, default=1, help="timeout in seconds of the overloaded server"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=4, help="most concurrent requests of the last server"
+    )
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.clients.split(",")]
     cores = [int(core) for core in arguments.cores.split(",") if core]

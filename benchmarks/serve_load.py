@@ -1,13 +1,14 @@
-"""A server under load and under abuse: answers that stay right while bundles change, and memory.
+"""Check the answers and the memory of a server under load, and under hostile requests.
 
     OMP_NUM_THREADS=1 python benchmarks/serve_load.py runs/movielens-100k --json
 
-Exports the run as an MLflow model, starts `mlflow models serve` on the loopback interface and sends
-it ordinary requests from several threads. The server follows a link, which leads to another bundle
-several times meanwhile: one without the items that were listed most, then the first one again. Each
-answer is compared with what both say in this process. Then come hostile requests, in rounds:
-histories of a million items, lists of a billion, JSON that is too deep. Memory is that of the
-server's processes. Ends by itself and stops the server.
+The benchmark exports the run as an MLflow model, starts `mlflow models serve` on the loopback
+interface and sends ordinary requests from several threads. The server opens its bundle through a
+symbolic link. The benchmark swaps the link several times between two bundles. The second bundle
+lacks the items that the first one lists most. Each answer is compared with the answers that both
+bundles give in this process. Then the benchmark sends rounds of hostile requests: histories of a
+million items, lists of a billion items, JSON that is nested too deeply. Memory is the sum over the
+server's processes. The benchmark stops the server before it ends.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ from recgrit.serving.writing import export_bundle
 from recgrit.tracking.start import quieten_mlflow
 
 WARM_UP_ROUNDS = 2
-# Requests from one look at the server's memory to the next.
+# Number of requests after which the server's memory is read again.
 MEMORY_EVERY = 50
 JSON = {"Content-Type": "application/json"}
 
 
 def hostile_requests(item_ids: list[str], long: int) -> list[tuple[bytes, int]]:
-    """Bodies that no client should send, and the status that each deserves.
+    """Return bodies that no client should send, each with the expected status of its answer.
 
     Args:
-        item_ids: Some of the catalogue.
-        long: Items of a long history.
+        item_ids: Ids of items in the catalogue.
+        long: Number of items in a long history.
     """
 
     def records(*histories: Any, **params: Any) -> bytes:
@@ -70,14 +71,14 @@ def hostile_requests(item_ids: list[str], long: int) -> list[tuple[bytes, int]]:
 
 
 def same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether two answers are equal, scores up to rounding."""
+    """Return whether two answers have equal items, and scores that are equal up to rounding."""
     return ours["item_ids"] == theirs["item_ids"] and np.allclose(
         ours["scores"], theirs["scores"], atol=1e-4
     )
 
 
 def server_memory() -> float:
-    """Megabytes of all processes that this one started."""
+    """Return the memory in megabytes of all processes that this process started."""
     total = 0
     for process in psutil.Process().children(recursive=True):
         try:
@@ -88,22 +89,30 @@ def server_memory() -> float:
 
 
 def make_second(first: Bundle, expected: Sequence[dict[str, Any]], folder: Path) -> Bundle:
-    """A bundle without the items that are listed most, so that most of its lists are others."""
+    """Write a bundle without the items that the first bundle lists most.
+
+    Most lists of the two bundles differ, so an answer shows which bundle gave it.
+
+    Args:
+        first: Bundle whose items are removed.
+        expected: Answers of the first bundle.
+        folder: Folder of the new bundle.
+    """
     listed = Counter(item_id for answer in expected for item_id in answer["item_ids"])
     removed = [item_id for item_id, _ in listed.most_common(len(first.items) // 20)]
     return append_items(first, folder, removed=removed).bundle
 
 
 class Swapped:
-    """Requests to a server whose bundle is replaced again and again.
+    """A client of a server whose bundle is swapped repeatedly.
 
     Args:
-        address: Of the server.
-        link: What it follows.
-        bundles: The bundles that the link leads to in turn; to the first one when it begins.
-        histories: What is asked, in turn.
-        expected: What each bundle answers.
-        every: Requests from one change to the next.
+        address: Address of the server.
+        link: Symbolic link through which the server opens its bundle.
+        bundles: Bundles that the link leads to in turn. It leads to the first one at the start.
+        histories: Histories that are sent, in turn.
+        expected: Expected answers of each bundle, one per history.
+        every: Number of requests between two swaps.
     """
 
     def __init__(
@@ -125,7 +134,11 @@ class Swapped:
         self.memory: list[float] = []
 
     def ask(self, client: httpx.Client, number: int) -> tuple[float, int, list[bool]]:
-        """Seconds, status, and which bundles answer so; changes the bundle where it is time to."""
+        """Send one request, after a swap of the bundle if one is due.
+
+        Returns:
+            Seconds until the answer, its status, and for each bundle whether it gives this answer.
+        """
         turn, since = divmod(number, self.every)
         if turn and not since:
             following = self.link.with_name("next")
@@ -152,7 +165,7 @@ class Swapped:
 
 
 def send_ordinary(swapped: Swapped, *, requests: int, threads: int) -> dict[str, Any]:
-    """What some threads get that ask without a pause while bundles change."""
+    """Send ordinary requests from several threads while bundles change, and return the figures."""
     limits = httpx.Limits(max_connections=threads, max_keepalive_connections=threads)
     with httpx.Client(limits=limits) as client, ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: swapped.ask(client, 1), range(4 * threads)))
@@ -184,7 +197,13 @@ def send_ordinary(swapped: Swapped, *, requests: int, threads: int) -> dict[str,
 def send_hostile(
     address: str, hostile: Sequence[tuple[bytes, int]], *, rounds: int
 ) -> dict[str, float]:
-    """What hostile requests get, and the memory that they leave behind."""
+    """Send rounds of hostile requests and return wrong statuses, times and growth of memory.
+
+    Args:
+        address: Address of the server.
+        hostile: Bodies with the expected status of each.
+        rounds: Number of times that all bodies are sent.
+    """
     memory, slowest, odd = [], 0.0, 0
     with httpx.Client() as client:
         for _ in range(rounds):
@@ -207,15 +226,23 @@ def send_hostile(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
-    parser.add_argument("--requests", type=int, default=10_000, help="ordinary ones")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
+    parser.add_argument("--requests", type=int, default=10_000, help="number of ordinary requests")
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--swaps", type=int, default=8, help="changes of the bundle meanwhile")
-    parser.add_argument("--rounds", type=int, default=6, help="of hostile requests; 0 for none")
-    parser.add_argument("--long", type=int, default=1_000_000, help="items of a long history")
+    parser.add_argument(
+        "--swaps", type=int, default=8, help="swaps of the bundle during the ordinary requests"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="rounds of hostile requests; 0 sends none"
+    )
+    parser.add_argument(
+        "--long", type=int, default=1_000_000, help="number of items in a long history"
+    )
     arguments = parser.parse_args()
     quieten_mlflow()
     import mlflow.pyfunc

@@ -1,4 +1,7 @@
-"""Catalogues and users of any size, in the shape of real ones; speed depends on nothing else."""
+"""Synthetic catalogues, histories and untrained models of any size, in the shape of real data.
+
+Speed and memory depend on sizes and shapes alone, so the benchmarks need no real data.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,13 @@ DENSE_USERS, DENSE_ITEMS, DENSE_LENGTH = 6_040, 3_416, 165.5
 
 
 def draw_table(num_items: int, codebook_size: int = 256, seed: int = 0) -> SemanticIdTable:
-    """Three levels of codes, some far more common than others, and a disambiguation level."""
+    """Draw a table of semantic IDs of three levels with uneven codes and a disambiguation level.
+
+    Args:
+        num_items: Number of items in the catalogue.
+        codebook_size: Number of codes per level.
+        seed: Seed of the draws.
+    """
     draw = np.random.default_rng(seed)
     shares = 1 / np.arange(1, codebook_size + 1) ** 0.5
     codes = draw.choice(codebook_size, size=(num_items, 3), p=shares / shares.sum())
@@ -48,7 +57,16 @@ def draw_table(num_items: int, codebook_size: int = 256, seed: int = 0) -> Seman
 def draw_split(
     num_users: int, num_items: int, *, mean_length: float = BEAUTY_LENGTH, seed: int = 0
 ) -> SequenceSplit:
-    """Histories of at least five items with a geometric tail, popular items more often."""
+    """Draw histories of at least five items. Their lengths have a geometric tail.
+
+    Items with small numbers are more popular.
+
+    Args:
+        num_users: Number of users.
+        num_items: Number of items in the catalogue.
+        mean_length: Mean number of items per user.
+        seed: Seed of the draws.
+    """
     draw = np.random.default_rng(seed)
     lengths = 4 + draw.geometric(1 / (mean_length - 4), num_users)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -66,7 +84,13 @@ def draw_split(
 def describe_catalogue(
     num_items: int, table: SemanticIdTable | None = None, trained: np.ndarray | None = None
 ) -> CatalogueInputs:
-    """What models may use of a catalogue, whose items all stand in training unless named."""
+    """Return the inputs of a model that describe a catalogue.
+
+    Args:
+        num_items: Number of items in the catalogue.
+        table: Semantic IDs of the items. None for models that need no IDs.
+        trained: Mask ``[num_items]`` of the items that occur in training. None means all items.
+    """
     everything = np.ones(num_items, dtype=bool)
     return CatalogueInputs(
         trained=everything if trained is None else trained,
@@ -79,7 +103,7 @@ def describe_catalogue(
 
 
 def build_sasrec(split: SequenceSplit, *, history_length: int = 50) -> SASRecModel:
-    """An untrained SASRec of the default size."""
+    """Return an untrained SASRec of the default size."""
     items = describe_catalogue(split.num_items, trained=split.train_item_counts() > 0)
     settings = SASRecConfig(history_length=history_length)
     return SASRecModel(SASRecModel.build(items, settings), items, settings)
@@ -88,7 +112,7 @@ def build_sasrec(split: SequenceSplit, *, history_length: int = 50) -> SASRecMod
 def build_model(
     table: SemanticIdTable, split: SequenceSplit, *, history_length: int = 50, seed: int = 0
 ) -> TrieRetriever:
-    """An untrained retriever of the default size; its neighbours are those of the split."""
+    """Return an untrained retriever of the default size, with neighbours counted in the split."""
     torch.manual_seed(seed)
     items = describe_catalogue(split.num_items, table, split.train_item_counts() > 0)
     model = TrieModel.build(items, RetrieverConfig(history_length=history_length))
@@ -98,5 +122,5 @@ def build_model(
 
 
 def fit_power(sizes: list[int], seconds: list[float]) -> float:
-    """The power of the size by which time grows."""
+    """Return the exponent with which time grows with the size, fitted on logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])

@@ -1,11 +1,11 @@
-"""Time and memory of giving a million items their semantic IDs, end to end.
+"""Measure time and memory of assigning semantic IDs to a million items, end to end.
 
     OMP_NUM_THREADS=2 python benchmarks/tokenize_items.py --json
 
-Writes interactions of a million items as a RecBole file and their ready-made vectors of 64
-dimensions, then runs the stages prepare, embed and tokenize as `recgrit tokenize` does: codebooks
-(3 levels of 256) are fitted to a random sample, all items are assigned, made unique and written.
-The seconds of each stage are reported; fitting, assigning, resolving and writing are in `tokenize`.
+The benchmark writes interactions with a million items as a RecBole file, and a file of item vectors
+of 64 dimensions. Then it runs the stages prepare, embed and tokenize with the code of `recgrit
+tokenize`. The stage tokenize fits codebooks (3 levels of 256 codes) to a random sample, assigns
+codes to all items, makes the IDs unique and writes them. The seconds of each stage are printed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DIM, CHUNK, ITEMS_PER_USER = 64, 65_536, 10
 
 
 def write_data(folder: Path, num_items: int) -> None:
-    """One interaction per item, and vectors from a hierarchical mixture in the order of items."""
+    """Write one interaction per item, and item vectors of a hierarchical mixture, in item order."""
     rng = np.random.default_rng(0)
     items = np.arange(num_items)
     pl.DataFrame(
@@ -51,11 +51,13 @@ def write_data(folder: Path, num_items: int) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("overrides", nargs="*", help="key=value settings")
+    parser.add_argument("overrides", nargs="*", help="further settings as key=value")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,19 +1,25 @@
-"""Supervised targets per second in training: recgrit, SASRec, and TIGER as peers build it.
+"""Measure training targets per second of recgrit, SASRec, and TIGER as a T5 of transformers.
 
     OMP_NUM_THREADS=1 python benchmarks/train_throughput.py --json
     OMP_NUM_THREADS=2 python benchmarks/train_throughput.py --json --run runs/amazon2014-beauty
 
-Sequences and IDs have the shape of Amazon 2014 Beauty (22,363 users, 12,101 items, three levels of
-256 codes and one that disambiguates). TIGER is transformers' T5 of the published size (4 + 4
-layers, 128 dimensions, 6 heads of 64, 1,024 hidden) on one padded sample of 20 items per target,
-256 samples a step. The rows ``dense`` have the shape of MovieLens-1M (6,040 users, 3,416 items,
-histories of 100). A step is forward, backward, clipping and AdamW; the contestants take turns and
-medians are reported. Growth is that of one epoch's time with 1, 4 and 16 times a sixteenth of the
-users, and with the same number of targets in histories of 20, 50 and 200 items.
+Sequences and IDs have the shape of Amazon 2014 Beauty: 22,363 users, 12,101 items, three levels of
+256 codes and a disambiguation level. TIGER is a T5 of transformers in the published size: 4 + 4
+layers, 128 dimensions, 6 heads of 64, 1,024 hidden dimensions. It learns from one padded sample of
+20 items per target, as published code does, with 256 samples per step. The rows ``dense`` have the
+shape of MovieLens-1M: 6,040 users, 3,416 items, histories of 100 items. A step is forward pass,
+backward pass, gradient clipping and AdamW. The contestants take turns, and medians are printed.
 
-With `--run`, a run folder whose IDs are made, a retriever is trained on its data until validation
-NDCG@10 reaches `--stop-at`, chosen beforehand from other seeds, and test is read once: how long
-until TIGER's published Recall@10 of .0648 on Beauty?
+``growth_with_users`` is the exponent with which the time of one epoch grows with the users, from a
+sixteenth of the users, 4 times as many and 16 times as many. ``growth_with_history`` is the
+exponent for histories of 20, 50 and 200 items with the same number of targets.
+
+`--run` names a run folder whose IDs are made. The benchmark then trains a retriever on its data
+until validation NDCG@10 reaches `--stop-at`, which was chosen beforehand from other seeds, and
+evaluates the test targets once. This gives the time until a retriever reaches TIGER's published
+Recall@10 of .0648 on Beauty.
+
+Shapes: B samples.
 """
 
 from __future__ import annotations
@@ -62,7 +68,14 @@ DENSE_HISTORY = 100
 
 
 class Contestant:
-    """A model that takes training steps; each says how many targets it learned from."""
+    """A model in training, with its batches, its optimizer and its measured rates.
+
+    Args:
+        model: Network that is trained.
+        batches: Batches, one per step.
+        loss: Function that returns the loss of a batch.
+        precision: Data type of the forward pass.
+    """
 
     def __init__(
         self,
@@ -79,7 +92,7 @@ class Contestant:
         self.rates: list[float] = []
 
     def step(self) -> int:
-        """One step of training."""
+        """Take one training step and return its number of targets."""
         batch = next(self.batches)
         device = next(self.model.parameters()).device
         enabled = self.precision != torch.float32
@@ -92,7 +105,7 @@ class Contestant:
         return batch.num_targets
 
     def measure_epoch(self) -> float:
-        """Seconds until the batches are used up."""
+        """Train until the batches end and return the seconds."""
         started = time.perf_counter()
         with contextlib.suppress(StopIteration):
             while True:
@@ -101,7 +114,7 @@ class Contestant:
         return time.perf_counter() - started
 
     def measure(self, num_steps: int) -> None:
-        """Note the targets per second of some steps."""
+        """Take some steps and append their targets per second to ``rates``."""
         _wait()
         started = time.perf_counter()
         num_targets = sum(self.step() for _ in range(num_steps))
@@ -115,7 +128,7 @@ def _wait() -> None:
 
 
 def endless(split: SequenceSplit, *, length: int, batch_targets: int) -> Iterator[Batch]:
-    """Batches of one epoch after the other."""
+    """Yield the batches of all epochs, without an end."""
     windows, draw = build_windows(split, length), np.random.default_rng(0)
     for _ in itertools.count():
         for step in iterate_steps(split, windows, batch_targets=batch_targets, generator=draw):
@@ -123,14 +136,17 @@ def endless(split: SequenceSplit, *, length: int, batch_targets: int) -> Iterato
 
 
 def one_epoch(split: SequenceSplit, *, length: int) -> Iterator[Batch]:
-    """Batches of one epoch."""
+    """Yield the batches of one epoch."""
     draw, windows = np.random.default_rng(0), build_windows(split, length)
     for step in iterate_steps(split, windows, batch_targets=BATCH_TARGETS, generator=draw):
         yield from step.parts
 
 
 def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:
-    """By which power of the users, and of a history for as many targets, an epoch's time grows."""
+    """Return the exponents with which an epoch's time grows with users and with history length.
+
+    All history lengths have the same number of targets.
+    """
     table, device = draw_table(BEAUTY_ITEMS), choose_device("auto")
 
     def seconds(num_users: int, length: int, mean_length: float) -> float:
@@ -153,7 +169,7 @@ def measure_growth(users: int, precision: torch.dtype) -> dict[str, float]:
 
 
 def build_t5(codebook_sizes: tuple[int, ...]) -> T5ForConditionalGeneration:
-    """TIGER's transformer; token 0 pads and starts."""
+    """Build TIGER's transformer. Token 0 pads histories and starts the decoder."""
     config = T5Config(
         vocab_size=sum(codebook_sizes) + 2,
         d_model=128,
@@ -171,7 +187,12 @@ def build_t5(codebook_sizes: tuple[int, ...]) -> T5ForConditionalGeneration:
 
 
 def t5_samples(split: SequenceSplit, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One padded sample per target, as peers load them: tokens ``[B, 80]``, mask, labels."""
+    """Yield batches with one padded sample per target, as published code loads them.
+
+    Yields:
+        Tokens of the history ``[B, 80]`` (20 items of 4 codes), their mask, and the target's tokens
+        ``[B, 4]``.
+    """
     draw, num_levels = np.random.default_rng(0), tokens.shape[1]
     positions = np.flatnonzero(split.train_mask())
     starts = np.repeat(split.offsets[:-1], np.diff(split.offsets))
@@ -191,7 +212,7 @@ def t5_samples(split: SequenceSplit, tokens: Tensor) -> Iterator[tuple[Tensor, T
 
 
 class T5Contestant(Contestant):
-    """TIGER's step."""
+    """TIGER in training: a T5 on padded samples."""
 
     def __init__(
         self, split: SequenceSplit, tokens: Tensor, sizes: tuple[int, ...], precision: torch.dtype
@@ -201,7 +222,7 @@ class T5Contestant(Contestant):
         self.samples = t5_samples(split, tokens)
 
     def step(self) -> int:
-        """One step of training."""
+        """Take one training step and return its number of targets."""
         device = next(self.model.parameters()).device
         histories, mask, labels = (part.to(device) for part in next(self.samples))
         enabled = self.precision != torch.float32
@@ -215,7 +236,13 @@ class T5Contestant(Contestant):
 
 
 def time_to_tiger(folder: Path, stop_at: float, seed: int) -> dict[str, float]:
-    """Seconds until a validation threshold, and what test says then."""
+    """Train a retriever until a validation threshold and return the seconds and the test metrics.
+
+    Args:
+        folder: Run folder whose IDs are made.
+        stop_at: Validation NDCG@10 at which training ends.
+        seed: Seed of the training.
+    """
     run = Run(folder)
     split, settings = run.data.split, run.config.retriever
     items = run.catalogue_inputs(TrieModel.needs)
@@ -251,14 +278,20 @@ def time_to_tiger(folder: Path, stop_at: float, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10, help="of recgrit and SASRec, a repeat")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="steps of recgrit and SASRec per repeat"
+    )
     parser.add_argument("--users", type=int, default=BEAUTY_USERS)
-    parser.add_argument("--run", type=Path, help="a run folder: also time the way to TIGER")
-    parser.add_argument("--stop-at", type=float, default=0.05, help="validation NDCG@10")
+    parser.add_argument("--run", type=Path, help="run folder: also time until TIGER's recall")
+    parser.add_argument(
+        "--stop-at", type=float, default=0.05, help="validation NDCG@10 that ends the training"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = choose_device("auto")
@@ -294,7 +327,7 @@ def main() -> None:
         "t5": T5Contestant(split, tokens, table.codebook_sizes, precision),
     }
     for contestant in contestants.values():
-        contestant.step()  # Memory and threads are there when the clock runs.
+        contestant.step()  # A first step allocates memory and threads before the clock runs.
     for _ in range(arguments.repeats):
         for name, contestant in contestants.items():
             contestant.measure(1 if name == "t5" else arguments.steps)

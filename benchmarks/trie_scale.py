@@ -1,10 +1,11 @@
-"""Time and memory to build the trie, and the cost of a beam step, as the catalogue grows.
+"""Measure building the trie and a step of the beam search, by size of the catalogue.
 
     OMP_NUM_THREADS=1 python benchmarks/trie_scale.py --json
 
-Unique IDs of three levels of 256 codes, uneven, and a disambiguation level. Each size runs in a
-process of its own, whose memory is read at its highest. A step is a beam search of 128 users with
-50 beams over 32-dimensional node vectors, divided by its levels.
+The IDs are unique. They have three levels with uneven codes, 256 per level or 1,024 for more than
+2^20 items, and a disambiguation level. Each size runs in its own process, and its peak memory is
+printed. The time of a step is the time of a beam search, divided by its number of levels. The
+search has 128 users, 50 beams and node vectors of 32 dimensions.
 """
 
 from __future__ import annotations
@@ -29,19 +30,25 @@ USERS, BEAM_WIDTH, DIM = 128, 50, 32
 
 
 def peak_mb() -> float:
-    """Most memory of this process alone, in MiB."""
+    """Return the peak memory of this process in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def reset_peak() -> float:
-    """Start anew with what is held now, in MiB."""
+    """Reset the peak memory to the memory that is held now, and return it in MiB."""
     Path("/proc/self/clear_refs").write_text("5")
     return peak_mb()
 
 
 def measure(num_items: int, repeats: int, with_step: bool) -> dict[str, float]:
-    """Build one trie, and search it."""
+    """Build the trie of a catalogue, search it, and return times and memory.
+
+    Args:
+        num_items: Number of items in the catalogue.
+        repeats: Number of timed searches.
+        with_step: True also times the beam search.
+    """
     codebook_size = 256 if num_items <= 2**20 else 1024
     table = draw_table(num_items, codebook_size)
     before = reset_peak()
@@ -76,9 +83,11 @@ def measure(num_items: int, repeats: int, with_step: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the measurements and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="last line: one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", default="10000,100000,1000000,10000000")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The pages of the Python API as plain Markdown, from signatures and Google-style docstrings."""
+"""Write the pages of the Python API as Markdown, from signatures and Google-style docstrings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LINE_LENGTH = 90
 
 @dataclass(frozen=True)
 class ApiPage:
-    """One page of the API reference.
+    """A page of the API reference.
 
     Args:
         title: Heading of the page.
@@ -165,7 +165,7 @@ NOTICE = "<!-- Generated from signatures and docstrings: python docs/generate.py
 
 
 def describe_api() -> dict[str, str]:
-    """All pages of the API by file name."""
+    """Return the Markdown of all API pages, by file name."""
     package = griffe.load("recgrit", search_paths=[ROOT], docstring_parser="google")
     pages = {name: _render_page(page, package) for name, page in PAGES.items()}
     return {"index.md": f"{INDEX}\n{NOTICE}\n"} | pages
@@ -179,7 +179,7 @@ def _render_page(page: ApiPage, package: griffe.Object) -> str:
 
 
 def _render(found: Any, *, level: int) -> list[str]:
-    """Heading, signature, docstring and public members of one object."""
+    """Return the Markdown blocks of one object: heading, signature, docstring, public members."""
     members = [member for member in found.members.values() if _is_public(member)]
     members.sort(key=lambda member: member.lineno or 0)
     blocks = [f"{'#' * level} {found.name if level > 2 else found.path}"]
@@ -193,7 +193,7 @@ def _render(found: Any, *, level: int) -> list[str]:
 
 
 def _is_public(member: Any) -> bool:
-    """Whether a member has a place on the page."""
+    """Return whether a member is listed on the page."""
     if member.is_alias or member.name.startswith("_") or member.is_attribute:
         return False
     return member.docstring is not None
@@ -214,7 +214,7 @@ def _show_signature(found: Any) -> str:
 
 
 def _render_docstring(found: Any) -> list[str]:
-    """The sections of a docstring as Markdown, an example as code."""
+    """Return the sections of a docstring as Markdown blocks, with examples as code."""
     docstring = found.docstring
     if docstring is None:
         return []
@@ -247,7 +247,7 @@ def _render_docstring(found: Any) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text of a docstring as Markdown: double backticks and roles of reST become code."""
+    """Convert text of a docstring to Markdown. Double backticks and reST roles become code."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
     return re.sub(r"``([^`]+)``", r"`\1`", text)
 

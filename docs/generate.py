@@ -1,4 +1,4 @@
-"""Writes the generated pages of the reference: settings, commands and the Python API.
+"""Write the generated pages of the reference: settings, commands and the Python API.
 
 `python docs/generate.py` writes the pages. With `--check` it writes nothing, names the pages that
 are not current, and exits with 1 if there are any.
@@ -48,7 +48,7 @@ more have a higher limit: 100 times the packed bytes, or 50 Parquet rows a byte.
 
 
 def generate() -> dict[Path, str]:
-    """All generated pages: their paths and their text."""
+    """Return the text of all generated pages, by path."""
     pages = {
         REFERENCE / "settings.md": describe_settings() + describe_bounds(),
         REFERENCE / "commands.md": COMMANDS + describe_commands(),
@@ -57,25 +57,25 @@ def generate() -> dict[Path, str]:
 
 
 def describe_bounds() -> str:
-    """The limits of input files and requests, with the variables that raise them, as Markdown."""
+    """Return the limits of input files and requests, and the variables that raise them."""
     rows = (f"| `{one.variable}` | {one.default:,} | {one.unit} |" for one in BOUNDS)
     return LIMITS + "\n".join(rows) + "\n"
 
 
 def describe_commands() -> str:
-    """Usage, arguments, options and examples of all commands as Markdown."""
+    """Return usage, arguments, options and examples of all commands as Markdown."""
     command = typer.main.get_command(app)
     _say_in_full(command)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="recgrit")
     text = text.partition("\n")[2]
-    # Usage is no command to copy, and names of commands are headings, not code.
+    # A usage line cannot be run as it is, so its block is text. Names of commands are headings.
     text = re.sub(r"```console\n\$ (.*?)\n```", r"```text\n\1\n```", text)
     text = re.sub(r"^(#+) `(.*)`$", r"\1 \2", text, flags=re.MULTILINE)
     return "\n".join(line.rstrip() for line in text.splitlines()).rstrip() + "\n"
 
 
 def _say_in_full(group: Any) -> None:
-    """Give each command its first paragraph as summary, which would be cut at 45 characters."""
+    """Set the summary of each command to its first paragraph, which click cuts at 45 characters."""
     for command in group.commands.values():
         paragraph = (command.help or "").partition("\n\n")[0]
         command.short_help = " ".join(paragraph.split())
@@ -84,7 +84,11 @@ def _say_in_full(group: Any) -> None:
 
 
 def main() -> int:
-    """Write the pages, or compare them with `--check`."""
+    """Write the pages. With `--check`, compare them with the files instead.
+
+    Returns:
+        Exit code: 1 if `--check` finds a page that is not current, else 0.
+    """
     pages = generate()
     stale = [path for path, text in pages.items() if not _holds(path, text)]
     stale += [path for path in (REFERENCE / "api").glob("*.md") if path not in pages]

@@ -1,11 +1,11 @@
-"""The mkdocs hook of the site.
+"""The mkdocs hook that adapts links and adds the notebooks to the site.
 
-The site changes two things.
+The hook changes two things.
 
 - Pages link to modules, pipelines and folders of the repository. The site has none of these
   files, so such a link becomes the name of the file.
-- The notebooks become pages. `make notebooks` executes them into build/notebooks; a notebook
-  that was not executed since it was changed is shown without pictures.
+- The notebooks become pages. `make notebooks` executes them into build/notebooks. A notebook that
+  was not executed after its last change is shown without outputs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add a page for each notebook, and its pictures."""
+    """Add a page for each notebook, its pictures and the plotly script to the site."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         for name, content in render_notebook(path).items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
@@ -39,7 +39,7 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def render_notebook(path: Path) -> dict[str, str | bytes]:
-    """The page of a notebook and the files of its pictures, by name."""
+    """Return the page of a notebook and the files of its pictures, by file name."""
     notebook = nbformat.read(path, as_version=4)
     executed = EXECUTED / path.name
     is_current = executed.exists() and _has_sources(executed, notebook)
@@ -62,20 +62,20 @@ def render_notebook(path: Path) -> dict[str, str | bytes]:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """The text of a page as the site shows it."""
+    """Return the text of a page with the links that the site has."""
     source = page.file.abs_src_path
     folder = Path(source).parent if source else NOTEBOOKS
     return LINK.sub(lambda link: _keep_or_name(link, folder), markdown)
 
 
 def _has_sources(executed: Path, notebook: Any) -> bool:
-    """Whether an executed notebook has the cells of the committed one."""
+    """Return whether an executed notebook has the same cells as the committed notebook."""
     cells = nbformat.read(executed, as_version=4).cells
     return [cell.source for cell in cells] == [cell.source for cell in notebook.cells]
 
 
 def _keep_or_name(link: re.Match[str], folder: Path) -> str:
-    """The link, or where it leads to no page, the name of the file."""
+    """Return the link, or the name of the file if the site has no page for it."""
     target = (folder / link[2]).resolve()
     if target.suffix == ".ipynb" and target.is_file():
         up = "../" * len(folder.relative_to(ROOT / "docs").parts) if folder != NOTEBOOKS else ""
@@ -84,6 +84,6 @@ def _keep_or_name(link: re.Match[str], folder: Path) -> str:
     if target.is_file() and target.is_relative_to(ROOT / "docs") and folder != NOTEBOOKS:
         return link[0]
     if not target.exists():
-        return link[0]  # Left to the strict build, which names it.
+        return link[0]  # The strict build reports a link to a missing file.
     name = f"`{target.relative_to(ROOT)}`"
     return name if link[1].startswith("`") else f"{link[1]} ({name})"

@@ -1,13 +1,14 @@
-"""cornac's SASRec and TIGER on our split.
+"""Train cornac's SASRec and TIGER on a run's split and evaluate their lists.
 
     pip install -e ".[cornac]"
     python pipelines/cornac_baselines.py configs/amazon2014-beauty.yaml data.path=/path/to/files
         --models SASRec,TIGER --budget 600 --out runs/cornac
 
-Each begins epochs until its seconds are over, and at least one; the last counts, and how long all
-took is in the manifest. TIGER gets the item features, the size of codebooks and the beam of the
-experiment. Lists and reports by our evaluation go to OUT/MODEL-SEED, and what is there is not made
-again; where cornac's metrics say something else of the same lists, that is a warning.
+Each model trains at least one epoch. It starts no further epoch when its seconds are over. The
+model after the last epoch counts, and the manifest records the seconds of the training. TIGER gets
+the item features, the codebook sizes and the beam width of the experiment. The lists, and their
+reports by recgrit's evaluation, go to OUT/MODEL-SEED. A result that is there and up to date is not
+made again. A warning is logged if cornac's own metrics differ from recgrit's on the same lists.
 """
 
 from __future__ import annotations
@@ -40,25 +41,37 @@ from recgrit.runs import Run
 
 logger = logging.getLogger(__name__)
 
+# Number of epochs that no training reaches: the time budget ends the training.
 ENDLESS = 1_000_000
-# What TIGER's beam did not reach has a score of -1e10.
+# cornac gives a score of -1e10 to items that TIGER's beam did not reach.
 NOT_REACHED = -1e9
 MODELS = ("SASRec", "TIGER")
 
 
 class TimeIsUpError(Exception):
-    """No further epoch begins."""
+    """The time budget is spent, so no further epoch starts."""
 
 
 class TimedSessions(SequentialDataset):
-    """Training sequences that end a training: cornac asks for them once an epoch."""
+    """Training sequences that end the training when the time is up.
+
+    cornac reads the sessions once per epoch, so an exception there ends the training.
+
+    Attributes:
+        ends: Monotonic time in seconds after which no epoch starts.
+        epochs: Number of epochs that started.
+    """
 
     ends = 0.0
     epochs = 0
 
     @property
     def sessions(self) -> dict[int, list[int]]:
-        """Rows of each sequence."""
+        """Return the row numbers of each session.
+
+        Raises:
+            TimeIsUpError: The time is up, and at least one epoch started before.
+        """
         if self.epochs and time.monotonic() > self.ends:
             raise TimeIsUpError
         self.epochs += 1
@@ -66,7 +79,12 @@ class TimedSessions(SequentialDataset):
 
 
 def build_data(split: SequenceSplit, features: np.ndarray) -> TimedSessions:
-    """The training part of each user as one session, with our numbers of users and items."""
+    """Build cornac's data set, with one session per user from the training part of the split.
+
+    Args:
+        split: Split of the run. Its user and item numbers are kept.
+        features: Item features, one row per item.
+    """
     rows = [
         (user, user, int(item), place)
         for user in range(split.num_users)
@@ -80,7 +98,12 @@ def build_data(split: SequenceSplit, features: np.ndarray) -> TimedSessions:
 
 
 def limit_users(split: SequenceSplit, number: int | None) -> SequenceSplit:
-    """The same split with the targets of some users alone, drawn with seed 0."""
+    """Return the split with the targets of randomly drawn users only.
+
+    Args:
+        split: Split of the run.
+        number: Number of users, drawn with seed 0. None keeps all users.
+    """
     users = split.target_users("test")
     if number is None or number >= len(users):
         return split
@@ -94,7 +117,7 @@ def limit_users(split: SequenceSplit, number: int | None) -> SequenceSplit:
 
 
 def build_model(name: str, config: ExperimentConfig) -> Any:
-    """One of cornac's models with its own defaults; TIGER's by the GRID recipe."""
+    """Build a model of cornac: SASRec with its defaults, TIGER with the GRID recipe."""
     if name == "SASRec":
         return SASRec(n_epochs=ENDLESS, seed=config.seed)
     settings = {
@@ -109,7 +132,14 @@ def build_model(name: str, config: ExperimentConfig) -> Any:
 
 
 def fit(model: Any, data: TimedSessions, split: SequenceSplit, seconds: float) -> ForeignLists:
-    """Train a model until its time is up, and list for the test targets."""
+    """Train a model until its time is up, and list items for the test targets.
+
+    Args:
+        model: Model of cornac.
+        data: Training sequences.
+        split: Split with the test targets.
+        seconds: Time budget of the training.
+    """
     started = time.monotonic()
     data.ends = started + seconds
     try:
@@ -129,14 +159,14 @@ def fit(model: Any, data: TimedSessions, split: SequenceSplit, seconds: float) -
 
 
 def best_items(model: Any, history: np.ndarray) -> np.ndarray:
-    """The best items after a history, with as many more as it holds."""
+    """Return the best items after a history, enough to keep `TOP_K` without seen items."""
     scores = np.asarray(model.score(None, history.tolist()))
     order = np.argsort(-scores, kind="stable")[: TOP_K + len(np.unique(history))]
     return order[scores[order] > NOT_REACHED]
 
 
 def measure_as_cornac(lists: Recommendations, split: SequenceSplit) -> dict[str, float]:
-    """What cornac's own metrics say of the lists for test."""
+    """Compute cornac's own Recall@10 and NDCG@10 of the lists for the test targets."""
     targets = split.targets("test", lists.users)
     pairs = list(zip(targets[:, None], lists.items[:, :TOP_K], strict=True))
     return {
@@ -150,20 +180,30 @@ def measure_as_cornac(lists: Recommendations, split: SequenceSplit) -> dict[str,
 def train(
     name: str, experiment: ExperimentConfig, run: Run, split: SequenceSplit, seconds: float
 ) -> ForeignLists:
-    """Lists of one of cornac's models, trained from scratch."""
+    """Train a model of cornac from scratch and return its lists.
+
+    Args:
+        name: Name of the model, one of `MODELS`.
+        experiment: Settings of the run.
+        run: Run with the item features.
+        split: Split with the targets that are evaluated.
+        seconds: Time budget of the training.
+    """
     data = build_data(split, np.asarray(run.features.vectors))
     return fit(build_model(name, experiment), data, split, seconds)
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="The experiment whose data are used.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
-    models: Annotated[str, typer.Option(help="Parted by commas.")] = ",".join(MODELS),
-    budget: Annotated[float, typer.Option(help="Seconds to train each.")] = 60,
-    max_users: Annotated[int | None, typer.Option(help="Users to evaluate, drawn; or all.")] = None,
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/cornac"),
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Further settings as key=value.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(MODELS),
+    budget: Annotated[float, typer.Option(help="Seconds to train each model.")] = 60,
+    max_users: Annotated[int | None, typer.Option(help="Test users to draw; default: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/cornac"),
 ) -> None:
-    """Make the lists that are not there yet."""
+    """Train the models without up-to-date lists and print the metrics of all."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     names = models.split(",")
     if unknown := [name for name in names if name not in MODELS]:

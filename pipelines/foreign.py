@@ -1,4 +1,4 @@
-"""What the models of other libraries have in common here: their lists, kept and evaluated once."""
+"""Keep and evaluate the lists that models of other libraries make."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from recgrit.runs import Run
 
 logger = logging.getLogger("foreign")
 
-# Of the lists that are evaluated; longer ones are brought, so that histories can be filtered out.
+# Length of the evaluated lists. The libraries return longer lists, from which seen items are
+# filtered out.
 TOP_K = 20
-# Between a library's metrics, which may have six decimals, and ours on the same lists.
+# Largest difference between a library's metrics and recgrit's on the same lists that raises no
+# warning. A library may print six decimals.
 TOLERANCE = 1e-6
 LISTS_NAME = "lists.parquet"
 
 
 @dataclass(frozen=True)
 class ForeignLists:
-    """What another library's model recommends for the test targets.
+    """Lists that a model of another library makes for the test targets.
 
     Args:
-        lists: Longer than `TOP_K` by the length of the history.
-        masked: Whether the library filtered seen items out.
-        metrics: What the library says of the first `TOP_K`, such as ``recall_at_10``.
-        summary: What is to be known of the training.
+        lists: Recommended items. Each list is longer than `TOP_K` by the number of seen items.
+        masked: True if the library filtered seen items out.
+        metrics: The library's own metrics of the first `TOP_K` items, such as ``recall_at_10``.
+        summary: Figures of the training for the manifest, such as epochs and seconds.
     """
 
     lists: Recommendations
@@ -50,17 +52,17 @@ def keep_lists(
     settings: Mapping[str, Any],
     make: Callable[[], ForeignLists],
 ) -> None:
-    """Have lists made, evaluate them and keep both, unless they are there.
+    """Make lists, evaluate them and write both into a folder, unless the folder is up to date.
 
-    The folder gets ``test`` and ``test_masked``, each with a report and the lists as `recgrit
-    score` reads them; without the former where the library filters seen items out itself.
+    The folder gets ``test`` and ``test_masked``, each with a report and with the lists in the form
+    that `recgrit score` reads. ``test`` is left out if the library filters seen items out itself.
 
     Args:
-        run: Whose data the model learned from.
-        split: Of the run, with the targets that are evaluated.
-        directory: Where the result goes.
-        settings: What the lists depend on beside the data.
-        make: Trains the model.
+        run: Run whose data the model learns from.
+        split: Split of the run, with the targets that are evaluated.
+        directory: Folder of the result.
+        settings: Settings that the lists depend on, besides the data.
+        make: Function that trains the model and returns its lists.
     """
     origin = Origin("foreign", 1, settings, {"prepare": run.manifest("prepare").fingerprint})
     if is_current(directory, origin.key):
@@ -91,7 +93,7 @@ def keep_lists(
 
 
 def print_reports(directories: Sequence[Path]) -> None:
-    """The metrics of all models in one table."""
+    """Print the metrics of all models in one table."""
     reports = {
         f"{directory.name} · {path.name.replace('_', ', ')}": EvaluationReport.load(path)
         for directory in directories
@@ -119,7 +121,7 @@ def _evaluate(
 
 
 def _compare_metrics(theirs: Mapping[str, float], report: EvaluationReport) -> None:
-    """Warn where the library's numbers are not ours on the same lists."""
+    """Log the library's metrics beside recgrit's on the same lists, as a warning if they differ."""
     for name in theirs.keys() & report.means.keys():
         values = (theirs[name], report.means[name])
         log = logger.info if abs(values[0] - values[1]) < TOLERANCE else logger.warning

@@ -1,10 +1,11 @@
-"""Several runs as one: test lists by the mean of their probabilities, for `recgrit score`.
+"""Fuse several runs: list items for the test targets by the mean of the runs' probabilities.
 
     python pipelines/fuse_runs.py runs/beauty-0 runs/beauty-1 runs/beauty-2 --out lists.parquet
     recgrit score lists.parquet --run runs/beauty-0
 
-The runs differ in their seeds, or in more: each has IDs of its own, and an item is found by any of
-them. With --masked the items of the history are kept out, for `recgrit score --masked`.
+`recgrit score` evaluates the lists. The runs may differ in their seeds or in other settings, but
+they need the same data. Each run has its own semantic IDs, and an item is listed if any run finds
+it. `--masked` filters seen items out, for `recgrit score --masked`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from recgrit.models.fusion import FusedRanker
 from recgrit.ranking import recommend_items
 from recgrit.runs import Run
 
-# Models whose scores are logarithms of probabilities, with or without a boost.
+# Kinds of models whose scores are log-probabilities, with or without an additive bonus.
 KINDS = ("trie", "tiger", "decoder")
 
 
 def main(
-    directories: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders.")],
-    out: Annotated[Path, typer.Option(help="The file of lists.")] = Path("lists.parquet"),
-    top_k: Annotated[int, typer.Option(help="Items of a list.")] = 20,
-    masked: Annotated[bool, typer.Option("--masked", help="Keep seen items out.")] = False,
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders to fuse.")
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file for the lists.")] = Path("lists.parquet"),
+    top_k: Annotated[int, typer.Option(help="Items per list.")] = 20,
+    masked: Annotated[bool, typer.Option("--masked", help="Filter seen items out.")] = False,
 ) -> None:
     """Write the fused lists of all test targets."""
     runs = [Run(directory) for directory in directories]

@@ -1,13 +1,13 @@
-"""A grid of runs: rows that differ in a few settings, times seeds, then one table.
+"""Run a grid of experiments, rows of settings times seeds, and compare them in one table.
 
     python pipelines/grid.py configs/grids/leaderboard.yaml configs/amazon2014-beauty.yaml \
         data.path=FOLDER --seeds 0,1,2 --out runs/leaderboard
 
-Each cell is an ordinary run in OUT/ROW/seed-SEED, evaluated and not recommended from, so a stopped
-grid goes on where it was and every cell can be looked at like any other run. Settings of all cells
-are checked before anything runs; a row that fails later is reported at the end, and the others go
-on. OUT/table.md is what `recgrit compare --markdown` prints of the cells; its differences are from
-the first row.
+A cell is one row with one seed. Each cell is an ordinary run in OUT/ROW/seed-SEED that ends after
+the evaluation. A stopped grid therefore resumes with the same command, and every cell can be opened
+like any other run. The settings of all cells are checked before the first cell runs. If a cell
+fails, the other cells still run, and the failure is printed at the end. OUT/table.md is the table
+that `recgrit compare --markdown` prints for the cells. Its differences are from the first row.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class GridConfig(Config):
     """The rows of a grid.
 
     Args:
-        rows: Overrides of each row by its name, which names a folder too.
-        overrides: What all rows share. Overrides of the command line win over these, and a row's
-            own over both.
-        seeds: Seeds that every row is run with, unless the command line names others.
+        rows: Overrides of each row, by the name of the row. The name is also the name of a folder.
+        overrides: Overrides that all rows share. Overrides of the command line replace them, and a
+            row's own overrides replace both.
+        seeds: Seeds of every row, unless the command line names others.
     """
 
     rows: dict[str, tuple[str, ...]] = Field(min_length=1)
@@ -58,10 +58,10 @@ class GridConfig(Config):
         return rows
 
     def choose(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """These rows in this order; all if none is named.
+        """Return the named rows in the order of the names, or all rows if no name is given.
 
         Raises:
-            ConfigError: There is no such row.
+            ConfigError: A named row does not exist.
         """
         for name in names:
             if name not in self.rows:
@@ -75,12 +75,19 @@ class GridConfig(Config):
 def plan_cells(
     grid: GridConfig, rows: Sequence[str], config: Path, overrides: Sequence[str], out: Path
 ) -> list[ExperimentConfig]:
-    """Settings of every cell, all seeds of a row one after another.
+    """Return the settings of every cell, with all seeds of a row one after another.
+
+    Args:
+        grid: Rows and seeds of the grid.
+        rows: Names of the rows to run, in order. Empty runs all rows.
+        config: YAML file of the experiment that the rows vary.
+        overrides: Overrides of the command line.
+        out: Folder of the grid.
 
     Raises:
         ConfigError: A row is unknown, or its settings cannot be used.
     """
-    # A registered model for each cell would be one too many.
+    # A registered model per cell would fill the model registry, so none is registered.
     cache = f"run.cache_dir={json.dumps(str(out / '.cache'))}"
     shared = ["tracking.register_model=false", cache, *grid.overrides, *overrides]
     cells = []
@@ -100,7 +107,7 @@ def plan_cells(
 
 
 def run_cells(cells: Sequence[ExperimentConfig]) -> dict[Path, str]:
-    """Run what is not up to date; returns why cells failed, by run folder."""
+    """Run the cells that are not up to date and return the failures: message by run folder."""
     failures = {}
     for number, cell in enumerate(cells, start=1):
         directory, started = cell.run.dir, time.monotonic()
@@ -108,9 +115,9 @@ def run_cells(cells: Sequence[ExperimentConfig]) -> dict[Path, str]:
         logger.info("%s ...", heading)
         try:
             result = run_experiment(cell, until="evaluate")
-        except Exception as error:  # Also a want of memory: the other rows may have enough.
+        except Exception as error:  # Other cells may succeed, even after a lack of memory.
             failures[directory] = str(error) or type(error).__name__
-            # A RecgritError says all that its reader needs.
+            # The message of a RecgritError is complete. Other errors need their traceback.
             unknown = not isinstance(error, RecgritError)
             logger.error("%s failed: %s", heading, failures[directory], exc_info=unknown)
             continue
@@ -121,7 +128,7 @@ def run_cells(cells: Sequence[ExperimentConfig]) -> dict[Path, str]:
 
 
 def write_table(runs: Sequence[Run], path: Path) -> None:
-    """Compare runs, print the table and keep it.
+    """Compare runs, print the table and write it to a file.
 
     Raises:
         RecgritError: The runs cannot be compared.
@@ -135,12 +142,16 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
 
 
 def main(
-    grid_path: Annotated[Path, typer.Argument(metavar="GRID", help="A file of configs/grids/.")],
-    config: Annotated[Path, typer.Argument(help="The experiment that the rows vary.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
-    seeds: Annotated[str, typer.Option(help="In place of the grid's own: 0,1,2.")] = "",
+    grid_path: Annotated[
+        Path, typer.Argument(metavar="GRID", help="YAML file of the grid, as in configs/grids/.")
+    ],
+    config: Annotated[Path, typer.Argument(help="YAML file that the rows vary.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Further settings as key=value.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds in place of the grid's, such as 0,1,2.")] = "",
     rows: Annotated[str, typer.Option(help="Rows to run, in this order; all if empty.")] = "",
-    out: Annotated[Path, typer.Option(help="Where runs and table go.")] = Path("runs/grid"),
+    out: Annotated[Path, typer.Option(help="Folder of runs and table.")] = Path("runs/grid"),
 ) -> None:
     """Run the cells that are not finished and write the table."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -1,11 +1,15 @@
-"""GRIT-VQ inside a model of your own: a small convolutional autoencoder on real photographs.
+"""Compare quantizers, GRIT-VQ among them, inside a small image autoencoder on photographs.
 
     python pipelines/image_patches.py --out runs/image-patches
 
-The two photographs that scikit-learn ships are cut into patches; the right quarter of each picture
-is held out. The same autoencoder is trained with each quantizer, and once without any (the
-ceiling). Prints reconstruction error and code use on the held-out patches, and writes
-`results.parquet` and `reconstructions.png`. Needs `pip install -e ".[notebooks]"` for pictures.
+The script is an example of GRIT-VQ inside a model of your own. The two photographs that
+scikit-learn ships are cut into patches, and the right quarter of each picture is held out. The same
+convolutional autoencoder is trained with each quantizer. It is also trained without a quantizer
+(`identity`), which gives the lowest error to expect. The script prints the reconstruction error and
+the codebook usage on the held-out patches, and writes `results.parquet` and `reconstructions.png`.
+The picture needs `pip install -e ".[notebooks]"`.
+
+Shapes: B patches of a batch, N patches, D code dimensions.
 """
 
 from __future__ import annotations
@@ -35,7 +39,13 @@ SHOWN = 8
 
 
 class PatchAutoencoder(nn.Module):
-    """Patches ``[B, 3, 32, 32]`` to 8 x 8 latents, quantized one by one, and back."""
+    """An autoencoder of patches ``[B, 3, 32, 32]``, with 8 x 8 latent vectors that are quantized.
+
+    Args:
+        method: Name of the quantizer.
+        code_dim: Number of dimensions of a latent vector.
+        codebook_size: Number of codes.
+    """
 
     def __init__(self, method: str, *, code_dim: int, codebook_size: int) -> None:
         super().__init__()
@@ -56,12 +66,12 @@ class PatchAutoencoder(nn.Module):
         )
 
     def encode_latent(self, patches: Tensor) -> Tensor:
-        """One vector per place, ``[B, 64, D]``."""
+        """Return one latent vector per place, ``[B, 64, D]``."""
         latent: Tensor = self.encoder(patches).flatten(2).transpose(1, 2)
         return latent
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction ``[B, 3, 32, 32]``, the quantizer's loss, and codes ``[B, 64]``."""
+        """Return reconstructions ``[B, 3, 32, 32]``, the quantizer's loss and codes ``[B, 64]``."""
         result = self.quantizer(self.encode_latent(patches))
         side = PATCH // 4
         grid = result.quantized.transpose(1, 2).reshape(len(patches), -1, side, side)
@@ -69,7 +79,10 @@ class PatchAutoencoder(nn.Module):
 
 
 def cut_patches() -> tuple[Tensor, Tensor]:
-    """Patches for training and held out, ``[N, 3, 32, 32]`` in -1 to 1; the two never overlap."""
+    """Return training and held-out patches, both ``[N, 3, 32, 32]`` with values in -1 to 1.
+
+    Training patches and held-out patches never overlap.
+    """
     train, held_out = [], []
     for image in load_sample_images().images:
         pixels = torch.from_numpy(image.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)
@@ -86,7 +99,15 @@ def cut_patches() -> tuple[Tensor, Tensor]:
 def fit_autoencoder(
     method: str, patches: Tensor, *, steps: int, codebook_size: int, seed: int
 ) -> PatchAutoencoder:
-    """Train one autoencoder; its codes start from k-means on what the fresh encoder gives."""
+    """Train one autoencoder. Its codes start from k-means on the untrained encoder's latents.
+
+    Args:
+        method: Name of the quantizer.
+        patches: Training patches ``[N, 3, 32, 32]``.
+        steps: Number of training steps.
+        codebook_size: Number of codes.
+        seed: Seed of weights, k-means, batches and dead-code resets.
+    """
     torch.manual_seed(seed)
     model = PatchAutoencoder(method, code_dim=32, codebook_size=codebook_size)
     with torch.no_grad():
@@ -113,7 +134,7 @@ def fit_autoencoder(
 def measure(
     model: PatchAutoencoder, patches: Tensor, codebook_size: int
 ) -> tuple[dict[str, float], Tensor]:
-    """Error, decibels and use of the codes on patches, and the reconstructions."""
+    """Return error, PSNR in decibels and use of the codes on patches, and the reconstructions."""
     reconstruction, _, codes = model(patches)
     error = F.mse_loss(reconstruction, patches).item()
     level = diagnose_codes(codes.reshape(-1, 1).numpy(), (codebook_size,)).levels[0]
@@ -126,11 +147,11 @@ def measure(
 
 
 def draw_pictures(patches: Tensor, reconstructions: dict[str, Tensor], path: Path) -> None:
-    """The same held-out patches, original and by each method, side by side."""
+    """Draw some held-out patches and their reconstructions by each method, one row per method."""
     import matplotlib.pyplot as plt
 
     rows = {"original": patches, **reconstructions}
-    # Flat sky tells nothing: patches from the upper half by contrast.
+    # Patches of plain sky show no differences, so the patches come from the upper half by contrast.
     by_contrast = patches.flatten(1).std(dim=1).argsort()
     shown = by_contrast[torch.linspace(len(patches) // 2, len(patches) - 1, SHOWN).long()]
     figure, axes = plt.subplots(
@@ -150,9 +171,9 @@ def draw_pictures(patches: Tensor, reconstructions: dict[str, Tensor], path: Pat
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where results go.")] = Path("runs/image-patches"),
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/image-patches"),
     steps: Annotated[int, typer.Option(help="Training steps per method.")] = 400,
-    codebook_size: Annotated[int, typer.Option(help="Codes.")] = 512,
+    codebook_size: Annotated[int, typer.Option(help="Number of codes.")] = 512,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
 ) -> None:
     """Train every method and compare them on held-out patches."""

@@ -1,14 +1,15 @@
-"""Every night: yesterday's bundle, today's items and users; out come a new bundle and all lists.
+"""Make a new bundle and lists for all users from yesterday's bundle and today's items and users.
 
     python pipelines/nightly_batch.py bundle=bundles/monday out=nights/tuesday
         items=items.parquet removed=gone.txt histories=histories.parquet
 
-`items` has the columns of the catalogue, new items and old ones alike; `removed` is a text file of
-item ids; `histories` has user_id, item_id and timestamp. The next night starts from
-`nights/tuesday/bundle`.
+Run the script once a night. `items` is a table with the columns of the catalogue, of
+new and of old items. `removed` is a text file of item ids. `histories` is a table with the columns
+user_id, item_id and timestamp. The next night starts from `nights/tuesday/bundle`.
 
-With `train=config.yaml` the model is trained on first, with today's log, from yesterday's bundle
-(`retriever.init_from`): the run is `nights/tuesday/run`. `settings` are put over those of the file:
+With `train=config.yaml` the script first continues training from yesterday's bundle on today's log
+(`retriever.init_from`). The run of this training is `nights/tuesday/run`. `settings` override
+settings of the file:
 
     python pipelines/nightly_batch.py ... train=config.yaml 'settings=[retriever.epochs=3]'
 """
@@ -39,21 +40,23 @@ logger = logging.getLogger(__name__)
 
 
 class NightConfig(Config):
-    """What one night takes, and where it writes.
+    """Inputs and outputs of one night.
 
     Args:
-        bundle: Yesterday's bundle.
-        histories: What today's users took.
-        out: A folder for the new bundle and the lists.
-        items: Today's items; None where there are no new ones.
-        vectors: Their vectors, where the bundle's items came with vectors of your own.
-        blocks: Vectors of today's items by the name of their block of features.
-        pictures: Where relative paths of today's pictures start; None for the working folder.
-        removed: Items that are gone; None for none.
-        top_k: Items per user.
-        train: Settings of the run that trains on from the bundle, its data being today's log; None
-            to leave the weights as they are.
-        settings: Put over those of ``train``, such as ``retriever.epochs=3``.
+        bundle: Folder of yesterday's bundle.
+        histories: Table of the items that today's users interacted with.
+        out: Folder for the new bundle and the lists.
+        items: Table of today's items. None if there are no new items.
+        vectors: File of vectors of today's items, for a bundle whose items have vectors of your
+            own.
+        blocks: Files of vectors of today's items, by the name of the block of features.
+        pictures: Folder that relative paths of today's pictures start from. None means the working
+            folder.
+        removed: Text file with the ids of removed items. None removes no items.
+        top_k: Number of items per user.
+        train: YAML file of the run that continues training from the bundle on today's log. None
+            keeps the weights of the bundle.
+        settings: Settings that override those of ``train``, such as ``retriever.epochs=3``.
     """
 
     bundle: Path
@@ -76,7 +79,10 @@ class NightConfig(Config):
 
 
 def train_on(config: NightConfig) -> Bundle:
-    """Train on from yesterday's bundle; returns that of the run, with all of yesterday's IDs."""
+    """Continue training from yesterday's bundle and return the new run's bundle.
+
+    The new bundle keeps all IDs of yesterday's bundle.
+    """
     places = {"retriever.init_from": config.bundle, "run.dir": config.out / "run"}
     overrides = [f"{name}={json.dumps(str(path))}" for name, path in places.items()]
     experiment = load_config(ExperimentConfig, config.train, [*config.settings, *overrides])
@@ -87,7 +93,7 @@ def train_on(config: NightConfig) -> Bundle:
 
 
 def main(config: NightConfig) -> Path:
-    """Train on if asked to, write the new bundle, then the lists; returns the folder of all."""
+    """Continue training if ``train`` is set, write bundle and lists, and return their folder."""
     before = Bundle(config.bundle) if config.train is None else train_on(config)
     items = read_items(config.items, before.settings.table) if config.items else None
     vectors = load_vectors(config.vectors, items.item_ids) if items and config.vectors else None

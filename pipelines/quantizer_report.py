@@ -1,9 +1,9 @@
-"""Tables and plots of the quantizer study, from the rows that are finished.
+"""Write tables and plots of the quantizer study from its finished rows.
 
     python pipelines/quantizer_report.py docs/results/quantizer_study
 
-Writes `tables.md` and one PNG per plot beside the Parquet files. Needs
-`pip install -e ".[notebooks]"` for the plots.
+The script writes `tables.md` and one PNG file per plot beside the Parquet files of the study. The
+plots need `pip install -e ".[notebooks]"`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from recgrit.disk import write_atomic
 
 
 def means_table(rows: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> str:
-    """Mean ± standard deviation over seeds of each value, as a Markdown table."""
+    """Return a Markdown table with mean ± standard deviation over seeds of each value.
+
+    Args:
+        rows: Finished cells of a part of the study.
+        by: Names of the columns whose values define a row of the table.
+        values: Names of the columns to average.
+    """
     lines = [
         "| " + " | ".join([*by, *values, "seeds"]) + " |",
         "|" + "---|" * (len(by) + len(values) + 1),
@@ -43,7 +49,7 @@ def _show(values: pl.Series) -> str:
 
 
 def _with_levels(rows: pl.DataFrame) -> pl.DataFrame:
-    """Use and perplexity of the first and the last level as columns."""
+    """Add usage and perplexity of the first and of the last level as columns."""
     return rows.with_columns(
         pl.col("codebook_usage").list.first().alias("usage, first level"),
         pl.col("codebook_usage").list.last().alias("usage, last level"),
@@ -53,7 +59,7 @@ def _with_levels(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def plot_scaling(rows: pl.DataFrame, path: Path) -> None:
-    """Use of the first level, error and processor time against the codebook size."""
+    """Plot usage of the first level, error and processor time against the codebook size."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2))
     columns = {
         "usage, first level": "codes used, first level",
@@ -67,7 +73,7 @@ def plot_scaling(rows: pl.DataFrame, path: Path) -> None:
             axis.plot(
                 line["codebook_size"],
                 line[column],
-                # More methods than colours of the default cycle.
+                # There are more methods than colours in the default cycle.
                 color=mpl.colormaps["tab20"](number % 20),
                 linestyle="--" if "random" in str(method) else "-",
                 marker="o",
@@ -84,7 +90,7 @@ def plot_scaling(rows: pl.DataFrame, path: Path) -> None:
 
 
 def plot_gaps(rows: pl.DataFrame, path: Path) -> None:
-    """Mean gap between latent and code over training, for each radius."""
+    """Plot the mean gap between latent and code by epoch, with one line per radius."""
     surrogates = rows["surrogate"].unique(maintain_order=True).to_list()
     figure, axes = plt.subplots(1, len(surrogates), figsize=(10, 3.8), sharey=True, squeeze=False)
     for axis, surrogate in zip(axes[0], surrogates, strict=True):
@@ -107,7 +113,7 @@ def _finish(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-# Part -> (what makes a row of its table, what is shown).
+# Part of the study -> (columns that define a row of its table, columns to show).
 TABLES = {
     "ablation": (
         ["method", "codes_trained_by", "init", "revival"],
@@ -141,7 +147,7 @@ PLOTS = {"scaling": plot_scaling, "radius": plot_gaps}
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Where the study wrote its Parquet files.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with the study's Parquet files.")],
 ) -> None:
     """Write `tables.md` and the plots of all parts that have rows."""
     mpl.use("Agg")

@@ -1,21 +1,25 @@
-"""What does GRIT-VQ bring? Quantizers compared by themselves, part by part.
+"""Compare GRIT-VQ with other quantizers by reconstruction error, codebook usage and collisions.
 
     python pipelines/quantizer_study.py configs/amazon2014-beauty.yaml data.path=/path/to/files \
         tokenizer.num_levels=3 tokenizer.codebook_size=256
 
-Parts, in the order they run:
+The study has five parts, which run in this order:
 
-* `ablation`: radius, transform, start and dead-code resets, behind an MLP autoencoder (without an
-  encoder the radius only rescales the codes' gradient);
-* `scaling`: codebooks from 2^8 codes up, every quantizer, on a mixture of 200,000 vectors;
-* `radius`: radius families under both surrogates, with the gap over training;
-* `cache`: what assigning by codebooks of T steps ago costs and saves;
-* `shape`: number of levels and size of the latent.
+* `ablation` varies radius, transform, start and dead-code resets behind an MLP autoencoder. Without
+  an encoder the radius only rescales the gradient of the codes.
+* `scaling` fits every quantizer with codebooks from 2^8 codes up, on a mixture of 200,000 vectors.
+* `radius` compares radius families under both surrogates, with the gap between latent and code over
+  training.
+* `cache` measures the cost and the savings of assigning codes with the codebooks of T steps ago.
+* `shape` varies the number of levels and the dimensions of the latent.
 
-Every finished cell is a row of `OUT/PART.parquet` at once; a study that was stopped goes on where
-it was. `--budget small` takes a minute and shows that everything runs; its numbers mean nothing.
-`quantizer_report.py` makes tables and plots. What the IDs are worth to the retriever is a grid of
-runs: `configs/grids/tokenizers.yaml`.
+A cell is one tokenizer with one seed. Each finished cell is written at once as a row of
+`OUT/PART.parquet`, so a stopped study resumes with the same command. `--budget small` takes a
+minute and shows that everything runs. Its numbers mean nothing. `quantizer_report.py` makes tables
+and plots. The study does not measure recommendations. The grid of runs
+`configs/grids/tokenizers.yaml` does.
+
+Shapes: N vectors, D dimensions, F features.
 """
 
 from __future__ import annotations
@@ -46,23 +50,23 @@ from recgrit.runs import Run
 
 logger = logging.getLogger("study")
 
-# Data that is no experiment's: see `draw_mixture`.
+# Name of the synthetic data of `draw_mixture`, in place of the name of a data source.
 MIXTURE = "mixture"
 SMALL = {"epochs": 2, "codebook_size": 16}
 
 
 class Budget(StrEnum):
-    """How much of each part is run."""
+    """The share of each part that is run: all cells, or two small cells as a check."""
 
     FULL = "full"
     SMALL = "small"
 
 
-# A tokenizer that is fitted: what its row is called, and settings beside those of the experiment.
+# One tokenizer of the study: labels of its row, and settings that override the experiment's.
 Cell = tuple[dict[str, Any], dict[str, Any]]
 
 NO_GRADIENT = {"radius": "straight_through", "codebook_weight": 1.0}
-# Radius × transform, and what trains the codes.
+# Radius × transform: what trains the codes, and the settings.
 ABLATION: dict[str, tuple[str, dict[str, Any]]] = {
     "straight-through": ("codebook loss", NO_GRADIENT | {"transform": "identity"}),
     "transform only": ("codebook loss, through M and W", NO_GRADIENT),
@@ -137,7 +141,7 @@ PARTS: dict[str, list[Cell]] = {
 
 
 def read_rows(path: Path) -> pl.DataFrame:
-    """All finished cells of a part; empty if there are none.
+    """Read all finished cells of a part. The frame is empty if there are none.
 
     Raises:
         ArtifactError: The file is not Parquet.
@@ -153,7 +157,10 @@ def read_rows(path: Path) -> pl.DataFrame:
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One more finished cell; the file is the old one or the new one, never a part."""
+    """Append a finished cell to the file of its part.
+
+    The file is replaced as a whole, so it is never incomplete.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = pl.DataFrame({name: [value] for name, value in row.items()})
     rows = pl.concat([read_rows(path), new], how="diagonal_relaxed")
@@ -163,10 +170,14 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 @functools.cache
 def draw_mixture(num_vectors: int, dim: int = 64) -> torch.Tensor:
-    """A hierarchical mixture with clusters of very different sizes and heavy tails, [N, D].
+    """Draw vectors ``[N, D]`` of a hierarchical mixture with unequal clusters and heavy tails.
 
-    500 topics, in each up to 40 groups whose shares fall as 1 / rank; Student's t noise of 4
-    degrees of freedom around each group. Seed 0.
+    The mixture has 500 topics of 40 groups. The shares of the groups fall as 1 / rank. The noise
+    around each group is Student's t with 4 degrees of freedom. The seed is 0.
+
+    Args:
+        num_vectors: Number of vectors, N.
+        dim: Number of dimensions, D.
     """
     draw = np.random.default_rng(0)
     num_topics, groups_per_topic = 500, 40
@@ -181,14 +192,14 @@ def draw_mixture(num_vectors: int, dim: int = 64) -> torch.Tensor:
 
 
 def load_features(config: ExperimentConfig) -> torch.Tensor:
-    """What the experiment's tokenizer is fitted to, float32 [N, F]."""
+    """Return the features that the experiment's tokenizer is fitted to, float32 ``[N, F]``."""
     run_experiment(config, until="embed")
     return torch.from_numpy(np.array(Run(config.run.dir).features.vectors, dtype=np.float32))
 
 
 def measure(features: torch.Tensor, config: TokenizerConfig, seed: int) -> dict[str, Any]:
-    """Fit one tokenizer and say how it did."""
-    # Time of the processor: other work may be running beside this.
+    """Fit one tokenizer and return its errors, codebook usage, collisions and processor time."""
+    # Processor time, because other work may run at the same time.
     started = time.process_time()
     fitted = fit_tokenizer(features, config, seed=seed)
     seconds = time.process_time() - started
@@ -209,13 +220,19 @@ def measure(features: torch.Tensor, config: TokenizerConfig, seed: int) -> dict[
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="The experiment to vary.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
-    parts: Annotated[str, typer.Option(help="Parts to run.")] = ",".join(PARTS),
-    seeds: Annotated[str, typer.Option(help="Seeds of each cell.")] = "0,1,2",
-    out: Annotated[Path, typer.Option(help="Where tables go.")] = Path("runs/quantizer-study"),
-    work: Annotated[Path, typer.Option(help="Where features go.")] = Path("runs/quantizer-study"),
-    budget: Annotated[Budget, typer.Option(help="small only shows that it runs.")] = Budget.FULL,
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment to vary.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Further settings as key=value.")
+    ] = None,
+    parts: Annotated[str, typer.Option(help="Parts to run, separated by commas.")] = ",".join(
+        PARTS
+    ),
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("runs/quantizer-study"),
+    work: Annotated[Path, typer.Option(help="Folder of the features.")] = Path(
+        "runs/quantizer-study"
+    ),
+    budget: Annotated[Budget, typer.Option(help="small only checks that all runs.")] = Budget.FULL,
 ) -> None:
     """Run the cells that are not finished."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

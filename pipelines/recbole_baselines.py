@@ -1,13 +1,14 @@
-"""RecBole's models on our split.
+"""Train RecBole's models on a run's split and evaluate their lists.
 
     python pipelines/recbole_baselines.py configs/amazon2014-beauty.yaml data.path=/path/to/files
         --models SASRec,GRU4Rec,BPR --budget 600 --out runs/recbole
 
-RecBole trains each model, by its own defaults, for so many seconds and at least one batch, in a
-virtual environment of its own that the first call makes (recbole-requirements.txt), or by the
-interpreter that --python names. That it reads our split is checked for every test target. Lists and
-reports by our evaluation go to OUT/MODEL-SEED, and what is there is not made again; where RecBole
-says something else of the same lists, that is a warning.
+RecBole trains each model with its own defaults, for the seconds of `--budget` and for at least one
+batch. It runs in a separate virtual environment, which the first call makes from
+recbole-requirements.txt, or by the interpreter that `--python` names. For every test target the
+script checks that RecBole reads the same split. The lists, and their reports by recgrit's
+evaluation, go to OUT/MODEL-SEED. A result that is there and up to date is not made again. A warning
+is logged if RecBole's own metrics differ from recgrit's on the same lists.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ NAME = "recgrit"
 
 
 def make_environment(folder: Path) -> Path:
-    """The interpreter of a virtual environment with RecBole, made unless it is there."""
+    """Return the interpreter of a virtual environment with RecBole, and make it if it is missing.
+
+    Raises:
+        ConfigError: The environment cannot be made.
+    """
     python, finished = folder / "bin" / "python", folder / REQUIREMENTS.name
     wanted = REQUIREMENTS.read_text()
     if finished.is_file() and finished.read_text() == wanted:
@@ -66,10 +71,10 @@ def make_environment(folder: Path) -> Path:
 
 
 def run_logged(command: Sequence[str | Path], log: Path) -> None:
-    """Run a command to its end; what it says goes to a file.
+    """Run a command to its end and write its output to a file.
 
     Raises:
-        ConfigError: It failed.
+        ConfigError: The command failed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -86,10 +91,15 @@ def run_logged(command: Sequence[str | Path], log: Path) -> None:
 
 
 def check_split(data: PreparedData, folder: Path, result: dict[str, Any]) -> None:
-    """RecBole's catalogue, training samples, test targets and histories are ours.
+    """Check that RecBole reads the same items, training samples, test targets and histories.
+
+    Args:
+        data: Prepared data of the run.
+        folder: Folder with RecBole's ``targets.csv``.
+        result: Content of RecBole's ``result.json``.
 
     Raises:
-        DataError: They are not.
+        DataError: Something differs.
     """
     split, ids = data.split, data.interactions
     theirs = read_lists(folder / "targets.csv", split, "test", ids.user_ids, ids.item_ids)
@@ -118,14 +128,14 @@ def check_split(data: PreparedData, folder: Path, result: dict[str, Any]) -> Non
 def train(
     data: PreparedData, command: Sequence[str | Path], seconds: float, seed: int, folder: Path
 ) -> ForeignLists:
-    """Have RecBole train a model, and read its lists.
+    """Run RecBole's training of a model and read its lists.
 
     Args:
-        data: What was exported.
-        command: How recbole_lists.py is called for the model.
-        seconds: Time to train.
-        seed: Of the training.
-        folder: For what it writes.
+        data: Prepared data that RecBole's files were exported from.
+        command: Command that calls recbole_lists.py for the model.
+        seconds: Time budget of the training.
+        seed: Seed of the training.
+        folder: Folder for RecBole's output.
     """
     options = ["--seconds", f"{seconds:g}", "--seed", str(seed), "--out", folder]
     run_logged([*command, *options], folder.with_name(f"{folder.name}.log"))
@@ -141,15 +151,17 @@ def train(
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="The experiment whose data are used.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
-    models: Annotated[str, typer.Option(help="RecBole's names, parted by commas.")] = "SASRec",
-    budget: Annotated[float, typer.Option(help="Seconds to train each.")] = 60,
-    seeds: Annotated[str, typer.Option(help="Seeds that each is trained with.")] = "0",
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/recbole"),
-    python: Annotated[Path | None, typer.Option(help="An interpreter that has RecBole.")] = None,
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Further settings as key=value.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="RecBole's names, by commas.")] = "SASRec",
+    budget: Annotated[float, typer.Option(help="Seconds to train each model.")] = 60,
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/recbole"),
+    python: Annotated[Path | None, typer.Option(help="Interpreter with RecBole.")] = None,
 ) -> None:
-    """Make the lists that are not there yet."""
+    """Train the models without up-to-date lists and print the metrics of all."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     where = [f"run.dir={out / 'run'}", "tracking.backend=none"]
     experiment = load_config(ExperimentConfig, config, [*(overrides or []), *where])

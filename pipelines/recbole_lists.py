@@ -1,18 +1,19 @@
-"""One of RecBole's models, by its own trainer, on what `recgrit export recbole` wrote.
+"""Train a model of RecBole on the files of `recgrit export recbole` and write its test lists.
 
     python recbole_lists.py FOLDER NAME SASRec --seconds 60 --seed 0 --out OUT
 
-RecBole's interpreter runs this (see recbole-requirements.txt), so it imports nothing of recgrit.
-OUT gets, for the test targets:
+RecBole's interpreter runs this script (see recbole-requirements.txt), so the script imports nothing
+of recgrit. It writes three files for the test targets to OUT:
 
-* `lists.csv`: row, user_id, item_id, rank: the ranking that RecBole evaluated, 20 items and as many
-  more as the user's interactions, so that whoever masks them has 20 left; row counts the targets
-  from 0, as they stand in the exported test file where there is one;
-* `targets.csv`: the targets as lists of one item, and the history that the model saw;
-* `result.json`: what RecBole says it reached, and how it was trained.
+* `lists.csv` has the columns row, user_id, item_id and rank, and holds the ranking that RecBole
+  evaluated. A list has 20 items and as many more as the user has interactions, so 20 items are left
+  after seen items are filtered out. The row is the number of the target, from 0, in the order of
+  the exported test file if there is one.
+* `targets.csv` has the targets as lists of one item, and the history that the model read.
+* `result.json` has RecBole's own metrics and the figures of the training.
 
-RecBole masks a user's history for general models such as BPR, but for the target where that is in
-it, and does not for sequential ones.
+For general models such as BPR, RecBole filters out the user's seen items except the target. For
+sequential models it filters nothing out.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import sys
 import time
 from pathlib import Path
 
-# Its checkpoints hold its own config object, which torch reads only so; nobody else's are read.
+# RecBole's checkpoints hold its own config object, which torch reads only with this setting. Only
+# checkpoints of this script are read.
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 import torch
@@ -37,11 +39,11 @@ PARTS = ["train", "valid", "test"]
 
 
 class BudgetSpent(Exception):  # noqa: N818
-    """The time is up; what was best by validation is on disk."""
+    """The time budget is spent. The best model by validation is on disk."""
 
 
 class UntilDeadline:
-    """The batches of a loader, up to a moment, but one at least."""
+    """An iterable of a loader's batches until a deadline, with at least one batch."""
 
     def __init__(self, loader, deadline):
         self.loader, self.deadline = loader, deadline
@@ -56,7 +58,7 @@ class UntilDeadline:
 
 
 def settings(folder, name, seed, epochs):
-    """RecBole's settings: the protocol of the files that are there, all else by its defaults."""
+    """Return RecBole's settings: the protocol of the exported files, and defaults for the rest."""
     is_plain = (folder / f"{name}.inter").is_file()
     columns = (
         ["user_id", "item_id", "timestamp"] if is_plain else ["user_id", "item_id_list", "item_id"]
@@ -79,7 +81,7 @@ def settings(folder, name, seed, epochs):
 
 
 def timed(trainer_class):
-    """RecBole's trainer, with an end in time and a record of what it evaluates."""
+    """Return a subclass of RecBole's trainer with a deadline and a callback per evaluated batch."""
 
     class TimedTrainer(trainer_class):
         deadline = float("inf")
@@ -106,7 +108,7 @@ def timed(trainer_class):
 
 
 class Writer:
-    """Rows of lists and targets, as RecBole evaluates them."""
+    """A callback that writes the lists and targets of each batch that RecBole evaluates."""
 
     def __init__(self, lists, targets, config, dataset):
         self.lists, self.targets = csv.writer(lists), csv.writer(targets)
@@ -121,10 +123,10 @@ class Writer:
         )
 
     def __call__(self, interaction, scores, rows, positives):
-        """One batch; both protocols have one target in each row."""
+        """Write the rows of one batch. In both protocols each row has one target."""
         assert rows.tolist() == list(range(len(scores)))
         users = interaction["user_id"].cpu()
-        # Sequences lose their first interaction, which is nobody's target.
+        # RecBole's sequences lack the first interaction, which is no target, so one is added.
         lengths = (TOP_K + 1 + self.num_taken[users]).clamp(max=scores.shape[1]).tolist()
         found = torch.topk(scores.cpu(), max(lengths))
         has_history = self.history_field in interaction
@@ -142,20 +144,22 @@ class Writer:
 
 
 def main():
-    """Train, evaluate, write."""
+    """Train the model, evaluate it and write the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="what was exported; called as the data set is")
-    parser.add_argument("name", help="what the files are called")
-    parser.add_argument("model", help="such as SASRec, GRU4Rec or BPR")
+    parser.add_argument(
+        "folder", type=Path, help="folder of the exported files, with the name of the data set"
+    )
+    parser.add_argument("name", help="name of the data set and of its files")
+    parser.add_argument("model", help="RecBole's name of the model, such as SASRec, GRU4Rec or BPR")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    sys.argv = sys.argv[:1]  # RecBole would take them for its own.
+    sys.argv = sys.argv[:1]  # RecBole would read the options as its own.
     folder, out = options.folder.resolve(), options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    os.chdir(out)  # RecBole logs to the folder it is in.
+    os.chdir(out)  # RecBole writes its log to the working folder.
 
     values = settings(folder, options.name, options.seed, options.epochs)
     is_plain = "benchmark_filename" not in values
@@ -164,9 +168,9 @@ def main():
     if not is_sequential and not is_plain:
         parser.error(f"{options.model} learns from pairs: only plain leave-one-out has them.")
     if is_sequential:
-        values["train_neg_sample_args"] = None  # Their loss is over all items.
+        values["train_neg_sample_args"] = None  # Sequential models have a loss over all items.
     config = Config(model=options.model, dataset=options.name, config_dict=values)
-    config["data_path"] = str(folder)  # It would look in a folder called as the data set.
+    config["data_path"] = str(folder)  # By default it appends the name of the data set.
     init_seed(options.seed, reproducibility=True)
     init_logger(config)
     dataset = create_dataset(config)

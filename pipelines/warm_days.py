@@ -1,18 +1,23 @@
-"""Training on against training anew, day after day of a log that is replayed by time.
+"""Compare warm-started training with training from scratch, day by day of a replayed log.
 
     python pipelines/warm_days.py configs/movielens-1m.yaml data.path=ml-1m.zip \
         retriever.epochs=10 --users 0.2 --window-days 7 --warm-epochs 2 --out runs/warm-days
 
-The log is cut into successive windows ("days") late in it. Before each of them there are three
-models: `full` is trained from scratch on all that happened until then; `warm` begins with
-yesterday's `warm` and trains on for a few epochs (`retriever.init_from`), on the same log; `stale`
-is the model from before the first window, never trained again. All are asked for the items that
-users take in the window, one after the other, after all that these took before. Differences are
-paired by target, with 95% intervals over users; there is one seed, so they say nothing of others.
+The last part of the log is split into successive windows of time ("days"). Each window has three
+models:
 
-OUT/days.md is the table, OUT/days.json what it is made of. Each model is an ordinary run in
-OUT/day-N/full and OUT/day-N/warm: the same command goes on where it was stopped. Time is that of
-the stages, from the data to the weights.
+* `full` is trained from scratch on all interactions before the window.
+* `warm` starts from the `warm` model of the previous window and trains a few more epochs
+  (`retriever.init_from`) on the same interactions as `full`.
+* `stale` is the model from before the first window. It is never trained again.
+
+The targets are the items that users interact with in the window, one after the other. The history
+of a target is everything that the user interacted with before it. Differences are paired by target,
+with 95% intervals over users. There is one seed, so the intervals do not cover other seeds.
+
+OUT/days.md is the table of results, and OUT/days.json has its numbers. The models are ordinary runs
+in OUT/day-N/full and OUT/day-N/warm, so the same command resumes a stopped comparison. The time of
+a model is the time of its stages, from `prepare` to `train`.
 """
 
 from __future__ import annotations
@@ -52,14 +57,14 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Window:
-    """What users take between two times.
+    """A window of time with its targets and their histories.
 
     Args:
-        start: Day in UTC from whose start on.
-        end: Day before whose start.
-        histories: What the user had before each target, oldest first.
-        targets: Ids of the items.
-        users: The user of each.
+        start: First day of the window, in UTC.
+        end: First day after the window, in UTC.
+        histories: Item ids that the user interacted with before each target, oldest first.
+        targets: Item ids of the targets.
+        users: Number of the user of each target.
     """
 
     start: dt.date
@@ -72,7 +77,18 @@ class Window:
 def write_log(
     config: Path, overrides: Sequence[str], out: Path, *, users: float, seed: int
 ) -> pl.DataFrame:
-    """Write the log of some of the users as a table of its own, and the items; returns the log."""
+    """Write the log of randomly drawn users and the item table as files, and return the log.
+
+    Args:
+        config: YAML file of the experiment.
+        overrides: Settings that override those of the file.
+        out: Folder of the comparison.
+        users: Share of users to draw, from 0 to 1.
+        seed: Seed of the draw.
+
+    Raises:
+        ConfigError: No user is drawn.
+    """
     place = f"run.dir={json.dumps(str(out / 'log'))}"
     experiment = load_config(ExperimentConfig, config, [*overrides, place, "tracking.backend=none"])
     run_experiment(experiment, until="prepare")
@@ -96,16 +112,16 @@ def write_log(
 
 
 def choose_days(times: npt.NDArray[np.int64], *, days: int, length: int, least: int) -> list[int]:
-    """Starts of successive windows: the latest with so many events in each, in days since 1970.
+    """Choose the latest successive windows that have enough events each, and return their starts.
 
     Args:
-        times: Of all events, in seconds.
-        days: How many windows.
-        length: Of each, in days.
-        least: Fewest events of one.
+        times: Times of all events, in seconds since 1970.
+        days: Number of windows.
+        length: Length of a window, in days.
+        least: Fewest events of a window.
 
     Returns:
-        ``days + 1`` numbers, the last being where the last window ends.
+        ``days + 1`` numbers of days since 1970: the start of each window and the end of the last.
 
     Raises:
         DataError: The log has no such windows.
@@ -125,13 +141,13 @@ def choose_days(times: npt.NDArray[np.int64], *, days: int, length: int, least: 
 
 
 def cut_window(log: pl.DataFrame, start: int, end: int, *, most: int) -> Window:
-    """The first targets of each user in a window who had something before.
+    """Collect the first targets in a window of each user who has earlier interactions.
 
     Args:
-        log: As `write_log` returns it, each user's rows in order.
-        start: In days since 1970.
-        end: Likewise.
-        most: Targets of one user.
+        log: Log of `write_log`, with each user's rows in order of time.
+        start: First day of the window, in days since 1970.
+        end: First day after the window, in days since 1970.
+        most: Most targets of one user.
     """
     days = log["timestamp"] // DAY_SECONDS
     histories, targets, users = [], [], []
@@ -153,7 +169,10 @@ def cut_window(log: pl.DataFrame, start: int, end: int, *, most: int) -> Window:
 
 
 def rank_targets(run: Run, window: Window) -> Ranks:
-    """The rank of each target in a list of ten; 0 where the list lacks it, or there is none."""
+    """Return the rank of each target in a list of ten items, from 1.
+
+    The rank is 0 if the list lacks the target, or if there is no list.
+    """
     recommender = run.recommender()
     found = recommender.rank_histories(window.histories, top_k=TOP_K)
     lists = np.full((len(window.targets), TOP_K), NO_ITEM, dtype=np.int32)
@@ -164,18 +183,18 @@ def rank_targets(run: Run, window: Window) -> Ranks:
 
 
 def seconds_of(run: Run) -> float:
-    """What the stages of a run took when they were made."""
+    """Return the seconds that the stages of a run took when they were built."""
     return sum(run.manifest(stage).seconds for stage in STAGES)
 
 
 class Days:
-    """The models before each window.
+    """The trained models of each window.
 
     Args:
-        config: A YAML file.
-        overrides: Over its settings.
-        out: The folder of all.
-        warm_epochs: Of training on.
+        config: YAML file of the experiment.
+        overrides: Settings that override those of the file.
+        out: Folder of the comparison.
+        warm_epochs: Number of epochs of a warm-started training.
     """
 
     def __init__(
@@ -187,11 +206,17 @@ class Days:
         self.warm_epochs = warm_epochs
 
     def full(self, day: int, until: dt.date) -> Run:
-        """The model trained from scratch on what happened before a day."""
+        """Return the run of the model that is trained from scratch on interactions before a day."""
         return self._train(day, "full", until, {})
 
     def warm(self, day: int, until: dt.date, source: Run) -> Run:
-        """The model that trains on from another one."""
+        """Return the run of the model that starts from the weights of another run.
+
+        Args:
+            day: Number of the window.
+            until: Day that the training interactions precede.
+            source: Run to start from.
+        """
         settings = {
             "retriever.init_from": str(source.directory),
             "retriever.epochs": self.warm_epochs,
@@ -218,12 +243,18 @@ class Days:
 
 
 def show(found: PairedDifference) -> str:
-    """A mean with its interval."""
+    """Format a mean with its interval."""
     return f"{found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
 
 
 def render(records: Sequence[dict[str, Any]], total: dict[str, Any], *, price: float) -> str:
-    """The table in Markdown."""
+    """Return the table of results in Markdown.
+
+    Args:
+        records: Results of each window.
+        total: Results over all windows.
+        price: Price of an hour of the machine.
+    """
     lines = [
         "| window | targets (users) | model | Recall@10 | NDCG@10 | NDCG@10, less `full` | minutes "
         "| cost |",
@@ -247,7 +278,14 @@ def measure(
     users: npt.NDArray[np.int64],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Quality and time of all models in a window, or in all of them."""
+    """Return quality and time of all models in one window, or over all windows.
+
+    Args:
+        window: Name of the window.
+        ranks: Ranks of the targets by model.
+        users: Number of the user of each target.
+        seconds: Seconds of training by model.
+    """
     ndcg = {row: ndcg_at_k(of_row, TOP_K)[None] for row, of_row in ranks.items()}
     return {
         "window": window,
@@ -266,18 +304,22 @@ def measure(
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="The experiment that is repeated.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value settings.")] = None,
-    days: Annotated[int, typer.Option(min=1, help="Windows.")] = 7,
-    window_days: Annotated[int, typer.Option(min=1, help="Days of a window.")] = 1,
-    min_events: Annotated[int, typer.Option(min=1, help="Fewest events of a window.")] = 1000,
-    max_targets: Annotated[int, typer.Option(min=1, help="Of a user in a window.")] = 20,
-    users: Annotated[float, typer.Option(min=0, max=1, help="Share of the users.")] = 1.0,
-    warm_epochs: Annotated[int, typer.Option(min=1, help="Epochs of training on.")] = 2,
-    price: Annotated[float, typer.Option(min=0, help="Of an hour of the machine.")] = 0.1,
-    out: Annotated[Path, typer.Option(help="Where runs and table go.")] = Path("runs/warm-days"),
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Further settings as key=value.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Number of windows.")] = 7,
+    window_days: Annotated[int, typer.Option(min=1, help="Days per window.")] = 1,
+    min_events: Annotated[int, typer.Option(min=1, help="Fewest events per window.")] = 1000,
+    max_targets: Annotated[
+        int, typer.Option(min=1, help="Most targets of a user per window.")
+    ] = 20,
+    users: Annotated[float, typer.Option(min=0, max=1, help="Share of users to draw.")] = 1.0,
+    warm_epochs: Annotated[int, typer.Option(min=1, help="Epochs of a warm-started training.")] = 2,
+    price: Annotated[float, typer.Option(min=0, help="Price of a machine hour.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Folder of runs and table.")] = Path("runs/warm-days"),
 ) -> None:
-    """Train what is not trained yet, measure, and write the table."""
+    """Train the models that are missing, measure all of them and write the table."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     out.mkdir(parents=True, exist_ok=True)
     log = write_log(config, overrides or [], out, users=users, seed=0)
@@ -285,7 +327,7 @@ def main(
         log["timestamp"].to_numpy(), days=days, length=window_days, least=min_events
     )
     models = Days(config, overrides or [], out, warm_epochs=warm_epochs)
-    # The day before the first window, from which `warm` and `stale` come.
+    # `warm` and `stale` start from a model of the day before the first window.
     stale = warm = models.full(0, _date(edges[0] - window_days))
     ranks: dict[str, list[Ranks]] = {row: [] for row in ROWS}
     total: dict[str, float] = dict.fromkeys(ROWS, 0.0)

@@ -1,8 +1,8 @@
 """recgrit: generative recommendation with GRIT-VQ semantic IDs.
 
-The stages and their types live in the subpackages; nothing heavy is imported here, so that
-``import recgrit`` stays instant. ``pip install recgrit`` brings what `recgrit.quantization` needs;
-the extras ``cpu`` and ``gpu`` bring what all other packages need.
+The stages and their types are in the subpackages. This module imports no large library, so that
+``import recgrit`` stays fast. ``pip install recgrit`` installs what `recgrit.quantization` needs.
+The extras ``cpu`` and ``gpu`` install what all other packages need.
 """
 
 import sys
@@ -13,7 +13,8 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = ["__version__", "fit"]
 
-# Every part that needs an extra needs polars too.
+# Every part of recgrit that needs an extra also needs polars, so a missing polars means that no
+# extra is installed.
 if find_spec("polars") is None:
     from recgrit.extras import PipelineGuard
 
@@ -21,7 +22,11 @@ if find_spec("polars") is None:
 
 
 def __getattr__(name: str) -> Any:
-    """`recgrit.frames.fit`, which is heavy, when it is asked for."""
+    """Return `recgrit.fit`, importing it on first use.
+
+    The module `recgrit.frames` loads large libraries, so ``import recgrit`` alone does not import
+    it.
+    """
     if name == "fit":
         return import_module("recgrit.frames").fit
     raise AttributeError(f"module 'recgrit' has no attribute {name!r}")

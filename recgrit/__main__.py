@@ -1,4 +1,7 @@
-"""The ``recgrit`` command, which ``python -m recgrit`` is too, where all it needs is installed."""
+"""The ``recgrit`` command, also available as ``python -m recgrit``.
+
+If the packages that the command needs are not installed, it prints what to install.
+"""
 
 import sys
 from typing import NoReturn
@@ -12,7 +15,7 @@ from recgrit.progress import messages
 
 
 def main() -> None:
-    """Entry point: `recgrit.cli.main`, or exit code 2 and what to install."""
+    """Run `recgrit.cli.main`, or print what to install and exit with code 2."""
     try:
         from recgrit.cli import main as command
 

@@ -1,9 +1,10 @@
-"""What a stage leaves on disk: a folder of files and one ``manifest.json``, written atomically.
+"""Artifacts: the folders in which stages store their results, written atomically and verified.
 
-A stage writes into a temporary folder beside its destination, which takes the destination's place
-only when everything is there (`recgrit.disk`): a killed stage leaves the previous artifact, or
-none. When an artifact is opened, its files are compared with its manifest (`recgrit.manifests`), so
-that nothing else is read than what was written.
+An artifact is a folder of files and one ``manifest.json``. A stage writes into a temporary folder
+beside its destination. The temporary folder replaces the destination when all files are written
+(`recgrit.disk`), so a killed stage leaves either the previous artifact or none. When an artifact is
+opened, its files are compared with its manifest (`recgrit.manifests`), so damaged or edited files
+are refused.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from recgrit.manifests import (
 
 logger = logging.getLogger(__name__)
 
-# So often is an artifact opened again that was replaced while it was read.
+# Number of attempts to open an artifact that other processes replace while it is read.
 OPEN_ATTEMPTS = 20
 
 T = TypeVar("T")
@@ -53,13 +54,14 @@ T = TypeVar("T")
 
 @dataclass
 class ArtifactWriter:
-    """Where a stage puts its files while it runs, what it starts from, and what it says of them.
+    """The temporary folder of a running stage, and what the stage reports for its manifest.
 
     Args:
         path: The temporary folder.
-        key: Of what the stage starts from.
-        summary: What the stage reports.
-        manifest: Of the artifact, once it is in its place.
+        key: Hash of what the stage starts from, as in `Origin.key`.
+        summary: Numbers and texts that the stage reports about its result. The stage fills this
+            mapping, and the manifest stores it.
+        manifest: Manifest of the finished artifact. None until the folder is in its place.
     """
 
     path: Path
@@ -72,18 +74,18 @@ class ArtifactWriter:
 def write_artifact(
     directory: Path, origin: Origin, *, elsewhere: str = "--out"
 ) -> Iterator[ArtifactWriter]:
-    """Collect a stage's files in a temporary folder and put it in place when the block ends well.
+    """Collect a stage's files in a temporary folder and put it in place when the block succeeds.
 
-    Nobody else writes the artifact while the block runs.
+    A lock keeps other processes from writing the same artifact while the block runs.
 
     Args:
-        directory: Where the artifact will be.
+        directory: Folder that will hold the artifact.
         origin: What the stage starts from.
-        elsewhere: How a user names another folder.
+        elsewhere: Option by which a user names another folder. Error messages show it.
 
     Raises:
-        ArtifactError: The folder cannot be written, holds something that recgrit did not write,
-            lies in an artifact, or somebody else writes it.
+        ArtifactError: The folder cannot be written, holds files that recgrit did not write, lies
+            inside an artifact, or is being written by another process.
     """
     started = time.perf_counter()
     directory = resolve_links(directory)
@@ -97,7 +99,7 @@ def write_artifact(
             directory.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold_lock(directory))
             bring_back(directory)
-            # Of a killed process: a living one would hold the lock.
+            # The temporary folder of a killed process: a running one would hold the lock.
             shutil.rmtree(temporary, ignore_errors=True)
             require_replaceable(directory, origin.stage, elsewhere)
             temporary.mkdir()
@@ -150,15 +152,15 @@ def write_artifact(
 
 
 def require_replaceable(directory: Path, stage: str | None, elsewhere: str) -> None:
-    """Refuse to replace anything that is no artifact of this stage, or that others put into one.
+    """Refuse to replace a folder that is no artifact of this stage, or that holds other files.
 
     Args:
-        directory: The folder; a missing or an empty one may be replaced.
-        stage: Its stage; None for any.
-        elsewhere: How a user names another folder.
+        directory: Folder to be replaced. A missing or empty folder may be replaced.
+        stage: Name of the stage that the folder must belong to. None accepts any stage.
+        elsewhere: Option by which a user names another folder. Error messages show it.
 
     Raises:
-        ArtifactError: Says what is there.
+        ArtifactError: The folder must not be replaced. The message names what it holds.
     """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
@@ -183,14 +185,15 @@ def require_replaceable(directory: Path, stage: str | None, elsewhere: str) -> N
 
 
 def open_artifact(directory: Path, *, whole: bool = False) -> Manifest:
-    """The manifest of an artifact whose files are all as they were written.
+    """Return the manifest of an artifact after checking that its files are unchanged.
 
     Args:
-        directory: The folder.
-        whole: Read large files whole; false for their sizes and samples.
+        directory: Folder of the artifact.
+        whole: Compare all bytes of large files. If false, only the size and a sample of blocks of a
+            large file are compared.
 
     Raises:
-        ArtifactError: A file changed since, or see `read_manifest`.
+        ArtifactError: A file changed since it was written, or `read_manifest` refuses the folder.
     """
     for _ in range(OPEN_ATTEMPTS):
         before = _peek(directory)
@@ -214,17 +217,18 @@ def open_artifact(directory: Path, *, whole: bool = False) -> Manifest:
 def load_artifact(
     directory: Path, load: Callable[[Path], T], *, expected: Manifest | None = None
 ) -> T:
-    """What ``load`` makes of an artifact's files, all of one manifest.
+    """Return what ``load`` reads from an artifact, with all files belonging to one manifest.
+
+    If the artifact is replaced while it is read, it is read again.
 
     Args:
-        directory: The folder.
-        load: Reads what it needs from the folder.
-        expected: The manifest that the artifact must have; None for whichever is there. An artifact
-            that is replaced while it is read is read again.
+        directory: Folder of the artifact.
+        load: Function that reads what it needs from the folder.
+        expected: Manifest that the artifact must have. None accepts any manifest.
 
     Raises:
         ReplacedError: The artifact has another manifest than ``expected``.
-        ArtifactError: See `open_artifact`; or the files cannot be read.
+        ArtifactError: `open_artifact` refuses the artifact, or its files cannot be read.
     """
     for _ in range(OPEN_ATTEMPTS):
         before = _peek(directory)
@@ -233,7 +237,8 @@ def load_artifact(
             raise ReplacedError(f"{directory} was replaced since it was opened: open it again.")
         try:
             loaded = load(directory)
-        # Every format has its own exceptions, and safetensors derives its from Exception.
+        # Every file format raises its own exceptions, and those of safetensors derive from
+        # Exception. A panic of a Rust reader derives from BaseException.
         except BaseException as error:
             if not isinstance(error, Exception) and not _is_panic(error):
                 raise
@@ -251,15 +256,15 @@ def load_artifact(
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether a reader written in Rust met what it holds for impossible, such as a cut file."""
+    """Return whether an exception is a panic of a reader in Rust, as a truncated file causes."""
     return type(error).__name__ == "PanicException"
 
 
 def retry_replaced(load: Callable[[], T]) -> T:
-    """What ``load`` returns; it is called again where an artifact was replaced while it was read.
+    """Return what ``load`` returns, calling it again if an artifact was replaced while it was read.
 
     Raises:
-        ReplacedError: That happened each time.
+        ReplacedError: An artifact was replaced during every attempt.
     """
     for _ in range(OPEN_ATTEMPTS - 1):
         with contextlib.suppress(ReplacedError):
@@ -268,7 +273,7 @@ def retry_replaced(load: Callable[[], T]) -> T:
 
 
 def is_current(directory: Path, key: str) -> bool:
-    """Whether an intact artifact built from exactly this key is already there.
+    """Return whether the folder holds an intact artifact that was built from exactly this key.
 
     Raises:
         NewerSchemaError: A newer recgrit wrote the folder, so it must not be overwritten.
@@ -280,20 +285,27 @@ def is_current(directory: Path, key: str) -> bool:
         return read_manifest(directory).key == key and open_artifact(directory).key == key
     except NewerSchemaError:
         raise
-    except ArtifactError as error:  # To be built again.
+    except ArtifactError as error:  # The caller builds a damaged artifact again.
         logger.warning("%s", error)
         return False
 
 
 def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest: Manifest) -> None:
-    """Refuse a child that was built from another parent than the one at hand.
+    """Refuse an artifact that was built from another parent artifact than the given one.
+
+    Args:
+        child: Folder of the artifact.
+        manifest: Manifest of the artifact.
+        parent: Folder of the parent artifact.
+        parent_manifest: Manifest of the parent artifact.
 
     Raises:
-        ArtifactError: The fingerprints differ; names both and the command that rebuilds.
+        ArtifactError: The fingerprints differ. The message names both and the command that
+            rebuilds.
     """
     expected = manifest.parents.get(parent_manifest.stage)
     if expected != parent_manifest.fingerprint:
-        # A child may lie one folder deeper than its parent: the run is what both lie in.
+        # A child may lie one folder deeper than its parent: the run folder contains both.
         run = os.path.commonpath([child, parent])
         raise ArtifactError(
             f"{child} ({manifest.stage}) was built from {parent_manifest.stage} artifact "
@@ -303,19 +315,19 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
 
 
 def _share_alike(directory: Path, files: list[str]) -> None:
-    """Let whoever may read the manifest read all: safetensors writes for the owner alone."""
+    """Give all files the permissions of the manifest, since safetensors are written owner-only."""
     mode = (directory / MANIFEST_NAME).stat().st_mode
     for name in files:
         (directory / name).chmod(mode)
 
 
 def _as_plain(value: Any) -> Any:
-    """Scalars and arrays of numpy and torch as Python's own; a stage must not fail at its end."""
+    """Return numpy and torch values as Python's own, so that JSON can hold them."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _find_changed(directory: Path, manifest: Manifest, *, whole: bool) -> list[str]:
-    """Files that are not as they were written.
+    """Return the names of files that differ from their records in the manifest.
 
     Raises:
         ArtifactError: A file cannot be read.
@@ -331,7 +343,10 @@ def _find_changed(directory: Path, manifest: Manifest, *, whole: bool) -> list[s
 
 
 def _peek(directory: Path) -> bytes | None:
-    """What tells one artifact of a folder from the next; None where there is none."""
+    """Return the bytes of a folder's manifest, or None if there is no manifest.
+
+    Different bytes show that the artifact was replaced.
+    """
     try:
         return (directory / MANIFEST_NAME).read_bytes()
     except OSError:

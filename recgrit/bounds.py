@@ -1,7 +1,7 @@
-"""How much is read of what others wrote: bounds with a default, and a variable that moves each.
+"""Upper bounds on the size of input that recgrit reads, each adjustable by an environment variable.
 
-A file of some kilobytes can be made to fill the memory. Whoever has a file that is right and larger
-sets the variable that the refusal names. Ranges of settings stand at the settings.
+Bounds exist because a crafted file of some kilobytes can fill the memory. A refusal names the
+variable that raises the bound. Ranges of settings are defined beside the settings.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from recgrit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Bound:
-    """The most of something.
+    """An upper bound on the size of one kind of input.
 
     Args:
-        name: The variable of the environment is ``RECGRIT_MAX_`` and this.
-        default: Where the variable is not set.
-        unit: What is counted, in words that follow a number.
+        name: End of the name of the environment variable, which starts with ``RECGRIT_MAX_``.
+        default: Bound that holds if the variable is not set.
+        unit: What is counted, as words that follow a number in messages.
     """
 
     name: str
@@ -28,17 +28,18 @@ class Bound:
 
     @property
     def variable(self) -> str:
-        """The variable of the environment that moves it."""
+        """Return the name of the environment variable that changes the bound."""
         return f"RECGRIT_MAX_{self.name}"
 
     def allowed(self, default: int | None = None) -> int:
-        """The bound as it is now.
+        """Return the bound that holds now.
 
         Args:
-            default: In place of the fixed one, where it depends on the case.
+            default: Bound to use if the variable is not set, for callers whose bound depends on the
+                input. None uses the fixed default.
 
         Raises:
-            ConfigError: The variable is no number.
+            ConfigError: The variable is not a whole number.
         """
         setting = os.environ.get(self.variable)
         if setting is None:
@@ -51,12 +52,12 @@ class Bound:
         return int(setting)
 
     def explain(self, found: int, *, default: int | None = None, is_least: bool = False) -> str:
-        """What is said where there is more: the number found, the number allowed, what raises it.
+        """Return the message for input above the bound, which names the variable to raise it.
 
         Args:
-            found: How many there are.
-            default: As for `allowed`.
-            is_least: Whether there are more than that: counting stopped.
+            found: Number that was found.
+            default: Bound to use if the variable is not set, as for `allowed`.
+            is_least: Whether counting stopped at ``found``, so that the true number is larger.
         """
         more = "more than " if is_least else ""
         return (
@@ -70,10 +71,12 @@ CONFIG_VALUES = Bound("CONFIG_VALUES", 10_000, "values in a file of settings, al
 MANIFEST_BYTES = Bound("MANIFEST_BYTES", 2**26, "bytes of a manifest")
 LINE_BYTES = Bound("LINE_BYTES", 2**26, "bytes in one line")
 JSON_BYTES = Bound("JSON_BYTES", 2**31, "bytes of JSON, which is held in memory as a whole")
-# Data unpack to some ten times their size: 100 times is allowed where that is more.
+# Compressed data usually unpack to about ten times their size. If this ratio times the packed size
+# is larger than UNPACKED_BYTES, it is the bound.
 UNPACKED_BYTES = Bound("UNPACKED_BYTES", 2**28, "bytes after unpacking")
 UNPACKED_RATIO = 100
-# A value that comes again takes no byte in Parquet: 50 rows a byte are allowed where that is more.
+# A repeated value takes almost no space in Parquet. If this many rows per byte of the file are more
+# than PARQUET_ROWS, they are the bound.
 PARQUET_ROWS = Bound("PARQUET_ROWS", 10_000_000, "rows of one Parquet file")
 PARQUET_ROWS_PER_BYTE = 50
 EVENT_TYPES = Bound("EVENT_TYPES", 64, "types of events")

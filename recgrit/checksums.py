@@ -1,4 +1,4 @@
-"""Digests of settings and of files, and whether a file is as it was written."""
+"""Digests of settings and files, and checks whether a file is unchanged."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any
 from recgrit.config import Config
 from recgrit.disk import write_atomic
 
-# Files above this size are sampled where reading them whole would take longer than using them.
+# Files above this size are checked by a sample of blocks where reading every byte would take longer
+# than using the file.
 LARGE_BYTES = 64 * 2**20
 SAMPLE_BLOCKS, BLOCK_BYTES = 256, 2**16
-# A digest is kept only of files that have been left alone for so long: clocks of file systems are
-# coarse, and a file changed in the same tick looks unchanged.
+# Seconds without a change after which the digest of a file is cached. Clocks of file systems are
+# coarse: a file that changes twice within one tick would look unchanged.
 SETTLED_SECONDS = 0.1
 
 _digests: dict[tuple[str | int | bool, ...], str] = {}
 
 
 class FileRecord(Config):
-    """What a file was when it was written.
+    """The size and the digests of a file at the time it was written.
 
     Args:
-        bytes: Its size.
-        sha256: Digest of all its bytes.
-        sample: Digest of a sample of its bytes, for a large file; empty for others.
+        bytes: Size of the file in bytes.
+        sha256: SHA-256 of all bytes, in hexadecimal.
+        sample: SHA-256 of a sample of blocks, for a file over 64 MiB. Empty for smaller files.
     """
 
     bytes: int
@@ -36,7 +37,7 @@ class FileRecord(Config):
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        """Describe a file as it is now."""
+        """Return the record of a file as it is now."""
         size = path.stat().st_size
         return cls(
             bytes=size,
@@ -45,14 +46,14 @@ class FileRecord(Config):
         )
 
     def fits(self, path: Path, *, whole: bool) -> bool:
-        """Whether a file is as it was.
+        """Return whether a file still has the recorded content.
 
         Args:
-            path: The file.
-            whole: Read a large file whole; false for its size and a sample.
+            path: File to check.
+            whole: Compare all bytes of a large file. If false, its size and a sample are compared.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The file cannot be read.
         """
         if path.stat().st_size != self.bytes:
             return False
@@ -62,12 +63,12 @@ class FileRecord(Config):
 
 
 def write_record(path: Path) -> None:
-    """Record beside a file what it is, for `fits_record`."""
+    """Write the `FileRecord` of a file into a file beside it, for `fits_record`."""
     write_atomic(_record_of(path), FileRecord.of(path).model_dump_json() + "\n")
 
 
 def fits_record(path: Path) -> bool:
-    """Whether a file is whole and as it was when `write_record` was called."""
+    """Return whether a file has exactly the bytes that it had when `write_record` was called."""
     try:
         record = FileRecord.model_validate_json(_record_of(path).read_text(encoding="utf-8"))
         return record.fits(path, whole=True)
@@ -80,22 +81,24 @@ def _record_of(path: Path) -> Path:
 
 
 def digest_json(value: Any) -> str:
-    """Hash of a JSON-able value, the same for equal values whatever their key order."""
+    """Return a hash of a JSON value that does not depend on the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal; read once a process while the file is unchanged.
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    The digest is cached in the process until the file changes.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     return _digest(path, is_sample=False)
 
 
 def _digest_sample(path: Path) -> str:
-    """SHA-256 of blocks at even distances, the first and the last bytes of the file among them."""
+    """Return the SHA-256 of evenly spaced blocks of a file, including its first and last bytes."""
     return _digest(path, is_sample=True)
 
 

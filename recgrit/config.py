@@ -1,8 +1,8 @@
-"""Settings: frozen pydantic models, one YAML file per experiment, dotted overrides.
+"""Settings: frozen pydantic models, one YAML file per experiment, and dotted overrides.
 
-Each package keeps its own config class beside its builder; here they are only loaded, overridden
-and validated. Unknown keys are refused with the nearest known name, since a misspelt setting that
-is silently ignored costs a user a whole training run.
+Each package defines its settings classes in its own ``config.py``. This module loads, overrides and
+validates them. Unknown keys are refused with the nearest known name, because a misspelt setting
+that is silently ignored costs a user a whole training run.
 """
 
 from __future__ import annotations
@@ -21,40 +21,41 @@ from recgrit.errors import ConfigError
 from recgrit.text import is_text
 
 LARGEST_INTEGER = 2**63 - 1
-# Of values in one another: far more than any experiment has.
+# Deepest nesting of mappings and lists in a settings file, far above what any experiment needs.
 MAX_DEPTH = 50
-# What a file system takes.
+# Longest file name and longest path that common file systems accept.
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4096
-# Characters of a value in a message, and of what the parser says.
+# Most characters that a message shows of a value, and of the YAML parser's explanation.
 SHOWN, MAX_EXPLANATION = 80, 600
 MAX_FAULTS = 20
-# No value of one line begins with these in YAML: %Y-%m-%d, |, #, a comma and *.csv are text. ~ is
-# the separator or the home folder: null is written as null.
+# An override whose value starts with one of these characters is plain text, because YAML gives them
+# another meaning: %Y-%m-%d, |, #, a comma and *.csv are values of settings. ~ is a separator or the
+# home folder, so null has to be written as null.
 TEXT_MARKS = ("%", "@", "`", "|", ">", "#", ",", "*", "~")
 
 
 class Config(BaseModel):
-    """Base of all settings: frozen, and unknown keys are an error."""
+    """Base class of all settings: instances are frozen, and unknown keys are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @field_validator("*")
     @classmethod
     def _expand_home(cls, value: Any) -> Any:
-        """``~`` means the home folder, which a shell leaves alone behind ``key=``."""
+        """Replace ``~`` by the home folder, because a shell does not expand it behind ``key=``."""
         return _check_path(value) if isinstance(value, Path) else value
 
     @field_validator("*", mode="before")
     @classmethod
     def _bound_integers(cls, value: Any) -> Any:
-        """No setting is an integer that 64 bits do not hold; some have bounds of their own."""
+        """Refuse integers that do not fit into 64 bits."""
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise ValueError(f"must be at most {LARGEST_INTEGER:,} in size")
         return value
 
 
 class SettingsLoader(yaml.SafeLoader):
-    """Safe YAML in which ``2024-01-01`` is text: no setting is a date, some are names."""
+    """Safe YAML loader that reads ``2024-01-01`` as text, since no setting is a date."""
 
 
 SettingsLoader.yaml_implicit_resolvers = {
@@ -68,16 +69,16 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 def load_config(
     model: type[ConfigT], path: Path | str | None = None, overrides: Sequence[str] = ()
 ) -> ConfigT:
-    """Settings read from a YAML file, then overridden by ``key.subkey=value`` strings.
+    """Read settings from a YAML file and apply ``key.subkey=value`` overrides.
 
     Args:
-        model: The config class to validate against.
-        path: A YAML file; None starts from the defaults.
-        overrides: Strings such as ``"retriever.epochs=3"``; values are parsed as YAML.
+        model: Settings class to validate against.
+        path: YAML file. None starts from the defaults.
+        overrides: Strings such as ``"retriever.epochs=3"``. Values are parsed as YAML.
 
     Raises:
-        ConfigError: The file is missing or not YAML, an override has no ``=``, a key is unknown,
-            or a value does not fit its type.
+        ConfigError: The file is missing or not YAML, an override has no ``=``, a key is unknown, or
+            a value does not fit its type.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -88,12 +89,12 @@ def load_config(
 
 
 def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
-    """Settings of values that a file holds.
+    """Return validated settings from a mapping of values.
 
     Args:
-        model: The config class to validate against.
-        values: Of the file.
-        source: What messages call it.
+        model: Settings class to validate against.
+        values: Values by key, as read from a file. Sections are nested mappings.
+        source: Name of the origin of the values, for error messages.
 
     Raises:
         ConfigError: A key is unknown, or a value does not fit its type or its bounds.
@@ -105,12 +106,12 @@ def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> Co
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds.
+    """Return the mapping that a YAML file contains.
 
     Raises:
         ConfigError: The file is missing, cannot be parsed, or is not a mapping.
     """
-    # Not the path's own method, which raises where a name is too long.
+    # Path.is_file would raise an error for a name that is too long.
     if not os.path.isfile(path):  # noqa: PTH113
         raise ConfigError(
             f"No config file at {path}. Expected a YAML file: check the path, or write one with "
@@ -135,11 +136,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """What YAML says.
+    """Return the values of a YAML text, unless they are too many or nested too deeply.
+
+    The number of values is bounded because of aliases: an alias stands for all values that it
+    names, so a few lines of nested aliases can stand for millions of values.
 
     Raises:
-        ValueError: It says more than settings do, as a few lines can: an alias stands for all that
-            it names, and one that names two others for all of theirs.
+        ValueError: The text has too many values, is nested too deeply, or holds half of a surrogate
+            pair, which is no character.
     """
     values = yaml.load(text, SettingsLoader)
     if (found := _count_values(values, {}, 0)) > CONFIG_VALUES.allowed():
@@ -148,7 +152,7 @@ def _parse(text: str) -> Any:
 
 
 def _count_values(value: Any, counted: dict[int, int], depth: int) -> int:
-    """Values in all, those behind an alias counted wherever it stands."""
+    """Return the number of values, counting the values behind an alias at each of its uses."""
     if isinstance(value, str) and not is_text(value):
         raise ValueError(f"it holds half of a character: {ascii(value)[:SHOWN]}")
     if not isinstance(value, Mapping | list | tuple | set):
@@ -170,7 +174,7 @@ def _explain_yaml(error: Exception) -> str:
 
 
 def _check_path(path: Path) -> Path:
-    """A path with its home folder, if a file system could have it."""
+    """Return a path with its home folder expanded, and refuse one that no file system accepts."""
     text = str(path)
     if "\0" in text:
         raise ValueError("a path holds no NUL character")
@@ -206,7 +210,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for part in parents:
         child = node.get(part)
         if not isinstance(child, dict):
-            # A section may be given as the one word that is its kind, as engine=ray.
+            # A section may be given as one word, its kind: engine=ray stands for engine.kind=ray.
             child = {"kind": child} if isinstance(child, str) else {}
             node[part] = child
         node = child
@@ -219,16 +223,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _show(value: object) -> str:
-    """A value as it stands in Python, cut where it is long."""
+    """Return the ``repr`` of a value, shortened if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # An integer of thousands of digits; a list in itself.
+    # Python cannot show an integer of thousands of digits, or a mapping nested too deeply.
+    except (ValueError, RecursionError):
         return f"a long {type(value).__name__}"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _explain(model: type[Config], error: ValidationError, source: str) -> str:
-    """One line per fault, in the user's terms: the dotted key, what it got, what is expected."""
+    """Return one line per fault: the dotted key, what is wrong, and the value that was given."""
     faults = error.errors()
     lines = [f"{len(faults)} setting(s) of {source} cannot be used:"]
     for fault in faults[:MAX_FAULTS]:
@@ -248,7 +253,7 @@ def _explain(model: type[Config], error: ValidationError, source: str) -> str:
 
 
 def _suggestion(model: type[Config], location: list[str]) -> str:
-    """The nearest known name: in the same section first, else anywhere in the config."""
+    """Return a hint that names the nearest known key, in the same section if possible."""
     known_here = sorted(_section_fields(model, location[:-1]))
     close = difflib.get_close_matches(location[-1], known_here, n=1, cutoff=0.6)
     if close:
@@ -262,7 +267,7 @@ def _suggestion(model: type[Config], location: list[str]) -> str:
 
 
 def nested_configs(annotation: Any) -> list[type[Config]]:
-    """The classes of settings in a type; none where it is a value."""
+    """Return the settings classes that a type annotation contains, or none for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     return [

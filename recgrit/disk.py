@@ -1,9 +1,9 @@
-"""Writing to disk so that readers and kills meet the old content or the new, never a part.
+"""Atomic writing of files and folders: readers see the old content or the new, never a part.
 
 Files and folders are written beside their destination, flushed to the disk, and put in place in one
-step. A file is renamed. A folder is exchanged with the one that is there, where the system can do
-that; elsewhere it takes two renames, and a folder that a kill left between them is brought back. A
-lock keeps two writers off one folder.
+step. A file is renamed. A folder is exchanged with the existing one where the system supports that.
+Elsewhere the exchange takes two renames, and a folder that a kill left between them is restored. A
+lock keeps two processes from writing one folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 
-# What a full disk, a quota or a folder without permission answers to a write.
+# Error numbers of writes that fail because of a full disk, a quota or missing permissions.
 WRITE_FAILURES = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -43,20 +43,20 @@ WRITE_FAILURES = {
     errno.EPERM,
     errno.EIO,
 }
-# In the first bytes of a manifest stands its fingerprint.
+# Number of bytes at the start of a manifest that contain its fingerprint.
 MANIFEST_START = 4096
-# What a system or a file system answers that cannot exchange two folders.
+# Error numbers of systems and file systems that cannot exchange two folders.
 NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-# Seconds for which a reader waits for a folder that is just being replaced.
+# Seconds that a reader waits for a folder that is being replaced.
 REPLACING_SECONDS = 5.0
 
 
 def explain_write_failure(error: Exception) -> str | None:
-    """Why the system refused a write, in its words; None if the error is another.
+    """Return the system's reason for refusing a write, or None if the error has another cause.
 
-    The writers of Parquet and safetensors do not raise `OSError` but put its number into their
-    message, and NumPy raises one without a number.
+    The writers of Parquet and safetensors put the error number into their message and do not raise
+    `OSError`. NumPy raises an `OSError` without a number.
     """
     named = re.search(r"\(os error (\d+)\)", str(error))
     number = getattr(error, "errno", None) or (int(named[1]) if named else None)
@@ -74,14 +74,14 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def resolve_links(path: Path) -> Path:
-    """The absolute place that a path names, links followed.
+    """Return the absolute path with all symbolic links resolved.
 
     Raises:
-        ArtifactError: Its links lead round in a circle.
+        ArtifactError: The links lead in a circle.
     """
     try:
         return path.resolve()
-    except RuntimeError:  # Of Python before 3.13; later ones leave the last link.
+    except RuntimeError:  # Raised by Python before 3.13. Later versions keep the last link.
         raise ArtifactError(
             f"{path} is a link that leads back to itself: delete it, or name another place."
         ) from None
@@ -89,11 +89,11 @@ def resolve_links(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` when the block ends well.
+    """Yield a temporary file that replaces ``path`` when the block succeeds.
 
     Raises:
-        ArtifactError: ``path`` is a device, a pipe or a folder, which no file may replace; or lies
-            in an artifact.
+        ArtifactError: ``path`` is a device, a pipe or a folder, which no file may replace, or
+            ``path`` lies inside an artifact.
     """
     path = resolve_links(path)  # The file that a link names is replaced, and the link is kept.
     refuse_inside_artifact(path)
@@ -101,13 +101,14 @@ def replacing(path: Path) -> Iterator[Path]:
         what = "a folder" if path.is_dir() else "no regular file"
         raise ArtifactError(f"Cannot write {path}: it is {what}. Name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this machine too: several may write one shard, where one of them is thought dead.
+    # The host name is part of the file name, because several machines may write the same shard if
+    # one of them is wrongly considered dead.
     start = f".{path.name}.partial-{socket.gethostname()}-"
     temporary = path.with_name(f"{start}{os.getpid()}")
     for other in path.parent.glob(f"{glob.escape(start)}*"):
         if not _is_running(other.name.removeprefix(start)):
-            with contextlib.suppress(OSError):  # Not what others put there, such as a folder.
-                other.unlink()  # Of a killed process.
+            with contextlib.suppress(OSError):  # Something of others, such as a folder, stays.
+                other.unlink()  # The temporary file of a killed process.
     try:
         yield temporary
         _flush(temporary)
@@ -118,28 +119,28 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _is_running(process: str) -> bool:
-    """Whether a process of this machine, by its number, may be at work."""
-    if os.name != "posix" or not process.isdecimal():  # Elsewhere, asking would end it.
+    """Return whether a process with this id may be running on this machine."""
+    if os.name != "posix" or not process.isdecimal():  # On Windows, os.kill would end the process.
         return True
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # Of another user.
+    except (OSError, OverflowError):  # The process belongs to another user.
         pass
     return True
 
 
 @contextlib.contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """A folder for files that appear in another one together, when the block ends well.
+    """Yield a temporary folder whose files are put into ``folder`` together if the block succeeds.
 
-    The other folder is replaced by one with the new files and all others that it holds, so that
-    nobody reads some of the new files beside some of the old ones.
+    ``folder`` is replaced by a folder with the new files and all other files that it holds. A
+    reader therefore never sees some of the new files beside some of the old ones.
 
     Raises:
-        ArtifactError: ``folder`` holds folders, is the working folder or lies in an artifact, or
-            somebody else writes it.
+        ArtifactError: ``folder`` holds folders, is the working folder or above it, lies inside an
+            artifact, or is being written by another process.
     """
     folder = resolve_links(folder)
     refuse_inside_artifact(folder / "any")
@@ -160,7 +161,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
                 "a folder that holds files alone. Name another one."
             )
         temporary = partial_of(folder)
-        shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process.
+        shutil.rmtree(temporary, ignore_errors=True)  # What a killed process left.
         temporary.mkdir()
         try:
             yield temporary
@@ -176,11 +177,11 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def making_folder(folder: Path) -> Iterator[Path]:
-    """A folder that is there, whole, when the block ends well; nothing may be there before.
+    """Yield a temporary folder that becomes the new folder ``folder`` if the block succeeds.
 
     Raises:
-        ArtifactError: Something is there, the place lies in an artifact, or somebody else writes
-            it.
+        ArtifactError: ``folder`` exists already, lies inside an artifact, or is being written by
+            another process.
     """
     folder = resolve_links(folder)
     refuse_inside_artifact(folder)
@@ -191,7 +192,7 @@ def making_folder(folder: Path) -> Iterator[Path]:
                 f"{folder} is there already: name a folder that does not exist yet."
             )
         temporary = partial_of(folder)
-        shutil.rmtree(temporary, ignore_errors=True)  # Of a killed process.
+        shutil.rmtree(temporary, ignore_errors=True)  # What a killed process left.
         temporary.mkdir()
         try:
             yield temporary
@@ -201,7 +202,7 @@ def making_folder(folder: Path) -> Iterator[Path]:
 
 
 def _link(source: Path, destination: Path) -> None:
-    """Another name for a file, or a copy where the file system has no such names."""
+    """Create a hard link to a file, or a copy if the file system has no hard links."""
     try:
         os.link(source, destination)
     except OSError:
@@ -209,10 +210,10 @@ def _link(source: Path, destination: Path) -> None:
 
 
 def refuse_inside_artifact(path: Path) -> None:
-    """Refuse a place in a folder whose manifest lists all that is in it.
+    """Refuse a path inside an artifact, because an artifact may hold only the files that it lists.
 
     Raises:
-        ArtifactError: The place lies in such a folder.
+        ArtifactError: The path lies inside an artifact.
     """
     for folder in path.parents:
         manifest = folder / MANIFEST_NAME
@@ -224,9 +225,10 @@ def refuse_inside_artifact(path: Path) -> None:
 
 
 def replace_folder(source: Path, destination: Path) -> None:
-    """Put a folder in the place of another, which is deleted; ``destination`` may not exist.
+    """Put the folder ``source`` in the place of ``destination``, and delete the former destination.
 
-    Whoever holds a file of the former folder open can read it to its end.
+    ``destination`` does not have to exist. A process that has a file of the former folder open can
+    still read this file to its end.
     """
     for path in (*source.rglob("*"), source):
         _flush(path)
@@ -248,9 +250,11 @@ def replace_folder(source: Path, destination: Path) -> None:
 
 
 def bring_back(directory: Path) -> None:
-    """Bring back a folder that a kill left without its name; the caller holds its lock.
+    """Restore a folder whose writer was killed while it replaced the folder.
 
-    One that was replaced, and not deleted before the kill, is deleted.
+    While a folder is replaced, it has a temporary name for a moment. If the kill came in this
+    moment, the folder gets its name back. If the new folder was already in place, the former folder
+    is deleted. The caller has to hold the folder's lock.
     """
     retired = _retired(directory)
     if not retired.is_dir():
@@ -263,21 +267,23 @@ def bring_back(directory: Path) -> None:
 
 
 def clear_up(directory: Path) -> None:
-    """Delete what a killed writer left beside a folder, unless somebody writes it now."""
+    """Delete what a killed writer left beside a folder, unless another process writes it."""
     left = [f".{directory.name}.{kind}" for kind in ("lock", "holder", "partial", "retired")]
     if not any((directory.parent / name).exists() for name in left):
         return
-    # The lock's own files go with it. Where nothing may be written, they stay, and bind nobody.
+    # Releasing the lock deletes its files. In a read-only folder they stay, and no process holds
+    # that lock.
     with contextlib.suppress(ArtifactError, OSError), hold_lock(directory):
         bring_back(directory)
         shutil.rmtree(partial_of(directory), ignore_errors=True)
 
 
 def wait_for(directory: Path) -> None:
-    """Wait for a folder that is being replaced, and bring it back if its writer was killed."""
+    """Wait for a folder that is being replaced, and restore it if its writer was killed."""
     until = time.monotonic() + REPLACING_SECONDS
     while not directory.exists() and _retired(directory).is_dir() and time.monotonic() < until:
-        # Its writer holds the lock, or nothing may be written here: wait, then say it is missing.
+        # If the writer holds the lock, or the place is read-only, wait. The caller then reports
+        # that the folder is missing.
         with contextlib.suppress(ArtifactError, OSError), hold_lock(directory):
             bring_back(directory)
         time.sleep(0.01)
@@ -285,15 +291,16 @@ def wait_for(directory: Path) -> None:
 
 @contextlib.contextmanager
 def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
-    """Keep other writers off a folder, which need not exist, while the block runs.
+    """Keep other processes from writing a folder while the block runs.
 
     Args:
-        directory: The folder.
-        inside: Put the lock's files into the folder, which is made; false for beside it.
+        directory: Folder to lock. It does not have to exist.
+        inside: Create the folder and put the lock's files into it. If false, the lock's files are
+            beside the folder.
 
     Raises:
-        ArtifactError: Somebody else holds the lock; says who.
-        OSError: The lock cannot be written.
+        ArtifactError: Another process holds the lock. The message names this process.
+        OSError: The lock's files cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -323,22 +330,23 @@ def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
             _write_holder(note)
             yield
         finally:
-            # While the lock is held: whoever waits for a file that is gone takes another. Windows
-            # does not delete what is open.
+            # The files are deleted while the lock is held. Deleted after the release, they could
+            # already be the lock of another process, while a third one locks a new file. Windows
+            # does not delete open files.
             for path in (note, file):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
             lock.release()
     finally:
-        for path in made:  # Unless something was written there.
+        for path in made:  # Folders with files in them stay.
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
 def _write_holder(note: Path) -> None:
-    """Say who holds a lock, for others to read; not through a link that somebody else made."""
+    """Write into a file which process holds a lock, replacing a link made by someone else."""
     content = json.dumps(_describe_holder())
-    with contextlib.suppress(OSError):  # A full disk: what is to be written will say so.
+    with contextlib.suppress(OSError):  # On a full disk, the write after this one raises the error.
         note.unlink(missing_ok=True)
         with note.open("x", encoding="utf-8") as stream:
             stream.write(content)
@@ -360,23 +368,23 @@ def _read_holder(note: Path) -> str:
             f"process {found['process']} on {found['host']} since {found['since']} "
             f"({found['command']})"
         )
-    # Not written yet, or just deleted.
+    # The file is not written yet, or was just deleted.
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"
 
 
 def partial_of(directory: Path) -> Path:
-    """Where a folder is written before it takes its place."""
+    """Return the path of the temporary folder in which a folder is written."""
     return directory.with_name(f".{directory.name}.partial")
 
 
 def _retired(directory: Path) -> Path:
-    """Where a folder lies for the moment between two renames."""
+    """Return the path that a replaced folder has for the moment between two renames."""
     return directory.with_name(f".{directory.name}.retired")
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; false where the system cannot."""
+    """Exchange the names of two folders in one step, or return false if that is impossible."""
     libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
     paths = os.fsencode(first), os.fsencode(second)
     if hasattr(libc, "renameat2"):
@@ -395,12 +403,12 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Have the system put a file or a folder on the disk before what follows."""
-    if os.name != "posix" and path.is_dir():  # Windows opens no folders.
+    """Write a file or a folder from the system's cache to the disk."""
+    if os.name != "posix" and path.is_dir():  # Windows cannot open folders.
         return
     if stat.S_ISLNK(path.lstat().st_mode):
         return
-    # Windows flushes only what is open for writing.
+    # Windows flushes only files that are open for writing.
     number = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(number)

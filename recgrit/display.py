@@ -1,4 +1,4 @@
-"""How a run looks in a terminal: its tables, in one style."""
+"""Terminal output of a run: tables of metrics, data, semantic IDs, models and recommendations."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from recgrit.folds import FoldResults
     from recgrit.runs import Run
 
-# Columns that the table of metrics takes at three list lengths.
+# Width in characters that the table of metrics needs for three list lengths.
 WIDE = 116
-# Of a user's history, beside recommendations.
+# Number of history items that are printed above recommendations.
 SHOWN_HISTORY = 3
 
 output = build_console(stderr=False)
 
 
 def print_metrics(opened: Run) -> None:
-    """The run's own model and its baselines, a row for each split, seen items filtered out or not.
+    """Print the metrics of the run's own model and its baselines.
 
-    One table where there is room; on a narrow terminal one for each model, for shorter labels.
-    Where many targets stand in the history already, that is said, and targets that do not come
-    first.
+    Each row is one split, with or without seen items filtered out of the lists. A wide terminal
+    gets one table. A narrow one gets a table for each model, whose labels are shorter. If many test
+    targets are already in the history before them, a note says so, and the metrics of the other
+    targets come first.
     """
     from recgrit.reporting.scores import name_model
 
@@ -95,14 +96,15 @@ def print_folds(found: FoldResults) -> None:
 
 
 def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Table]:
-    """One row per report and one column per metric and k, where so many columns have room.
+    """Build tables with one row per report and one column per metric and list length.
 
-    Each cell is a mean ± half its interval. With a little less room the half interval stands below
-    its mean; with more list lengths than fit, each has a row, and reports stand side by side.
+    Each cell is a mean ± half its 95% interval. If that is a little too wide, the half interval
+    goes below its mean. If the list lengths still do not fit, each list length gets a row, and
+    reports are side by side.
 
     Args:
-        rows: Reports by what to call them, such as ``"popularity test"``.
-        width: Columns of the terminal.
+        rows: Reports by row label, such as ``"popularity test"``.
+        width: Width of the terminal in characters.
     """
     from recgrit.evaluation.metrics import HEADLINES
 
@@ -111,7 +113,7 @@ def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Tab
     cells = {
         label: [_show_mean(report, key) for key in keys.values()] for label, report in rows.items()
     }
-    # Words are never broken.
+    # A column is at least as wide as its longest word, since words are never broken.
     columns = [
         (title, *(numbers[place] for numbers in cells.values())) for place, title in enumerate(keys)
     ]
@@ -134,7 +136,7 @@ def metrics_tables(rows: Mapping[str, EvaluationReport], width: int) -> list[Tab
 
 
 def _tall_tables(rows: Mapping[str, EvaluationReport], ks: list[int], width: int) -> list[Table]:
-    """A row per list length; as many reports side by side as have room."""
+    """Build tables with one row per list length and as many reports side by side as fit."""
     from recgrit.evaluation.metrics import HEADLINES
 
     numbers = {
@@ -144,7 +146,7 @@ def _tall_tables(rows: Mapping[str, EvaluationReport], ks: list[int], width: int
     }
     cell = max(len(text) for column in numbers.values() for text in column)
     first = max(len("K"), *(len(str(k)) for k in ks))
-    if _table_width([first, *[cell] * len(HEADLINES)]) > width:  # The half interval below its mean.
+    if _table_width([first, *[cell] * len(HEADLINES)]) > width:  # Put intervals below their means.
         cell = max(len(word) for column in numbers.values() for t in column for word in t.split())
     per_table = 1
     while (
@@ -178,7 +180,7 @@ def _show_mean(report: EvaluationReport, key: str) -> str:
 
 
 def _table_width(columns: Sequence[int]) -> int:
-    """Of a table of such columns, with what stands between and beside them."""
+    """Return the width in characters of a table with columns of these widths."""
     return sum(columns) + 2 * len(columns) + 1
 
 
@@ -187,7 +189,12 @@ def _open_table() -> Table:
 
 
 def build_table(*columns: str, numbers: tuple[str, ...] = ("seconds",)) -> Table:
-    """An empty table in the one style of all tables here; ``numbers`` are set to the right."""
+    """Build an empty table in recgrit's style.
+
+    Args:
+        columns: Titles of the columns, in order.
+        numbers: Titles of the columns that are aligned to the right.
+    """
     table = _open_table()
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
@@ -195,7 +202,7 @@ def build_table(*columns: str, numbers: tuple[str, ...] = ("seconds",)) -> Table
 
 
 def funnel_table(funnel: list[dict[str, Any]]) -> Table:
-    """What each step of the preparation kept and dropped."""
+    """Build the table of what each step of the data preparation kept and dropped."""
     numbers = ("interactions", "users", "items", "dropped", "counted")
     table = build_table("step", *numbers, numbers=numbers)
     table.title = "Data"
@@ -214,7 +221,7 @@ def funnel_table(funnel: list[dict[str, Any]]) -> Table:
 
 
 def print_tokenizer(summary: Mapping[str, Any]) -> None:
-    """Use of each level's codebook, and how many items shared an ID."""
+    """Print how each level's codebook is used, and how many items shared an ID."""
     from recgrit.semantic_ids.collisions import explain_method
 
     found = summary["diagnostics"]
@@ -228,7 +235,7 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
             f"{level['codebook_usage']:.1%}",
             f"{level['perplexity']:.0f}",
             str(level["dead_codes"]),
-            # Published codes come without what they quantized.
+            # Published codes come without the vectors that they quantize, so two columns are empty.
             f"{norm:.3f}" if (norm := level["residual_norm"]) is not None else "–",
             f"{kept:.1%}" if (kept := level["neighbours_kept"]) is not None else "–",
         )
@@ -247,7 +254,7 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
 
 
 def print_model(summary: Mapping[str, Any]) -> None:
-    """The model: the epoch that was kept, and the parameters by part."""
+    """Print the epoch that was kept and the number of parameters of each part of the model."""
     parts, kept = summary["num_parameters"], ""
     if "best_epoch" in summary:
         kept = f"best epoch {summary['best_epoch']} of {summary['num_epochs']}; "
@@ -259,7 +266,7 @@ def print_model(summary: Mapping[str, Any]) -> None:
 
 
 def recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
-    """One user's list, best first; with semantic IDs where the model has them."""
+    """Build the table of one user's list, best first, with semantic IDs if the model has them."""
     ids = ["semantic ID"] if "semantic_id" in rows.columns else []
     table = build_table("rank", "item", "title", *ids, "score", numbers=("rank", "score"))
     table.title = f"User {escape(user_id)}"
@@ -275,11 +282,12 @@ def recommendation_table(user_id: str, rows: pl.DataFrame) -> Table:
 
 
 def print_history(history: pl.DataFrame, source: str = "model") -> None:
-    """What a list of recommendations goes on from: the latest titles.
+    """Print the latest titles of the history that a list of recommendations is based on.
 
     Args:
-        history: Of the user.
-        source: What the list comes from.
+        history: Items of the user's history, oldest first, with a column ``title``.
+        source: What the list comes from: "model", "history" or "popular", as in
+            `recommender.Source`.
     """
     if source == "popular":
         output.print("Popular items: no known item is in the history.\n")
@@ -293,7 +301,7 @@ def print_history(history: pl.DataFrame, source: str = "model") -> None:
 
 
 def relatives_table(frame: pl.DataFrame) -> Table:
-    """The relatives of an item in the tree of IDs, nearest first."""
+    """Build the table of the items that share an ID prefix with one item, nearest first."""
     table = build_table("levels shared", "item", "title", "semantic ID", numbers=("levels shared",))
     table.title = "Items that share its prefix"
     for row in frame.iter_rows():

@@ -1,8 +1,8 @@
-"""Training on several processes: which one this is, and what all of them have together.
+"""Training on several processes: their numbers, and sums and copies over all of them.
 
 A launcher (torchrun, Ray) starts the processes. Until torch.distributed is initialised, by `join`
-or otherwise, there is one process, 0, and nothing here costs anything. Every process has to make
-the same calls in the same order.
+or otherwise, the world size is 1, the process has number 0, and the functions here do no extra
+work. Every process has to make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# How often this process has joined others.
+# Counter of the process groups that this process has joined.
 _joins = itertools.count()
 
 
 def join(backend: str, timeout: timedelta | None = None) -> None:
-    """Join the processes that torchrun started, by what it left in the environment.
+    """Join the processes that torchrun started, as the environment variables describe them.
 
-    Like ``init_process_group``, but sound after a restart: torchrun then hands out the same store
-    again, in which a process may find the address of a neighbour that died. Here the lives are told
-    apart by their number, which is the same for all on one machine only. On several machines set
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun: each life then has a store of its own.
+    The function does what ``init_process_group`` does, and also works after a restart. After a
+    restart, torchrun hands out the same key-value store again, in which a process may find the
+    address of a process that died. Keys therefore get the number of the restart as a prefix. This
+    number is the same in all processes only on one machine. On several machines, set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, so that each restart has its own store.
     """
     from torch.distributed.rendezvous import rendezvous
 
@@ -37,31 +38,33 @@ def join(backend: str, timeout: timedelta | None = None) -> None:
     life = "0"
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    # Nor is a group that was left before in this life the one that is joined now.
+    # The counter separates this process group from groups that were joined and left before.
     prefix = f"{life}-{next(_joins)}"
     store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=number, world_size=total, timeout=timeout)
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_index() -> int:
-    """The number of this one, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes, logs and shows for all."""
+    """Return whether this is process 0, which writes files, logs and shows progress for all."""
     return process_index() == 0
 
 
 def share(num_rows: int) -> slice:
-    """The rows of this process: processes in order have all rows in order, the first one row more.
+    """Return the range of rows that this process works on.
 
-    Fewer rows than processes leave the last ones without any.
+    The ranges of the processes follow one another and cover all rows. If the rows cannot be divided
+    evenly, the first processes get one row more. With fewer rows than processes, the last ones get
+    none.
     """
     size, left = divmod(num_rows, world_size())
     start = process_index() * size + min(process_index(), left)
@@ -69,7 +72,7 @@ def share(num_rows: int) -> slice:
 
 
 def sum_(tensors: Sequence[Tensor]) -> None:
-    """Put the sum over all processes in place of each tensor, all of one dtype and device."""
+    """Replace each tensor by its sum over all processes; all tensors share one dtype and device."""
     if world_size() == 1 or not tensors:
         return
     flat = _carried(torch.cat([tensor.reshape(-1) for tensor in tensors]))
@@ -79,7 +82,7 @@ def sum_(tensors: Sequence[Tensor]) -> None:
 
 
 def sum_numbers(*numbers: float) -> list[float]:
-    """Each number summed over all processes, in float64."""
+    """Return each number summed over all processes, in float64."""
     total = torch.tensor(numbers, dtype=torch.float64)
     sum_([total])
     summed: list[float] = total.tolist()
@@ -87,9 +90,11 @@ def sum_numbers(*numbers: float) -> list[float]:
 
 
 def mean_of_rows(rows: Tensor, weights: Tensor) -> Tensor:
-    """Mean ``[...]`` of rows ``[B, ...]`` of all processes by weights ``[B]``; 0 of none.
+    """Return the weighted mean ``[...]`` of the rows of all processes, without gradient.
 
-    Without gradient.
+    Args:
+        rows: Rows of this process, ``[B, ...]``.
+        weights: Weight of each row, ``[B]``. If all weights are 0, the mean is 0.
     """
     total = weights @ rows.detach()
     count = weights.sum()
@@ -98,14 +103,17 @@ def mean_of_rows(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows ``[B, ...]`` of all processes, in their order; B may differ and be 0."""
+    """Return the rows ``[B, ...]`` of all processes, in the order of the processes.
+
+    B may differ between processes and may be 0.
+    """
     if world_size() == 1:
         return rows
     counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[process_index()] = len(rows)
     sum_([counts])
     sizes: list[int] = counts.tolist()
-    # Messages have to be of one size.
+    # all_gather needs tensors of equal size, so shorter ones are padded.
     padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: len(rows)] = rows
     padded = _carried(padded)
@@ -116,7 +124,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def take_from_first_(tensors: Iterable[Tensor]) -> None:
-    """Put what process 0 has in place of each tensor."""
+    """Copy the values of process 0 into each tensor, so that all processes have equal tensors."""
     if world_size() == 1:
         return
     for tensor in tensors:
@@ -126,7 +134,11 @@ def take_from_first_(tensors: Iterable[Tensor]) -> None:
 
 
 def of_first(value: T) -> T:
-    """What process 0 gave: one clock, one file system and one rounding decide for all."""
+    """Return, in every process, the value that process 0 passed.
+
+    Processes that must agree, for example on the time or on whether a file exists, use the answer
+    of process 0.
+    """
     if world_size() == 1:
         return value
     said = [value]
@@ -135,16 +147,18 @@ def of_first(value: T) -> T:
 
 
 def wait() -> None:
-    """Go on when every process is here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
-        # Not a barrier, which would need to be told the device.
+        # A barrier of torch would need to know the device.
         of_first(None)
 
 
 def seed_apart(seed: int, epoch: int) -> None:
-    """Let torch draw other numbers in every process but 0, the same whenever this epoch starts.
+    """Give every process but 0 its own random numbers for an epoch.
 
-    Process 0 continues with its own stream, as a single process does.
+    The numbers depend on the seed, the epoch and the process only, so an epoch that is started
+    again draws the same numbers. Process 0 keeps its random stream, so it draws what a single
+    process draws.
     """
     if not is_first():
         mixed = torch.Generator().manual_seed(seed)
@@ -153,5 +167,5 @@ def seed_apart(seed: int, epoch: int) -> None:
 
 
 def _carried(tensor: Tensor) -> Tensor:
-    """The tensor where the process group can take it: NCCL alone takes nothing in main memory."""
+    """Return the tensor on a device that the process group supports: NCCL needs GPU memory."""
     return tensor.cuda() if tensor.is_cpu and dist.get_backend() == "nccl" else tensor

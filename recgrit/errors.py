@@ -1,12 +1,15 @@
-"""What goes wrong for a reason the user can mend: one base class, one subclass per cause.
+"""Errors that a user can fix: one base class, and one subclass for each cause.
 
-The command line prints the message of a `RecgritError` in one panel and exits with code 2. Any
-other exception is a fault of ours and shows its traceback.
+The command line prints the message of a `RecgritError` in a panel and exits with code 2. Any other
+exception is a bug in recgrit and shows its traceback.
 """
 
 
 class RecgritError(Exception):
-    """Base of all errors a user can cause; says what was expected, got, where, and what to do."""
+    """Base class of errors that a user can fix.
+
+    The message says what was expected, what was found, where, and what to do.
+    """
 
 
 class ConfigError(RecgritError):
@@ -18,12 +21,12 @@ class DataError(RecgritError):
 
 
 class AmbiguousDatesError(DataError):
-    """Dates can be read with the month or the day first.
+    """Dates can be read with the month first or with the day first.
 
     Args:
-        question: Which dates they are.
-        advice: What to set.
-        formats: The formats they can have, as ``data.table.time_format`` takes them.
+        question: Text that names the ambiguous dates.
+        advice: Text that says which setting resolves the ambiguity.
+        formats: Formats that the dates can have, as values of ``data.table.time_format``.
     """
 
     def __init__(self, question: str, advice: str, formats: tuple[str, ...]) -> None:
@@ -32,23 +35,23 @@ class AmbiguousDatesError(DataError):
 
 
 class ArtifactError(RecgritError):
-    """A stage's output on disk is missing, damaged, too new, or built from another parent."""
+    """An artifact is missing, damaged, too new, built from another parent, or not writable."""
 
 
 class NewerSchemaError(ArtifactError):
-    """A newer recgrit wrote this artifact: it can neither be read nor may it be overwritten."""
+    """A newer recgrit wrote this artifact, so it can be neither read nor overwritten."""
 
 
 class ReplacedError(ArtifactError):
-    """An artifact was replaced by another one since it was opened."""
+    """An artifact was replaced by another one after it was opened."""
 
 
 class EncoderError(RecgritError):
-    """An item encoder or its weights cannot be had on this machine."""
+    """An item encoder or its weights are not available on this machine."""
 
 
 class TrainingError(RecgritError):
-    """Training cannot go on, for example because the loss is no longer finite."""
+    """Training cannot continue, for example because the loss is no longer finite."""
 
 
 class TrackingError(RecgritError):
@@ -56,8 +59,8 @@ class TrackingError(RecgritError):
 
 
 class EngineError(RecgritError):
-    """Some of a stage's work could not be done, or the cluster for it cannot be reached."""
+    """Work that a stage gave to its engine failed, or the engine's cluster cannot be reached."""
 
 
 class MissingExtraError(RecgritError, ModuleNotFoundError):
-    """A part of recgrit was asked for whose dependencies are not installed."""
+    """A part of recgrit needs packages that are not installed."""

@@ -31,9 +31,9 @@ from recgrit.retrieval.config import RetrieverConfig
 from recgrit.tracking.config import TrackingConfig
 
 CONFIG_NAME = "config.yaml"
-# Of all interactions, what folds may keep from the training of the first of them.
+# Largest share of all interactions that may be held out from the training of the first fold.
 MAX_HELD_OUT = 0.9
-# The section of each model's settings; popularity has none.
+# Name of the settings section of each model kind. The model popularity has no settings.
 SECTIONS = {
     "trie": "retriever",
     "sasrec": "sasrec",
@@ -45,13 +45,14 @@ SECTIONS = {
 
 
 class RunConfig(Config):
-    """Where an experiment's artifacts go.
+    """Folders of a run and of its cache.
 
     Args:
-        dir: The run folder; if it is not set, ``runs/`` and the data source, and the model if that
-            is not ``trie``.
-        cache_dir: Where embeddings and learned item vectors are kept across runs; None for a folder
-            beside the run.
+        dir: Run folder, in which all stages store their results. By default it is ``runs/``
+            followed by the data source, and by the model if that is not ``trie``, such as
+            ``runs/movielens-100k-sasrec``.
+        cache_dir: Folder that keeps embeddings and learned item vectors, so that other runs can use
+            them again. None uses the folder ``.cache`` beside the run folder.
     """
 
     dir: Path = Path("runs/experiment")
@@ -59,20 +60,25 @@ class RunConfig(Config):
 
     @property
     def cache(self) -> Path:
-        """The folder of what is kept across runs."""
+        """Return the cache folder that is in effect, ``cache_dir`` or its default."""
         return self.cache_dir if self.cache_dir is not None else self.dir.parent / ".cache"
 
 
 class RecommendationConfig(Config):
-    """What is recommended to every user at the end of a run.
+    """Lists that the last stage of a run writes for every user.
 
     Args:
-        top_k: Items per user.
-        exclude_seen: Keep out what the user already has.
-        allowed_items: A text file of item ids, one a line: nothing else is recommended.
-        blocked_items: Likewise; what is never recommended.
-        left_out_users: Recommend to users with too few interactions for training too: by what they
-            had, or popular items. Turn it off where a log has many more of these than others.
+        top_k: Number of items in each user's list. It may be at most ``evaluation.beam_width``.
+        exclude_seen: Filter seen items out of the lists: a user gets only items that the user has
+            not interacted with. Set it to false where people come back to items, such as groceries
+            or music.
+        allowed_items: Text file with one item id per line. Only these items are recommended. None
+            allows all items.
+        blocked_items: Text file with one item id per line. These items are never recommended. None
+            blocks no item.
+        left_out_users: Also recommend to users who have too few interactions for training. Their
+            lists come from their known interactions, or are popular items if there are none. Set it
+            to false if the log has many more such users than others.
     """
 
     top_k: int = Field(10, ge=1, le=1_000_000)
@@ -83,10 +89,11 @@ class RecommendationConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Settings of a whole run, one section per stage and one per model.
+    """Settings of a whole run, with one section per stage and one per model.
 
     Attributes:
-        seed: Of all that is drawn at random; another gives another run of the same settings.
+        seed: Seed of all random draws. Run the same settings with several seeds to see how much the
+            results vary by chance.
     """
 
     seed: int = Field(0, ge=0, lt=2**31)
@@ -110,16 +117,21 @@ class ExperimentConfig(Config):
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Kinds of the models measured beside the run's own."""
+        """Return the kinds of the models that are measured beside the run's own model."""
         return tuple(kind for kind in self.evaluation.baselines if kind != self.model.kind)
 
     @property
     def experiment_name(self) -> str:
-        """What the tracker and the registered model call the experiment."""
+        """Return the name of the experiment in the tracker, and of the registered model."""
         return self.tracking.experiment or self.run.dir.absolute().name
 
     def settings_of(self, kind: str) -> Config:
-        """The settings of a model; a baseline from outside has its defaults.
+        """Return the settings of a model.
+
+        A baseline that is a class of the user's own gets the default settings of its class.
+
+        Args:
+            kind: Kind of the model, such as ``trie``, or the dotted path of a class.
 
         Raises:
             ConfigError: No model has this name.
@@ -133,20 +145,22 @@ class ExperimentConfig(Config):
         return find_model(kind).settings_class.model_validate(values)
 
     def with_recorded(self, stage: str, recorded: Mapping[str, Any]) -> ExperimentConfig:
-        """The settings with those that a stage was built with; what it did not record stays.
+        """Return a copy with the settings that a finished stage recorded in its manifest.
 
-        Settings of stages that have not run yet need not fit them.
+        Settings that the stage did not record keep their value. The result is not checked for
+        contradictions, because the settings of stages that have not run yet may not fit the
+        recorded ones.
 
         Args:
-            stage: Its name.
-            recorded: The settings in its manifest.
+            stage: Name of the stage.
+            recorded: Settings in the stage's manifest.
 
         Raises:
-            ConfigError: They are no settings of such a stage.
+            ConfigError: The recorded values are not valid settings of this stage.
         """
         sections: dict[str, Any] = {k: v for k, v in recorded.items() if k in RECORDED}
         if stage == "prepare":
-            # Whether there were files of items and users is recorded, and not where they lie.
+            # The manifest records whether there were files of items and users, but not their paths.
             paths = ("items_path", "users_path")
             table = {k: v for k, v in recorded["table"].items() if k not in paths}
             sections = {"data": {**recorded, "table": table}}
@@ -166,28 +180,28 @@ class ExperimentConfig(Config):
         return self.model_copy(update=found)
 
     def with_absolute_paths(self) -> ExperimentConfig:
-        """The settings as a process with another working folder needs them."""
+        """Return a copy with absolute paths, for processes with another working folder."""
         return ExperimentConfig.model_validate(_absolute(self.model_dump()))
 
     def to_values(self, *, only_given: bool = False) -> dict[str, Any]:
-        """The settings as YAML holds them, with absolute paths.
+        """Return the settings as values that YAML and JSON can hold, with absolute paths.
 
         Args:
-            only_given: Leave out what nobody set.
+            only_given: Leave out settings that were not set explicitly.
         """
         values = _absolute(self.model_dump(exclude_unset=only_given))
         found: dict[str, Any] = json.loads(json.dumps(values, default=str))
         return found
 
     def to_yaml(self) -> str:
-        """The settings as a file of them has them, paths absolute."""
+        """Return the settings as the text of a YAML file, with absolute paths."""
         text: str = yaml.safe_dump(self.to_values(), sort_keys=False)
         return text
 
     def save(self) -> None:
-        """Keep the settings in the run folder; a file that already holds them stays untouched.
+        """Write the settings into the run folder, unless the file already has the same content.
 
-        Paths are absolute there: the run can be repeated from any folder.
+        Paths are written as absolute paths, so the run can be repeated from any working folder.
 
         Raises:
             ArtifactError: The file cannot be written.
@@ -202,14 +216,18 @@ class ExperimentConfig(Config):
 
     @classmethod
     def load(cls, directory: Path) -> ExperimentConfig:
-        """The settings in a run folder, the folder being where it is now."""
-        # Quoted: a folder called 2024-01-01 is no date.
+        """Read the settings in a run folder, with ``run.dir`` set to the folder's present path.
+
+        Args:
+            directory: The run folder.
+        """
+        # The path is quoted, so that a folder called 12 is not read as a number.
         return load_config(cls, directory / CONFIG_NAME, [f"run.dir={json.dumps(str(directory))}"])
 
     @model_validator(mode="before")
     @classmethod
     def _name_run(cls, values: Any) -> Any:
-        """A run folder for each data source and model: two never share one unasked."""
+        """Name the run folder after the data source and the model, so that two never share one."""
         if not isinstance(values, Mapping):
             return values
         run = values.get("run", {})
@@ -242,7 +260,8 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _check_codebooks(self) -> ExperimentConfig:
-        # Raises where levels and sizes disagree: now, not after minutes of encoding.
+        # The property raises an error if the number of levels and the codebook sizes disagree. It
+        # is read here so that the error comes before minutes of encoding.
         _ = self.tokenizer.codebook_sizes
         return self
 
@@ -310,12 +329,12 @@ class ExperimentConfig(Config):
         return self
 
 
-# Sections that stages record under the names that they have here.
+# Settings sections that manifests record under the same names as `ExperimentConfig`.
 RECORDED = {"embedding", "features", "tokenizer", "item_vectors", "evaluation", "recommendation"}
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and JSON values.
+    """Yield the dotted name and the JSON text of each setting in nested mappings.
 
     Example:
         >>> list(flat_settings({"seed": 0, "evaluation": {"ks": [5, 10]}}))
@@ -329,7 +348,7 @@ def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
 
 
 def _put(settings: Config, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a mapping, with other values in their place."""
+    """Return the settings of a section as a mapping, with some values replaced."""
     found = {name: getattr(settings, name) for name in type(settings).model_fields}
     for name, value in values.items():
         found[name] = _put_one(found.get(name), value)
@@ -337,7 +356,7 @@ def _put(settings: Config, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put_one(before: Any, value: Any) -> Any:
-    """A recorded value in the place of a setting: sections keep what was not recorded of them."""
+    """Return the new value of a setting: the recorded value, merged into a section if it is one."""
     if not isinstance(value, Mapping):
         return value
     if isinstance(before, Config):
@@ -351,7 +370,10 @@ _DEFAULT_KIND = ModelConfig.model_fields["kind"].default
 
 
 def _value_of(values: Mapping[str, Any], section: str, name: str) -> Any:
-    """A setting before it is validated: a section may be a mapping, settings, or one word."""
+    """Return a setting from values that are not validated yet.
+
+    A section may be a mapping, a settings object, or one word that is its kind.
+    """
     found = values.get(section)
     if isinstance(found, Mapping):
         return found.get(name)

@@ -1,10 +1,14 @@
-"""A run's data and IDs in the files of other tools, so that their models see the same split.
+"""Export of a run's data and IDs to the files of other tools, which then use the same split.
 
-RecBole: atomic files with one ``.inter`` whose own leave-one-out gives our targets, or the parts
-of any other split, beside ``.item`` and ``.user`` with all fields. LETTER, LC-Rec and MiniOneRec:
-``.index.json`` with the semantic IDs, ``.inter.json`` with the sequences and ``.item.json`` with
-the texts, all by dense item number. The ID table alone comes as Parquet and as JSON lines, the trie
-as safetensors; their rows and leaves are in the order of the dense number.
+RecBole: atomic files, which are tab-separated tables with typed columns. For plain leave-one-out
+there is one ``.inter`` file, from which RecBole makes the same targets. Any other split gets one
+``.inter`` file per part. ``.item`` and ``.user`` hold all fields.
+
+LETTER, LC-Rec and MiniOneRec: ``.index.json`` with the semantic IDs, ``.inter.json`` with the
+sequences and ``.item.json`` with the texts, all by item_idx.
+
+Any tool: the ID table as Parquet and as JSON lines, and the trie as safetensors. Their rows and
+leaves are in the order of item_idx.
 """
 
 from __future__ import annotations
@@ -29,35 +33,47 @@ from recgrit.semantic_ids.trie import build_trie
 
 logger = logging.getLogger(__name__)
 
-# What would end a field or a line of a tab-separated file.
+# Characters that end a field or a line of a tab-separated file.
 _BREAKS = r"[\t\r\n]+"
-# RecBole reads its files by pandas, which takes these for missing, and a quote at the start of a
-# field for one that has to be closed at its end: a blank before it prevents that.
+# RecBole reads its files with pandas, which treats these texts as missing values. pandas also
+# expects a quote at the start of a field to be closed at its end. A blank before it prevents that.
 _READ_AS_MISSING = (
     "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 )  # fmt: skip
-# Shorter sequences RecBole splits in its own way: it learns from the validation target.
+# Fewest interactions of a user for which RecBole's leave-one-out equals this one. With fewer
+# interactions, RecBole trains on the validation target.
 _SHORTEST_LEFT_ONE_OUT = 4
-# Of a training sample, where the split itself sets no limit; what is older is seldom read.
+# Most history items of an exported sample, if the split itself sets no limit. Models seldom read
+# older items.
 LONGEST_HISTORY = 50
 
 
 def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.inter``, or for any other split its three parts; and ``.item`` and ``.user``.
+    """Write RecBole's atomic files of the interactions, the items and, if known, the users.
 
-    RecBole makes plain leave-one-out of them by ``eval_args: {order: TO, split: {LS:
-    valid_and_test}, mode: full}``, if every user has four interactions. The time is the place in
-    the user's sequence, from 0: RecBole reads times as 32-bit numbers, which cannot tell apart
-    seconds of today, and would order what happened at once by chance.
+    For plain leave-one-out, RecBole makes the same split from ``NAME.inter`` by ``eval_args:
+    {order: TO, split: {LS: valid_and_test}, mode: full}``, if every user has four interactions. The
+    exported time is the position in the user's sequence, from 0. RecBole reads times as 32-bit
+    numbers, which cannot distinguish seconds of today and would order simultaneous interactions by
+    chance.
 
-    Every other split it takes as it is, from ``NAME.train.inter``, ``NAME.valid.inter`` and
-    ``NAME.test.inter`` by ``benchmark_filename: [train, valid, test]`` and ``alias_of_item_id:
-    [item_id_list]``: one line per target, with the history before it. Lists of words are split at
-    blanks there, so blanks within a word become underscores.
+    Any other split is written as ``NAME.train.inter``, ``NAME.valid.inter`` and
+    ``NAME.test.inter``, which RecBole reads by ``benchmark_filename: [train, valid, test]`` and
+    ``alias_of_item_id: [item_id_list]``. Each line is one target with the history before it.
+
+    RecBole splits lists of words at blanks, so blanks within a word become underscores.
+
+    Args:
+        data: Prepared data of the run.
+        folder: Folder for the files.
+        name: First part of the file names, NAME.
+
+    Returns:
+        Paths of the written files.
 
     Raises:
-        DataError: Ids hold what these files cannot say.
+        DataError: Ids contain characters that these files cannot represent.
     """
     _refuse_ids(data)
     with replacing_files(folder) as temporary:
@@ -90,7 +106,7 @@ def _write_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
 
 
 def _write_atomic_file(frame: pl.DataFrame, path: Path) -> Path:
-    """All fields of a table under a header of their names and types."""
+    """Write a table as an atomic file: a header of names and types, then one line per row."""
     columns = []
     for name, kind in frame.schema.items():
         column = pl.col(name)
@@ -112,7 +128,7 @@ def _write_atomic_file(frame: pl.DataFrame, path: Path) -> Path:
 
 
 def _is_plain(data: PreparedData) -> bool:
-    """Whether the split is leave-one-out of all items, as RecBole makes it itself."""
+    """Return whether the split is leave-one-out of all items, exactly as RecBole makes it."""
     split, sizes = data.split, (data.interactions.num_users, data.interactions.num_items)
     if split.weights is not None:
         return False
@@ -141,7 +157,7 @@ def _refuse_ids(data: PreparedData) -> None:
 def _export_samples(
     split: SequenceSplit, folder: Path, name: str, user_ids: pl.Series, item_ids: pl.Series
 ) -> list[Path]:
-    """One file for each part of the split, one line per target; test targets in their order."""
+    """Write one file per part of the split, with one line per target."""
     longest = MAX_HISTORY if split.owners is not None else LONGEST_HISTORY
     users, items = user_ids.to_list(), item_ids.to_list()
     paths = []
@@ -161,7 +177,7 @@ def _export_samples(
 
 
 def _training_samples(split: SequenceSplit) -> Iterator[tuple[int, int, int]]:
-    """User, begin of the sequence and target of everything that is learned."""
+    """Yield the user, the start of the sequence and the target position of each training target."""
     may_be_target = np.True_ if split.weights is None else split.weights > 0
     is_target = np.broadcast_to(may_be_target, len(split.items))
     for user in range(split.num_users):
@@ -184,8 +200,17 @@ def _target_samples(split: SequenceSplit, part: Split) -> Iterator[tuple[int, in
 def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
     """Write ``NAME.index.json``, ``NAME.inter.json`` and ``NAME.item.json``.
 
-    With MiniOneRec's split also ``NAME.{train,valid,test}.inter`` by the numbers of users and
-    items, which its ``convert_dataset.py`` reads beside the others.
+    For MiniOneRec's split it also writes ``NAME.{train,valid,test}.inter``, with user_idx and
+    item_idx as ids. MiniOneRec's ``convert_dataset.py`` reads these files beside the others.
+
+    Args:
+        data: Prepared data of the run.
+        table: Semantic IDs of the items.
+        folder: Folder for the files.
+        name: First part of the file names, NAME.
+
+    Returns:
+        Paths of the written files.
     """
     split = data.split
     if split.weights is not None:
@@ -228,7 +253,18 @@ def _write_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
 
 
 def export_table(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.parquet`` and ``NAME.jsonl``: item_id, title, codes, the ID as text."""
+    """Write the ID table as ``NAME.parquet`` and ``NAME.jsonl``.
+
+    Each row has the item_id, the title, the codes, and the ID as text.
+
+    Args:
+        table: Semantic IDs of the items.
+        folder: Folder for the files.
+        name: First part of the file names, NAME.
+
+    Returns:
+        Paths of the written files.
+    """
     with replacing_files(folder) as temporary:
         table.to_polars().write_parquet(temporary / f"{name}.parquet")
         lines = table.to_polars().select(
@@ -242,7 +278,16 @@ def export_table(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
 
 
 def export_trie(table: SemanticIdTable, folder: Path, name: str) -> list[Path]:
-    """Write ``NAME.trie.safetensors``: the tables of `Trie` under their names."""
+    """Write the arrays of the `Trie` of the IDs as ``NAME.trie.safetensors``, under their names.
+
+    Args:
+        table: Semantic IDs of the items.
+        folder: Folder for the file.
+        name: First part of the file name, NAME.
+
+    Returns:
+        Path of the written file, in a list.
+    """
     path = folder / f"{name}.trie.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

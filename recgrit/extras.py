@@ -1,4 +1,4 @@
-"""What an import says where only the core is installed, and the import needs the whole pipeline."""
+"""The error for importing a part of recgrit that needs an extra that is not installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from recgrit.errors import MissingExtraError
 
-# What works without the extras; the import contracts in pyproject.toml keep it so.
+# Modules that work without the extras. The import contracts in pyproject.toml ensure this.
 CORE = {
     "__main__",
     "bounds",
@@ -28,10 +28,13 @@ INSTALL = (
 
 
 class PipelineGuard(MetaPathFinder):
-    """Refuses parts of recgrit that cannot work, in place of a failure deep inside them."""
+    """An import hook that refuses modules of recgrit whose dependencies are not installed.
+
+    Without it, the import would fail deep inside the module with a less helpful message.
+    """
 
     def find_spec(self, name: str, *_: Any) -> None:
-        """Find nothing itself.
+        """Return None, so that other finders load the module, unless the module has to be refused.
 
         Raises:
             MissingExtraError: The module belongs to recgrit, but not to its core.

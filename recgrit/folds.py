@@ -1,8 +1,9 @@
-"""Folds of a run: an ordinary run for each window of time before the run's own.
+"""Folds of a run: one further run for each window of time before the run's own test window.
 
-A fold lies in ``folds/1``, ``folds/2`` and so on, the oldest first; the run itself is the last one.
-Settings differ in when validation and test begin and end, so that every stage of a fold is built
-from what happened before its test ended, and its training from what lies before its first cut-off.
+A fold is an ordinary run in ``folds/1``, ``folds/2`` and so on, the oldest window first. The run
+itself is the last fold. The settings of folds differ only in their cut-off times. Every stage of a
+fold is built from interactions before the end of its test window, and training from those before
+its first cut-off time.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from recgrit.runs import Run
 
 @dataclass(frozen=True)
 class Fold:
-    """What the run's own model reached on one window of test.
+    """The test results of the run's own model on one window of time.
 
     Args:
-        number: From 1, the oldest.
-        test_from: When its test begins, as ISO 8601 in UTC.
-        report: On test, all items ranked.
+        number: Number of the fold, from 1 for the oldest window.
+        test_from: Time at which the test window begins, as ISO 8601 in UTC.
+        report: Evaluation report on test, with all items ranked.
     """
 
     number: int
@@ -36,11 +37,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class FoldResults:
-    """All folds of a run, and what they say together.
+    """The results of all folds of a run, and their means.
 
     Args:
-        folds: The oldest first, the run itself last.
-        means: Over folds, by metric.
+        folds: All folds, the oldest window first and the run itself last.
+        means: Mean over folds with its interval, by name of the metric.
     """
 
     folds: tuple[Fold, ...]
@@ -63,10 +64,10 @@ class FoldResults:
 
 
 def plan_folds(config: ExperimentConfig) -> list[ExperimentConfig]:
-    """The settings of each fold before the last, once the run's data are prepared.
+    """Return the settings of each fold before the last; the run's data have to be prepared.
 
     Raises:
-        DataError: The times leave a part of a fold empty.
+        DataError: A fold has no interactions in its training, validation or test window.
     """
     if config.evaluation.folds == 1:
         return []
@@ -91,7 +92,11 @@ def plan_folds(config: ExperimentConfig) -> list[ExperimentConfig]:
 
 
 def collect_folds(run: Run) -> FoldResults | None:
-    """What the folds of an evaluated run reached; None where it has none, or not all of them."""
+    """Return the results of all folds of an evaluated run.
+
+    The result is None if the settings ask for one fold only, or if a fold is missing or out of
+    date.
+    """
     config = run.config
     if config.evaluation.folds == 1 or not run.has("evaluate"):
         return None

@@ -1,4 +1,4 @@
-"""From data frames to a finished run: `recgrit.fit`."""
+"""The function `recgrit.fit`, which runs the whole pipeline on data frames."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recgrit.runs import Run
 
 Frame = pl.DataFrame | pd.DataFrame
-# In the run folder: the frames, as the run reads them.
+# Folder in the run folder that holds the data frames as Parquet files, which the run reads.
 INPUTS = "inputs"
 # Settings that name the files which the frames replace.
 _FRAME_SETTINGS = {
@@ -40,7 +40,7 @@ def fit(
     force: bool = False,
     **settings: Any,
 ) -> Run:
-    """Run everything on data frames: from interactions to a model that recommends.
+    """Run the whole pipeline on data frames: from interactions to a model that recommends.
 
     The frames are written into ``inputs/`` of the run folder, as ``events.parquet``,
     ``items.parquet`` and ``users.parquet``, and are read like any files of your own
@@ -57,14 +57,15 @@ def fit(
         force: Redo stages that are up to date.
         **settings: Settings by their names with two underscores in place of each point
             (``retriever__epochs=3``), or a section as a mapping (``retriever={"epochs": 3}``).
-            ``run__dir`` is the run folder, ``data__table__user_id`` names a column.
+            ``run__dir`` is the run folder, and ``data__table__user_id`` names the column of user
+            ids.
 
     Returns:
-        The run, finished up to that stage.
+        The run, finished up to the stage ``until``.
 
     Raises:
         ConfigError: A setting is unknown or does not fit.
-        DataError: A frame is none, or holds what no table can.
+        DataError: An argument is not a data frame, or its values cannot be written as a table.
 
     Example:
         ``recgrit.fit(log, goods, data__table__user_id="customer", run__dir="runs/shop")``
@@ -96,11 +97,11 @@ def fit(
 
 
 def _set(values: dict[str, Any], names: list[str], value: Any) -> None:
-    """Put a value below sections; a mapping is added to what a section holds."""
+    """Set a value by the names of its sections and key; merge a mapping into an existing one."""
     *sections, last = names
     for section in sections:
         below = values.get(section)
-        # A section may be given as the one word that is its kind, as engine="ray".
+        # A section may be given as one word, its kind: engine="ray" stands for engine.kind="ray".
         below = {"kind": below} if isinstance(below, str) else dict(below or {})
         values[section] = below
         values = below
@@ -110,11 +111,11 @@ def _set(values: dict[str, Any], names: list[str], value: Any) -> None:
 
 
 def _write(frame: Frame, path: Path, name: str) -> None:
-    """Write a frame as Parquet, whole or not at all.
+    """Write a data frame as Parquet atomically.
 
     Raises:
         ArtifactError: The folder cannot be written to.
-        DataError: It is no frame, or holds what Parquet cannot.
+        DataError: The value is not a data frame, or Parquet cannot hold its columns.
     """
     table = _to_polars(frame, name)
     try:
@@ -146,7 +147,7 @@ def _to_polars(frame: Frame, name: str) -> pl.DataFrame:
     for column in frame.columns:
         try:
             columns[str(column)] = pl.from_pandas(frame[column])
-        except Exception as error:  # pandas, Arrow and polars each raise their own.
+        except Exception as error:  # pandas, Arrow and polars raise their own errors.
             raise DataError(
                 f"{name}: the column {column!r} holds values of several types ({error}). Make "
                 "them one type, such as text with .astype(str)."

@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun left in the environment of this process, checked."""
+"""Reading and checking the environment variables by which torchrun numbers its processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from recgrit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those that a launcher started.
+    """The place of this process among the processes that a launcher started.
 
     Args:
-        num_processes: All of them.
-        number: Of this one, from 0.
-        local_number: Among those of its machine.
+        num_processes: Number of processes on all machines (world size).
+        number: Number of this process, from 0.
+        local_number: Number of this process among those on its machine, from 0.
     """
 
     num_processes: int
@@ -24,10 +24,10 @@ class Launch:
 
 
 def read_launch() -> Launch | None:
-    """The place of this process among several; None where it is alone.
+    """Return the place of this process among several, or None if there is only this process.
 
     Raises:
-        ConfigError: A variable of the environment is missing or out of range; names it.
+        ConfigError: An environment variable is missing or out of range. The message names it.
     """
     total = _read_number("WORLD_SIZE", 1, 2**20)
     number = _read_number("RANK", 0, (total or 2**20) - 1)

@@ -1,27 +1,29 @@
-"""What lies where in a run folder."""
+"""Names of the files and folders in a run folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 TOKENIZER_NAME = "tokenizer.safetensors"
-# In the embed stage of a run that trains on from another: a bundle of that other and of new items.
+# Folder in the embed stage of a warm-started run (retriever.init_from): a bundle of the source run
+# to which this run's new items are added.
 SOURCE_FOLDER = "source"
 TRANSFORM_NAME = "feature_transform.safetensors"
-# Which items have a vector of each further block of features.
+# File that records which items have a vector in each additional block of features.
 BLOCKS_NAME = "feature_blocks.safetensors"
 EPOCHS_NAME = "epochs.parquet"
 LISTS_NAME = "recommendations.parquet"
-# Of a tokenizer that learned item vectors: what it quantizes, and the epochs of its IDs.
+# Files of a tokenizer that learned its item vectors: the vectors that it quantizes, and a table of
+# the epochs of its training.
 LATENTS_NAME = "latents.npy"
 ID_EPOCHS_NAME = "id_epochs.parquet"
-# Holds what an interrupted training needs to go on.
+# Folder with the checkpoints from which an interrupted training is resumed.
 CHECKPOINTS_NAME = ".training"
-# Holds what is done of a stage that is done in shards.
+# Folder with the finished shards of a stage whose work is split into shards.
 SHARDS_NAME = ".shards"
-# Holds the runs of the windows of time before a run's own.
+# Folder with the runs of the folds, which test on earlier windows of time.
 FOLDS_NAME = "folds"
-# There while a tracked run has not come to its end.
+# File that exists until a tracked run has ended.
 TRACKING_NAME = ".tracking.json"
 
 # The folder of each stage, in the order the stages run.
@@ -37,12 +39,12 @@ _BASELINE = "baseline-"
 
 
 def baseline_stage(kind: str) -> str:
-    """Name of the stage that fits a baseline."""
+    """Return the name of the stage that fits a baseline."""
     return f"{_BASELINE}{kind}"
 
 
 def is_stage(name: str) -> bool:
-    """Whether a stage may be called so.
+    """Return whether a text is a possible name of a stage.
 
     >>> is_stage("train"), is_stage("baseline-my.module.Model"), is_stage("baseline-../x")
     (True, True, False)
@@ -52,7 +54,7 @@ def is_stage(name: str) -> bool:
 
 
 def stage_directory(run_directory: Path, stage: str) -> Path:
-    """Where a stage of this run has its artifact."""
+    """Return the folder of a stage's artifact in a run folder."""
     if stage.startswith(_BASELINE):
         return run_directory / "baselines" / stage.removeprefix(_BASELINE)
     return run_directory / FOLDERS[stage]

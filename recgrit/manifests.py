@@ -1,13 +1,14 @@
-"""The manifest of an artifact: what is in its folder, what it was made from, and digests of it all.
+"""Manifests: what is in an artifact's folder, what it was built from, and digests of both.
 
-Two fingerprints tell artifacts apart. The ``key`` is a hash of what a stage starts from (its
-settings, its parents, its input files), so equal keys mean that nothing has to be done again. The
-``fingerprint`` adds the content of the files written, and it is what a child records of its
-parents: two fits with equal settings need not give equal bytes on every machine, and a checkpoint
-belongs to one ID table only.
+A manifest has two hashes. The ``key`` is a hash of what a stage starts from: its settings, its
+parents and its input files. A stage with an equal key does not have to run again. The
+``fingerprint`` also covers the content of the written files, and each artifact records the
+fingerprints of its parents. The fingerprint is needed because two fits with equal settings may give
+different bytes on different machines, and a checkpoint belongs to exactly one ID table.
 
-A manifest ends with a digest of itself. It protects against damage and against edits by hand, not
-against somebody who makes a digest that fits: what it says is checked wherever it is used.
+A manifest ends with a digest of itself. The digest protects against damage and edits by hand. It
+does not protect against someone who computes a new digest, so the content of a manifest is checked
+wherever it is used.
 """
 
 from __future__ import annotations
@@ -30,28 +31,29 @@ from recgrit.disk import MANIFEST_NAME, wait_for
 from recgrit.errors import ArtifactError, NewerSchemaError
 
 SCHEMA_VERSION = 3
-# Left by them wherever people look.
+# Files that file managers create in any folder that a user opens.
 OF_FILE_MANAGERS = {".DS_Store", ".directory", "Thumbs.db", "desktop.ini"}
 
 
 class Manifest(Config):
-    """What an artifact folder holds, what it was built from, and how long that took.
+    """What an artifact folder holds, what it was built from, and how long the stage took.
 
     Args:
-        schema_version: Of this list of fields.
-        recgrit_version: Which recgrit wrote it.
-        stage: The stage's name.
-        version: Of the stage.
+        schema_version: Version of this list of fields.
+        recgrit_version: Version of the recgrit that wrote the artifact.
+        stage: Name of the stage.
+        version: Version of the stage's code. A new version makes the stage run again.
         key: Hash of what the stage started from.
-        fingerprint: Hash of that and of the files' content.
-        config: The settings that the result depends on.
+        fingerprint: Hash of the key and of the files' content.
+        config: Settings that the result depends on.
         parents: Fingerprint of each parent artifact, by stage name.
         inputs: SHA-256 of each raw input file, by path.
-        files: Every file of the folder but this one, by its path in it.
-        summary: What the stage reports.
-        created: When, in UTC.
-        seconds: How long the stage took.
-        digest: Hash of all the fields above.
+        files: Size and digest of every file of the folder except the manifest, by path in the
+            folder.
+        summary: Numbers and texts that the stage reported about its result.
+        created: Time at which the artifact was written, in UTC.
+        seconds: Duration of the stage in seconds.
+        digest: Hash of all fields above.
     """
 
     schema_version: int
@@ -71,25 +73,25 @@ class Manifest(Config):
 
     @property
     def origin(self) -> Origin:
-        """What the stage started from."""
+        """Return the stage, its version, settings, parents and input files as an `Origin`."""
         return Origin(self.stage, self.version, self.config, self.parents, self.inputs)
 
     def signed(self) -> Manifest:
-        """The same with its digest."""
+        """Return a copy with the digest of all other fields filled in."""
         fields = self.model_dump(mode="json", exclude={"digest"})
         return self.model_copy(update={"digest": digest_json(fields)})
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a stage starts from.
+    """What a stage starts from; its hash decides whether the stage has to run again.
 
     Args:
-        stage: The stage's name.
-        version: Of the stage: another one gives other results from the same start.
-        config: The settings its result depends on; no paths.
+        stage: Name of the stage.
+        version: Version of the stage's code, raised when the code gives other results.
+        config: Settings that the result depends on, without paths.
         parents: Fingerprint of each parent artifact, by stage name.
-        inputs: SHA-256 of each raw input file, by path, in the order they are read.
+        inputs: SHA-256 of each raw input file, by path, in reading order.
     """
 
     stage: str
@@ -100,7 +102,7 @@ class Origin:
 
     @property
     def key(self) -> str:
-        """Hash of it all; files count by their content, wherever they lie."""
+        """Return the hash of all fields; input files count by content and order, not by path."""
         return digest_json(
             {
                 "schema": SCHEMA_VERSION,
@@ -114,16 +116,18 @@ class Origin:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an artifact folder; the files that it lists are there.
+    """Return the manifest of an artifact folder after checking that the listed files exist.
+
+    The content of the files is not compared. `recgrit.artifacts.open_artifact` compares it.
 
     Raises:
-        ArtifactError: There is none, it is not as it was written, a newer recgrit wrote it, or the
-            folder holds other files than it lists.
+        ArtifactError: The manifest is missing or was changed, a newer or older recgrit wrote it, or
+            the folder lacks a listed file or holds an unlisted one.
     """
     wait_for(directory)
     path = directory / MANIFEST_NAME
     try:
-        # No pipe, from which nothing may ever come.
+        # Reading a pipe could wait forever, so only regular files are read.
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError
         if (size := path.stat().st_size) > MANIFEST_BYTES.allowed():
@@ -146,7 +150,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"{path} lists {', '.join(map(repr, sorted(outside)[:3]))}, which does not lie in its "
             "folder. Do not use it."
         )
-    # A folder that is just being replaced: whoever reads on finds another manifest.
+    # If the folder is being replaced just now, callers notice that the manifest changed and retry.
     try:
         missing = sorted(name for name in names if not (directory / name).is_file())
     except OSError as error:
@@ -166,10 +170,10 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _parse_manifest(text: str, directory: Path) -> Manifest:
-    """A manifest as it was written.
+    """Parse the text of a manifest, and check its version, fields and digests.
 
     Raises:
-        ArtifactError: It is another.
+        ArtifactError: The text is no manifest of this version, or was changed after it was written.
     """
     path = directory / MANIFEST_NAME
     try:
@@ -217,12 +221,12 @@ def _parse_manifest(text: str, directory: Path) -> Manifest:
 
 
 def fingerprint_of(key: str, files: Mapping[str, FileRecord]) -> str:
-    """Hash of what a stage starts from and of the content of its files."""
+    """Return the hash of a key and of the content of the files."""
     return digest_json([key, {name: record.sha256 for name, record in files.items()}])
 
 
 def _lies_inside(name: str) -> bool:
-    """Whether a path of a manifest stays in its folder."""
+    """Return whether a path in a manifest stays inside the artifact's folder."""
     path = PurePosixPath(name)
     parts = name.split("/")
     return not (
@@ -235,11 +239,11 @@ def _lies_inside(name: str) -> bool:
 
 
 def find_files(directory: Path, *, hidden: bool = False) -> set[str]:
-    """Files that an artifact's folder holds beside its manifest, by their paths in it.
+    """Return the paths of the files in an artifact's folder, without its manifest.
 
     Args:
-        directory: The folder.
-        hidden: Count hidden files too, but for those of file managers.
+        directory: Folder of the artifact.
+        hidden: Also return hidden files, except the files that file managers create.
     """
     found = set()
     for folder, folders, names in os.walk(directory):

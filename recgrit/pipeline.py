@@ -1,7 +1,8 @@
-"""Running an experiment: which stages have to run, in what order.
+"""Running an experiment: which stages have to run, and in what order.
 
-A stage whose key is already on disk is skipped and says so; a changed setting redoes the stage it
-belongs to and what is built from it, nothing else.
+A stage is skipped if its folder holds an artifact with the same key, and a log line says so. A
+changed setting repeats the stage that uses it and the stages that are built from this stage, and no
+others.
 """
 
 from __future__ import annotations
@@ -46,21 +47,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RunResult:
-    """What `run_experiment` leaves.
+    """What `run_experiment` returns: evaluation results, times and places of one run.
 
     Args:
-        directory: The run folder.
+        directory: Run folder.
         model: Kind of the run's own model.
-        reports: Evaluation reports; empty if the run stopped before evaluation.
-        groups: What the run's own model reached on groups of test targets, by key and label.
-        new_items: Those of test targets that are no repeats, by model, where repeats are many.
-        folds: What each window of time gave, where several were asked for.
-        seconds: Time spent in each stage now; 0 for one that was up to date.
-        up_to_date: Stages that were not redone.
-        artifacts: Folder of each stage.
-        tracking: Where the run was recorded.
-        model_uri: Address of the registered model, such as ``models:/films/1``; empty if none was.
-        is_leader: False in those processes of torchrun that only helped: they report nothing.
+        reports: Evaluation reports by model, split and masking. Empty if the run stopped before
+            evaluation.
+        groups: Metrics of the run's own model on groups of test targets, by name of the grouping,
+            then by label of the group.
+        new_items: Report on the test targets that are not yet in the user's history, by model.
+            Empty if few targets are in the history, because ``reports`` then say the same.
+        folds: Results of all folds. None if the settings ask for one fold only.
+        seconds: Duration of each stage in this call, in seconds. 0 for a stage that was up to date.
+        up_to_date: Names of the stages that did not run because they were up to date.
+        artifacts: Folder of each stage's artifact, by name of the stage.
+        tracking: Place where the tracker recorded the run. Empty if all stages were up to date.
+        model_uri: Address of the registered model, such as ``models:/films/1``. Empty if no model
+            was registered.
+        is_leader: Whether this process reports the results. It is false in all processes of
+            torchrun but the first.
     """
 
     directory: Path
@@ -77,9 +83,11 @@ class RunResult:
     is_leader: bool = True
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Metrics by report: ``test_masked`` of the run's own model, ``popularity/test`` else.
+        """Return the metrics of each report, by name of the report.
 
-        Where many targets are repeats, ``test_new_items`` has those of all others, and comes first.
+        Reports of the run's own model have names such as ``test_masked``, and reports of baselines
+        have names such as ``popularity/test``. If many test targets are already in the user's
+        history, the metrics on the other targets come first, under the name ``test_new_items``.
         """
         new = {
             NEW_ITEMS if model == self.model else f"{model}/{NEW_ITEMS}": report.metrics()
@@ -91,9 +99,10 @@ class RunResult:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Metrics by split, of the baselines too, and by group of targets; times, memory, places.
+        """Return the results as values that JSON can hold.
 
-        All values are those that JSON has.
+        They contain the metrics by split for all models and by group of targets, times, peak
+        memory, and the paths of the artifacts.
         """
         values: dict[str, Any] = {"model": self.model, "baselines": {}, "num_users": None}
         for model, report in self.new_items.items():
@@ -130,14 +139,14 @@ def run_experiment(
 
     Args:
         config: Settings of all stages.
-        until: The last stage to run.
-        force: Redo stages that are up to date.
-        parent: Records the run, and is ended by whoever started it; None for a tracked run of its
-            own, as the settings say.
+        until: Name of the last stage to run.
+        force: Run stages again that are up to date.
+        parent: Tracker of a run that the caller started and ends, such as a trial of a tuning. None
+            starts a tracked run as the settings say.
 
     Raises:
-        RecgritError: Some input, setting or artifact cannot be used, or somebody else writes the
-            run; nothing half-written is left.
+        RecgritError: An input, setting or artifact cannot be used, or another process writes the
+            run. No partly written artifact remains.
     """
     result = RunResult(config.run.dir, config.model.kind)
     with ExitStack() as stack:
@@ -187,7 +196,8 @@ def run_experiment(
                 seconds = result.seconds[stage.name] = round(done.seconds, 2)
                 logger.info("%s: %s (%.1f s)", heading, stage.describe(done.summary), seconds)
                 tracker.log_metrics({f"seconds/{stage.name}": seconds})
-                # An interrupted first run can go on from its folder too.
+                # Settings are saved after the first stage, so that an interrupted first run can be
+                # resumed from its folder.
                 if not (config.run.dir / CONFIG_NAME).is_file():
                     config.save()
             config.save()
@@ -202,7 +212,7 @@ def run_experiment(
 
 
 def _check_against_data(config: ExperimentConfig, stages: Sequence[Stage]) -> None:
-    """Refuse settings of later stages that the prepared data do not fit."""
+    """Refuse settings of later stages that do not fit the prepared data."""
     for stage in stages:
         stage.check(config)
 
@@ -216,7 +226,7 @@ def _read_results(result: RunResult) -> None:
 
 
 def _lacks_folds(config: ExperimentConfig, stages: Sequence[Stage]) -> bool:
-    """Whether a fold that the settings ask for has not been run, or is out of date."""
+    """Return whether a fold that the settings ask for is missing or out of date."""
     if config.evaluation.folds == 1 or all(stage.name != "evaluate" for stage in stages):
         return False
     return any(
@@ -227,7 +237,7 @@ def _lacks_folds(config: ExperimentConfig, stages: Sequence[Stage]) -> bool:
 
 
 def _run_folds(config: ExperimentConfig, tracker: Tracker, *, force: bool) -> None:
-    """Run each earlier fold, as a nested run of the tracked run."""
+    """Run each fold before the last, as a nested run of the tracked run."""
     plans = plan_folds(config)
     for number, fold in enumerate(plans, start=1):
         logger.info("fold %d of %d: test from %s", number, len(plans) + 1, fold.data.test_from)
@@ -241,10 +251,10 @@ def _run_folds(config: ExperimentConfig, tracker: Tracker, *, force: bool) -> No
 
 
 def _lock(stack: ExitStack, directory: Path) -> None:
-    """Keep others from writing the run.
+    """Lock the run folder, so that no other process writes the run.
 
     Raises:
-        ArtifactError: Somebody writes it, or it cannot be written.
+        ArtifactError: Another process writes the run, or the folder cannot be written.
     """
     try:
         stack.enter_context(hold_lock(directory, inside=True))
@@ -253,30 +263,31 @@ def _lock(stack: ExitStack, directory: Path) -> None:
             f"Cannot write to {directory}: {error.strerror}. Make room or mend the permissions, or "
             "choose another folder with run.dir=PATH."
         ) from None
-    # Of killed runs: whoever holds the run's lock is alone in it.
+    # These lock files were left by killed runs, because this process holds the run's lock.
     for left in (*directory.glob(".*.lock"), *directory.glob("baselines/.*.lock")):
         for path in (left, left.with_suffix(".holder")):
             path.unlink(missing_ok=True)
 
 
 def require_own_checkpoint(config: ExperimentConfig) -> None:
-    """Refuse to continue with a model that was trained on other artifacts than the run has.
+    """Refuse a run whose model was trained on other artifacts than the run now has.
 
-    `run_experiment` would train again, which is not what someone expects who asks for an
-    evaluation after putting another ID table in place.
+    Without this check, `run_experiment` would train again. A user who replaced the ID table and
+    asks for an evaluation does not expect that.
 
     Raises:
-        ArtifactError: Names both fingerprints and the command that rebuilds.
+        ArtifactError: The artifacts differ. The message names both fingerprints and the command
+            that rebuilds.
     """
     if stage_directory(config.run.dir, "train").is_dir():
         Run(config.run.dir).manifest("train")
 
 
 def peak_memory_mb() -> float:
-    """Most memory this process has held at once, in MiB."""
+    """Return the peak memory of this process in MiB."""
     try:
         import resource
-    except ImportError:  # Windows, whose psutil knows the peak.
+    except ImportError:  # On Windows, psutil returns the peak.
         import psutil
 
         info = psutil.Process().memory_info()
@@ -288,7 +299,7 @@ def peak_memory_mb() -> float:
 
 @contextmanager
 def _track(config: ExperimentConfig, *, is_idle: bool) -> Iterator[Tracker]:
-    """A tracked run, unless there is nothing to do."""
+    """Start a tracked run, or yield a tracker that does nothing if all stages are up to date."""
     if is_idle:
         yield NullTracker()
         return
@@ -306,14 +317,14 @@ def _track(config: ExperimentConfig, *, is_idle: bool) -> Iterator[Tracker]:
 
 
 def _is_tracking_unfinished(config: ExperimentConfig) -> bool:
-    """Whether a tracked run broke off, maybe after the last stage, while it was given the model."""
+    """Return whether a tracked run was interrupted, possibly after its last stage."""
     return config.tracking.backend != "none" and (config.run.dir / TRACKING_NAME).is_file()
 
 
 def _record(
     config: ExperimentConfig, stages: Sequence[Stage], result: RunResult, tracker: Tracker
 ) -> None:
-    """Final metrics, the tables and the model, so that a tracked run stands on its own."""
+    """Record final metrics, tables and the model, so that a tracked run is complete by itself."""
     if config.tracking.backend == "none":
         return
     logger.info("MLflow: keeping the report, the tables and the model with the run ...")
@@ -341,7 +352,7 @@ def _record(
 
 
 def _record_report(run: Run, tracker: Tracker) -> None:
-    """Keep the page that `recgrit report` writes."""
+    """Record the HTML page that `recgrit report` writes."""
     from recgrit.reporting.contents import gather_contents
     from recgrit.reporting.page import render_report
 
@@ -352,17 +363,17 @@ def _record_report(run: Run, tracker: Tracker) -> None:
 
 
 def _forget_unfinished(directory: Path) -> None:
-    """Begin from the start: not from where a stage or a tracked run was interrupted."""
+    """Delete checkpoints, shards and tracking state, so that nothing is resumed."""
     (directory / TRACKING_NAME).unlink(missing_ok=True)
     for name in (CHECKPOINTS_NAME, SHARDS_NAME):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) -> bool:
-    """Refuse what can be refused before anything is written or a tracked run is opened.
+    """Refuse a run that cannot succeed, before anything is written or a tracked run is opened.
 
     Returns:
-        Whether the run takes the place of one on other data or of another model.
+        Whether the run replaces a run on other data or of another model.
     """
     if config.evaluation.folds > 1 and read_launch() is not None:
         raise ConfigError("evaluation.folds goes with one process: start it without torchrun.")
@@ -380,11 +391,11 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
                 f"{error} If the files of this run lie elsewhere now, name the place with "
                 "data.path=PATH: with the same content everything stays up to date."
             ) from None
-    # Where the files lie does not matter, unless another place has other files.
+    # Moved input files are accepted. Files with other content at another path are refused.
     replaced = replaced or _find_replaced_files(config, stages[0])
     if replaced and not force:
         raise replaced
-    if config.engine.kind == "local":  # Ray's workers have other devices.
+    if config.engine.kind == "local":  # Workers of Ray have their own devices.
         is_trained = any(stage.name == "train" for stage in stages)
         for kind in (config.model.kind, *config.baselines) if is_trained else ():
             _check_device(kind, getattr(config.settings_of(kind), "device", "cpu"))
@@ -392,7 +403,7 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
 
 
 def _check_place(directory: Path) -> None:
-    """Refuse a run folder that cannot be made, or that a newer recgrit wrote."""
+    """Refuse a run folder that cannot be created or that a newer recgrit wrote."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         reason = f"{existing} is a file"
@@ -410,12 +421,12 @@ def _check_place(directory: Path) -> None:
             read_manifest(stage_directory(directory, stage))
         except NewerSchemaError:
             raise
-        except ArtifactError:  # Missing or damaged: made anew.
+        except ArtifactError:  # A missing or damaged stage runs again.
             continue
 
 
 def _find_replaced(config: ExperimentConfig) -> ArtifactError | None:
-    """Why a run of another data source or model would be replaced; None if none would."""
+    """Return the error for replacing a run of another data source or model, or None."""
     if not (config.run.dir / CONFIG_NAME).is_file():
         return None
     before = ExperimentConfig.load(config.run.dir)
@@ -429,7 +440,7 @@ def _find_replaced(config: ExperimentConfig) -> ArtifactError | None:
 
 
 def _find_replaced_files(config: ExperimentConfig, prepare: Stage) -> ArtifactError | None:
-    """Why a run on other files of another place would be replaced; None if none would."""
+    """Return the error for replacing a run on other files at another path, or None."""
     if not (config.run.dir / CONFIG_NAME).is_file():
         return None
     old, new = _place(ExperimentConfig.load(config.run.dir)), _place(config)
@@ -450,7 +461,7 @@ def _refuse_replacing(directory: Path, name: str, old: str, new: str) -> Artifac
 
 
 def _delete_replaced(config: ExperimentConfig, stages: Sequence[Stage]) -> None:
-    """Delete the settings of the former run, and what it alone made."""
+    """Delete the settings of a replaced run, and its stages that the new run does not have."""
     (config.run.dir / CONFIG_NAME).unlink(missing_ok=True)
     folders = [config.run.dir / name for name in FOLDERS.values()]
     kept = {stage.directory(config) for stage in stages}

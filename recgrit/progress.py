@@ -1,7 +1,7 @@
-"""Progress bars on standard error, silent when nobody watches.
+"""Progress bars and messages on standard error; bars are shown on a terminal only.
 
-Bars and log lines share one console, and bars that are open at once share one display: two live
-displays on one terminal would overwrite each other.
+Bars and log lines share one console, and bars that are open at the same time share one display. Two
+live displays on one terminal would overwrite each other.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from recgrit.launch import read_launch
 
 T = TypeVar("T")
 
-# Lines keep their shape in files and pipes, where there is no width to fit.
+# Width in characters of lines that are written to files and pipes, which have no width.
 PIPE_WIDTH = 130
 
 
-# What a terminal obeys and does not show: control characters but for tabs and line ends, marks that
-# turn the direction of text, and halves of surrogate pairs, which no stream can write.
+# Characters that a terminal obeys or cannot show: control characters except tabs and line ends,
+# marks that change the direction of text, and halves of surrogate pairs, which no stream can write.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def show_control(text: str) -> str:
-    r"""Text with its control characters written out, so that a terminal shows what it has.
+    r"""Write out the control characters of a text, so that a terminal shows them as text.
 
     >>> show_control("Alien\x1b]0;owned\x07")
     'Alien\\x1b]0;owned\\x07'
@@ -51,14 +51,14 @@ def show_control(text: str) -> str:
 
 
 class SignOfLife:
-    """Says that something goes on where nothing else was said for a while.
+    """Prints that work continues when nothing else was printed for two seconds.
 
-    Some work cannot tell how far it is: libraries that load, a fit of one piece. On a terminal one
-    line counts the seconds until the next output takes its place; in files and pipes lines come at
-    growing intervals.
+    Some work cannot report its progress, such as loading libraries. On a terminal, one line counts
+    the seconds, and the next output replaces it. In files and pipes, lines are printed at growing
+    intervals.
 
     Attributes:
-        is_quiet: Says nothing.
+        is_quiet: Whether nothing is printed at all.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class SignOfLife:
         self._is_drawn = self._is_paused = False
 
     def note_output(self) -> None:
-        """Something else is about to be said."""
+        """Restart the count of silent seconds, because something else is about to be printed."""
         with self._lock:
             self._last, self._wait = time.monotonic(), SILENT_SECONDS
             if self._is_drawn:
@@ -79,7 +79,7 @@ class SignOfLife:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """For the length of a block, from another thread."""
+        """Print the sign of life while the block runs, from a thread that watches for silence."""
         self.note_output()
         ended = threading.Event()
         threading.Thread(target=self._watch, args=(ended,), daemon=True).start()
@@ -91,7 +91,7 @@ class SignOfLife:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing for the length of a block, as while a person is asked."""
+        """Print nothing while the block runs, for example while a question waits for an answer."""
         self.note_output()
         self._is_paused = True
         try:
@@ -117,32 +117,39 @@ class SignOfLife:
                 sys.stderr.flush()
 
 
-# Nothing is silent for longer, and how often that is looked at.
+# Longest silence before a line is printed, and time between two checks, both in seconds.
 SILENT_SECONDS, TICK_SECONDS = 2.0, 0.25
 life = SignOfLife()
 
 
 class SafeConsole(Console):
-    """A console that shows control characters of data rather than sending them to the terminal.
+    """A console that shows control characters in data and does not send them to the terminal.
 
-    Titles, ids and paths come from files of others, where an escape sequence may stand.
+    Titles, ids and paths come from files of other people and may contain escape sequences.
     """
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print, in place of the line that says that something goes on."""
+        """Print, replacing the line of `SignOfLife` if it is shown."""
         life.note_output()
         super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A string as it is printed, alone or in a cell of a table."""
+        """Return a string as styled text, with its control characters written out."""
         return super().render_str(show_control(text), **options)
 
 
 def build_console(*, stderr: bool) -> Console:
-    """A console as wide as its terminal, as ``COLUMNS`` says, or as `PIPE_WIDTH`."""
+    """Build a console for standard error or standard output.
+
+    It is as wide as its terminal or as the variable ``COLUMNS`` says, and `PIPE_WIDTH` characters
+    wide without either.
+
+    Args:
+        stderr: Write to standard error. If false, write to standard output.
+    """
     stream = sys.stderr if stderr else sys.stdout
     has_width = stream.isatty() or "COLUMNS" in os.environ
-    # Parts of ids, numbers and paths are no facts of their own: none gets a colour.
+    # rich would colour numbers and parts of ids and paths, which has no meaning here.
     return SafeConsole(stderr=stderr, width=None if has_width else PIPE_WIDTH, highlight=False)
 
 
@@ -150,7 +157,7 @@ messages = build_console(stderr=True)
 
 
 def is_helper() -> bool:
-    """Whether torchrun started this process to help another one, which tells of both."""
+    """Return whether torchrun started this process and another process prints the messages."""
     launch = read_launch()
     return launch is not None and launch.number > 0
 
@@ -159,14 +166,19 @@ _display: ContextVar[Progress | None] = ContextVar("display", default=None)
 
 
 class ProgressBar:
-    """One bar: advance it, and say beside it what is being reached."""
+    """A progress bar with a short text at its end, such as the latest validation metric."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def advance(self, steps: int = 1, note: str | None = None) -> None:
-        """Move on by some steps; ``note`` replaces the text at the end of the bar."""
+        """Advance the bar.
+
+        Args:
+            steps: Number of steps to add.
+            note: Text to show at the end of the bar. None keeps the present text.
+        """
         if note is None:
             self._progress.update(self._task, advance=steps)
         else:
@@ -175,7 +187,12 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
-    """A bar with remaining time, shown only on a terminal; a bar within a bar stands below it."""
+    """Show a bar with the remaining time on a terminal; a nested bar is shown below the outer one.
+
+    Args:
+        description: Text in front of the bar.
+        total: Number of steps at which the bar is full.
+    """
     outer = _display.get()
     if outer is not None:
         task = outer.add_task(description, total=total, note="")
@@ -203,7 +220,13 @@ def progress_bar(description: str, total: int) -> Iterator[ProgressBar]:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """The items one by one, with a bar that follows."""
+    """Yield the items one by one while a bar shows how many are done.
+
+    Args:
+        items: Items to yield.
+        description: Text in front of the bar.
+        total: Number of items.
+    """
     with progress_bar(description, total) as bar:
         for item in items:
             yield item

@@ -1,9 +1,9 @@
-"""What every model here can do: rank items after histories, a batch of them at a time.
+"""The interface that every model has: rank items after a batch of histories, or learn from it.
 
-Recommending, validation and evaluation ask no more of a model than a `Ranker`, so that baselines
-are read by the same code as the retriever.
+Recommending, validation and evaluation use a model only as a `Ranker`, so baselines and the
+retriever are measured by the same code.
 
-Shapes: B users, T history items, K listed items, N items.
+Shapes: B users, T history items, K listed items, N items of the catalogue, M targets, L levels.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from recgrit.progress import track
 
 NEVER = float("-inf")
 CPU = torch.device("cpu")
-# Users whose scores of all items are held at once, and scores held at once.
+# Bounds on memory while all items are scored: users in a batch, and scores in a batch.
 MAX_SCORED_USERS = 256
 MAX_SCORES = 2**26
-# Items of histories that are held at once, padding included, and items of lists.
+# Bounds on memory in a batch: history items including padding, and listed items.
 MAX_PADDED = 2**21
 MAX_LISTED = 2**16
-# Users whose lists are held at once when a whole user base is served.
+# Users whose lists are held in memory at once when lists for all users are made.
 SHARD_USERS = 65_536
 
 History = Split | Literal["all"]
@@ -38,13 +38,13 @@ History = Split | Literal["all"]
 
 @dataclass(frozen=True)
 class Histories:
-    """Some users' items, oldest first.
+    """A batch of user histories, oldest item first.
 
     Args:
-        items: int64 ``[B, T]``, padded at the end with any item.
-        lengths: int64 ``[B]``.
-        users: int64 ``[B]``, the user_idx of those whom the model was trained with, -1 of others;
-            None where nobody knows.
+        items: item_idx of each history item, int64 ``[B, T]``, padded at the end with any item.
+        lengths: Number of items of each history, int64 ``[B]``.
+        users: user_idx of each user, int64 ``[B]``, and -1 for users that the model was not trained
+            with. None if no user is known.
     """
 
     items: Tensor
@@ -53,33 +53,38 @@ class Histories:
 
     @property
     def present(self) -> Tensor:
-        """Bool ``[B, T]``, false where there is padding."""
+        """Return a mask of the items, bool ``[B, T]``, which is false at padding."""
         positions = torch.arange(self.items.shape[1], device=self.items.device)
         return positions < self.lengths.unsqueeze(-1)
 
     def to(self, device: torch.device) -> Histories:
-        """The same on another device."""
+        """Return the histories on another device."""
         users = None if self.users is None else self.users.to(device)
         return Histories(self.items.to(device), self.lengths.to(device), users)
 
     @property
     def ends(self) -> Tensor:
-        """The position of the last item of each history, int64 ``[B]``."""
+        """Return the position of the last item of each history, int64 ``[B]``."""
         return (self.lengths - 1).clamp_min(0)
 
     def take_last(self, values: Tensor) -> Tensor:
-        """Of values ``[B, T, ...]``, the one at the end of each history, ``[B, ...]``."""
+        """Return the value at the last item of each history, ``[B, ...]``.
+
+        Args:
+            values: Values at all positions, ``[B, T, ...]``.
+        """
         rows = torch.arange(len(self.lengths), device=self.lengths.device)
         return values[rows, self.ends]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The best items of some users.
+    """The best items of a batch of users.
 
     Args:
-        items: int64 ``[B, K]``, best first; `NO_ITEM` where fewer than K are allowed.
-        scores: float32 ``[B, K]``; -inf where there is no item.
+        items: item_idx of the listed items, int64 ``[B, K]``, best first. `NO_ITEM` fills the end
+            of a list if fewer than K items are allowed.
+        scores: Score of each listed item, float32 ``[B, K]``, and -inf at `NO_ITEM`.
     """
 
     items: Tensor
@@ -87,45 +92,46 @@ class Ranked:
 
 
 class Ranker(Protocol):
-    """A trained model, ready to rank."""
+    """A trained model that can rank items after histories."""
 
     @property
     def history_length(self) -> int:
-        """Items of a history that are read, the last ones."""
+        """Return the number of last items of a history that the model reads."""
 
     @property
     def batch_users(self) -> int:
-        """Users ranked at once: bounds memory."""
+        """Return the number of users that are ranked at once, which bounds the memory."""
 
     @property
     def device(self) -> torch.device:
-        """Where histories are wanted."""
+        """Return the device on which `rank` expects histories."""
 
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories.
+        """Return the best items after these histories.
 
         Args:
-            histories: What is read.
-            top_k: K.
-            excluded: Items to keep out, one row per user; None for none.
+            histories: Histories that the model reads.
+            top_k: Number of items to list per user, K.
+            excluded: Items that must not be listed, one row per user. None excludes no item.
         """
 
 
 def rank_scores(
     scores: Tensor, *, top_k: int, excluded: Histories | None, allowed: Tensor | None = None
 ) -> Ranked:
-    """The best items by scores of all items.
+    """Return the best items by their scores.
 
     Args:
-        scores: ``[B, N]``.
-        top_k: K; lists are shorter where there are fewer items.
-        excluded: Items to keep out.
-        allowed: bool ``[N]``, items that may be listed; None for all.
+        scores: Score of every item, ``[B, N]``.
+        top_k: Number of items to list per user, K. If the catalogue has fewer items, lists are
+            shorter.
+        excluded: Items that must not be listed, one row per user. None excludes no item.
+        allowed: Items that may be listed, bool ``[N]``. None allows all items.
     """
     if allowed is not None:
         scores = scores.masked_fill(~allowed, NEVER)
     if excluded is not None:
-        # One extra column takes the padding, which stands for no item.
+        # Padding is written to an extra column, which is removed, so that it excludes no item.
         index = excluded.items.masked_fill(~excluded.present, scores.shape[1])
         extra = torch.cat([scores, scores.new_zeros(len(scores), 1)], dim=1)
         scores = extra.scatter(1, index, NEVER)[:, :-1]
@@ -134,14 +140,14 @@ def rank_scores(
 
 
 class ScoreRanker:
-    """Ranks items by a function that scores all of them.
+    """A `Ranker` that ranks by a function that scores all items.
 
     Args:
-        score: Scores float32 ``[B, N]`` after some histories.
-        num_items: N.
-        history_length: Items of a history that are read, the last ones.
-        device: Where ``score`` wants its histories.
-        allowed: bool ``[N]``, items that may be listed; None for all.
+        score: Function from histories to scores of all items, float32 ``[B, N]``.
+        num_items: Number of items in the catalogue, N.
+        history_length: Number of last items of a history that ``score`` reads.
+        device: Device on which ``score`` expects histories.
+        allowed: Items that may be listed, bool ``[N]``. None allows all items.
     """
 
     def __init__(
@@ -156,20 +162,23 @@ class ScoreRanker:
         require_items(allowed)
         self.score = score
         self.history_length = history_length
-        # Bounds the table of scores.
+        # The number of users in a batch bounds the memory of the scores [B, N].
         self.batch_users = max(1, min(MAX_SCORED_USERS, MAX_SCORES // num_items))
         self.device = device
         self.allowed = None if allowed is None else allowed.to(device)
 
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories."""
+        """Return the best items after these histories, as `Ranker.rank` describes."""
         scores = self.score(histories)
         return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)
 
 
 def require_items(allowed: Tensor | None) -> None:
-    """Refuse a filter that leaves no item.
+    """Refuse a filter that leaves no item to recommend.
+
+    Args:
+        allowed: Items that may be listed, bool ``[N]``. None allows all items.
 
     Raises:
         DataError: No item is allowed.
@@ -185,7 +194,15 @@ def last_items(
     history_length: int,
     users: npt.NDArray[np.int64] | None = None,
 ) -> Histories:
-    """The last items of each slice, at most ``history_length``, and the user of each slice."""
+    """Return the last items of each history as a padded batch.
+
+    Args:
+        split_items: item_idx of all interactions, one history after another.
+        starts: Position in ``split_items`` at which each history starts, ``[B]``.
+        ends: Position in ``split_items`` after the last item of each history, ``[B]``.
+        history_length: Largest number of items to return per history.
+        users: user_idx of each history, ``[B]``. None if no user is known.
+    """
     lengths = np.minimum(ends - starts, history_length)
     positions = np.arange(max(1, int(lengths.max(initial=1))))
     inside = positions < lengths[:, None]
@@ -204,9 +221,15 @@ def items_once(
     ends: npt.NDArray[np.int64],
     num_items: int,
 ) -> Histories:
-    """The different items of slices, in ascending order.
+    """Return the distinct items of each history in ascending order, as a padded batch.
 
-    A row is never longer than the catalogue, however often its items come again.
+    A row is never longer than the catalogue, even if a user repeats items many times.
+
+    Args:
+        split_items: item_idx of all interactions, one history after another.
+        starts: Position in ``split_items`` at which each history starts, ``[B]``.
+        ends: Position in ``split_items`` after the last item of each history, ``[B]``.
+        num_items: Number of items in the catalogue, N.
     """
     lengths = ends - starts
     rows = np.repeat(np.arange(len(starts)), lengths)
@@ -228,15 +251,16 @@ def recommend_items(
     top_k: int,
     masked: bool,
 ) -> Recommendations:
-    """The best items of these users.
+    """Return the best items for some users of a split.
 
     Args:
-        ranker: A trained model.
-        split: Whose sequences to read.
-        history: "valid" and "test" read what comes before that target, "all" everything.
-        users: user_idx of each list.
-        top_k: Longest list.
-        masked: Keep out the items of the whole history, also of what is too old to be read.
+        ranker: Trained model.
+        split: Sequences that the histories are read from.
+        history: Part of each sequence to read. "valid" and "test" read the items before that
+            target, and "all" reads all items.
+        users: Indices of the sequences to make lists for, one per list.
+        top_k: Number of items to list per user.
+        masked: Filter seen items out of the lists, including those that are too old to be read.
 
     Raises:
         DataError: A user has no history to start from.
@@ -248,7 +272,7 @@ def recommend_items(
     items = np.full((len(users), top_k), NO_ITEM, dtype=np.int32)
     scores = np.full((len(users), top_k), -np.inf, dtype=np.float32)
     lengths = ends - starts
-    # Users with histories of like length together: little padding.
+    # Users with histories of similar length share a batch, which keeps padding small.
     order = np.argsort(lengths, kind="stable")
     longest = lengths if masked else np.minimum(lengths, ranker.history_length)
     batch_users = max(1, min(ranker.batch_users, MAX_LISTED // top_k))
@@ -270,12 +294,12 @@ def recommend_items(
 def _plan_batches(
     order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], batch_users: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Users in batches, few where their histories are very long.
+    """Split users into batches whose padded histories fit into memory.
 
     Args:
-        order: Users by rising length.
-        lengths: Of what is read of each, rising.
-        batch_users: Most users of a batch.
+        order: Users by ascending length of their history.
+        lengths: Number of items that are read of each history, ascending.
+        batch_users: Largest number of users in a batch.
     """
     batches, start = [], 0
     while start < len(order):
@@ -296,9 +320,17 @@ def recommend_shards(
     masked: bool,
     shard_users: int = SHARD_USERS,
 ) -> Iterator[Recommendations]:
-    """`recommend_items` after all that these users interacted with, some users at a time.
+    """Yield lists after the users' whole histories, one shard of users at a time.
 
-    Memory does not grow with their number.
+    Memory does not grow with the number of users.
+
+    Args:
+        ranker: Trained model.
+        split: Sequences that the histories are read from.
+        users: Indices of the sequences to make lists for, one per list.
+        top_k: Number of items to list per user.
+        masked: Filter seen items out of the lists.
+        shard_users: Number of users in a shard.
     """
     for start in range(0, len(users), shard_users):
         yield recommend_items(
@@ -308,15 +340,15 @@ def recommend_shards(
 
 @dataclass(frozen=True)
 class Batch:
-    """Histories to learn from, and the items that follow some of their positions.
+    """A training batch: histories, and the target that follows each supervised position.
 
     Args:
-        histories: int64 ``[B, T]``, padded at the end with any item.
-        positions: int64 ``[M]``, the supervised positions of the flattened histories, ascending.
-        targets: int64 ``[M]``, the item that follows each.
-        weights: float32 ``[M]``, what each counts in the loss, 1 in the mean over all training
-            targets; None where all count alike.
-        people: int64 ``[B]``, the user_idx of each history; None where nobody knows.
+        histories: item_idx of each history item, int64 ``[B, T]``, padded at the end with any item.
+        positions: Supervised positions in the flattened histories, int64 ``[M]``, ascending.
+        targets: item_idx of the item that follows each supervised position, int64 ``[M]``.
+        weights: Weight of each target in the loss, float32 ``[M]``, with mean 1 over all training
+            targets. None weights all targets equally.
+        people: user_idx of each history, int64 ``[B]``. None if no user is known.
     """
 
     histories: Tensor
@@ -327,21 +359,21 @@ class Batch:
 
     @property
     def num_targets(self) -> int:
-        """M."""
+        """Return the number of targets, M."""
         return len(self.targets)
 
     @property
     def users(self) -> Tensor:
-        """The history of each target, int64 ``[M]``."""
+        """Return the row in ``histories`` of each target's history, int64 ``[M]``."""
         return self.positions // self.histories.shape[1]
 
     @property
     def ends(self) -> Tensor:
-        """The position of each target in its history, int64 ``[M]``."""
+        """Return the position of each target's last history item in its row, int64 ``[M]``."""
         return self.positions % self.histories.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the batch on another device."""
         return Batch(
             send(self.histories, device),
             send(self.positions, device),
@@ -352,7 +384,7 @@ class Batch:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on another device; the host goes on while it is copied to a GPU."""
+    """Return a tensor on another device; a copy to a GPU does not block the host."""
     if tensor.is_cpu and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -360,12 +392,12 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """Loss of one batch.
+    """The loss of one batch.
 
     Args:
-        value: Scalar, mean of -log P(target), times its weight, over the supervised positions.
-        level_accuracy: ``[L]``, share of positions whose right child scored best, given the right
-            prefix; one level for a model that chooses among all items at once.
+        value: Scalar loss: mean over the targets of -log P(target) times the target's weight.
+        level_accuracy: Share of targets at each level, ``[L]``, whose code got the best score,
+            given the right prefix. A model that chooses among all items at once has one level.
     """
 
     value: Tensor
@@ -374,32 +406,40 @@ class TrainingLoss:
 
 @runtime_checkable
 class KeepsInStep(Protocol):
-    """A sequence model whose forward passes have to be as many on every process."""
+    """A sequence model whose forward pass communicates between processes.
+
+    All processes have to make the same number of forward passes, or they wait for each other
+    forever.
+    """
 
     def stand_idle(self) -> None:
-        """What a forward pass of no targets leaves behind."""
+        """Do the communication of a forward pass in which this process has no targets."""
 
 
 class Plan(Protocol):
-    """A batch, and whatever else of it is found out on the host before a step."""
+    """A batch, and everything else that the host prepares for a training step on it."""
 
     def to(self, device: torch.device) -> Plan:
-        """The same on another device."""
+        """Return the plan on another device."""
         ...
 
 
 class SequenceModel(Protocol):
-    """What the loop asks of a model, beside being a module."""
+    """A torch module that the training loop can train on histories."""
 
     def loss(self, plan: Any) -> TrainingLoss:
-        """Loss of a `Batch`, or of what `PlansSteps` made of it."""
+        """Return the loss of a batch.
+
+        Args:
+            plan: A `Batch`, or what `PlansSteps.plan` made of it.
+        """
         ...
 
 
 @runtime_checkable
 class PlansSteps(Protocol):
-    """A sequence model that finds out on the host what a step needs."""
+    """A sequence model that prepares each training step on the host."""
 
     def plan(self, batch: Batch) -> Plan:
-        """What `SequenceModel.loss` is to be given of a batch, both on the host."""
+        """Return what `SequenceModel.loss` needs for a batch, computed and kept on the host."""
         ...

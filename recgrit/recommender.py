@@ -1,6 +1,6 @@
-"""A recommender: a model, the items it ranks, and filters; named lists come out.
+"""The class `Recommender`: a model, the items that it ranks, and filters.
 
-Runs, bundles and the MLflow model all hand out this one class.
+Runs, bundles and the MLflow model all return this class. Its lists have external ids and titles.
 """
 
 from __future__ import annotations
@@ -34,25 +34,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOP_K = 10
-# Lists of users without a history are made for so many at once.
+# Number of users without a history whose lists are made at once.
 POPULAR_USERS = 65_536
 
-# What a list comes from: the model after the history of a user it was trained with, the model after
-# any other history, or how often items stand in training.
+# What a list is based on. "model": the model, after the history of a user that it was trained with.
+# "history": the model, after any other history. "popular": the number of interactions of each item
+# in training.
 Source = Literal["model", "history", "popular"]
 Fallback = Literal["popular"]
 
 
 class Recommender:
-    """Recommends items to users of a split, or after histories of external ids.
+    """Recommends items to the users of a split, or after histories of external item ids.
 
     Args:
-        model: A fitted model.
-        items: What the items are called: an ID table where the model has semantic IDs.
-        beam_width: Prefixes kept at each level, for models that search.
-        listed: bool ``[N]``, items that may be recommended at all; None for all.
-        counts: int64 ``[N]``, how often each item stands in training; None where nobody knows, and
-            where there are no popular items to fall back on.
+        model: Fitted model.
+        items: Ids and titles of the items. It is an ID table if the model has semantic IDs.
+        beam_width: Number of prefixes kept at each level of the beam search. Models without a
+            search ignore it.
+        listed: Items that may be recommended at all, bool ``[N]`` for N items. None allows all
+            items.
+        counts: Number of times that each item is in training, int64 ``[N]``. None if the numbers
+            are unknown; then there are no popular items to fall back on.
     """
 
     def __init__(
@@ -77,17 +80,17 @@ class Recommender:
         allowed_items: IdList | None = None,
         blocked_items: IdList = (),
     ) -> Ranker:
-        """The model, ready to rank.
+        """Return the model, ready to rank.
 
         Args:
-            beam_width: Prefixes kept at each level; "exact" scores every item; None for the
-                recommender's own.
-            allowed_items: External ids of the only items that may be listed, a bare string being
-                one; None for all.
+            beam_width: Number of prefixes kept at each level. "exact" scores every item. None uses
+                the recommender's own width.
+            allowed_items: External ids of the only items that may be listed. A bare string is one
+                id. None allows all items.
             blocked_items: External ids of items that are never listed.
 
         Raises:
-            DataError: No item is left.
+            DataError: The filters leave no item.
         """
         blocked = list_ids(blocked_items, "blocked_items")
         if beam_width is None and allowed_items is None and not blocked:
@@ -98,15 +101,15 @@ class Recommender:
     def popular(
         self, *, allowed_items: IdList | None = None, blocked_items: IdList = ()
     ) -> PopularityRanker:
-        """The most popular items, for those whose history holds nothing known.
+        """Return a ranker by popularity, for users whose history holds no known item.
 
         Args:
-            allowed_items: As `ranker` has them.
-            blocked_items: As `ranker` has them.
+            allowed_items: External ids of the only items that may be listed, as in `ranker`.
+            blocked_items: External ids of items that are never listed, as in `ranker`.
 
         Raises:
-            ConfigError: Nobody knows how popular the items are.
-            DataError: No item is left.
+            ConfigError: The recommender has no item counts.
+            DataError: The filters leave no item.
         """
         if self.counts is None:
             raise ConfigError(
@@ -145,25 +148,26 @@ class Recommender:
         source: Source = "model",
         popular: PopularityRanker | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Named lists after all that these users interacted with, some users at a time.
+        """Yield lists with ids and titles after the users' whole histories, some users at a time.
 
         Memory does not grow with the number of users.
 
         Args:
             split: Histories over the recommender's items.
-            user_ids: External id of each user_idx.
-            users: user_idx of each list; None for all users.
-            ranker: From `ranker`; None for one without filters.
-            top_k: Items per user; all there are, where it is more than that.
-            exclude_seen: Keep out what a user already has.
-            source: What the column ``source`` says of lists after a history: "model" where the
-                model was trained with these users, else "history".
-            popular: From `popular`; None where users without a history get no list.
+            user_ids: External id of each user, by user_idx.
+            users: user_idx of the users to make lists for. None makes lists for all users.
+            ranker: Ranker from `ranker`. None uses one without filters.
+            top_k: Number of items per user. If it is larger than the catalogue, all items are
+                listed.
+            exclude_seen: Filter seen items out of the lists.
+            source: Value of the column ``source`` for users with a history: "model" if the model
+                was trained with these users, else "history".
+            popular: Ranker from `popular`, for users without a history. With None they get no list.
 
         Returns:
-            Tables with the columns user_id, rank, item_id, title, semantic_id where the model has
-            semantic IDs, score, and source. The score of popular items is how often they stand in
-            training.
+            Tables with the columns user_id, rank, item_id, title, semantic_id if the model has
+            semantic IDs, score, and source. The score of a popular item is the number of times that
+            it is in training.
 
         Raises:
             DataError: ``top_k`` is below 1.
@@ -191,30 +195,34 @@ class Recommender:
         blocked_items: IdList = (),
         fallback: Fallback | None = None,
     ) -> pl.DataFrame:
-        """What is likely to follow histories that need not be in the data.
+        """Return lists after histories that need not be in the data.
 
-        Items that the catalogue does not hold are passed over, and their number is logged; so are
-        names whose histories hold no known item, which get no list without a ``fallback``. Of a
-        long history the last items are read.
+        Items that the catalogue does not hold are ignored, and their number is logged. Histories
+        without a known item get no list unless a ``fallback`` is given, and their number is logged.
+        A model reads only the last items of a long history.
 
         Args:
             histories: External item ids, oldest first, by a name for each list. A bare string is
-                one id; nulls are passed over, and their number is logged.
-            top_k: Items per list; all there are, where it is more than that.
-            beam_width: Prefixes kept at each level; None for the recommender's own.
-            exclude_seen: Keep out what the history holds.
-            allowed_items: External ids of the only items that may be listed, a bare string being
-                one; None for all.
+                one id. Nulls are ignored, and their number is logged.
+            top_k: Number of items per list. If it is larger than the catalogue, all items are
+                listed.
+            beam_width: Number of prefixes kept at each level. None uses the recommender's own
+                width.
+            exclude_seen: Filter the items of the history out of the list.
+            allowed_items: External ids of the only items that may be listed. A bare string is one
+                id. None allows all items.
             blocked_items: External ids of items that are never listed.
-            fallback: "popular" lists the most popular items where a history holds no known one.
+            fallback: List to return if a history holds no known item. "popular" returns the most
+                popular items, and None returns no list.
 
         Returns:
-            Columns as `list_users`, with the name of each history as user_id, and "history" or
-            "popular" as source.
+            A table with the columns of `list_users`. The column user_id has the names of the
+            histories, and source is "history" or "popular".
 
         Raises:
             ConfigError: The fallback is unknown.
-            DataError: ``top_k`` is below 1, a history is no list of ids, or no item is left.
+            DataError: ``top_k`` is below 1, a history is no list of ids, or the filters leave no
+                item.
         """
         check_fallback(fallback)
         if not isinstance(histories, Mapping):
@@ -256,11 +264,20 @@ class Recommender:
         top_k: int = TOP_K,
         exclude_seen: bool = True,
     ) -> Recommendations:
-        """Lists after histories of external ids, as indices; ``users`` are places in the sequence.
+        """Return lists of item_idx after histories of external item ids.
 
-        Histories without a known item have no list. A history that is a bare string has that one
-        item; nulls are passed over, and their number is logged. ``people`` are the user_idx of
-        those whom the model was trained with, -1 of others; None for nobody it knows.
+        The field ``users`` of the result holds the positions of the histories in ``histories``. A
+        history without a known item has no list.
+
+        Args:
+            histories: External item ids of each history, oldest first. A bare string is one id.
+                Nulls are ignored, and their number is logged.
+            people: user_idx of each history's user, and -1 for users that the model was not trained
+                with. None if no user is known.
+            ranker: Ranker from `ranker`. None uses one without filters.
+            top_k: Number of items per list. If it is larger than the catalogue, all items are
+                listed.
+            exclude_seen: Filter the items of the history out of the list.
 
         Raises:
             DataError: ``top_k`` is below 1, or a history is no list of ids.
@@ -305,26 +322,37 @@ class Recommender:
         num_siblings: int = 3,
         num_titles: int = 3,
     ) -> pl.DataFrame:
-        """How an item's score after a user's history comes about, level by level of its ID.
+        """Explain an item's score after a user's history, level by level of its semantic ID.
 
         Args:
             split: Histories over the recommender's items.
-            user: user_idx.
-            item_id: External item id, listed or not; filters play no part.
-            history: "valid" and "test" read what comes before that target, "all" everything.
-            num_siblings: Other codes shown at each level, those that score most.
-            num_titles: Titles that stand for a code: the items below it with most interactions.
+            user: Index of the user's sequence in ``split``.
+            item_id: External id of the item. It need not be in the user's list, and filters are
+                ignored.
+            history: Part of the user's sequence to read. "valid" and "test" read the items before
+                that target, and "all" reads all items.
+            num_siblings: Number of other codes to show at each level, those with the best scores.
+            num_titles: Number of titles to show for each code: the items below it with the most
+                interactions.
 
         Returns:
-            Rows of a level by rank. ``level``; ``code``; ``chosen``, whether it is the item's own;
-            ``rank`` by score among the ``num_codes`` that could follow; ``probability`` given the
-            codes before, so that those of the chosen rows multiply to P of the item;
-            ``neighbour_share``, how much of P of the prefix so far comes from the neighbours'
-            counts; ``boost``, what these add to the log of P in the prefix's score: the item's
-            score is log P and the last chosen row's boost; ``num_items`` below it; ``titles``.
+            A table with one row per shown code, sorted by level and rank. Its columns are:
+
+            - ``level``: Level of the semantic ID, from 0.
+            - ``code``: Code at this level. At the last level of the search, all remaining codes.
+            - ``chosen``: Whether the code is in the item's own ID.
+            - ``rank``: Rank by score among the ``num_codes`` codes that can follow the prefix.
+            - ``probability``: Probability of the code given the prefix. The probabilities of the
+              chosen codes multiply to the item's probability P.
+            - ``neighbour_share``: Share of the probability of the prefix up to this code that comes
+              from neighbour counts.
+            - ``boost``: Additive bonus of the neighbours in the prefix's score. The item's score is
+              log P plus the boost of its last code.
+            - ``num_items``: Number of items below the code.
+            - ``titles``: Titles of the most popular items below the code.
 
         Raises:
-            ConfigError: The model has no tree of IDs to explain by.
+            ConfigError: The model does not walk a trie of semantic IDs.
             DataError: The item is unknown.
         """
         from recgrit.retrieval.explaining import name_choices, walk_to_item
@@ -352,12 +380,12 @@ class Recommender:
     def name_lists(
         self, found: Recommendations, user_ids: pl.Series, source: Source = "model"
     ) -> pl.DataFrame:
-        """External ids, titles and semantic IDs in place of indices.
+        """Return lists as a table with external ids, titles and semantic IDs in place of indices.
 
         Args:
-            found: Lists.
-            user_ids: Row i belongs to ``user_idx`` i.
-            source: What the lists come from.
+            found: Lists of item_idx.
+            user_ids: External id of each user, by user_idx.
+            source: What the lists are based on, for the column ``source``.
         """
         rows, columns = found.to_polars(), ["item_id", "title"]
         if isinstance(self.items, SemanticIdTable):
@@ -376,7 +404,7 @@ class Recommender:
     def _find_allowed(
         self, allowed_items: list[str] | None, blocked_items: list[str]
     ) -> npt.NDArray[np.bool_]:
-        """Which items may be listed, bool ``[N]``."""
+        """Return a mask of the items that may be listed, bool ``[N]``."""
         allowed = np.full(len(self.items), allowed_items is None)
         if allowed_items is not None:
             allowed[self._find_items(allowed_items, "allowed")] = True
@@ -384,7 +412,7 @@ class Recommender:
         return allowed if self.listed is None else allowed & self.listed
 
     def _find_items(self, item_ids: list[str], what: str) -> npt.NDArray[np.int64]:
-        """Where these items stand in the catalogue; unknown ones are logged and passed over."""
+        """Return the item_idx of external ids; unknown ids are ignored and counted in the log."""
         found = self.items.find_items(item_ids)
         if len(found) < len(item_ids):
             logger.warning(
@@ -397,7 +425,7 @@ class Recommender:
 
 
 def listed_items(row: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """The items of one list, without the filling at its end."""
+    """Return the items of one list without the `NO_ITEM` entries at its end."""
     kept: npt.NDArray[np.int32] = row[row != NO_ITEM]
     return kept
 
@@ -405,7 +433,15 @@ def listed_items(row: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 def list_popular(
     ranker: PopularityRanker, users: npt.NDArray[np.int64], top_k: int
 ) -> Recommendations:
-    """One list for all of these users: the most popular items, and their interactions."""
+    """Return the same list for all of these users: the most popular items.
+
+    The score of an item is its number of interactions in training.
+
+    Args:
+        ranker: Ranker by popularity.
+        users: user_idx of each list.
+        top_k: Number of items per list.
+    """
     best = ranker.order[:top_k]
     shape = (len(users), len(best))
     return Recommendations(
@@ -416,20 +452,20 @@ def list_popular(
 
 
 def check_fallback(fallback: object) -> None:
-    """Refuse a fallback that there is not.
+    """Refuse an unknown fallback.
 
     Raises:
-        ConfigError: It is neither "popular" nor None.
+        ConfigError: The fallback is neither "popular" nor None.
     """
     if fallback not in (None, "popular"):
         raise ConfigError(f"fallback must be 'popular', or left out, got {fallback!r:.40}.")
 
 
 def check_top_k(top_k: object) -> int:
-    """The length of lists that was asked for.
+    """Check the number of items per list, and return it as an int.
 
     Raises:
-        DataError: It is no whole number from 1.
+        DataError: ``top_k`` is not a whole number of at least 1.
     """
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or top_k < 1:
         raise DataError(f"top_k must be at least 1, got {top_k!r:.40}.")

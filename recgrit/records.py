@@ -1,7 +1,7 @@
-"""What stages record of themselves, by kind: manifests are read before they are shown or used.
+"""Types of the settings and summaries that stages record in their manifests.
 
-A manifest fits its digest, which anybody can make (`recgrit.manifests`). What it says of a stage's
-settings and results is compared here with what such a stage says.
+The digest of a manifest can be recomputed by anyone (`recgrit.manifests`). Before the settings and
+results in a manifest are shown or used, they are therefore compared with the types here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Settings = dict[str, Any]
 
 
 class _Record(BaseModel):
-    """Base of all: of these types, and more than is named here may be said.
+    """Base class of recorded settings and summaries: strict types, with further fields allowed.
 
     Attributes:
-        together: Fields that are all said or none.
+        together: Names of the fields that have to be either all present or all absent.
     """
 
     together: ClassVar[frozenset[str]] = frozenset()
@@ -168,8 +168,8 @@ class _BundleSummary(_Record):
     num_removed: Count
 
 
-# Settings and summary of each stage, and of a bundle, whose settings are read where it is opened;
-# all others fit a model.
+# Types of the settings and the summary of each stage and of a bundle. The settings of a bundle are
+# checked when it is opened. Stages that are not listed are baselines and have the types of "train".
 BUNDLE = "bundle"
 RECORDS: dict[str, tuple[type[_Record], type[_Record]]] = {
     "prepare": (_DataSettings, _DataSummary),
@@ -184,15 +184,16 @@ assert RECORDS.keys() == {*FOLDERS, BUNDLE}
 
 
 def require_record(manifest: Manifest, stage: str, directory: Path) -> None:
-    """Refuse a manifest that does not say what a manifest of its stage says.
+    """Refuse a manifest whose settings or summary do not have the types of its stage.
 
     Args:
-        manifest: What was read.
-        stage: The stage whose folder it was read in.
-        directory: This folder, for messages.
+        manifest: Manifest to check.
+        stage: Name of the stage whose folder the manifest was read from.
+        directory: Path of this folder, for messages.
 
     Raises:
-        ArtifactError: It is of another stage, or lacks something, or has it of another type.
+        ArtifactError: The manifest is of another stage, lacks a field, or has a field of another
+            type.
     """
     kinds = RECORDS.get(stage, RECORDS["train"])
     wrong = "" if manifest.stage == stage else f"it is of the stage {manifest.stage[:80]!r}"

@@ -1,7 +1,7 @@
-"""A finished run, opened: its tables, its models, and recommendations with titles.
+"""Access to a finished run: its tables, its models, and recommendations with titles.
 
-This is what notebooks and services use. Parts are loaded when first asked for, and each is checked
-against the artifacts it was built from.
+Notebooks and services use this module. Parts of a run are loaded when they are first used, and each
+part is checked against the artifacts that it was built from.
 """
 
 from __future__ import annotations
@@ -60,7 +60,12 @@ T = TypeVar("T")
 
 
 def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tokenizer:
-    """A fitted tokenizer from its weights, in eval mode.
+    """Return a fitted tokenizer in eval mode, read from its weights.
+
+    Args:
+        path: File of the weights.
+        config: Settings that the tokenizer was fitted with.
+        feature_dim: Number of dimensions of the item features.
 
     Raises:
         DataError: A weight is not finite.
@@ -82,12 +87,12 @@ def read_tokenizer(path: Path, config: TokenizerConfig, feature_dim: int) -> Tok
 
 
 class FoundUsers(NamedTuple):
-    """Users of a run's log.
+    """Requested users of a run, grouped by where they are in its data.
 
     Args:
-        trained: int64, user_idx of those that training saw.
-        left_out: int64, places among those that the filters left out.
-        unknown: Ids that the log does not hold.
+        trained: user_idx of the users that the model was trained with, int64.
+        left_out: Indices of users among those whom the filters left out of training, int64.
+        unknown: External ids that are not in the log.
     """
 
     trained: npt.NDArray[np.int64]
@@ -96,11 +101,11 @@ class FoundUsers(NamedTuple):
 
 
 class Run(Summarized):
-    """A run folder, read-only.
+    """A finished run, opened read-only.
 
     Args:
-        directory: The folder that ``run.dir`` named.
-        device: Where the retriever runs; "auto" is a GPU if there is one.
+        directory: Run folder, which ``run.dir`` named.
+        device: Device on which models rank. "auto" uses a GPU if there is one.
 
     Raises:
         ArtifactError: The folder holds no run.
@@ -120,7 +125,7 @@ class Run(Summarized):
             )
 
     def summarize(self) -> tuple[str, Mapping[str, str]]:
-        """The run in a few lines, of what its stages recorded."""
+        """Return a title and facts about the run, from what its stages recorded."""
         facts: dict[str, str] = {}
         try:
             told = {
@@ -147,24 +152,32 @@ class Run(Summarized):
 
     @cached_property
     def plan(self) -> ExperimentConfig:
-        """The settings that 'recgrit run' goes by, of which some may not have been run yet."""
+        """Return the settings in the run folder, which the next 'recgrit run' uses.
+
+        Some of them may have been changed after the artifacts were built.
+        """
         return ExperimentConfig.load(self.directory)
 
     @cached_property
     def config(self) -> ExperimentConfig:
-        """The settings that the artifacts were made with, as the stages recorded them.
+        """Return the settings that the artifacts were built with, as the stages recorded them.
 
-        Those of stages that have not run are as planned.
+        Stages that have not run have the settings of `plan`.
         """
         config = self.plan
-        # The seed is that of the model, where there is one.
+        # The stage "train" comes last, so that the seed is the model's if there is a model.
         for stage in sorted(filter(self.has, FOLDERS), key=lambda name: name == "train"):
-            with contextlib.suppress(ArtifactError):  # Damaged: said where the stage is read.
+            with contextlib.suppress(ArtifactError):  # Reading a damaged stage raises the error.
                 config = config.with_recorded(stage, self.record(stage).config)
         return config
 
     def waiting_settings(self) -> dict[str, tuple[str | None, str | None]]:
-        """Settings that were changed and not run since: as made, as planned, by dotted name."""
+        """Return the settings that were changed after the artifacts were built.
+
+        Returns:
+            Values as JSON text by dotted name: first the value that the artifacts were built with,
+            then the planned one. A value is None if the setting does not exist there.
+        """
         made, planned = (
             dict(flat_settings(config.model_dump(mode="json")))
             for config in (self.config, self.plan)
@@ -175,11 +188,11 @@ class Run(Summarized):
 
     @property
     def seed(self) -> int:
-        """The seed that the run's model was fitted with; of the settings before that."""
+        """Return the seed that the run's model was fitted with, or the planned seed before that."""
         return self.config.seed
 
     def record(self, stage: str) -> Manifest:
-        """What a stage recorded of itself, not compared with its parents.
+        """Return the manifest of a stage without comparing it with its parents.
 
         Raises:
             ArtifactError: The stage has not run, or its manifest is damaged.
@@ -190,7 +203,7 @@ class Run(Summarized):
         return manifest
 
     def stages(self) -> list[str]:
-        """Names of the stages of this run in their order, whether they have run yet or not.
+        """Return the names of the run's stages in order, including stages that have not run yet.
 
         Stages that a trained model does not need are left out, and so are baselines that were not
         measured.
@@ -211,19 +224,21 @@ class Run(Summarized):
         return [name for name in names if name in needed]
 
     def has(self, stage: str) -> bool:
-        """Whether a stage has run."""
+        """Return whether a stage has run."""
         return stage_directory(self.directory, stage).is_dir()
 
     def manifest(self, stage: str) -> Manifest:
-        """What a stage recorded of itself, checked against its parents.
+        """Return the manifest of a stage after checking it against the stage's parents.
 
         Raises:
-            ArtifactError: The stage has not run, or was built from other parents than are here.
-            ReplacedError: The run was made anew since a part of it was read here.
+            ArtifactError: The stage has not run, or was built from other parents than the run now
+                has.
+            ReplacedError: A stage was built again after this object read a part of it.
         """
         directory = stage_directory(self.directory, stage)
         if not self.has(stage):
-            # An older recgrit called folders otherwise: that it wrote them is said first.
+            # An older recgrit used other folder names. Reading the first stage reports its version
+            # before a folder is reported as missing.
             self.record("prepare")
         manifest = self.record(stage)
         for parent in manifest.parents:
@@ -243,46 +258,46 @@ class Run(Summarized):
         return manifest
 
     def read(self, stage: str, load: Callable[[Path], T]) -> T:
-        """What is read from the folder of a stage, whose files are compared with their checksums.
+        """Return what ``load`` reads from a stage's folder, after verifying the files' checksums.
 
         Args:
-            stage: Its name.
-            load: Reads what it needs from the folder.
+            stage: Name of the stage.
+            load: Function that reads what it needs from the folder.
 
         Raises:
-            ArtifactError: A file is damaged, or see `manifest`.
+            ArtifactError: A file is damaged, or `manifest` refuses the stage.
         """
         expected = self.manifest(stage)
         return load_artifact(stage_directory(self.directory, stage), load, expected=expected)
 
     @cached_property
     def data(self) -> PreparedData:
-        """Interactions, items, split and funnel."""
+        """Return the prepared data: interactions, items, split, and what each filter step kept."""
         return self.read("prepare", PreparedData.load)
 
     @cached_property
     def features(self) -> Embeddings:
-        """The item features that were tokenized."""
+        """Return the item features that the tokenizer quantized."""
         return self.read("embed", lambda directory: Embeddings.load(directory, "features"))
 
     @cached_property
     def words(self) -> csr_array | None:
-        """The words of the items' texts; None where the items came as vectors."""
+        """Return the TF-IDF weights of the words in the items' texts, or None without texts."""
         from recgrit.embedding.words import load_words
 
         return self.read("embed", load_words)
 
     @cached_property
     def feature_transform(self) -> FeatureTransform:
-        """How the features were made, to be repeated on items that come later."""
+        """Return the fitted transform of item features, to apply it to items added later."""
         return self.read("embed", lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
 
     @cached_property
     def semantic_ids(self) -> SemanticIdTable:
-        """The item-ID table.
+        """Return the table of semantic IDs.
 
         Raises:
-            ArtifactError: The run has none.
+            ArtifactError: The run has no semantic IDs.
         """
         if not self.has("tokenize") and "tokenize" not in self.stages():
             raise ArtifactError(
@@ -293,10 +308,10 @@ class Run(Summarized):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The fitted tokenizer, in eval mode: codes for features of the same kind.
+        """Return the fitted tokenizer in eval mode, which assigns codes to features.
 
         Raises:
-            ArtifactError: The IDs of this run were published, not fitted.
+            ArtifactError: The run uses published IDs, which come without a tokenizer.
         """
         manifest = self.manifest("tokenize")
         if "published" in manifest.summary:
@@ -313,21 +328,21 @@ class Run(Summarized):
 
     @property
     def model_kind(self) -> str:
-        """Kind of the run's own model, such as ``trie``."""
+        """Return the kind of the run's own model, such as ``trie``."""
         if self.has("train"):
             return str(self.manifest("train").config["model"])
         return self.config.model.kind
 
     def catalogue_inputs(self, needs: Collection[str], settings: object = None) -> CatalogueInputs:
-        """What a model may use of the items.
+        """Return what a model may use of the items.
 
         Args:
-            needs: Stages whose artifacts it uses beside the prepared data.
-            settings: Of the model; those with ``item_attributes`` and ``user_attributes`` name
-                columns of the items and users.
+            needs: Names of the stages whose artifacts the model uses beside the prepared data.
+            settings: Settings of the model. Fields ``item_attributes`` and ``user_attributes`` name
+                the columns of items and users that the model learns from.
 
         Raises:
-            ConfigError: There is no such column.
+            ConfigError: A named column does not exist.
         """
         from recgrit.data.attributes import Attributes
         from recgrit.models.model import CatalogueInputs
@@ -348,10 +363,13 @@ class Run(Summarized):
         )
 
     def user_attributes(self, names: Sequence[str]) -> Attributes | None:
-        """Columns of the users' table, of all users and of an unknown one; None without columns.
+        """Return attributes from columns of the users' table, and values for an unknown user.
+
+        Args:
+            names: Names of the columns. With no names, the result is None.
 
         Raises:
-            ConfigError: There is no such column, or no table.
+            ConfigError: A column does not exist, or the run has no users' table.
         """
         from recgrit.data.attributes import Attributes, require_columns
 
@@ -365,13 +383,14 @@ class Run(Summarized):
         return None if found is None else found.with_stranger()
 
     def model(self, kind: str | None = None) -> Model:
-        """A fitted model of the run.
+        """Return a fitted model of the run.
 
         Args:
-            kind: The run's own model or one of its baselines; None for the run's own.
+            kind: Kind of the run's own model or of one of its baselines. None returns the run's own
+                model.
 
         Raises:
-            ArtifactError: The model is not there, or was fitted to other data than the run has.
+            ArtifactError: The model is missing, or was fitted to other data than the run now has.
             ConfigError: The run has no model of this kind.
         """
         kind = self.model_kind if kind is None else kind
@@ -400,7 +419,7 @@ class Run(Summarized):
 
     @cached_property
     def reports(self) -> dict[ReportKey, EvaluationReport]:
-        """Evaluation reports of the run's own model and of its baselines."""
+        """Return the evaluation reports of the run's own model and of its baselines."""
         split = self.data.split
 
         def load(directory: Path) -> dict[ReportKey, EvaluationReport]:
@@ -419,12 +438,12 @@ class Run(Summarized):
     def report(
         self, split: Split = "test", *, masked: bool = False, model: str | None = None
     ) -> EvaluationReport:
-        """One evaluation report.
+        """Return one evaluation report.
 
         Args:
-            split: ``valid`` or ``test``.
+            split: Targets that were ranked, ``valid`` or ``test``.
             masked: Whether seen items were filtered out of the lists.
-            model: Kind of the model; None for the run's own.
+            model: Kind of the model. None is the run's own model.
 
         Raises:
             ArtifactError: The run has no such report.
@@ -439,15 +458,16 @@ class Run(Summarized):
 
     @cached_property
     def repeats(self) -> Repeats:
-        """Test targets that stand in the history before them already."""
+        """Return which test targets are already in the user's history."""
         return Repeats.of(self.report("test"), self.data.split, self.config.data)
 
     @cached_property
     def new_items(self) -> dict[str, EvaluationReport]:
-        """Masked reports of test over all targets that are no repeats, by model.
+        """Return the report on test targets that are not yet in the user's history, by model.
 
-        Empty where repeats are few (`Repeats.are_many`), for then all targets tell the same, and
-        where all are repeats.
+        Seen items are filtered out of the lists. The result is empty if few targets are in the
+        history (`Repeats.are_many`), because the reports on all targets then say the same. It is
+        also empty if all targets are in the history.
         """
         if not self.repeats.are_many:
             return {}
@@ -461,16 +481,17 @@ class Run(Summarized):
     def recommender(
         self, model: str | None = None, *, beam_width: int | None = None
     ) -> Recommender:
-        """What recommends items of this run.
+        """Return a `Recommender` for the items of this run.
 
         Args:
-            model: The run's own model or one of its baselines; None for the run's own.
-            beam_width: Prefixes kept at each level, for models that search; None for as many as the
-                run was evaluated with.
+            model: Kind of the run's own model or of one of its baselines. None uses the run's own
+                model.
+            beam_width: Number of prefixes kept at each level of the beam search. None uses the
+                width of the run's evaluation.
         """
         from recgrit.recommender import Recommender
 
-        # Where it is missing, that is reported before what it needs.
+        # The model is loaded first, so that a missing model is reported before missing inputs.
         fitted = self.model(model)
         return Recommender(
             fitted,
@@ -490,13 +511,28 @@ class Run(Summarized):
         allowed_items: IdList | None = None,
         blocked_items: IdList = (),
     ) -> Ranker:
-        """The run's own model, ready to rank; see `Recommender.ranker`."""
+        """Return the run's own model, ready to rank.
+
+        Args:
+            beam_width: Number of prefixes kept at each level. "exact" scores every item. None uses
+                the width of the run's evaluation.
+            allowed_items: External ids of the only items that may be listed. None allows all items.
+            blocked_items: External ids of items that are never listed.
+
+        Raises:
+            DataError: The filters leave no item.
+        """
         return self._recommender.ranker(
             beam_width=beam_width, allowed_items=allowed_items, blocked_items=blocked_items
         )
 
     def recommend(self, user_ids: IdList | None = None, **options: Any) -> pl.DataFrame:
-        """What these users are likely to interact with next; see `iterate_recommendations`."""
+        """Return lists of items that users are likely to interact with next.
+
+        Args:
+            user_ids: External ids of the users. None makes lists for all users of the log.
+            **options: Options of `iterate_recommendations`.
+        """
         return pl.concat(self.iterate_recommendations(user_ids, **options))
 
     def iterate_recommendations(
@@ -510,32 +546,35 @@ class Run(Summarized):
         blocked_items: IdList = (),
         fallback: Fallback | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Lists after all that users interacted with, some users at a time.
+        """Yield lists after the users' whole histories, some users at a time.
 
-        Users whom the filters left out of training get lists too, after those of training: by what
-        they had of the kept items, or the most popular items where that is nothing. The column
-        ``source`` says so. Filters act inside the search: ``top_k`` items come back wherever so
-        many are left. Memory does not grow with the number of users.
+        Users whom the filters left out of training also get lists, after the users of training.
+        Their lists are based on their interactions with items of the catalogue, or on popularity if
+        they have none. The column ``source`` says which. Filters act inside the beam search, so a
+        list has ``top_k`` items if that many items are allowed. Memory does not grow with the
+        number of users.
 
         Args:
-            user_ids: One external user id or several; None for all users of the log.
-            top_k: Items per user.
-            beam_width: Prefixes kept at each level, at least twice ``top_k``; None for as many as
-                the run was evaluated with.
-            exclude_seen: Keep out what a user already has.
-            allowed_items: External ids of the only items that may be listed; None for all.
+            user_ids: External id of one user, or ids of several. None makes lists for all users of
+                the log.
+            top_k: Number of items per user.
+            beam_width: Number of prefixes kept at each level of the beam search. A width below
+                twice ``top_k`` is raised to that. None uses the width of the run's evaluation.
+            exclude_seen: Filter seen items out of the lists.
+            allowed_items: External ids of the only items that may be listed. None allows all items.
             blocked_items: External ids of items that are never listed.
-            fallback: "popular" lists the most popular items for users who are not in the log.
+            fallback: List for users who are not in the log. "popular" returns the most popular
+                items, and None refuses such users.
 
         Returns:
-            Tables with the columns user_id, rank, item_id, title, semantic_id where the model has
-            semantic IDs, score, and source: "model" for users of training, "history" for those
-            left out of it whose history holds known items, "popular" for all others. The score of
-            popular items is how often they stand in training.
+            Tables with the columns user_id, rank, item_id, title, semantic_id if the model has
+            semantic IDs, score, and source. The source is "model" for users of training, "history"
+            for users who were left out of training and have known items, and "popular" for all
+            others. The score of a popular item is the number of times that it is in training.
 
         Raises:
             ConfigError: The fallback is unknown.
-            DataError: A user is unknown and there is no fallback, or no item is left.
+            DataError: A user is unknown and there is no fallback, or the filters leave no item.
         """
         from recgrit.recommender import check_fallback
 
@@ -570,33 +609,42 @@ class Run(Summarized):
             )
 
     def recommend_after(self, histories: Mapping[str, IdList], **options: Any) -> pl.DataFrame:
-        """What is likely to follow histories that need not be in the data.
+        """Return lists after histories that need not be in the data.
 
-        See `Recommender.recommend_after`, which has the options.
+        Args:
+            histories: External item ids, oldest first, by a name for each list.
+            **options: Options of `Recommender.recommend_after`.
         """
         return self._recommender.recommend_after(histories, **options)
 
     def similar_items(
         self, item_id: str, top_k: int = 10, *, by: Way = "embedding"
     ) -> pl.DataFrame:
-        """The items most like one, by one of the ways of `recgrit.similar`.
+        """Return the items that are most similar to one item.
 
         Args:
-            item_id: Its external id.
-            top_k: How many; fewer where fewer are like it.
-            by: ``embedding``, ``neighbours``, ``semantic_id`` or ``retriever``.
+            item_id: External id of the item.
+            top_k: Largest number of items to return. The list is shorter if fewer items are
+                similar.
+            by: Measure of similarity: ``embedding``, ``neighbours``, ``semantic_id`` or
+                ``retriever``, which `recgrit.similar` explains.
 
         Returns:
-            Columns rank, item_id, title, semantic_id where the run has semantic IDs, and score.
+            A table with the columns rank, item_id, title, semantic_id if the run has semantic IDs,
+            and score.
 
         Raises:
-            ConfigError: The run cannot tell similar items so; says how it can.
-            DataError: The item is unknown, or nothing is known of it.
+            ConfigError: The run lacks what this measure needs. The message names the possible ones.
+            DataError: The item is unknown, or this measure knows nothing about it.
         """
         return self.similar(by).of(item_id, top_k=top_k)
 
     def similar(self, by: Way = "embedding") -> SimilarItems:
-        """What finds similar items by one of the ways, also for all items; see `similar_items`."""
+        """Return an object that finds similar items by one measure, also for all items at once.
+
+        Args:
+            by: Measure of similarity, as in `similar_items`.
+        """
         if by not in self._similar:
             from recgrit.similar import SimilarItems, Ways
 
@@ -620,12 +668,16 @@ class Run(Summarized):
         return {}
 
     def explain(self, user_id: str, item_id: str, **options: Any) -> pl.DataFrame:
-        """How an item's score after all that a user interacted with comes about.
+        """Explain the score of an item after all items that a user interacted with.
 
-        See `Recommender.explain`, which has the options and the columns.
+        Args:
+            user_id: External id of the user.
+            item_id: External id of the item.
+            **options: Options of `Recommender.explain`, which also describes the columns of the
+                result.
 
         Raises:
-            DataError: The user or the item is unknown.
+            DataError: The user or the item is unknown, or the user was left out of training.
         """
         found = self._find_users([user_id])
         if len(found.left_out):
@@ -639,9 +691,12 @@ class Run(Summarized):
         return self._recommender.explain(self.data.split, user, item_id, **options)
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """What a user interacted with, in time order: item_id, title, and semantic_id if any.
+        """Return the items that a user interacted with, in time order.
 
-        Of users who were left out of training, what they had of the kept items.
+        For a user who was left out of training, only items of the catalogue are returned.
+
+        Returns:
+            A table with the columns item_id, title, and semantic_id if the run has semantic IDs.
 
         Raises:
             DataError: The user is unknown.
@@ -658,7 +713,7 @@ class Run(Summarized):
         return names.to_polars().select(pl.col(columns).gather(seen.tolist()))
 
     def evaluated_beam_width(self) -> int:
-        """Prefixes kept at each level of the search when the run was evaluated."""
+        """Return the number of prefixes per level with which the run was evaluated."""
         directory = stage_directory(self.directory, "evaluate")
         if not directory.is_dir():
             return self.config.evaluation.beam_width
@@ -666,7 +721,7 @@ class Run(Summarized):
         return validate(EvaluationConfig, recorded, f"the manifest of {directory}").beam_width
 
     def _find_users(self, user_ids: IdList | None) -> FoundUsers:
-        """Where users of the log stand; None for all of them."""
+        """Return the indices of users in the run's data. None finds all users of the log."""
         trained, left_out = self.data.interactions.user_ids, self.data.left_out.user_ids
         if user_ids is None:
             return FoundUsers(np.arange(len(trained)), np.arange(len(left_out)), [])
@@ -684,7 +739,7 @@ class Run(Summarized):
 
     @cached_property
     def _user_places(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Place by id, of users of training and of those left out."""
+        """Return the index of each user by id, for users of training and for those left out."""
         trained, left_out = self.data.interactions.user_ids, self.data.left_out.user_ids
         return (
             {user_id: place for place, user_id in enumerate(trained)},

@@ -1,4 +1,4 @@
-"""All settings with their meaning, from the docstrings of the classes that hold them."""
+"""The list of all settings, with the meanings from the docstrings of the settings classes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _HEADS = ("Args:", "Attributes:")
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """A setting as it is shown to users.
 
     Args:
-        name: As overrides have it, such as ``retriever.epochs``.
-        meaning: What it does, when to change it, and its unit where it has one.
-        default: As YAML has it.
-        values: What it may be.
+        name: Dotted name as in overrides, such as ``retriever.epochs``.
+        meaning: What the setting does, when to change it, and its unit if it has one.
+        default: Default value as YAML text.
+        values: Allowed values in words.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Section:
-    """The settings below one name.
+    """A section of the settings file.
 
     Args:
-        name: Empty for the settings of no section.
-        meaning: What they are about.
-        settings: In their order.
+        name: Dotted name of the section. Empty for settings outside of any section.
+        meaning: What the settings of the section are about.
+        settings: Settings of the section, in their order in the file.
     """
 
     name: str
@@ -50,7 +50,12 @@ class Section:
 
 
 def list_sections(model: type[Config] = ExperimentConfig, prefix: str = "") -> list[Section]:
-    """All settings, in the order of the experiment's file."""
+    """Return all sections with their settings, in the order of the settings file.
+
+    Args:
+        model: Settings class to read.
+        prefix: Dotted name of the class's section, with a dot at its end. Empty for the whole file.
+    """
     meanings = read_meanings(model)
     own: list[Setting] = []
     below: list[Section] = []
@@ -73,7 +78,7 @@ def list_sections(model: type[Config] = ExperimentConfig, prefix: str = "") -> l
 
 
 def search_settings(word: str) -> list[Setting]:
-    """The settings of whose name or meaning a word is a part; those with it in the name first."""
+    """Return the settings whose name or meaning contains a word, matches in names first."""
     wanted = word.lower()
     known = [setting for section in list_sections() for setting in section.settings]
     named = [setting for setting in known if wanted in setting.name.lower()]
@@ -82,7 +87,7 @@ def search_settings(word: str) -> list[Setting]:
 
 
 def read_meanings(model: type[Config]) -> dict[str, str]:
-    """What each setting of a class means, from the docstrings of it and of its bases."""
+    """Return the meaning of each setting of a class, from its docstring and those of its bases."""
     found: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if issubclass(base, Config):
@@ -91,7 +96,7 @@ def read_meanings(model: type[Config]) -> dict[str, str]:
 
 
 def describe_settings() -> str:
-    """All settings as a page of Markdown."""
+    """Return all settings as the text of a Markdown page."""
     lines = [
         "# Settings",
         "",
@@ -113,7 +118,7 @@ def describe_settings() -> str:
 
 
 def _read_args(text: str) -> Iterator[tuple[str, str]]:
-    """Names and meanings of a docstring's Args."""
+    """Yield the names and meanings in the ``Args:`` or ``Attributes:`` section of a docstring."""
     inside, name, words = False, "", list[str]()
     for line in [*text.splitlines(), "end"]:
         if line in _HEADS:
@@ -142,7 +147,7 @@ def _show_default(value: Any) -> str:
 
 
 def _show_values(field: FieldInfo) -> str:
-    """The type in words, and its bounds."""
+    """Return a setting's type and bounds in words."""
     words = _show_type(field.annotation)
     signs = {
         annotated_types.Ge: ("ge", "≥"), annotated_types.Gt: ("gt", ">"),

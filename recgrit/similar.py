@@ -1,14 +1,17 @@
-"""Items like an item, by one of four ways to tell.
+"""Similar items of a catalogue, by one of four measures of similarity.
 
-- ``embedding``: cosine of the item features, the vectors that semantic IDs are made of;
-- ``neighbours``: what stands near the item in training histories, as counted beside the model;
-- ``semantic_id``: codes shared from the first on, then the distance of what the codes stand for;
-- ``retriever``: cosine of the vectors that the model learned of items.
+- ``embedding``: cosine similarity of the item features, which semantic IDs are made from.
+- ``neighbours``: how often the other item is near this item in training histories, from the
+  neighbour counts of the model.
+- ``semantic_id``: number of equal codes from the first level on, then the distance between the
+  vectors that the codes stand for.
+- ``retriever``: cosine similarity of the item vectors that the model learned.
 
-Scores of all items are made for some items at a time, so that memory does not grow with the square
-of the catalogue.
+Scores of all items are computed for a block of items at a time, so memory does not grow with the
+square of the catalogue size.
 
-Shapes: B items asked for, N items, D dimensions, L levels, K items listed.
+Shapes: B items to find similar items for, N items of the catalogue, D dimensions, L levels, K
+listed items.
 """
 
 from __future__ import annotations
@@ -43,21 +46,23 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 Rows = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
-# float32 [B, N] of items [B]; -inf for what is not like an item at all.
+# Function from item_idx [B] to similarities float32 [B, N], with -inf for items that are not
+# similar at all.
 Scorer = Callable[[Rows], Scores]
 
-# Scores that are held at once: 64 MiB of them.
+# Largest number of scores that are held at once, which is 64 MiB.
 MAX_SCORES = 2**24
 NOT_ALIKE = np.float32(-np.inf)
 
 
 class SimilarItems:
-    """Finds the items of a catalogue that are most like others.
+    """Finds the most similar items in a catalogue.
 
     Args:
-        items: What the items are called.
-        score: How alike items are.
-        listed: bool ``[N]``, the items that may be listed; None for all. Others can be asked for.
+        items: Ids and titles of the items.
+        score: Function that returns the similarity of items to all items.
+        listed: Items that may be listed as similar, bool ``[N]``. None allows all items. Similar
+            items can also be found for items that may not be listed.
     """
 
     def __init__(
@@ -72,22 +77,24 @@ class SimilarItems:
         self.listed = np.ones(len(items), dtype=bool) if listed is None else listed
 
     def find(self, rows: Rows, *, top_k: int) -> tuple[npt.NDArray[np.int32], Scores]:
-        """The items most like each of some items, best first, ties in item order.
+        """Return the items that are most similar to each given item.
+
+        The best items come first, and ties are in the order of the catalogue.
 
         Args:
-            rows: int64 ``[B]``, item_idx.
-            top_k: K.
+            rows: item_idx of the given items, int64 ``[B]``.
+            top_k: Number of items to list per given item, K.
 
         Returns:
-            item_idx int32 ``[B, K]``, `NO_ITEM` at the end of short lists; scores float32
-            ``[B, K]``. An item is never like itself.
+            item_idx int32 ``[B, K]``, with `NO_ITEM` at the end of short lists, and similarities
+            float32 ``[B, K]``. An item is never listed as similar to itself.
         """
         scores = np.where(self.listed, self.score(rows), NOT_ALIKE)
         scores[np.arange(len(rows)), rows] = NOT_ALIKE
         num = min(top_k, scores.shape[1])
         found = np.full((len(rows), num), NO_ITEM, dtype=np.int32)
         best = np.full((len(rows), num), NOT_ALIKE, dtype=np.float32)
-        # The score of the last item of each list; all that reach it are sorted.
+        # Only items with at least the K-th highest score of a row have to be sorted.
         least = np.partition(scores, -num, axis=1)[:, -num]
         for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
             candidates = np.flatnonzero((values >= bound) & (values > NOT_ALIKE))
@@ -97,17 +104,19 @@ class SimilarItems:
         return found, best
 
     def of(self, item_id: str, *, top_k: int = 10) -> pl.DataFrame:
-        """The items most like one.
+        """Return the items that are most similar to one item.
 
         Args:
-            item_id: Its external id.
-            top_k: How many; fewer where fewer are like it.
+            item_id: External id of the item.
+            top_k: Largest number of items to return. The list is shorter if fewer items are
+                similar.
 
         Returns:
-            Columns rank, item_id, title, semantic_id where the catalogue has them, and score.
+            A table with the columns rank, item_id, title, semantic_id if the catalogue has semantic
+            IDs, and score.
 
         Raises:
-            DataError: The item is unknown, or nothing is known of it.
+            DataError: The item is unknown, or the measure knows nothing about it.
         """
         row = self.items.index[item_id]
         found, best = self.find(np.array([row]), top_k=min(check_top_k(top_k), len(self.items)))
@@ -126,12 +135,13 @@ class SimilarItems:
         )
 
     def list_all(self, *, top_k: int = 10) -> Iterator[pl.DataFrame]:
-        """The items most like each listed item, some items at a time, with a progress bar.
+        """Yield the most similar items of each listed item, some items at a time.
 
-        Items that nothing is known of get no list; their number is logged.
+        A progress bar is shown. Items that the measure knows nothing about get no list, and their
+        number is logged.
 
         Args:
-            top_k: Items of each list at most.
+            top_k: Largest number of items in each list.
 
         Returns:
             Tables with the columns item_id, rank, similar_item_id and score.
@@ -161,13 +171,17 @@ class SimilarItems:
 
 @dataclass(frozen=True)
 class Ways:
-    """By what a catalogue can tell similar items; each part is loaded when it is asked for.
+    """The parts of a run or bundle from which measures of similarity can be made.
+
+    Each part is loaded only when a measure needs it.
 
     Args:
-        place: What messages call it.
-        model: Loads the model; None if there is none.
-        features: Likewise, of the items, ``[N, F]``.
-        ids: Likewise, of the ID table and the tokenizer that made it, None where IDs are published.
+        place: Name of the run or bundle, for messages.
+        model: Function that loads the model. None if there is no model.
+        features: Function that loads the item features, ``[N, F]`` for F dimensions. None if there
+            are no features.
+        ids: Function that loads the ID table and its tokenizer, which is None for published IDs.
+            None if there are no semantic IDs.
     """
 
     place: str
@@ -176,10 +190,13 @@ class Ways:
     ids: Callable[[], tuple[SemanticIdTable, Tokenizer | None]] | None
 
     def make(self, by: str) -> Scorer:
-        """How alike items are by one of the ways.
+        """Return the function that scores the similarity of items by one measure.
+
+        Args:
+            by: Name of the measure, one of `WAYS`.
 
         Raises:
-            ConfigError: There is no such way, or not in this catalogue.
+            ConfigError: There is no such measure, or the run or bundle lacks what it needs.
         """
         if by not in WAYS:
             close = difflib.get_close_matches(str(by), WAYS, n=1)
@@ -209,7 +226,12 @@ class Ways:
 
 
 def score_cosines(vectors: npt.NDArray[np.float32]) -> Scorer:
-    """Cosines of vectors ``[N, D]``; a vector of zeros is like nothing.
+    """Return a function that scores the similarity of items by cosine similarity.
+
+    A vector of zeros is similar to no item.
+
+    Args:
+        vectors: Vector of each item, float32 ``[N, D]``.
 
     >>> vectors = np.array([[1, 0], [2, 0], [0, 3], [0, 0]], dtype=np.float32)
     >>> score_cosines(vectors)(np.array([0])).tolist()
@@ -226,7 +248,12 @@ def score_cosines(vectors: npt.NDArray[np.float32]) -> Scorer:
 
 
 def score_table(table: csr_array) -> Scorer:
-    """The entries of a sparse table ``[N, N]``; no entry is like nothing."""
+    """Return a function that looks up the similarity of items in a sparse table.
+
+    Args:
+        table: Similarity of items (columns) to items (rows), ``[N, N]``. Items without an entry are
+            not similar.
+    """
 
     def score(rows: Rows) -> Scores:
         values = table[rows].toarray().astype(np.float32)
@@ -236,15 +263,16 @@ def score_table(table: csr_array) -> Scorer:
 
 
 def score_ids(table: SemanticIdTable, tokenizer: Tokenizer | None) -> Scorer:
-    """Levels shared from the first on, plus ``1 / (1 + d)`` for the distance d of the vectors.
+    """Return a function that scores the similarity of items by their semantic IDs.
 
-    The whole part is the number of shared levels, or one more where all codes that mean something
-    are the same: sharing a further code always counts for more than any distance.
+    The score is the number of equal codes from the first level on, plus ``1 / (1 + d)``, where d is
+    the distance between the vectors that the codes stand for. One more equal code therefore counts
+    more than any distance. The level that only tells items apart is ignored.
 
     Args:
-        table: The IDs.
-        tokenizer: Has the vectors that codes stand for; None for published IDs, where all that
-            share as much are equally alike.
+        table: Semantic IDs of the items.
+        tokenizer: Tokenizer that turns codes into vectors. None for published IDs, for which only
+            the number of equal codes counts.
     """
     from scipy.spatial.distance import cdist
 
@@ -260,7 +288,8 @@ def score_ids(table: SemanticIdTable, tokenizer: Tokenizer | None) -> Scorer:
             shared += same
         if vectors is None:
             return shared
-        # By differences, so that equal vectors are at distance 0 and keep the order of items.
+        # cdist subtracts vectors, so equal vectors have a distance of exactly 0, and ties keep the
+        # order of items.
         nearness = 1 / (1 + cdist(vectors[rows], vectors))
         return np.asarray(shared + nearness, dtype=np.float32)
 
@@ -268,7 +297,7 @@ def score_ids(table: SemanticIdTable, tokenizer: Tokenizer | None) -> Scorer:
 
 
 def _decode(codes: npt.NDArray[np.int32], tokenizer: Tokenizer) -> npt.NDArray[np.float32]:
-    """What codes ``[N, L]`` stand for, float32 ``[N, D]``."""
+    """Return the vectors that codes ``[N, L]`` stand for, float32 ``[N, D]``."""
     import torch
 
     vectors = tokenizer.quantizer.decode(torch.from_numpy(codes.astype(np.int64)))

@@ -1,4 +1,4 @@
-"""How objects print themselves: a line that says what they are, then a few facts, a line each."""
+"""Short printed form of objects: a title line and a few facts, one per line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from html import escape
 
 
 class Summarized:
-    """Prints as a short summary, in a notebook as a small table."""
+    """Base class of objects that print as a short summary, and as a small table in a notebook."""
 
     @abstractmethod
     def summarize(self) -> tuple[str, Mapping[str, str]]:
-        """What it is, and facts by their names; loads nothing large."""
+        """Return a title and facts by name, without loading large files."""
 
     def __repr__(self) -> str:
         title, facts = self.summarize()

@@ -1,4 +1,4 @@
-"""What text is: what a UTF-8 file, a table and a page can all hold."""
+"""Checks for text that cannot be written as UTF-8."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 
 
 def is_text(value: str) -> bool:
-    """Whether this can be written.
+    """Return whether a string contains only characters that can be written as UTF-8.
 
-    JSON and YAML may spell half a surrogate pair, which is no character, and Python stands it for
-    bytes of a file's name that are not UTF-8.
+    Strings may contain halves of surrogate pairs, which are no characters. JSON and YAML can spell
+    them, and Python uses them for bytes of file names that are not UTF-8.
     """
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -21,7 +21,9 @@ _HALF = re.compile(
 
 
 def may_spell_half(content: bytes) -> bool:
-    r"""Whether JSON may spell half a surrogate pair, which fast parsers change without a word.
+    r"""Return whether JSON bytes may escape half a surrogate pair, which is no character.
+
+    The check is needed because fast parsers change such text silently.
 
     >>> may_spell_half(rb'["\ud800"]'), may_spell_half(rb'["\ud83d\ude00"]')
     (True, False)

@@ -86,9 +86,9 @@ TINY_SETTINGS = {
 
 
 def write_movielens(folder: Path, *, num_users: int = NUM_USERS, seed: int = 0) -> Path:
-    """Files as MovieLens-100K publishes them: users stay in a group and mostly take the next item.
+    """Write files in MovieLens-100K's layout. Users mostly rate the next item of one group.
 
-    Item i (from 1) belongs to group i mod 4; the one after it in its group is i + 4.
+    Item i (from 1) belongs to group i mod 4. The next item of its group is i + 4.
     """
     draw = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def write_movielens(folder: Path, *, num_users: int = NUM_USERS, seed: int = 0) 
 
 
 def write_config(path: Path, data: Path, run: Path, /, **sections: dict[str, Any]) -> Path:
-    """A complete experiment on files of MovieLens-100K's layout; ``sections`` replace settings."""
+    """Write a whole config for files in MovieLens-100K's layout. ``sections`` replace settings."""
     values: dict[str, Any] = {
         "data": {"source": "movielens-100k", "path": str(data)},
         "run": {"dir": str(run)},
@@ -130,7 +130,7 @@ def write_config(path: Path, data: Path, run: Path, /, **sections: dict[str, Any
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test with its kinds, before ``-m`` chooses among them."""
+    """Mark every test with its kinds, before ``-m`` selects tests by kind."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         for kind, signs in KINDS.items():
@@ -142,20 +142,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a call of the command left."""
+    """Exit code and output of a call of the command."""
 
     code: int
     out: str
     err: str
 
     def json(self) -> dict[str, Any]:
-        """The last line of standard output, which has to be one JSON object."""
+        """Return the JSON object on the last line of standard output."""
         value = json.loads(self.out.splitlines()[-1])
         assert isinstance(value, dict)
         return value
 
     def told(self) -> str:
-        """The message of the one error panel, unwrapped; fails if there is not exactly one."""
+        """Return the unwrapped message of the error panel. Fail unless there is one panel."""
         assert self.code == 2, (self.code, self.out, self.err)
         assert "Traceback" not in self.out + self.err
         assert self.err.count("recgrit cannot go on") == 1, self.err
@@ -168,7 +168,7 @@ class CommandResult:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A whole run, as the command line left it."""
+    """A finished run of the command line, with its data and the result of the command."""
 
     directory: Path
     data: Path
@@ -177,13 +177,13 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small catalogue; read-only by convention."""
+    """Write the small catalogue, which tests only read."""
     return write_movielens(tmp_path_factory.mktemp("raw") / "ml-100k")
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """A finished run, tracked in SQLite, by the real command; read-only by convention."""
+    """Make a finished run with the real command, tracked in SQLite. Tests only read it."""
     folder = tmp_path_factory.mktemp("tiny")
     config = write_config(
         folder / "tiny.yaml", tiny_data, folder / "runs" / "tiny", tracking={"backend": "mlflow"}
@@ -195,7 +195,7 @@ def tiny_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Finis
 
 @pytest.fixture
 def copied_run(tiny_run: FinishedRun, tmp_path: Path) -> Path:
-    """The finished run in a folder of its own, to change at will; not tracked from here on."""
+    """Copy the finished run to a folder that a test may change, with tracking off."""
     directory = tmp_path / "runs" / "copy"
     shutil.copytree(tiny_run.directory, directory)
     path = directory / "config.yaml"
@@ -206,7 +206,7 @@ def copied_run(tiny_run: FinishedRun, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def new_config(tiny_data: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes the config of a run that has not been made yet, in ``tmp_path / "runs" / "new"``."""
+    """Write the config of a run that does not exist yet, in ``tmp_path / "runs" / "new"``."""
 
     def write(data: Path | None = None, /, **sections: dict[str, Any]) -> Path:
         run = tmp_path / "runs" / "new"
@@ -234,7 +234,7 @@ def _run_command() -> Callable[..., CommandResult]:
 def command(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., CommandResult]:
-    """Calls the command line in this process, by the entry point of the installed command."""
+    """Call the command line in this process, by the entry point of the installed command."""
     from recgrit import cli
 
     def call(*arguments: object) -> CommandResult:
@@ -258,7 +258,7 @@ def command(
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """The folder of a real data set; skips where it is not at hand."""
+    """Return the folder of a published data set, or skip the test if it is missing."""
 
     def find(name: str) -> Path:
         beside = Path(__file__).parents[1].parent / "shared" / "data"
@@ -271,7 +271,7 @@ def real_data() -> Callable[[str], Path]:
 
 
 def run_command(*arguments: object, cwd: Path | None = None, **environment: str) -> CommandResult:
-    """Calls the command line in a process of its own."""
+    """Call the command line in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "recgrit", *map(str, arguments)],
         cwd=cwd,
@@ -286,7 +286,7 @@ def run_command(*arguments: object, cwd: Path | None = None, **environment: str)
 
 @pytest.fixture
 def stop_in_training(tmp_path: Path) -> Iterator[Callable[..., tuple[int, CommandResult]]]:
-    """Starts a run that would train for hours and sends it a signal while it does."""
+    """Start a run that would train for hours, and send it a signal during its training."""
     started: list[subprocess.Popen[str]] = []
 
     def stop(config: Path, run: Path, number: signal.Signals) -> tuple[int, CommandResult]:

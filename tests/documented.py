@@ -1,9 +1,10 @@
-"""Collects the commands that README, the docs and the help of the command show, as doctest does.
+"""Collect the commands that README, the docs and the `--help` texts show.
 
-In a block that is indented, or fenced without a language or with bash's: the lines behind ``$ ``;
-where no line has that prompt, the lines that begin with a program of `PROGRAMS`. A backslash
-continues a line, ``&&`` joins two commands, a comment is left out. In prose: what stands between
-backticks, begins with a program and is complete: it has no ellipsis, and more than its name.
+A code block counts if it is indented, or fenced with no language or with bash. Its commands are the
+lines after the prompt ``$ ``. If no line has the prompt, they are the lines that begin with a
+program of `PROGRAMS`. A backslash continues a line, ``&&`` joins two commands, and comments are
+left out. In prose, a command is a text between backticks that begins with a program, has more words
+than the program and has no ellipsis.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ INLINE = re.compile(rf"`({VARIABLES}(?:{PROGRAMS})\s[^`]+)`")
 
 @dataclass(frozen=True)
 class Documented:
-    """One command, without variables of the environment before it, and where it stands."""
+    """A documented command without leading environment variables, and the place of its text."""
 
     text: str
     where: str
 
     @property
     def program(self) -> str:
-        """The first word."""
+        """Return the first word of the command."""
         return self.text.split()[0]
 
 
 def list_commands() -> dict[str, Any]:
-    """Commands of recgrit by their words, `inspect item` for example, with their help."""
+    """Return the commands of recgrit by name, such as `inspect item`, with their help texts."""
 
     def walk(group: Any, words: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         for name, command in group.commands.items():
@@ -59,7 +60,7 @@ def list_commands() -> dict[str, Any]:
 
 
 def collect() -> list[Documented]:
-    """All commands of the pages and of the help, in their order."""
+    """Return all commands of the pages and of the help texts, in order."""
     found = [
         Documented(text, str(page.relative_to(ROOT)))
         for page in PAGES
@@ -73,7 +74,7 @@ def collect() -> list[Documented]:
 
 
 def read_page(text: str) -> Iterator[str]:
-    r"""The commands of a page in Markdown.
+    r"""Yield the commands of a page in Markdown.
 
     Example:
         >>> block = "$ recgrit \\\n    datasets  # all of them\n  movielens-100k\n"
@@ -90,7 +91,7 @@ def read_page(text: str) -> Iterator[str]:
 
 
 def read_block(text: str) -> Iterator[str]:
-    """The commands of a block."""
+    """Yield the commands of a code block."""
     lines = re.sub(r"\\\n\s*", "", text)
     for line in PROMPT.findall(lines) or COMMAND.findall(lines):
         for command in re.split(r" && ", line):
@@ -98,7 +99,7 @@ def read_block(text: str) -> Iterator[str]:
 
 
 def read_prose(text: str) -> Iterator[str]:
-    """The complete commands between backticks."""
+    """Yield the complete commands between backticks."""
     names = {f"recgrit {name}" for name in list_commands()}
     for span in INLINE.findall(text):
         command = _without_variables(" ".join(span.split()))

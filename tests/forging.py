@@ -1,4 +1,4 @@
-"""Artifacts changed by somebody who knows how their digests are made."""
+"""Change artifacts and recompute their digests, as an attacker who knows the format would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recgrit.manifests import Manifest
 
 
 def forge(directory: Path, change: Callable[[dict[str, Any]], Any] = lambda _: None) -> None:
-    """Change a manifest, and make all its digests fit it and the files that are there."""
+    """Change a manifest, and recompute all its digests from the files of the artifact."""
     path = directory / MANIFEST_NAME
     values = Manifest.model_validate_json(path.read_text()).model_dump(mode="json")
     values["files"] = {
@@ -31,7 +31,7 @@ def forge(directory: Path, change: Callable[[dict[str, Any]], Any] = lambda _: N
 
 
 def forge_run(directory: Path) -> None:
-    """Make the manifests of all stages fit the files that are there, and one another."""
+    """Recompute the manifests of all stages of a run from their files and from each other."""
     fingerprints: dict[str, str] = {}
     baselines = [baseline_stage(path.name) for path in sorted((directory / "baselines").glob("*"))]
     for stage in [*list(FOLDERS)[:4], *baselines, *list(FOLDERS)[4:]]:

@@ -1,8 +1,8 @@
-"""The shape of the house: floors of the package, circles of imports, long files, lines in all.
+"""Print the layers of the package, its import cycles, its long files and its number of lines.
 
     make graph
 
-A floor holds the parts of recgrit that import lower floors only; the first line is the top.
+A layer has the parts of recgrit that import lower layers only. The first line is the top layer.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ LONG_LINES = 400
 
 
 def read_imports(*, type_checking: bool) -> dict[str, set[str]]:
-    """Which modules of recgrit each of them imports, inside functions too.
+    """Return the modules of recgrit that each module imports, also inside functions.
 
     Args:
-        type_checking: Count imports that serve annotations only.
+        type_checking: True also counts imports that only annotations need.
     """
     graph = grimp.build_graph("recgrit", exclude_type_checking_imports=not type_checking)
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
 
 def join_parts(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The same between the packages and modules directly below recgrit."""
+    """Join imports of modules to imports between packages and modules directly below recgrit."""
     joined: dict[str, set[str]] = {}
     for module, imported in imports.items():
         part = ".".join(module.split(".")[:2])
@@ -40,10 +40,10 @@ def join_parts(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def find_floors(imports: Mapping[str, set[str]]) -> list[list[str]]:
-    """Names by floor, the lowest first.
+    """Return the names by layer, with the lowest layer first.
 
     Raises:
-        CycleError: Some import one another in a circle, which its second argument names.
+        CycleError: There is an import cycle, which the second argument of the error names.
     """
     sorter = TopologicalSorter(imports)
     sorter.prepare()
@@ -55,7 +55,7 @@ def find_floors(imports: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def find_long_files() -> dict[str, str]:
-    """Files over the limit, each with its reason: a row of a table in ARCHITECTURE.md."""
+    """Return the files over the limit, each with its reason from a table in ARCHITECTURE.md."""
     rows = [line.split("|") for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines()]
     reasons = {row[1].strip(" `"): row[2].strip() for row in rows if len(row) == 4}
     return {
@@ -66,13 +66,13 @@ def find_long_files() -> dict[str, str]:
 
 
 def count_lines() -> dict[str, int]:
-    """Lines of each Python file, by its path from the root."""
+    """Return the number of lines of each Python file, by its path from the root."""
     paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     return {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in paths}
 
 
 def main() -> None:
-    """Print all of it; exit code 1 if there is a circle."""
+    """Print the results. The exit code is 1 if there is an import cycle."""
     lines = count_lines()
     try:
         floors = find_floors(join_parts(read_imports(type_checking=False)))

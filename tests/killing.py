@@ -1,8 +1,8 @@
-"""Runs commands in processes that are killed at the n-th thing they do to the disk.
+"""Run commands in processes that are killed at their n-th operation on the disk.
 
     echo '{"arguments": ["append", "a", "--out", "b"], "kill_at": 7}' | python -m tests.killing
 
-Modules are imported once, and each command runs in a fork: nothing has started threads by then.
+Modules are imported once, and each command runs in a fork. No thread is running before the fork.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod
 
 
 def run(arguments: list[str], kill_at: int | None, *, exchanges: bool) -> int:
-    """Run a command, or a script that is named first; it dies before its ``kill_at``-th event.
+    """Run a command, or a script that is named first, and kill it before its ``kill_at``-th event.
 
     Returns:
-        How many events there were.
+        Number of events that happened.
     """
     from recgrit import cli, disk
 
@@ -55,7 +55,7 @@ def run(arguments: list[str], kill_at: int | None, *, exchanges: bool) -> int:
 
 
 def main() -> None:
-    """Serve requests of standard input, one JSON object a line, until it ends."""
+    """Serve requests of standard input, one JSON object per line, until the input ends."""
     import recgrit.pipeline
     import recgrit.serving.append
     import recgrit.stages  # noqa: F401

@@ -1,4 +1,4 @@
-"""Every model and the quantizer on a pretended GPU: no mixture of devices, and hardly a wait.
+"""Test every model and the quantizer on a pretended GPU: devices never mix, waits are rare.
 
 Run by `test_pretended_gpu.py` in a process of its own.
 
@@ -40,7 +40,7 @@ def draw_histories(num_users=6, seed=0):
 
 
 def draw_training():
-    """A batch whose histories end early, and repeat items."""
+    """Return a batch whose histories end early and repeat items."""
     draw = torch.Generator().manual_seed(2)
     items = torch.randint(NUM_ITEMS, (5, LENGTH + 1), generator=draw)
     items[:, 3] = items[:, 1]
@@ -98,7 +98,7 @@ class TestTheDevice:
 
 
 def train_steps(model, gpu=None, num_steps=3):
-    """Losses of a few steps as the training loop takes them, and the waits of each."""
+    """Return the losses of a few steps of the training loop, and the waits in each step."""
     torch.manual_seed(0)
     config = ItemVectorConfig(learning_rate=0.01)
     optimizer = build_optimizer(model, config)
@@ -313,7 +313,7 @@ def test_other_ways_to_codes_stay_on_the_device(hierarchy, how):
 
 
 def test_what_was_recorded_follows_the_module(hierarchy):
-    """A move in the middle of a step, with codes cached and a batch that waits for a reset."""
+    """Move a module in the middle of a step, with cached codes and a batch that awaits a reset."""
     vectors = hierarchy(200)
     quantizer = ResidualGRITVQ(16, 2, 16, reset_interval=1, cache_interval=5)
     quantizer.fit_init(vectors)

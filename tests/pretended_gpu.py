@@ -1,16 +1,16 @@
-"""A pretended GPU on a machine that has none: its tensors compute on the CPU and say what they do.
+"""A pretended GPU, whose tensors compute on the CPU and record their operations.
 
-A tensor on the device ``pretend`` wraps one in main memory. An operation that mixes it with a
-tensor that stayed in main memory raises, as on a real GPU. Whatever would make the host wait for
-the device is noted with the line that asked for it: reading a number, a shape that depends on
-values, a copy back.
+A tensor on the device ``pretend`` wraps a tensor in main memory. An operation that mixes it with a
+tensor in main memory raises, as on a real GPU. The device records every operation that would make
+the host wait, with the line that caused it: reading a number, a shape that depends on values, a
+copy back.
 
     with PretendedGpu() as gpu:
         model = gpu.move(model)
         model.loss(plan.to(gpu.device)).value.backward()
     assert gpu.waits == []
 
-What it cannot show: races, speed, memory, and kernels that round differently.
+The pretended GPU cannot show races, speed, memory, or kernels that round differently.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STRICT = {"aten::mm", "aten::addmm", "aten::bmm", "aten::cat", "aten::stack", "a
 
 
 class MixedDevicesError(RuntimeError):
-    """A tensor in main memory where one on the device was needed, or the other way round."""
+    """An operation mixes a tensor in main memory with a tensor on the device."""
 
 
 def _register() -> torch.device:
@@ -64,7 +64,7 @@ def _register() -> torch.device:
 
 
 class PretendedTensor(Tensor):
-    """A tensor on the pretended device; ``inner`` is the one in main memory that it stands for."""
+    """A tensor on the pretended device. ``inner`` is the tensor in main memory that it wraps."""
 
     inner: Tensor
     gpu: PretendedGpu
@@ -85,26 +85,27 @@ class PretendedTensor(Tensor):
         return wrapped
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
-        """Its numbers are no secret."""
+        """Return the text of the inner tensor, because reading it needs no copy."""
         return f"on {NAME}: {self.inner!r}"
 
     def new_tensor(self, data: Any, **options: Any) -> Tensor:
-        """A copy of numbers of the host, for which the host waits."""
+        """Copy numbers of the host to the device, for which the host waits."""
         self.gpu.note("new_tensor")
         options.setdefault("dtype", self.dtype)
         return PretendedTensor(torch.tensor(data, dtype=options["dtype"]), self.gpu)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        """Whatever is asked of it."""
+        """Run an operation on wrapped tensors by the pretended GPU."""
         (gpu,) = {x.gpu for x in _tensors((args, kwargs)) if isinstance(x, PretendedTensor)}
         return gpu.run(function, args, kwargs or {})
 
 
 class PretendedGpu(TorchDispatchMode):
-    """While it is entered, tensors can be made on the device and moved to it.
+    """A context in which tensors can be created on the pretended device and moved to it.
 
-    Inference mode, which wrapped tensors cannot be made in, only keeps out gradients then.
+    Wrapped tensors cannot be created in inference mode, so inference mode only turns gradients off
+    in this context.
     """
 
     def __init__(self) -> None:
@@ -114,7 +115,7 @@ class PretendedGpu(TorchDispatchMode):
         self.num_operations = 0
 
     def __enter__(self) -> Self:
-        """Make the device known."""
+        """Register the device as the current pretended GPU."""
         mode = torch.inference_mode
         self._real = mode.__enter__, mode.__exit__
 
@@ -127,16 +128,16 @@ class PretendedGpu(TorchDispatchMode):
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        """Forget it."""
+        """Unregister the device."""
         torch.inference_mode.__enter__, torch.inference_mode.__exit__ = self._real
         super().__exit__(*error)
 
     def __repr__(self) -> str:
-        """Short, for failing tests."""
+        """Return a short text for messages of failing tests."""
         return f"{len(self.waits)} waits"
 
     def move(self, module: nn.Module) -> nn.Module:
-        """Put a module's parameters and buffers on the device; what is shared stays shared."""
+        """Move a module's parameters and buffers to the device. Shared tensors stay shared."""
         moved: dict[int, Tensor] = {}
 
         def put(tensor: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class PretendedGpu(TorchDispatchMode):
         return module
 
     def note(self, what: str) -> None:
-        """Note a wait, with the line of the package that asked for it."""
+        """Record a wait with the line of the package that caused it."""
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
             if path.is_relative_to(PACKAGE):
@@ -167,11 +168,11 @@ class PretendedGpu(TorchDispatchMode):
         self.waits.append(f"outside the package: {what}")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        """Whatever is done while it is entered."""
+        """Run an operation that happens inside the context."""
         return self.run(function, args, kwargs or {})
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Do an operation in main memory, if a GPU could do it."""
+        """Run an operation in main memory if a GPU could run it."""
         name = function._schema.name
         tensors = _tensors((args, kwargs))
         here = [x for x in tensors if isinstance(x, PretendedTensor)]

@@ -1,4 +1,4 @@
-"""Encoders of one narrow layer with random weights, as folders of published models have them."""
+"""Write folders of small encoders with random weights, in the layout of published models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_text_encoder(folder: Path, texts: Sequence[str]) -> Path:
-    """A BERT whose vocabulary has the words of these texts."""
+    """Write a BERT whose vocabulary has the words of the texts."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -34,7 +34,7 @@ def write_text_encoder(folder: Path, texts: Sequence[str]) -> Path:
 
 
 def write_picture_encoder(folder: Path) -> Path:
-    """A CLIP for pictures of 32 x 32, laid out as clip-ViT-B-32 is."""
+    """Write a CLIP for pictures of 32 x 32 pixels, in the layout of clip-ViT-B-32."""
     import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 

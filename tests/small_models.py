@@ -1,6 +1,6 @@
 """Small catalogues, models with uneven probabilities, and sequences that can or cannot be learned.
 
-Every size is given here, so that no test hangs on a default.
+Every size is set here, so no test depends on a default.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from recgrit.training.loop import Trained
 
 
 def build_inputs(split, table=None, features=None, config=None):
-    """A catalogue of which nothing was removed and to which nothing was added.
+    """Build the inputs of a catalogue without removed and without added items.
 
     Items have attributes ``category`` and ``price``, users ``segment``, where settings ask for any.
     """
@@ -45,13 +45,13 @@ def build_inputs(split, table=None, features=None, config=None):
 
 
 def build_retriever(table, split, features, config):
-    """An untrained retriever."""
+    """Build an untrained retriever."""
     inputs = build_inputs(split, table, features, config)
     return TrieModel.build(inputs, config)
 
 
 def fit_retriever(table, split, features, config, **options):
-    """The retriever of a fitted trie model, with what its training did."""
+    """Fit a trie model and return its retriever, with the summary of its training."""
     inputs = build_inputs(split, table, features, config)
     found = TrieModel.fit(inputs, split, config, **options)
     summary = found.summary
@@ -59,17 +59,17 @@ def fit_retriever(table, split, features, config, **options):
 
 
 def make_batch(histories, targets, supervised):
-    """A batch from targets and whether they count, both ``[B, T]``."""
+    """Build a batch from targets and their mask, both ``[B, T]``."""
     return Batch(histories, supervised.flatten().nonzero().squeeze(-1), targets[supervised])
 
 
 def loss_of(model, histories, targets, supervised):
-    """The loss of a batch, planned as training plans it."""
+    """Return the loss of a batch that is planned as in training."""
     return model.loss(plan_step(model, make_batch(histories, targets, supervised)))
 
 
 def losses_by_weight(model, histories, targets, supervised):
-    """The loss of a batch with uneven weights, and what it should be: each target's, weighed."""
+    """Return the loss of a batch with uneven weights, and the mean of the weighted losses."""
     batch = make_batch(histories, targets, supervised)
     weights = torch.linspace(0.1, 3, batch.num_targets)
     found = model.loss(plan_step(model, replace(batch, weights=weights))).value
@@ -88,7 +88,7 @@ def _same_numbers_whatever_ran_before():
 
 @pytest.fixture(scope="session")
 def hierarchy():
-    """Draws [N, 16] points around 8 x 8 planted centres; noise has a squared norm of `noise`."""
+    """Draw points ``[N, 16]`` around 8 x 8 centres. `noise` is the noise's mean squared norm."""
 
     def draw(num_vectors=1024, *, noise=0.02, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ def hierarchy():
 
 @pytest.fixture(scope="session")
 def make_split():
-    """Leave-one-out split; the last two items of each sequence are targets if it has three."""
+    """Build a leave-one-out split. The last two of three or more items are targets."""
 
     def make(sequences, num_items=None, targets=True):
         lengths = np.array([len(sequence) for sequence in sequences])
@@ -127,7 +127,7 @@ def make_split():
 
 @pytest.fixture(scope="session")
 def random_codes():
-    """Unique IDs drawn at random, int32 [num_items, L]; branching shrinks down the levels."""
+    """Draw unique IDs, int32 ``[num_items, L]``. Branching shrinks from level to level."""
 
     def draw(num_items, sizes=(4, 4, 4), seed=0):
         rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def make_table():
 
 @pytest.fixture(scope="session")
 def make_model():
-    """A retriever in eval mode whose weights are large enough to prefer some items by far."""
+    """Build a retriever in eval mode with weights so large that it strongly prefers some items."""
 
     def make(codes, sizes=None, *, train_items=None, seed=0, **changes):
         torch.manual_seed(seed)
@@ -192,7 +192,7 @@ def make_model():
 
 @pytest.fixture(scope="session")
 def make_config():
-    """Settings of a training that takes seconds."""
+    """Build the settings of a training that takes seconds."""
 
     def make(**changes):
         values = {
@@ -223,7 +223,7 @@ def make_config():
 
 @pytest.fixture(scope="session")
 def cyclic():
-    """Sequences in which each item fixes the next one: item + 7 modulo the catalogue."""
+    """Draw sequences in which each item determines the next: item + 7 modulo the catalogue."""
 
     def draw(num_users=150, num_items=40, length=12, seed=0):
         starts = np.random.default_rng(seed).integers(0, num_items, (num_users, 1))
@@ -234,7 +234,7 @@ def cyclic():
 
 @pytest.fixture(scope="session")
 def log_probability():
-    """log P(item | state, history) by walking down the trie in plain loops."""
+    """Compute log P(item | state, history) by a walk down the trie in plain loops."""
 
     def compute(model, state, item, *, history=(), training=False):
         trie = model.trie
@@ -262,7 +262,7 @@ def log_probability():
 
 @pytest.fixture(scope="session")
 def unseen():
-    """What histories hold that hold nothing."""
+    """Return the seen items of empty histories."""
 
     def build(model, num_users):
         nothing = torch.zeros(num_users, 1, dtype=torch.long)

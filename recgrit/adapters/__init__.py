@@ -1,1 +1,4 @@
-"""recgrit inside other tools for recommendation; each needs that tool, an extra of its name."""
+"""recgrit models as components of other recommendation libraries.
+
+Each module needs the library that it is for. recgrit has an extra with the library's name.
+"""

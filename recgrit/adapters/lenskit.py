@@ -5,8 +5,8 @@
 
     pipeline = topn_pipeline(RecgritScorer(settings={"retriever": {"epochs": 5}}), n=10)
 
-LensKit splits, trains, ranks and evaluates; recgrit learns from the order of each user's
-interactions, and scores every candidate exactly.
+LensKit splits the data, calls the training, ranks and evaluates. recgrit learns from the order of
+each user's interactions and gives every candidate its exact score.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ except ModuleNotFoundError as error:
 
 USER, ITEM, TIME, TITLE = "user_id", "item_id", "timestamp", "title"
 AS_CONFIGURED = TrainingOptions()
-# What whoever splits the data has decided, and what LensKit has its own of; settings go before.
+# Defaults for use in LensKit: its split already decided which users and items to keep, and it has
+# its own experiment tracking. Settings of the user override these values.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"min_user_interactions": 3, "min_item_interactions": 1},
     "tracking": {"backend": "none"},
@@ -49,7 +50,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class RecgritScorerConfig(BaseModel, extra="forbid"):
-    """Settings of `RecgritScorer`."""
+    """Settings of `RecgritScorer`; a value in ``settings`` overrides the one in ``config_file``."""
 
     settings: dict[str, Any] = Field(default_factory=dict)
     """recgrit's settings by section, such as ``{"model": {"kind": "sasrec"}}``."""
@@ -60,30 +61,33 @@ class RecgritScorerConfig(BaseModel, extra="forbid"):
 
 
 class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
-    """Scores candidates by a recgrit model after the items of the query.
+    """Scores candidate items with a recgrit model that reads the items of the query as history.
 
-    The items of a query are read by their times where they have any, else in their order. Items
-    that training does not know score nothing (NaN), as do all after a history without a known item.
+    The history is in the order of the items' times, or in their given order if they have no times.
+    Items that are unknown to training get the score NaN. If the history has no known item, all
+    candidates get NaN.
 
-    Every training makes another run folder, which stays: a trained component is its path, and
-    whoever unpickles it needs the folder.
+    Every training creates a run folder and keeps it. A trained component stores only the path of
+    this folder, so the folder has to exist wherever the component is unpickled.
     """
 
     config: RecgritScorerConfig
     directory: Path
 
     def train(self, data: Dataset, options: TrainingOptions = AS_CONFIGURED) -> None:
-        """Train on the interactions of a dataset, and on what it says of its items.
+        """Train on the interactions and the item texts of a dataset.
 
-        Of each user, recgrit keeps back the last two interactions, or what ``data.split`` says, to
-        choose the epoch by and to test itself. Queries read them.
+        recgrit holds out the last two interactions of each user, or what ``data.split`` says, to
+        choose the best epoch and to test itself. Histories in queries may contain these
+        interactions.
 
         Args:
-            data: With a ``timestamp`` of each interaction.
-            options: ``rng`` gives the seed, unless settings do.
+            data: Dataset with a column ``timestamp`` for its interactions.
+            options: Training options of LensKit. ``rng`` gives the seed, unless the settings set
+                one. With ``retrain`` false, a trained component is not trained again.
 
         Raises:
-            DataError: Interactions have no times.
+            DataError: The interactions have no times.
             ConfigError: A setting is unknown.
         """
         if hasattr(self, "directory") and not options.retrain:
@@ -110,7 +114,7 @@ class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
         self.__dict__.pop("_opened", None)
 
     def _merge_settings(self, options: TrainingOptions) -> dict[str, Any]:
-        """All sections: the file's over the defaults, the settings over both."""
+        """Return all settings: defaults, overridden by the file, overridden by ``settings``."""
         merged: dict[str, Any] = {name: dict(section) for name, section in DEFAULTS.items()}
         if options.rng is not None:
             merged["seed"] = int(options.random_generator().integers(2**31))
@@ -123,11 +127,15 @@ class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
         return merged
 
     def __call__(self, query: QueryInput, items: ItemList) -> ItemList:
-        """Score items after a query.
+        """Score candidate items after the history in a query.
 
         Args:
-            query: Its ``query_items`` are the history, which LensKit's history lookup fills in.
-            items: The candidates.
+            query: Query whose ``query_items`` are the history. LensKit's history lookup fills them
+                in.
+            items: Candidate items.
+
+        Returns:
+            The candidate items with their scores.
         """
         history = RecQuery.create(query).query_items
         scores = np.full(len(items), np.nan, dtype=np.float32)
@@ -144,7 +152,7 @@ class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
                 by_item[listed[listed != NO_ITEM]] = given[listed != NO_ITEM]
             ids = recommender.items.item_ids.to_list()
             places = pd.Index(ids).get_indexer(pd.Index([str(name) for name in items.ids()]))
-            scores = by_item[places]  # The last one, of no item, is at -1.
+            scores = by_item[places]  # Unknown items have the index -1, whose score is NaN.
         return ItemList(items, scores=scores)
 
     def _open(self) -> Recommender:
@@ -157,7 +165,7 @@ class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
 
 
 def _order(history: ItemList) -> list[str]:
-    """Ids as text, oldest first."""
+    """Return the item ids of a history as text, oldest first."""
     names = [str(name) for name in history.ids()]
     times = history.field(TIME)
     if times is None:
@@ -166,7 +174,7 @@ def _order(history: ItemList) -> list[str]:
 
 
 def _describe_items(data: Dataset) -> pd.DataFrame | None:
-    """All texts and lists of texts that a dataset says of its items; None where it has only ids."""
+    """Return all text columns of a dataset's items, or None if there are only ids."""
     entities = data.entities("item").arrow()
     told = [
         name
@@ -181,7 +189,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _name_as_text(table: pa.Table) -> pa.Table:
-    """The table with ids as text, which recgrit never alters."""
+    """Return the table with user and item ids as text, which recgrit never alters."""
     for place, name in enumerate(table.column_names):
         if name in (USER, ITEM):
             table = table.set_column(place, name, table[name].cast(pa.string()))

@@ -1,7 +1,8 @@
-"""The ``recgrit`` command: one subcommand per stage, `run` for all, and ways to look at a run.
+"""The ``recgrit`` command, with one subcommand per stage, `run` for all stages, and others.
 
-Results go to standard output, progress and logs to standard error. A mistake the user can mend ends
-with one message and exit code 2. Heavy imports happen inside the commands.
+Results go to standard output; progress and logs go to standard error. An error that the user can
+correct ends with one message and exit code 2. Large libraries are imported inside the commands, so
+that `recgrit --help` is fast.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from recgrit.errors import ConfigError, RecgritError
 from recgrit.progress import life, messages
 from recgrit.text import is_text
 
-# Each module adds its commands to the app when it is imported: their order is that of the help.
+# Each module adds its commands to the app when it is imported. The help lists them in this order.
 # isort: off
 from recgrit.cli import init  # noqa: F401
 from recgrit.cli import stages  # noqa: F401
@@ -33,12 +34,12 @@ from recgrit.cli import score  # noqa: F401
 from recgrit.cli import similar  # noqa: F401
 # isort: on
 
-# What is wrong with what was typed; typer gives the base of it no public name.
+# The error for a wrong command line. Typer has no public name for this base class.
 UsageError = cast("type[Exception]", typer.BadParameter.__bases__[0])
 
 
 def main() -> None:
-    """Entry point: runs a command and turns errors a user can mend into exit code 2."""
+    """Run a command, and end with exit code 2 for errors that the user can correct."""
     try:
         _require_text()
         with life.shown():
@@ -63,7 +64,9 @@ def main() -> None:
 
 
 def _require_text() -> None:
-    """Refuse names that are no text: neither tables nor pages nor manifests can hold them.
+    """Check that arguments and the working folder are valid text.
+
+    Tables, pages and manifests cannot hold names that are not UTF-8.
 
     Raises:
         ConfigError: An argument or the working folder has bytes that are not UTF-8.
@@ -88,7 +91,7 @@ def _require_utf8(what: str, text: str) -> None:
 def _refuse_usage(error: Any) -> NoReturn:
     text = error.format_message()
     if not text:
-        # A group without a command: its help was shown in place of a message.
+        # For a group without a command, the help was shown, and there is no message.
         sys.exit(2)
     _refuse(f"{text}\n'{error.ctx.command_path} --help' shows what can be typed here.")
 

@@ -1,4 +1,4 @@
-"""The command itself: its options on every subcommand, how it logs, and how it opens a run."""
+"""The typer application: options that all subcommands share, logging, and opening of a run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ JsonOption = Annotated[
 ]
 RunOption = Annotated[
     Path | None,
-    typer.Option("--run", metavar="RUN", help="A run folder; the newest under runs/ if not given."),
+    typer.Option(
+        "--run", metavar="RUN", help="Run folder. If not given, the newest run under runs/ is used."
+    ),
 ]
 
 
@@ -54,17 +56,19 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _setup(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", metavar="", help="Say more.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", metavar="", help="Say warnings only.")
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", metavar="", help="Print debug messages too.")
     ] = False,
-    # Eager: answered before a missing command is complained about.
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", metavar="", help="Print only warnings and results.")
+    ] = False,
+    # The option is eager, so that it works without a command.
     version: Annotated[
         bool,
         typer.Option(
             "--version",
             metavar="",
-            help="Show the version.",
+            help="Print the version and exit.",
             callback=_show_version,
             is_eager=True,
         ),
@@ -79,9 +83,9 @@ def _setup(
 
 
 class _LogFormatter(logging.Formatter):
-    """The message, marked where it is more than a note."""
+    """A log formatter that puts "warning:" before warnings and errors."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (name in logging)
         life.note_output()
         if record.levelno >= logging.WARNING:
             record.message = f"warning: {record.message}"
@@ -90,7 +94,7 @@ class _LogFormatter(logging.Formatter):
 
 
 def _build_log_handler() -> logging.Handler:
-    """Wrapped with a hanging indent on a terminal; one line a message in files and pipes."""
+    """Return a log handler, which wraps messages on a terminal and only there."""
     handler: logging.Handler
     if messages.is_terminal:
         handler = RichHandler(
@@ -108,10 +112,13 @@ def _build_log_handler() -> logging.Handler:
 
 
 def open_run(directory: Path | None) -> Run:
-    """The run in this folder, or the newest under runs/.
+    """Open the run in a folder.
+
+    Args:
+        directory: Folder of the run. None opens the newest run under ``runs/``.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: There is no run.
     """
     from recgrit.experiment import CONFIG_NAME
     from recgrit.runs import Run
@@ -128,7 +135,7 @@ def open_run(directory: Path | None) -> Run:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One JSON object as one line of standard output."""
-    # Not through rich: one line, whatever the width of the terminal.
+    """Print values as one JSON object on one line of standard output."""
+    # Rich is not used, because it would wrap the line at the width of the terminal.
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()

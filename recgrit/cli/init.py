@@ -1,4 +1,4 @@
-"""The command that writes a first configuration: init."""
+"""The `init` command, which writes a first configuration."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def init(
         list[str] | None,
         typer.Argument(
             metavar="[NAME] [KEY=VALUE]",
-            help="A published data set, or what is known of your files, as "
+            help="Name of a published data set, or settings that you know for your files, such as "
             "data.table.user_id=customer.",
         ),
     ] = None,
     events: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your log: a file, a folder or a pattern."),
+        typer.Option(metavar="FILE", help="Your interactions: a file, a folder or a pattern."),
     ] = None,
     items: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your items, if they are described anywhere."),
+        typer.Option(metavar="FILE", help="Your item table, if you have one."),
     ] = None,
     users: Annotated[
         Path | None,
@@ -44,23 +44,26 @@ def init(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The YAML; shop.yaml or NAME.yaml if not given."),
+        typer.Option(
+            metavar="FILE", help="YAML file to write. If not given: shop.yaml or NAME.yaml."
+        ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", metavar="", help="Take what is likely, and never ask.")
+        bool, typer.Option("--yes", "-y", metavar="", help="Use the likely answers and never ask.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", metavar="", help="Replace a YAML that is there.")
+        bool, typer.Option("--force", metavar="", help="Replace an existing YAML file.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a YAML to start with: for your files, or that of a published data set.
+    """Write a YAML configuration to start with, for your files or for a published data set.
 
-    It finds the columns, proposes filters and sizes, and says what looks like a mistake.
+    For your files, it finds the columns, proposes filters and model sizes, and warns about data
+    that look like a mistake.
 
     Example: `recgrit init --events events.csv --items items.csv --out shop.yaml`
 
-    A published one: `recgrit init movielens-100k`
+    A published data set: `recgrit init movielens-100k`
     """
     names = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
@@ -93,7 +96,11 @@ def init(
 
 
 def _choose_ask(*, yes: bool) -> Ask:
-    """Who answers what the files leave open."""
+    """Return the function that answers questions about the files.
+
+    With ``yes`` it takes the defaults. Otherwise it asks on a terminal, and raises an error
+    elsewhere.
+    """
     if yes:
         return take_default
     return _ask if sys.stdin.isatty() and messages.is_terminal else refuse

@@ -1,4 +1,4 @@
-"""Where the lists of `recgrit recommend` come from: a run, a file of histories, or a few items."""
+"""The sources of the lists of `recgrit recommend`: a run, a file of histories, or a few items."""
 
 from __future__ import annotations
 
@@ -19,39 +19,49 @@ if TYPE_CHECKING:
     from recgrit.recommender import Recommender
     from recgrit.runs import Run
 
-# Of a file of histories; all others go to a file.
+# Number of users of a file of histories whose lists are printed. --out writes all lists.
 SHOWN_USERS = 5
 NOBODY = "without a name"
 
 
 class Lists(Protocol):
-    """Named lists of items, some users at a time."""
+    """A source of recommended lists for users, such as a run or a file of histories."""
 
     def tables(self) -> Iterator[pl.DataFrame]:
-        """All of them, as `Run.recommend` has them."""
+        """Return the lists of all users as tables, each of some users.
+
+        The tables have the columns of `Run.recommend`.
+        """
         ...
 
     def first(self, num_users: int) -> pl.DataFrame:
-        """Those of the users that were named, or of so many."""
+        """Return the lists of the users that were named, or of the first ``num_users`` users."""
         ...
 
     def users(self) -> list[str]:
-        """Those that `first` lists."""
+        """Return the ids of the users whose lists `first` returns."""
         ...
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """What a user's list follows."""
+        """Return the items that a user's list follows."""
         ...
 
     @property
     def num_more(self) -> int:
-        """Users that `first` leaves out."""
+        """The number of users whose lists `first` leaves out."""
         ...
 
 
 @dataclass
 class ListsOfRun:
-    """Of users of a run; None for all."""
+    """The recommended lists of users of a run.
+
+    Args:
+        run: The run.
+        user_ids: Users to recommend for. None recommends for all users of the run.
+        options: Options of `Run.recommend`, such as ``top_k``.
+        num_more: Number of users whose lists `first` leaves out, always 0.
+    """
 
     run: Run
     user_ids: list[str] | None
@@ -59,19 +69,19 @@ class ListsOfRun:
     num_more: int = 0
 
     def tables(self) -> Iterator[pl.DataFrame]:
-        """See `Lists`."""
+        """Return the lists of all users; see `Lists`."""
         return self.run.iterate_recommendations(self.user_ids, **self.options)
 
     def first(self, num_users: int) -> pl.DataFrame:
-        """See `Lists`."""
+        """Return the lists of the named users; see `Lists`."""
         return self.run.recommend(self.user_ids, **self.options)
 
     def users(self) -> list[str]:
-        """See `Lists`."""
+        """Return the ids of the named users; see `Lists`."""
         return self.user_ids or []
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """See `Lists`; empty of users who are not in the log."""
+        """Return the items that a user's list follows; empty for a user who is not in the log."""
         known = self.run.data
         if user_id in known.interactions.user_ids or user_id in known.left_out.user_ids:
             return self.run.history(user_id)
@@ -80,7 +90,17 @@ class ListsOfRun:
 
 @dataclass
 class ListsOfFile:
-    """Of users of a file of histories; None for all."""
+    """The recommended lists of users of a file of histories, or of users that a bundle knows.
+
+    Args:
+        recommender: Recommender of the bundle.
+        read: Users with their histories.
+        user_ids: Users to recommend for. None recommends for all users in ``read``.
+        options: Options of `Run.recommend`, such as ``top_k``.
+
+    Raises:
+        DataError: A user in ``user_ids`` has no history in ``read``.
+    """
 
     recommender: Recommender
     read: UserHistories
@@ -108,23 +128,23 @@ class ListsOfFile:
             )
 
     def tables(self) -> Iterator[pl.DataFrame]:
-        """See `Lists`."""
+        """Return the lists of all users; see `Lists`."""
         return self._list(len(self._places))
 
     def first(self, num_users: int) -> pl.DataFrame:
-        """See `Lists`."""
+        """Return the lists of the named users, or of the first ``num_users`` users; see `Lists`."""
         import polars as pl
 
         self._num_shown = len(self._places) if self.user_ids is not None else num_users
         return pl.concat(self._list(self._num_shown))
 
     def users(self) -> list[str]:
-        """See `Lists`."""
+        """Return the ids of the users whose lists `first` returned; see `Lists`."""
         shown = self._places[: self._num_shown].tolist()
         return [str(self.read.user_ids[place]) for place in shown]
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """See `Lists`."""
+        """Return the items that a user's list follows; see `Lists`."""
         import polars as pl
 
         place = self.read.user_ids.index_of(user_id)
@@ -134,7 +154,7 @@ class ListsOfFile:
 
     @property
     def num_more(self) -> int:
-        """See `Lists`."""
+        """The number of users whose lists `first` left out; see `Lists`."""
         return max(0, len(self._places) - self._num_shown)
 
     def _list(self, num_users: int) -> Iterator[pl.DataFrame]:
@@ -154,7 +174,14 @@ class ListsOfFile:
 
 @dataclass
 class ListsAfter:
-    """One list after a few items."""
+    """A single recommended list that follows a history of a few items.
+
+    Args:
+        recommender: Recommender of the run or bundle.
+        items: Item ids of the history, oldest first.
+        options: Options of `Recommender.recommend_after`, such as ``top_k``.
+        num_more: Number of users whose lists `first` leaves out, always 0.
+    """
 
     recommender: Recommender
     items: list[str]
@@ -162,7 +189,7 @@ class ListsAfter:
     num_more: int = 0
 
     def tables(self) -> Iterator[pl.DataFrame]:
-        """See `Lists`.
+        """Return the list as the only table; see `Lists`.
 
         Raises:
             DataError: No item is known, and there is no fallback.
@@ -179,15 +206,15 @@ class ListsAfter:
         yield self.recommender.recommend_after({NOBODY: self.items}, **self.options)
 
     def first(self, num_users: int) -> pl.DataFrame:
-        """See `Lists`."""
+        """Return the list; see `Lists`."""
         return next(self.tables())
 
     def users(self) -> list[str]:
-        """See `Lists`."""
+        """Return the placeholder name of the only user; see `Lists`."""
         return [NOBODY]
 
     def history(self, user_id: str) -> pl.DataFrame:
-        """See `Lists`."""
+        """Return the known items of the history; see `Lists`."""
         import polars as pl
 
         rows = self.recommender.items.find_items(self.items).tolist()
@@ -195,7 +222,7 @@ class ListsAfter:
 
 
 def print_lists(found: pl.DataFrame, lists: Lists, *, top_k: int) -> None:
-    """A table for each user, and what its list follows."""
+    """Print a table for each user, and the history that its list follows."""
     for user_id in lists.users():
         rows = found.filter(found["user_id"] == user_id)
         if rows.is_empty():

@@ -1,4 +1,4 @@
-"""Commands that look at what can be run and at what a run made: settings, datasets, inspect."""
+"""Commands that show what can be run and what a run made: settings, datasets, inspect."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel="Look")
 def settings(
     word: Annotated[
-        str | None, typer.Argument(help="A part of a setting's name or of its meaning.")
+        str | None, typer.Argument(help="Word in a setting's name or in its meaning.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the settings with meaning, default and values: all, or those that a word is part of.
+    """List all settings with meaning, default and values, or the settings that contain a word.
 
     Example: `recgrit settings dropout`
     """
@@ -63,11 +63,14 @@ def settings(
 @app.command(rich_help_panel="Look")
 def datasets(
     family: Annotated[
-        str | None, typer.Argument(help="Name its categories: amazon2014, amazon2018, amazon2023.")
+        str | None,
+        typer.Argument(
+            help="Family whose categories to list: amazon2014, amazon2018 or amazon2023."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the data sets that can be read, their terms, and what that was verified on.
+    """List the published data sets that can be read, their terms, and what reading was verified on.
 
     Example: `recgrit datasets amazon2018`
     """
@@ -110,20 +113,22 @@ def datasets(
         print_json({"datasets": [asdict(release) for release in RELEASES]})
 
 
-inspect_app = typer.Typer(help="Look at what a run made.", no_args_is_help=True)
+inspect_app = typer.Typer(help="Show the items or the stages of a run.", no_args_is_help=True)
 app.add_typer(inspect_app, name="inspect", rich_help_panel="Look")
 
 
 @inspect_app.command("item")
 def inspect_item(
     item_id: Annotated[
-        str, typer.Argument(metavar="ITEM_ID", help="Its id, as the raw files have it.")
+        str, typer.Argument(metavar="ITEM_ID", help="Id of the item, as in the raw files.")
     ],
     run_directory: RunOption = None,
-    relatives: Annotated[int, typer.Option(metavar="N", help="Items to show.", min=0)] = 10,
+    relatives: Annotated[
+        int, typer.Option(metavar="N", help="Number of items with a shared prefix.", min=0)
+    ] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an item's title, its semantic ID, and the items that share its prefix.
+    """Show an item's title, its semantic ID, and the items that share a prefix with it.
 
     Example: `recgrit inspect item 242 --run runs/movielens-100k`
     """
@@ -156,12 +161,12 @@ def inspect_run(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", metavar="", help="Read every file whole and compare its checksum."
+            "--verify", metavar="", help="Read all files as a whole and compare their checksums."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run was built from, stage by stage.
+    """Show the stages of a run, the artifacts that each was built from, and its metrics.
 
     Example: `recgrit inspect run --run runs/movielens-100k --verify`
     """
@@ -183,7 +188,7 @@ def inspect_run(
             continue
         manifest = opened.record(stage)
         stages[stage] = manifest.model_dump(mode="json")
-        # Shown rather than refused: this is where one looks for what does not fit together.
+        # A parent that does not fit is shown and not refused, so that the user can find it.
         parents = manifest.parents
         stale = [p for p in parents if stages.get(p, {}).get("fingerprint") != parents[p]]
         if stale or unfit.intersection(parents):
@@ -218,10 +223,10 @@ def inspect_run(
 
 
 def _verify(run: Run) -> None:
-    """Read all files of a run whole.
+    """Compare every file of a run as a whole with its manifest.
 
     Raises:
-        ArtifactError: Some are not as they were written; names them all.
+        ArtifactError: Files differ from what was written. The message names all of them.
     """
     from recgrit.artifacts import open_artifact
     from recgrit.layout import stage_directory

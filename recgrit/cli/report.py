@@ -1,4 +1,4 @@
-"""Commands that write pages to look at: report for one run, compare for several models."""
+"""Commands that write HTML pages: `report` for one run, `compare` for several models."""
 
 from __future__ import annotations
 
@@ -21,18 +21,27 @@ from recgrit.progress import messages
 if TYPE_CHECKING:
     from recgrit.reporting.comparison import Comparison
 
-OpenOption = Annotated[bool, typer.Option("--open", metavar="", help="Show it in the browser.")]
+OpenOption = Annotated[
+    bool, typer.Option("--open", metavar="", help="Open the page in the browser.")
+]
 
 
 @app.command(rich_help_panel="Look")
 def report(
     run_directory: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A run folder; the newest under runs/ if not given."),
+        typer.Argument(
+            metavar="RUN", help="Run folder. If not given, the newest run under runs/ is used."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The page; RUN/report.html if not given."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="HTML file to write. If not given: RUN/report.html.",
+        ),
     ] = None,
     show: OpenOption = False,
     as_json: JsonOption = False,
@@ -61,12 +70,19 @@ def report(
 @app.command(rich_help_panel="Look")
 def compare(
     run_directories: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders; the first is the base.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Run folders. All other runs are compared with the first run.",
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="The page; FIRST_RUN/compare.html if not given."
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="HTML file to write. If not given: FIRST_RUN/compare.html.",
         ),
     ] = None,
     markdown: Annotated[
@@ -74,15 +90,15 @@ def compare(
         typer.Option(
             "--markdown",
             metavar="",
-            help="Print Markdown tables; the page is written only where --out names it.",
+            help="Print Markdown tables. The page is written only with --out or --open.",
         ),
     ] = False,
     show: OpenOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare models on the same data: paired differences, here and as an HTML page.
+    """Compare models on the same data, with paired differences, as tables and as an HTML page.
 
-    Runs that differ in their seed alone are one row: means over seeds, and differences paired by
+    Runs that differ only in their seed are one row: means over seeds, and differences paired by
     user and seed. Baselines of the runs are rows too.
 
     Example: `recgrit compare runs/base runs/wider`
@@ -102,7 +118,7 @@ def compare(
         _check_place(path)
     comparison = compare_runs(opened)
     if markdown:
-        # Not through rich: no line is wrapped, and nothing else is on standard output.
+        # Rich is not used, so that no line is wrapped. Nothing else goes to standard output.
         sys.stdout.write(render_markdown(comparison))
         sys.stdout.flush()
     else:
@@ -163,7 +179,10 @@ def _differences_table(comparison: Comparison) -> Table:
 
 
 def _comparison_values(comparison: Comparison) -> dict[str, Any]:
-    """Rows and differences as JSON-able values; metrics are named as ``test_masked/ndcg_at_10``."""
+    """Return rows and differences as JSON values.
+
+    A metric has a name such as ``test_masked/ndcg_at_10``.
+    """
     rows = [
         {
             "row": compared.name,
@@ -196,7 +215,10 @@ def _comparison_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse a place that cannot take a page, before minutes are spent on it."""
+    """Raise an error if a page cannot be written to the path.
+
+    The path is checked before the page is made, which may take minutes.
+    """
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder: name a file, such as {path / 'report.html'}.")
     if path.exists() and path.suffix not in (".html", ".htm"):

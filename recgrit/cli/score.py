@@ -1,4 +1,4 @@
-"""The command that evaluates lists of other tools."""
+"""The `score` command, which evaluates lists of other tools."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ def score(
     lists: Annotated[
         Path,
         typer.Argument(
-            metavar="LISTS", help="Parquet, CSV or TSV with user_id, item_id and rank or score."
+            metavar="LISTS",
+            help="Parquet, CSV or TSV file with user_id, item_id, and rank or score.",
         ),
     ],
     run_directory: RunOption = None,
-    split: Annotated[Literal["valid", "test"], typer.Option(help="Which targets.")] = "test",
+    split: Annotated[
+        Literal["valid", "test"], typer.Option(help="Split whose targets are used.")
+    ] = "test",
     masked: Annotated[
         bool,
-        typer.Option("--masked", metavar="", help="The lists leave out what the histories hold."),
+        typer.Option(
+            "--masked", metavar="", help="State that the lists have seen items filtered out."
+        ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="Keep the report in this folder."),
+        typer.Option("--out", "-o", metavar="FOLDER", help="Folder to save the report in."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate lists that another tool made, on the targets of a run and by its protocol.
+    """Evaluate lists from another tool on the targets of a run, with the run's protocol.
 
     Example: `recgrit score recbole-top20.csv --run runs/movielens-100k`
     """

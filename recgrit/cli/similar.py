@@ -1,4 +1,4 @@
-"""The command that finds items like an item: similar."""
+"""The `similar` command, which finds items that are similar to an item."""
 
 from __future__ import annotations
 
@@ -23,29 +23,35 @@ def similar(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN] [ITEM]", help="A run folder, unless there is --bundle; and an item's id."
+            metavar="[RUN] [ITEM]",
+            help="Run folder (not with --bundle), and the id of an item (not with --all).",
         ),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="A bundle in place of a run.")
+        Path | None, typer.Option(metavar="BUNDLE", help="Bundle to use instead of a run.")
     ] = None,
     by: Annotated[
         str,
-        typer.Option(metavar="WAY", help="embedding, neighbours, semantic_id or retriever."),
+        typer.Option(
+            metavar="WAY",
+            help="Kind of similarity: embedding, neighbours, semantic_id or retriever.",
+        ),
     ] = "embedding",
     top_k: Annotated[
-        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Items listed.")
+        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Number of similar items.")
     ] = 10,
     every: Annotated[
-        bool, typer.Option("--all", metavar="", help="For all items, in place of one.")
+        bool, typer.Option("--all", metavar="", help="List similar items of all items.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The Parquet file, with --all."),
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Parquet file to write, required with --all."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the items most like one, or those of all items as one table.
+    """List the items most similar to one item, or write those of all items as one table.
 
     Example: `recgrit similar runs/movielens-100k 50 --by neighbours`
 
@@ -61,7 +67,7 @@ def similar(
     if every != (out is not None):
         raise ConfigError("--all and --out FILE belong together.")
     source = _open(Path(given[0])) if bundle is None else _open_bundle(bundle)
-    found = source.similar(by)  # type: ignore[arg-type]  # Refused there, with the nearest.
+    found = source.similar(by)  # type: ignore[arg-type]  # It refuses other names.
     if out is not None:
         from recgrit.data.recommendations import write_lists
         from recgrit.disk import explain_write_failure

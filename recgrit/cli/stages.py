@@ -1,4 +1,4 @@
-"""Commands that run stages: one for each, and `run` for all of them."""
+"""Commands that run stages: one command per stage, and `run` for all stages."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from recgrit.runs import Run
 
 ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the folder of an earlier run.")
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, or folder of an earlier run.")
 ]
 OverridesArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings to override, as retriever.epochs=3."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings to override, such as retriever.epochs=3."),
 ]
 ForceOption = Annotated[
-    bool, typer.Option("--force", metavar="", help="Redo stages that are up to date.")
+    bool, typer.Option("--force", metavar="", help="Run stages again that are up to date.")
 ]
 
-# The commands that run stages differ in nothing but name and help.
+# Help texts of the commands that run stages. These commands differ only in name and help.
 STAGE_HELP = {
-    "run": """Run everything: from raw files to item IDs, evaluation and recommendations.
+    "run": """Run all stages, from raw files to item IDs, evaluation and recommendations.
 
     Example: `recgrit run configs/movielens-100k.yaml retriever.epochs=3 seed=1`
 
@@ -52,7 +52,7 @@ STAGE_HELP = {
 
     Example: `recgrit prepare configs/movielens-100k.yaml data.min_user_interactions=10`
     """,
-    "embed": """Turn items into feature vectors.
+    "embed": """Compute feature vectors of the items.
 
     Example: `recgrit embed configs/movielens-100k.yaml embedding.encoder=lsa`
     """,
@@ -66,8 +66,8 @@ STAGE_HELP = {
     """,
     "evaluate": """Report Recall@K and NDCG@K on validation and test.
 
-    A model that was trained on another ID table than the run has now is refused, not trained
-    again: that takes `train`, `run` or `--force`.
+    If the model was trained on another ID table than the run has now, the command ends with an
+    error. Use `train`, `run` or `--force` to train it again.
 
     Example: `recgrit evaluate runs/movielens-100k evaluation.beam_width=100 --json`
     """,
@@ -114,7 +114,7 @@ for _name, _text in STAGE_HELP.items():
 
 
 def load_experiment(config: Path, overrides: list[str] | None) -> ExperimentConfig:
-    """The settings of a YAML or of a run folder, with what was typed behind it."""
+    """Load the settings of a YAML file or of a run folder, with overrides from the command line."""
     from recgrit.config import load_config
     from recgrit.experiment import CONFIG_NAME, ExperimentConfig
 
@@ -180,7 +180,10 @@ def _print_next_steps(opened: Run) -> None:
 
 
 def _program() -> str:
-    """How to type this command here: without an activated environment its name is not enough."""
+    """Return the text by which the user can call recgrit in this environment.
+
+    Without an activated environment, the name ``recgrit`` alone is not found.
+    """
     if shutil.which("recgrit"):
         return "recgrit"
     if Path(sys.argv[0]).name == "recgrit":

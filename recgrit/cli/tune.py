@@ -1,4 +1,4 @@
-"""The command that tries settings: tune."""
+"""The `tune` command, which searches for better settings."""
 
 from __future__ import annotations
 
@@ -24,24 +24,33 @@ def tune(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     trials: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Trials in all; the first is as configured.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Total number of trials. The first trial uses the settings as configured.",
+        ),
     ] = 20,
     budget: Annotated[
-        str, typer.Option(metavar="TIME", help="Time for all of them: 2h, 30m, 90s or 1h30m.")
+        str,
+        typer.Option(metavar="TIME", help="Time for all trials, such as 2h, 30m, 90s or 1h30m."),
     ] = "2h",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where trials are kept; RUN-tune if not given."),
+        typer.Option(metavar="FOLDER", help="Folder of the trials. If not given: RUN-tune."),
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Vary this setting alone; repeat for several."),
+        typer.Option(
+            metavar="KEY", help="Vary only this setting. Repeat the option for several settings."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try settings, by validation alone, and write the best as a YAML.
+    """Search for better settings on the validation split, and write the best as a YAML file.
 
-    The same command goes on where it was stopped; a larger budget or more trials add to it.
+    If the command is stopped, the same command resumes. A larger budget or more trials add to the
+    earlier trials.
 
     Example: `recgrit tune configs/movielens-100k.yaml --trials 20 --budget 2h`
     """
@@ -100,10 +109,10 @@ def tune(
 
 
 def read_duration(text: str) -> float:
-    """Seconds of a time as ``1h30m``.
+    """Return the seconds of a duration such as ``1h30m``.
 
     Raises:
-        ConfigError: It is none, or nothing.
+        ConfigError: The text is no duration, or zero.
 
     >>> read_duration("2h"), read_duration("1h30m"), read_duration("90s")
     (7200.0, 5400.0, 90.0)

@@ -1,4 +1,4 @@
-"""Commands that use what a run made, hand it on, and take back what others made of it."""
+"""Commands that use a run: recommend, export, and append of new items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from recgrit.runs import Run
     from recgrit.serving.bundle import Bundle
 
-# What a bundle has all for; the other kinds need the data of a run.
+# Kinds of export that a bundle is enough for. The other kinds need the data of a run.
 FROM_BUNDLES = ("mlflow", "table", "trie")
 Kind = Literal["recbole", "index", "table", "trie", "bundle", "mlflow"]
 
@@ -34,52 +34,69 @@ def recommend(
     run_directory: RunOption = None,
     user: Annotated[
         list[str] | None,
-        typer.Option("--user", "-u", metavar="ID", help="User id; repeat for several."),
+        typer.Option(
+            "--user", "-u", metavar="ID", help="User id. Repeat the option for several users."
+        ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Items per user.")
+        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Number of items per user.")
     ] = 10,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Write Parquet here; all users if no --user."
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Parquet file to write the lists to. Without --user it has all users.",
         ),
     ] = None,
     include_seen: Annotated[
-        bool, typer.Option("--include-seen", metavar="", help="Allow items the user already has.")
+        bool,
+        typer.Option(
+            "--include-seen", metavar="", help="Also list items that are in the user's history."
+        ),
     ] = False,
     allow: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file of the only items to list, one id a line."),
+        typer.Option(
+            metavar="FILE", help="Text file with the only items that may be listed, one id a line."
+        ),
     ] = None,
     block: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file of items never to list, one id a line."),
+        typer.Option(
+            metavar="FILE", help="Text file with items that are never listed, one id a line."
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(
-            metavar="BUNDLE", help="A bundle in place of a run, with --histories or --after."
+            metavar="BUNDLE",
+            help="Bundle to use instead of a run, with --histories, --after or its own users.",
         ),
     ] = None,
     histories: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Parquet, CSV or JSON lines with user_id, item_id and timestamp."
+            metavar="FILE",
+            help="Histories for --bundle: a Parquet, CSV or JSON lines file with user_id, item_id "
+            "and timestamp.",
         ),
     ] = None,
     after: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ITEM", help="A history in place of a user: its items, oldest first; repeat."
+            metavar="ITEM",
+            help="Item of a history to recommend after, instead of a user. Repeat the option for "
+            "several items, oldest first.",
         ),
     ] = None,
     fallback: Annotated[
         Literal["popular"] | None,
         typer.Option(
             metavar="popular",
-            help="Popular items for users who are not in the log, or whose history holds no known "
-            "item. Column source marks them.",
+            help="List popular items for users who are not in the log, or whose history has no "
+            "known item. The column source marks these lists.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -99,7 +116,7 @@ def recommend(
         raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
     if out and histories and resolve_links(out) == resolve_links(histories):
         raise ConfigError(f"{out} is what is read: name another file with --out.")
-    # A user named twice is meant once.
+    # A user that is named twice gets one list.
     users = list(dict.fromkeys(user)) if user else None
     options: dict[str, Any] = {
         "top_k": top_k,
@@ -173,27 +190,27 @@ def export(
         Kind,
         typer.Argument(
             metavar="KIND",
-            help="recbole: atomic files. index: IDs, sequences and titles as JSON. table: the "
-            "item-ID table as Parquet and JSON lines. trie: its tables as safetensors. bundle: a "
-            "folder with all it takes to recommend. mlflow: that as a model for `mlflow models "
-            "serve`.",
+            help="recbole: RecBole's atomic files. index: IDs, sequences and titles as JSON. "
+            "table: the item-ID table as Parquet and JSON lines. trie: the tables of the ID trie "
+            "as safetensors. bundle: a folder with all that is needed to recommend. mlflow: a "
+            "bundle as a model for `mlflow models serve`.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write to.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write to.")],
     run_directory: RunOption = None,
     bundle: Annotated[
         Path | None,
         typer.Option(
-            metavar="BUNDLE", help="A bundle in place of a run, for mlflow, table and trie."
+            metavar="BUNDLE", help="Bundle to use instead of a run, for mlflow, table and trie."
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="What the files are called.")
+        str, typer.Option(metavar="NAME", help="Name of the files to write.")
     ] = "recgrit",
     users: Annotated[
         bool,
         typer.Option(
-            "--users", metavar="", help="Keep the users' histories in a bundle, or in its model."
+            "--users", metavar="", help="Keep the users' histories in the bundle or MLflow model."
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -202,7 +219,7 @@ def export(
 
     Example: `recgrit export bundle --run runs/movielens-100k --out bundles/monday`
 
-    Of a bundle: `recgrit export mlflow --bundle bundles/monday --out models/monday`
+    From a bundle: `recgrit export mlflow --bundle bundles/monday --out models/monday`
     """
     from recgrit.disk import explain_write_failure
 
@@ -228,7 +245,7 @@ def export(
         paths = _export(opened, kind, out, name, with_users=users)
     except RecgritError:
         raise
-    except Exception as error:  # Every format has its own for a full disk.
+    except Exception as error:  # Each format raises another error if the disk is full.
         reason = explain_write_failure(error) or getattr(error, "strerror", None)
         if reason is None:
             raise
@@ -265,7 +282,7 @@ def _export(
 
 
 def _export_mlflow(source: Run | Bundle, out: Path, *, with_users: bool) -> None:
-    """A bundle, or one of a run, as an MLflow model."""
+    """Write an MLflow model from a bundle, or from a run of which a bundle is exported first."""
     import tempfile
 
     from recgrit.tracking.start import quieten_mlflow
@@ -284,38 +301,49 @@ def _export_mlflow(source: Run | Bundle, out: Path, *, with_users: bool) -> None
 
 @app.command(rich_help_panel="Use")
 def append(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle to start from.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle to start from. It is not changed.")
+    ],
     items: Annotated[
         Path | None,
-        typer.Argument(metavar="ITEMS_FILE", help="Parquet, CSV or JSON lines with item_id."),
+        typer.Argument(
+            metavar="ITEMS_FILE",
+            help="New items: a Parquet, CSV or JSON lines file with item_id.",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="The folder of the new bundle.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the new bundle.")
     ] = None,
     remove: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text file of items to remove, one id a line."),
+        typer.Option(metavar="FILE", help="Text file with items to remove, one id a line."),
     ] = None,
     vectors: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Vectors of the items, where the run took your own."),
+        typer.Option(
+            metavar="FILE",
+            help="Vectors of the new items, required if the run used vectors of your own.",
+        ),
     ] = None,
     block: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=FILE", help="Vectors of the items for a block of features; repeatable."
+            metavar="NAME=FILE",
+            help="Vectors of the new items for a feature block. Repeat the option for several "
+            "blocks.",
         ),
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where relative paths of pictures start; else the folder of ITEMS_FILE.",
+            help="Folder that relative paths of pictures start from. If not given: the folder of "
+            "ITEMS_FILE.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give IDs to new items and remove others; no ID that was given moves.
+    """Write a new bundle with items added or removed; every existing ID stays the same.
 
     Example: `recgrit append bundles/monday items.parquet --out bundles/tuesday --remove gone.txt`
     """
@@ -354,7 +382,7 @@ def append(
 
 
 def _read_pairs(texts: list[str]) -> dict[str, Path]:
-    """Names and files of ``NAME=FILE``."""
+    """Return the file of each block name from texts such as ``NAME=FILE``."""
     found: dict[str, Path] = {}
     for text in texts:
         name, separator, path = text.partition("=")
@@ -367,10 +395,10 @@ def _read_pairs(texts: list[str]) -> dict[str, Path]:
 
 
 def _write_lists(path: Path, shards: Iterator[pl.DataFrame]) -> int:
-    """Write lists as they come and say how many rows they were.
+    """Write tables of lists one after another to a Parquet file, and return the number of rows.
 
     Raises:
-        ArtifactError: Nothing can be written there.
+        ArtifactError: The file cannot be written.
     """
     from recgrit.data.recommendations import write_lists
     from recgrit.disk import explain_write_failure

@@ -1,1 +1,4 @@
-"""From raw files to dense interactions, an item table and per-user sequences. No torch here."""
+"""Preparation of data: from raw files to interactions, an item table and per-user sequences.
+
+No module of this package imports torch.
+"""

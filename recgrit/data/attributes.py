@@ -1,7 +1,8 @@
-"""Columns of the tables of items and users as codes: words as they are, numbers as quantiles.
+"""Encoding of item and user columns as codes: words keep their values, numbers become quantiles.
 
-What values there are is learned from the items or users of training and stays fixed: an item that
-joins later is read by the same vocabulary, and a value that this lacks is unknown.
+The vocabulary of each column is learned from the training items or users and then stays fixed.
+Items that join later are encoded with the same vocabulary. A value outside the vocabulary gets the
+code for unknown.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from recgrit.errors import ArtifactError, ConfigError
 
 ITEM_ATTRIBUTES, USER_ATTRIBUTES = "item_attributes", "user_attributes"
 ATTRIBUTE_FILES = tuple(f"{name}.safetensors" for name in (ITEM_ATTRIBUTES, USER_ATTRIBUTES))
-# Buckets of a column of numbers, each of about as many training items.
+# Number of quantile buckets of a column of numbers. Each holds about as many training items.
 BUCKETS = 10
-# Training items, or users, that a value needs for a code of its own.
+# Number of training items or users that need to have a value before it gets its own code.
 FEWEST = 5
-# Values of an item or user that count, of a column of lists.
+# Number of values that are used of each item or user, in a column of lists.
 MAX_VALUES = 8
 
 
 class Column(BaseModel):
-    """What is known of one column.
+    """The learned vocabulary of one column.
 
     Args:
-        name: Of the column.
-        kind: ``words`` are values as they are, ``numbers`` quantiles.
-        values: The words that have a code, in the order of their codes.
-        edges: Of numbers, ascending; a bucket holds what is over one and up to the next.
+        name: Name of the column.
+        kind: ``words`` gives each value a code. ``numbers`` gives each quantile bucket a code.
+        values: Words that have a code, in the order of their codes. Empty for numbers.
+        edges: Ascending edges of the buckets of a column of numbers. A bucket holds the numbers
+            above its lower edge, up to and including its upper edge. Empty for words.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -48,21 +50,23 @@ class Column(BaseModel):
 
     @property
     def num_codes(self) -> int:
-        """How many codes there are, that of what is unknown included, which is the first."""
+        """Number of codes of the column, including the code for unknown, which comes first."""
         return 1 + (len(self.values) if self.kind == "words" else len(self.edges) + 1)
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """The attributes of some items, or users, as rows of one table of embeddings.
+    """The attributes of N items or N users, as rows of one embedding table.
 
-    Row 0 of the table is of no value; then come the codes of each column, unknown first.
+    Row 0 of the embedding table stands for "no value". The codes of each column follow, column by
+    column, and each column starts with its code for unknown.
 
     Args:
-        columns: What is known of each.
-        codes: int32 ``[N, C]``, rows of the table, 0 where an item has fewer values.
-        weights: float32 ``[N, C]``, one over the number of the item's values in the same column; 0
-            where there is none.
+        columns: Vocabulary of each column.
+        codes: int32 ``[N, C]``, rows of the embedding table. Each column of the table of items or
+            users has as many of the C places as its largest number of values. Unused places hold 0.
+        weights: float32 ``[N, C]``, weight of each code: one divided by the number of values that
+            the item or user has in the same column. Unused places have weight 0.
     """
 
     columns: tuple[Column, ...]
@@ -73,15 +77,18 @@ class Attributes:
     def fit(
         cls, frame: pl.DataFrame | None, names: Sequence[str], trained: npt.NDArray[np.bool_]
     ) -> Attributes | None:
-        """Learn the columns from trained items, or users, and read all; None without columns.
+        """Learn the columns from the training items or users, and encode all items or users.
+
+        Returns None if ``names`` is empty.
 
         Args:
-            frame: Row i is ``item_idx`` i, or ``user_idx``; None where there is no such table.
-            names: Of the columns.
-            trained: bool ``[N]``, the items, or users, of training histories.
+            frame: Table whose row i describes ``item_idx`` i, or ``user_idx`` i. None if there is
+                no such table.
+            names: Names of the columns to encode.
+            trained: bool ``[N]``, True for items or users that occur in training histories.
 
         Raises:
-            ConfigError: `require_columns`.
+            ConfigError: There is no table, or the table lacks a column; see `require_columns`.
         """
         if not names:
             return None
@@ -91,7 +98,10 @@ class Attributes:
 
     @classmethod
     def read(cls, columns: tuple[Column, ...], items: pl.DataFrame) -> Attributes:
-        """The attributes of items by columns that are known; a column they lack is unknown."""
+        """Encode items or users with columns that are already learned.
+
+        If the table lacks a column, all rows get the column's code for unknown.
+        """
         codes, weights, start = [], [], 1
         for column in columns:
             found = _read_column(column, items)
@@ -107,17 +117,17 @@ class Attributes:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the table of embeddings."""
+        """Number of rows of the embedding table."""
         return 1 + sum(column.num_codes for column in self.columns)
 
     @property
     def unknown_rows(self) -> list[int]:
-        """The row of each column that stands for what is unknown."""
+        """Row of the embedding table that stands for unknown, for each column."""
         starts = np.cumsum([1, *(column.num_codes for column in self.columns)])
         return [int(start) for start in starts[:-1]]
 
     def joined_with(self, items: pl.DataFrame) -> Attributes:
-        """These items, and others behind them by the same columns."""
+        """Return these attributes followed by those of further items, with the same columns."""
         later = Attributes.read(self.columns, items)
         width = max(self.codes.shape[1], later.codes.shape[1])
         parts = (self, later)
@@ -128,15 +138,15 @@ class Attributes:
         )
 
     def with_stranger(self) -> Attributes:
-        """These rows, and a last one of an unknown user."""
+        """Return these attributes with one more row at the end, for an unknown user."""
         return self.joined_with(pl.DataFrame({"": [None]}))
 
     def only_stranger(self) -> Attributes:
-        """Of `with_stranger`, the last alone."""
+        """Return the last row alone, which after `with_stranger` is the row of an unknown user."""
         return Attributes(self.columns, self.codes[-1:], self.weights[-1:])
 
     def save(self, directory: Path, name: str) -> None:
-        """Write one file, called so, into an existing folder."""
+        """Write the file ``<name>.safetensors`` into an existing folder."""
         from safetensors.numpy import save_file
 
         columns = json.dumps([column.model_dump() for column in self.columns])
@@ -148,15 +158,15 @@ class Attributes:
 
     @classmethod
     def load(cls, directory: Path, name: str, num_rows: int | None = None) -> Attributes:
-        """Read what `save` wrote.
+        """Read the attributes that `save` wrote.
 
         Args:
-            directory: Where it is.
-            name: What it is called.
-            num_rows: N, where it is known.
+            directory: Folder that holds the file.
+            name: Name of the file without its suffix.
+            num_rows: Expected number N of items or users. None accepts any number.
 
         Raises:
-            ArtifactError: The file is missing, damaged, or of another number of items.
+            ArtifactError: The file is missing or damaged, or has another number of items or users.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -181,15 +191,16 @@ class Attributes:
 def require_columns(
     frame: pl.DataFrame | None, names: Sequence[str], setting: str = "retriever.item_attributes"
 ) -> pl.DataFrame:
-    """The table, if it has these columns.
+    """Return the table if it has all these columns, or raise an error.
 
     Args:
-        frame: Of items or users; None where there is no such table.
-        names: Of the columns; at least one.
-        setting: Which named them.
+        frame: Table of items or users. None if there is no such table.
+        names: Names of the required columns, at least one.
+        setting: Setting that named the columns, for error messages.
 
     Raises:
-        ConfigError: There is no table, or it has no such column; names those that there are.
+        ConfigError: There is no table, or the table lacks a column. The message lists the columns
+            that the table has.
     """
     if frame is None:
         raise ConfigError(
@@ -220,7 +231,7 @@ def _fit_column(values: pl.Series) -> Column:
 
 
 def _words(values: pl.Series) -> pl.Series:
-    """Lists of an item's different values; empty for none."""
+    """Return the list of distinct values of each item, empty for an item without values."""
     if isinstance(values.dtype, pl.List):
         lists = values.cast(pl.List(pl.String))
     else:
@@ -229,7 +240,11 @@ def _words(values: pl.Series) -> pl.Series:
 
 
 def _read_column(column: Column, items: pl.DataFrame) -> npt.NDArray[np.int64]:
-    """int64 ``[N, C]``, codes from 0, which is unknown; -1 behind an item's last."""
+    """Return the codes of one column, int64 ``[N, C]``.
+
+    Codes count from 0 within the column, and 0 is the code for unknown. Places after an item's last
+    value hold -1.
+    """
     num_items = len(items)
     if column.name not in items.columns:
         return np.zeros((num_items, 1), np.int64)
@@ -243,7 +258,7 @@ def _read_column(column: Column, items: pl.DataFrame) -> npt.NDArray[np.int64]:
         return np.where(np.isnan(found), 0, buckets).astype(np.int64)[:, None]
     known = {value: code for code, value in enumerate(column.values, start=1)}
     lists = [
-        # Lists in text files have commas.
+        # Text files write a list as one text with commas.
         [known[word] for word in _split(words, known) if word in known][:MAX_VALUES] or [0]
         for words in _words(values).to_list()
     ]

@@ -1,9 +1,9 @@
-"""The categories that each edition of the Amazon reviews came in, spelt as in its files."""
+"""Names of the categories of each edition of the Amazon reviews, spelled as in the file names."""
 
 from __future__ import annotations
 
 AMAZON_CATEGORIES: dict[str, tuple[str, ...]] = {
-    # Those with a 5-core.
+    # Only the categories for which a 5-core file is published.
     "amazon2014": (
         "Amazon_Instant_Video",
         "Apps_for_Android",

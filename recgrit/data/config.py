@@ -1,4 +1,4 @@
-"""Settings of the data."""
+"""Settings of the ``data`` section: which data to read, how to filter and to split them."""
 
 from __future__ import annotations
 
@@ -14,41 +14,48 @@ from recgrit.data.events import EventTypes
 from recgrit.data.sources import DEFAULT_MAX_MALFORMED_SHARE, TABLE, load_source
 from recgrit.data.time_settings import TimeUnit
 
-# Far beyond use; sums of weights stay exact enough in float32.
+# Largest weight of an event type. It is far above useful weights, and sums of weights up to it stay
+# precise enough in float32.
 MAX_EVENT_WEIGHT = 1_000_000
 
 
 class TableConfig(Config):
-    """How a user's own files name their columns (``source: table``).
+    """Columns and format of a user's own files (``source: table``).
 
     Args:
-        items_path: Files that describe the items, one row per item: a file, a folder or a pattern.
-            None where only the ids of items are known.
-        users_path: Files that describe the users, one row per user, with the user's column of the
-            interactions; None where nothing is known of them.
-        user_id: Name of the user's column.
-        item_id: Name of the item's column, in both kinds of files.
-        items_id: Its name in the files of items, such as ``product_id`` beside ``sku``; None where
-            both call it alike.
-        timestamp: Name of the time's column: numbers, or dates with times.
-        time_format: Form of times that are text, such as ``%m/%d/%Y %H:%M``; None finds it out,
-            and asks where dates can be read in two ways.
-        time_unit: What times count since 1970 where they are numbers: ``s``, ``ms``, ``us``,
-            ``ns``, ``min``, ``h``, ``d``, or the day numbers of a spreadsheet (``excel``); None
-            finds it out.
-        timezone: Where times that name no zone were taken, such as ``Europe/Berlin``. These three
-            count for the source ``recbole`` too.
-        separator: What stands between the fields of text files, such as ``;``. This and what
-            follows is found out where it is None.
-        encoding: Of text files, such as ``latin-1``; UTF-8 and UTF-16 are found.
-        quote: What stands around fields of text files; ``none`` where quotes are inches.
-        comment: What lines of text files begin with that are no data.
-        decimal: What stands before decimals in ratings and prices, a point or a comma.
-        columns: Names of the columns of interactions, in order, where text files have no header.
-        item_columns: Likewise, of items.
-        weight: Name of the rating's column; None for none.
-        event: Name of the column of event types, such as view and purchase; None for none.
-        title: Name of the title's column among the items.
+        items_path: Files that describe the items, with one row per item: a file, a folder or a
+            pattern such as ``items/*.csv``. None if only the ids of the items are known.
+        users_path: Files that describe the users, with one row per user and the column ``user_id``
+            as in the interactions. None if nothing is known of the users.
+        user_id: Name of the column of user ids.
+        item_id: Name of the column of item ids, in the files of interactions and of items.
+        items_id: Name of the column of item ids in the files of items, if it differs from
+            ``item_id``, such as ``product_id`` beside ``sku``. None if both have the same name.
+        timestamp: Name of the column of times. Times are numbers, or dates with or without a time
+            of day.
+        time_format: Format of times that are text, such as ``%m/%d/%Y %H:%M``. None detects the
+            format, and raises an error if day and month cannot be told apart.
+        time_unit: Unit of times that are numbers counted since 1970: ``s``, ``ms``, ``us``, ``ns``,
+            ``min``, ``h`` or ``d``. ``excel`` reads the day numbers of spreadsheets. None detects
+            the unit.
+        timezone: Time zone of times that name no zone, such as ``Europe/Berlin``. The source
+            ``recbole`` also uses ``time_format``, ``time_unit`` and ``timezone``.
+        separator: Separator between the fields of text files, such as ``;``. None detects it.
+        encoding: Character encoding of text files, such as ``latin-1``. None detects UTF-8 and
+            UTF-16.
+        quote: Quote character around fields of text files. ``none`` treats quote characters as
+            ordinary characters, such as inch marks. None means the double quote.
+        comment: Start of the lines of text files that are comments. None detects lines that
+            start with ``#``.
+        decimal: Decimal mark of ratings and prices, a point or a comma. None detects it.
+        columns: Names of the columns of the interaction files, in order, if text files have no
+            header. None reads the names from the header.
+        item_columns: Names of the columns of the item files, in order, if text files have no
+            header. None reads the names from the header.
+        weight: Name of the column of ratings. None if there are no ratings.
+        event: Name of the column of event types, such as view and purchase. None if there are no
+            event types.
+        title: Name of the column of titles in the files of items.
     """
 
     items_path: Path | None = None
@@ -80,58 +87,72 @@ class TableConfig(Config):
 
 
 class DataConfig(Config):
-    """Which data, where they are, and what is left out of them.
+    """Settings of the data: which files to read, which interactions to keep, and how to split them.
 
-    ``path``, ``table.items_path``, ``table.users_path`` and ``download_dir`` are paths. A stage's
-    key holds no path: the content of the files counts.
+    ``path``, ``table.items_path``, ``table.users_path`` and ``download_dir`` are paths. The key of
+    a stage depends on the content of the files and not on their paths.
 
     Args:
-        source: Name of the format, as ``recgrit datasets`` lists them.
-        path: A folder, an archive or one of the files. None fetches a published data set into
-            ``download_dir``.
-        table: Columns of the source ``table``.
-        movie_tags: So many of the tags that most users gave a movie become part of its text; 0 for
-            none. MovieLens has them from 10M on.
-        download_dir: Where fetched files go.
-        mirrors: Addresses of folders with the same files, tried in turn where the official ones do
-            not answer.
-        min_user_interactions: Users with fewer interactions are dropped, and items likewise, until
-            neither is left (k-core). 5 is what most published results on these data use.
-        min_item_interactions: As for users.
-        since: Day in UTC from whose start on interactions are kept; None for no bound.
-        until: Day in UTC before whose start interactions are kept; None for no bound.
-        repeats: What becomes of a user's interactions with one item at different times: all are
-            kept, or the first, or the last; where events have types, of those of the strongest
-            type (targets, then by weight).
-        ties: How a user's interactions at one time are ordered: as in the file, or drawn with
-            ``tie_seed``, which measures what the file's order is worth.
-        tie_seed: Seed of that draw.
-        min_title_length: Items whose title has fewer characters are left out; 0 keeps all.
-        max_title_words: Items without a title, or with more words in it, are left out; None for no
-            bound.
-        event_weights: Event types in the column ``table.event``, each with what it counts in the
-            training loss where it is predicted: ``{view: 1, cart: 3, purchase: 5}``. 0 keeps a type
-            in histories only, null leaves it out. A type in the files that is not named is an
-            error.
-        target_events: The types that are predicted, in training, validation and test; all others
-            stand in histories only. None for all whose weight is over 0.
-        min_weight: Interactions with a lower rating are left out; None keeps all.
-        max_malformed_share: Share of a file's lines that may be malformed and are left out; above
-            it the file is taken for damaged or of another format.
-        split: Protocol of training, validation and test; see ``docs/explanation/evaluation.md``.
-        valid_share: Share of all interactions, before the test period, in which a temporal split
-            looks for validation targets.
-        test_share: Share of all interactions, the latest, in which it looks for test targets.
-        valid_from: When validation of a temporal split begins, in UTC, in place of the shares; as
-            ``test_from``, with which it goes.
-        test_from: When its test begins.
-        test_until: When its test ends: interactions from then on are left out before any other step
-            sees them. None for the end of the log.
-        cold_item_share: Share of items held out of all training parts, to measure what becomes of
-            items that nobody has interacted with yet.
-        cold_item_seed: Seed that draws these items.
-        partition_users: Users whose interactions are held in memory at a time, all others being on
-            disk; None holds all in memory, which is faster. It changes no result.
+        source: Name of the data set or format. ``recgrit datasets`` lists the names.
+        path: Path of the raw data: a folder, an archive or one of the files. None fetches a
+            published data set into ``download_dir``.
+        table: Columns and format of the files of the source ``table``.
+        movie_tags: Largest number of tags that are added to the text of each movie. The tags that
+            most users gave the movie are chosen. 0 adds no tags. MovieLens has tags from the 10M
+            edition on.
+        download_dir: Folder for fetched files.
+        mirrors: Addresses of folders that hold copies of the published files. They are tried in
+            order if the official address does not answer.
+        min_user_interactions: Smallest number of interactions of a user. Users and items with fewer
+            interactions than their minimum are dropped in turns until all that remain have enough
+            (k-core). Most published results on these data use 5.
+        min_item_interactions: Smallest number of interactions of an item, applied together with
+            ``min_user_interactions``.
+        since: First day, in UTC, whose interactions are kept. None sets no bound.
+        until: First day, in UTC, whose interactions are no longer kept. None sets no bound.
+        repeats: Which of a user's interactions with the same item at different times are kept:
+            ``keep`` all, the ``first`` or the ``last``. If events have types, ``first`` and
+            ``last`` choose among the events of the strongest type (targets, then by weight).
+        ties: Order of a user's interactions at the same time. ``file`` keeps the order of the file.
+            ``shuffle`` draws a random order, which shows how much a result depends on the order of
+            the file.
+        tie_seed: Seed of the random order of ``ties=shuffle``.
+        min_title_length: Smallest number of characters of an item's title. Items without a title,
+            or with a shorter one, are left out. 0 keeps all items.
+        max_title_words: Largest number of words of an item's title. Items without a title, or with
+            a longer one, are left out. None keeps all items.
+        event_weights: Weight of each event type of the column ``table.event`` in the training loss,
+            if the type is a target: ``{view: 1, cart: 3, purchase: 5}``. 0 keeps a type in
+            histories only, and null leaves the type out. A type that is in the files but not named
+            here raises an error.
+        target_events: Event types that are predicted in training, validation and test. All other
+            types occur in histories only. None predicts all types with a weight above 0.
+        min_weight: Lowest rating that is kept. Interactions with a lower rating are left out. None
+            keeps all.
+        max_malformed_share: Largest share of malformed lines of a file. Up to this share malformed
+            lines are left out. Above it an error is raised, because the file is probably damaged or
+            in another format.
+        split: Protocol that splits the interactions into training, validation and test.
+            ``leave_one_out`` tests each user's last item and validates with the one before it.
+            ``temporal`` splits the interactions of all users at two cut-off times. ``minionerec``
+            repeats the protocol of that publication. ``docs/explanation/evaluation.md`` compares
+            them.
+        valid_share: Share of all interactions that forms the validation period of a temporal split,
+            right before the test period.
+        test_share: Share of all interactions that forms the test period of a temporal split, which
+            is the latest.
+        valid_from: Cut-off time at which the validation period of a temporal split begins, in UTC.
+            If set, ``valid_from`` and ``test_from`` replace the shares, and both are needed.
+        test_from: Cut-off time at which the test period of a temporal split begins, in UTC.
+        test_until: Cut-off time at which the test period of a temporal split ends, in UTC.
+            Interactions from then on are left out before any other step. None ends the test period
+            with the last interaction.
+        cold_item_share: Share of items that are held out of all training parts. Use it to measure
+            how well items without interactions are recommended.
+        cold_item_seed: Seed of the random choice of the held-out items.
+        partition_users: Number of users whose interactions are held in memory at a time, while
+            those of all other users are on disk. None holds all in memory, which is faster. The
+            result is the same. Set it if the interactions do not fit into memory.
     """
 
     source: str = "movielens-100k"
@@ -172,7 +193,7 @@ class DataConfig(Config):
 
     @property
     def event_types(self) -> EventTypes | None:
-        """The types of events; None where the log has none."""
+        """Event types of the settings. None if the settings name no event types."""
         return EventTypes.of(self.event_weights, self.target_events)
 
     @field_validator("event_weights")
@@ -225,7 +246,7 @@ class DataConfig(Config):
     @field_validator("valid_from", "test_from", "test_until", mode="before")
     @classmethod
     def _refuse_numbers(cls, moment: object) -> object:
-        """A number could be a year or seconds."""
+        """Raise an error if a time is a number, because a number could be a year or seconds."""
         if isinstance(moment, int | float) or (isinstance(moment, str) and moment.isdigit()):
             raise ValueError(f"expected a time such as 2024-01-31T12:00, got the number {moment}")
         return moment
@@ -233,7 +254,7 @@ class DataConfig(Config):
     @field_validator("valid_from", "test_from", "test_until")
     @classmethod
     def _in_utc(cls, moment: datetime | None) -> datetime | None:
-        """Whole seconds, as cut-off times are compared with."""
+        """Convert a time to UTC, and raise an error if it has a fraction of a second."""
         if moment is None:
             return None
         if moment.microsecond:
@@ -242,7 +263,7 @@ class DataConfig(Config):
 
     @property
     def cut_off_times(self) -> tuple[int, int] | None:
-        """When validation and test begin, in seconds since 1970; None where shares say so."""
+        """Cut-off times of validation and test in seconds since 1970, or None if shares are set."""
         if self.valid_from is None or self.test_from is None:
             return None
         return to_seconds(self.valid_from), to_seconds(self.test_from)
@@ -284,7 +305,7 @@ class DataConfig(Config):
 
 
 def to_seconds(moment: datetime) -> int:
-    """Seconds since 1970 of a moment in UTC.
+    """Return the seconds since 1970 of a time in UTC.
 
     >>> to_seconds(datetime(1970, 1, 2, tzinfo=UTC))
     86400

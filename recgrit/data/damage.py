@@ -1,7 +1,6 @@
-"""Parquet files of a user's own, read so that damage in them is an error.
+"""Readers of a user's own Parquet files that raise an error if a file is damaged.
 
-Polars' reader panics at some damage, which ends the whole process now and then; Arrow's raises an
-error.
+The readers use Arrow, because Polars panics at some kinds of damage, which can end the process.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ import polars as pl
 from recgrit.bounds import PARQUET_ROWS, PARQUET_ROWS_PER_BYTE
 from recgrit.errors import DataError
 
-# What reading a damaged table raises; a panic is no `Exception`.
+# Errors that reading a damaged table raises. A panic is listed because it is no `Exception`.
 TABLE_DAMAGE = (
     pl.exceptions.PolarsError,
     pl.exceptions.PanicException,
     OSError,
-    ValueError,  # Arrow's errors are of this kind, or of KeyError, or of NotImplementedError.
+    ValueError,  # Arrow raises subclasses of ValueError, KeyError and NotImplementedError.
     KeyError,
     NotImplementedError,
 )
 
 
 def refuse_too_many_rows(path: Path) -> None:
-    """Stop before a Parquet file is read that has more rows than its size can account for.
+    """Raise an error if a Parquet file claims more rows than its size can explain.
 
     Raises:
-        DataError: It has.
+        DataError: The file claims too many rows.
         One of `TABLE_DAMAGE`: The file is damaged.
     """
     import pyarrow.parquet as pq
@@ -43,7 +42,7 @@ def refuse_too_many_rows(path: Path) -> None:
 
 
 def read_parquet_columns(path: Path) -> list[str]:
-    """The names of a file's columns.
+    """Return the names of a Parquet file's columns.
 
     Raises:
         One of `TABLE_DAMAGE`: The file is damaged.
@@ -54,17 +53,21 @@ def read_parquet_columns(path: Path) -> list[str]:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """The columns of a file, or all of them.
+    """Read a Parquet file, or some of its columns.
+
+    Args:
+        path: Path of the file.
+        columns: Names of the columns to read. None reads all columns.
 
     Raises:
-        DataError: It has more rows than its size can account for.
+        DataError: The file claims more rows than its size can explain.
         One of `TABLE_DAMAGE`: The file is damaged.
     """
     import pyarrow.parquet as pq
 
     refuse_too_many_rows(path)
     table = pq.ParquetFile(path).read(columns=None if columns is None else list(columns))
-    table.validate(full=True)  # Lengths and offsets that lie would be followed outside of memory.
+    table.validate(full=True)  # Wrong lengths and offsets would lead to reads outside of memory.
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame

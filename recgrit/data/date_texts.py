@@ -1,7 +1,7 @@
-"""Text that is a date: the common forms as fast as a column can be parsed, all others one by one.
+"""Reader of dates that are text: common formats column by column, all others by patterns.
 
-Day and month stand in one order in all files of a data set: all their rows tell which, or it is
-asked for.
+All files of a data set have the same order of day and month. The order is found from all their
+rows. If no row settles it, an error asks for the format.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from recgrit.errors import AmbiguousDatesError, ConfigError
 
 logger = logging.getLogger(__name__)
 
-# The commonest ways, each parsed as fast as a column can be; all else goes by `PATTERNS`.
+# The most common formats, which Polars parses as whole columns. `PATTERNS` reads all others,
+# slower.
 FORMATS = (
     *(
         f"{day}{between}%H:%M{seconds}{zone}"
@@ -56,7 +57,7 @@ _ZONE = r"(?: ?(?P<zone>z|(?:utc|gmt)?(?:[+-]\d{2}:?(?:\d{2})?)|utc|gmt)(?: ?\(?
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*,? )?"
 _YEAR = r"(?P<year>\d{4})"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
-# Each with the same named groups: of the day, year, month and day, or three numbers a, b, c.
+# Forms of dates whose order of year, month and day is certain. All use the same named groups.
 PATTERNS = (
     rf"{_YEAR}[-/. ](?P<month>\d{{1,2}})[-/. ](?P<day>\d{{1,2}}){_CLOCK}{_ZONE}",
     r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})t(?P<hour>\d{2}):?(?P<minute>\d{2}):?"
@@ -73,14 +74,14 @@ OPEN_PATTERN = (
 
 
 class DateTexts:
-    """Reads the dates of one data set that are text, file by file.
+    """A reader of the text dates of one data set, used file by file.
 
     Args:
-        column: Their column, for messages.
-        settings: What is known of them.
-        prefix: Of the settings' names in messages.
-        other_files: Gives the times of all files, for what one file leaves open; None where there
-            is one.
+        column: Name of the column of dates, for messages.
+        settings: Time settings, such as the time zone of dates that name none.
+        prefix: Prefix of the names of settings in messages, such as ``data.table.``.
+        other_files: Function that returns the times of all files. It is called if one file leaves
+            the order of day and month open. None if there is only one file.
     """
 
     def __init__(
@@ -95,10 +96,15 @@ class DateTexts:
         self._order: Order | None = None
 
     def read(self, times: pl.Series, label: str) -> pl.DataFrame:
-        """Seconds and fractions of dates without blanks around; null for all else.
+        """Read dates without surrounding blanks as seconds and fractions; other texts become null.
+
+        Args:
+            times: Column of dates as text.
+            label: Name of the file, for messages.
 
         Raises:
-            AmbiguousDatesError: Day and month can be read in two orders.
+            AmbiguousDatesError: The dates fit with the day first and with the month first, or some
+                rows have the day first and others the month.
         """
         found = no_times(len(times))
         formats: Iterable[str] = FORMATS
@@ -129,12 +135,12 @@ class DateTexts:
         )
 
     def _parse(self, texts: pl.Series, form: str, unit: Literal["us", "ns"]) -> pl.DataFrame:
-        """Times of texts in exactly this form, with years of four digits; null for all others."""
+        """Read texts in exactly one format with years of four digits; other texts become null."""
         if "%H" not in form and "%I" not in form:
             stamps = texts.str.to_date(form, strict=False).cast(pl.Datetime("us"))
         elif "%.f" in form and unit == "ns":
             stamps = texts.str.to_datetime(form, time_unit="ns", strict=False)
-            # Years that these do not reach come out as others.
+            # Nanoseconds cover few centuries: a year outside of them is read as another year.
             coarse = texts.str.to_datetime(form, time_unit="us", strict=False)
             stamps = stamps.set(stamps.dt.epoch("s") != coarse.dt.epoch("s"), None)
         else:
@@ -149,7 +155,7 @@ class DateTexts:
         return split_seconds(utc.to_physical(), PER_SECOND[parts])
 
     def read_any(self, times: pl.Series, label: str) -> pl.DataFrame:
-        """Dates in any of the forms of `PATTERNS` and `OPEN_PATTERN`."""
+        """Read dates in any form of `PATTERNS` and `OPEN_PATTERN`; other texts become null."""
         texts = times.str.to_lowercase().str.replace_all(r"\s+", " ")
         found = no_times(len(times))
         for pattern in PATTERNS:
@@ -165,7 +171,7 @@ class DateTexts:
         return found.select(found[name].fill_null(parsed[name]) for name in found.columns)
 
     def _find_order(self, times: pl.Series, label: str) -> Order:
-        """The one order of day, month and year in which all dates of all files are dates."""
+        """Return the one order of day, month and year in which all dates of all files are valid."""
         orders = _possible_orders(times)
         if len(orders) > 1 and self._other_files is not None:
             for more in self._other_files():
@@ -205,7 +211,7 @@ class DateTexts:
         )
 
     def _assemble(self, fields: pl.DataFrame) -> pl.DataFrame:
-        """Seconds and fractions of what `_extract` found."""
+        """Convert the fields that `_extract` found to seconds and fractions."""
 
         def number(name: str) -> pl.Expr:
             if name not in fields.columns:
@@ -246,11 +252,11 @@ class DateTexts:
         )
 
     def read_format(self, times: pl.Series, form: str) -> pl.DataFrame:
-        """Text in the form that is set."""
+        """Read texts in the format that the user has set; other texts become null."""
         texts = strip_blanks(times)
         try:
             if "%H" in form or "%I" in form or "%T" in form or "%s" in form or "%R" in form:
-                # A format with an hour alone is none to polars.
+                # Polars refuses a format that has hours and no minutes.
                 if not any(code in form for code in ("%M", "%T", "%R", "%s")):
                     texts, form = texts + ":00", form + ":%M"
                 stamps = texts.str.to_datetime(form, time_unit="ns", strict=False)
@@ -272,7 +278,7 @@ class DateTexts:
 
 
 def _extract(texts: pl.Series, pattern: str) -> pl.DataFrame:
-    """What a pattern's groups hold, null in texts that it does not describe."""
+    """Return the named groups of a pattern as columns, with nulls for texts that do not match."""
     fields = texts.str.extract_groups(f"^{pattern}$").struct.unnest()
     missing = [name for name in ("part", "zone") if name not in fields.columns]
     fields = fields.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in missing)
@@ -283,7 +289,7 @@ def _extract(texts: pl.Series, pattern: str) -> pl.DataFrame:
 
 
 def _order_fields(fields: pl.DataFrame, order: Order) -> pl.DataFrame:
-    """Three numbers under the names that an order gives them; years of two digits get four."""
+    """Rename three numbers to day, month and year in an order, and complete years of two digits."""
     names = {"y": "year", "m": "month", "d": "day"}
     ordered = fields.rename(
         {old: names[new] for old, new in zip(("a", "b", "c"), order, strict=True)}
@@ -294,7 +300,10 @@ def _order_fields(fields: pl.DataFrame, order: Order) -> pl.DataFrame:
 
 
 def _possible_orders(times: pl.Series) -> list[Order]:
-    """The orders in which all dates are dates that are so in any order."""
+    """Return the orders of day, month and year in which every date is valid.
+
+    Texts that are valid in no order are ignored.
+    """
     days = times.str.strip_chars().str.extract(r"^([^\s,T:]+)").unique()
     days = days.filter(days.str.contains(_OPEN_START))
     fields = _extract(days, OPEN_PATTERN).select("a", "b", "c").drop_nulls()

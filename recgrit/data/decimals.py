@@ -1,4 +1,4 @@
-"""Numbers as text, with a point or a comma before their decimals."""
+"""Reader of numbers that are written as text, with a decimal point or a decimal comma."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ _GROUPED = r"^-?\d{1,3}([.' ]\d{3})*,\d+$"
 
 
 def read_decimals(texts: pl.Series, mark: str | None, label: str, column: str) -> pl.Series:
-    """Numbers of text; null where there is none.
+    """Convert a column of texts to numbers; texts that are no numbers become null.
 
     Args:
-        texts: As they are written.
-        mark: What stands before decimals, a point or a comma; None to find out.
-        label: The file, for messages.
-        column: Its name there.
+        texts: Column of numbers as they are written in the file.
+        mark: Decimal mark, a point or a comma. None detects it from the texts.
+        label: Name of the file, for messages.
+        column: Name of the column in the file, for messages.
 
     Raises:
-        DataError: Commas may stand before decimals or between thousands, and no row tells.
+        DataError: Each comma could be a decimal comma or a thousands separator, and no row settles
+            which.
     """
     if texts.dtype != pl.String:
         return texts.cast(pl.Float64, strict=False)
@@ -45,7 +46,7 @@ def read_decimals(texts: pl.Series, mark: str | None, label: str, column: str) -
                 mark = ","
     if mark == ",":
         plain = texts.str.replace_all(r"[.' ]", "").str.replace(",", ".", literal=True)
-        # A file may hold points all the same, as in '4.5' beside '3,5'.
+        # A file with decimal commas may also hold decimal points, as in '4.5' beside '3,5'.
         is_point = texts.str.contains(r"^-?\d*\.\d{1,2}$")
         texts = plain.zip_with(~is_point.fill_null(False), texts)
     else:

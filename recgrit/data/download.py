@@ -1,7 +1,7 @@
-"""Data sets without a path: the copy at hand, else the official files, else a mirror.
+"""Download of published data sets: from a local copy, else the official address, else a mirror.
 
-MovieLens-100K has one more mirror than the others: the wheel of RecBole, which carries the same
-ratings as atomic files and can be had wherever pip works.
+MovieLens-100K has one more mirror than the other data sets: the wheel of RecBole. It contains the
+same ratings as atomic files and is available wherever pip works.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 MIRROR_PACKAGE = "recbole==1.2.1"
 MIRROR_FOLDER = "recbole/dataset_example/ml-100k/"
-# With their SHA-256. Without .item there are no titles; .inter comes last, so that a half-copied
-# folder does not look complete.
+# Files of the mirror and their SHA-256. The .item file has the titles. The .inter file comes last,
+# so that a half-copied folder does not look complete.
 MIRROR_FILES = {
     "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
     "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
@@ -34,22 +34,23 @@ PIP_SECONDS = 180.0
 
 
 class _FetchError(Exception):
-    """The wheel could not be had."""
+    """The error that is raised if the wheel cannot be downloaded or does not hold the data."""
 
 
 def fetch_dataset(
     release: Release, directory: Path, *, category: str = "", mirrors: Sequence[str] = ()
 ) -> Path:
-    """Where a data set's files are in ``directory``, after fetching those that are missing.
+    """Fetch the files of a data set that are missing in a folder, and return their path.
 
     Args:
-        release: What to fetch.
-        directory: Where copies are looked for and put.
-        category: Of a release that has such.
-        mirrors: Addresses of folders with files of the same names, tried after the official ones.
+        release: Published data set to fetch.
+        directory: Folder in which copies are looked for, and into which files are fetched.
+        category: Category of the data set, such as ``Beauty``. Empty if it has no categories.
+        mirrors: Addresses of folders with files of the same names. They are tried in order if the
+            official address fails.
 
     Raises:
-        DataError: A file can be had from nowhere; says how to get it by hand.
+        DataError: No address has a file. The message explains how to get the file by hand.
     """
     source = release.source.replace("<Category>", category)
     folder = directory / source.replace("/", "-") if category else directory
@@ -81,7 +82,7 @@ def _say_terms(release: Release) -> None:
 
 
 def _find_copy(source: str, folder: Path) -> Path | None:
-    """Where the files are, if all of them are there; an archive that is cut short is removed."""
+    """Return the path of a complete local copy, or None; a truncated archive is deleted."""
     if not folder.is_dir():
         return None
     try:
@@ -98,7 +99,10 @@ def _find_copy(source: str, folder: Path) -> Path | None:
 
 
 def _fetch_from_mirror(directory: Path, error: DataError) -> Path:
-    """The files in the wheel; if it fails too, the first error with what went wrong here."""
+    """Fetch the data from the wheel of RecBole.
+
+    If this fails too, the first error is raised, with the reason for the second.
+    """
     logger.info("%s", error)
     logger.info("Trying the copy in the package %s ...", MIRROR_PACKAGE)
     try:
@@ -115,7 +119,7 @@ def _fetch_from_mirror(directory: Path, error: DataError) -> Path:
 
 def _unpack_mirror(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
-    # Inside the destination, so that the files can be renamed into place.
+    # The temporary folder is inside the destination, so that the files can be renamed into place.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".mirror-") as temporary:
         wheel = download_package(MIRROR_PACKAGE, Path(temporary))
         target = directory / "ml-100k"
@@ -123,7 +127,7 @@ def _unpack_mirror(directory: Path) -> Path:
         try:
             with zipfile.ZipFile(wheel) as archive:
                 for name, digest in MIRROR_FILES.items():
-                    # Written under our own name: what paths the archive claims does not matter.
+                    # The file gets a name from here, so paths in the archive have no effect.
                     partial = Path(temporary) / name
                     partial.write_bytes(archive.read(MIRROR_FOLDER + name))
                     if (found := digest_file(partial)) != digest:
@@ -139,7 +143,7 @@ def _unpack_mirror(directory: Path) -> Path:
 
 
 def download_package(requirement: str, directory: Path) -> Path:
-    """Fetch one wheel with pip, without its dependencies and without installing it."""
+    """Download one wheel with pip, without its dependencies and without installing it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(directory), requirement]
     try:

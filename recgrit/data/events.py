@@ -1,8 +1,9 @@
-"""Event types of a log: which count, how much, and which are what is predicted.
+"""Event types of a log: which types are kept, their weights, and which types are predicted.
 
-A log of a shop holds views, carts and purchases. All of them tell what a user is after, so all
-stand in the histories; what is predicted is set, purchases for example. Rows carry the number of
-their type, from the weakest to the strongest: of two events at one time the larger number stays.
+The log of a shop holds views, carts and purchases. All of them show what a user is interested in,
+so all are part of the histories. The settings choose the types that are predicted, such as
+purchases. Each row has the number of its type, from the weakest to the strongest. Of two events at
+the same time the one with the larger number is kept.
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ from recgrit.progress import show_control
 
 logger = logging.getLogger(__name__)
 
-# The column of rows and of interactions.
+# Name of the column of type numbers, in rows and in interactions.
 EVENT = "event"
-# Stands for a type that is left out.
+# Number of a type that is left out.
 LEFT_OUT = -1
-# Types are few: a column of more is another column.
+# Largest number of types that a message lists.
 _SHOWN = 12
 
 
 @dataclass(frozen=True)
 class EventTypes:
-    """The types of a log, from the weakest to the strongest: targets last, then by weight.
+    """The event types of a log, from the weakest to the strongest.
+
+    Types that are predicted come after all others, and within both groups types are sorted by
+    weight.
 
     Args:
-        names: As they stand in the files.
-        target_weights: What each counts in the training loss; 0 for history only.
-        left_out: Types whose rows are left out.
+        names: Names of the types, as they are written in the files.
+        target_weights: Weight of each type in the training loss. 0 for types that occur in
+            histories only.
+        left_out: Names of the types whose rows are left out.
     """
 
     names: tuple[str, ...]
@@ -48,11 +53,11 @@ class EventTypes:
     def of(
         cls, weights: Mapping[str, float | None], targets: Sequence[str] | None
     ) -> EventTypes | None:
-        """Types as the settings have them; None where they name none.
+        """Return the event types that the settings name, or None if they name none.
 
         Args:
-            weights: Of each type; None leaves it out.
-            targets: The types that are predicted; None for all with a weight over 0.
+            weights: Weight of each type. A weight of None leaves the type out.
+            targets: Types that are predicted. None predicts all types with a weight above 0.
         """
         if not weights:
             return None
@@ -68,21 +73,25 @@ class EventTypes:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The types that are predicted."""
+        """Names of the types that are predicted."""
         weighed = zip(self.names, self.target_weights, strict=True)
         return tuple(name for name, weight in weighed if weight > 0)
 
     def weigh(self, events: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-        """What rows of these types count as targets: float32 [len(events)]."""
+        """Return the weight of each row as a target, float32 ``[len(events)]``.
+
+        Args:
+            events: int8, number of each row's type.
+        """
         return np.asarray(self.target_weights, np.float32)[events]
 
 
 class EventReader:
-    """Numbers the types in a column of files, and counts them.
+    """A reader that replaces event types by their numbers and counts them, file by file.
 
     Args:
-        column: Name of the column.
-        types: What the settings say of them; None where they say nothing yet.
+        column: Name of the column of event types, for messages.
+        types: Event types of the settings. None if the settings name none yet.
     """
 
     def __init__(self, column: str, types: EventTypes | None) -> None:
@@ -90,7 +99,10 @@ class EventReader:
         self._counts = Counter[str]()
 
     def read(self, column: pl.Series) -> pl.Series:
-        """The number of each cell's type, int8; null where there is none."""
+        """Return the number of each cell's type, int8, or null for an empty cell.
+
+        Types that are left out, and types that the settings do not name, get the number `LEFT_OUT`.
+        """
         texts = column.cast(pl.String).str.strip_chars()
         texts = texts.set(texts == "", None).rename(EVENT)
         counted = texts.drop_nulls().value_counts()
@@ -104,10 +116,13 @@ class EventReader:
         )
 
     def finish(self) -> None:
-        """Refuse types that the settings do not name.
+        """Compare the types that all files hold with the types that the settings name.
+
+        A named type that no file holds is logged as a warning.
 
         Raises:
-            DataError: There are some; lists all with their counts.
+            DataError: A file holds a type that the settings do not name, or no file holds a type
+                that is predicted. The message lists the types that were found.
         """
         types = self._types
         known = () if types is None else (*types.names, *types.left_out)

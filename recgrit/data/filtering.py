@@ -1,4 +1,4 @@
-"""Filters over raw interactions; each keeps the order of the rows it leaves."""
+"""Filters of raw interactions; each filter keeps the order of the remaining rows."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ import polars as pl
 
 from recgrit.data.events import EVENT, LEFT_OUT
 
-# Of rows with codes for ids; looks at one row or one user at a time.
+# A function that drops rows, which have codes for ids. Whether it keeps a row depends on rows of
+# the same user only.
 Filter = Callable[[pl.DataFrame], pl.DataFrame]
 
-# What is left of a time beside whole seconds, in [0, 1), where any time has it: it counts until
-# duplicates are found and rows are in order.
+# Name of the column of fractions of a second, in [0, 1), which exists if any time has a fraction.
+# It is used to find duplicates and to sort the rows, and is dropped afterwards.
 FRACTION = "fraction"
 
 
 def time_columns(rows: pl.DataFrame) -> list[str]:
-    """The columns that make up a time."""
+    """Return the names of the columns of a time: seconds and, if present, the fraction."""
     return ["timestamp", *(name for name in rows.columns if name == FRACTION)]
 
 
 def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose user and item may stand together in another row too; none that do is missed.
+    """Find the rows whose pair of user and item occurs in other rows too.
 
-    Columns ``row`` (its place), ``user_id``, ``item_id``, those of the time, and ``event`` where
-    there are types of events.
+    All such rows are found. A few rows with a unique pair may be among them, because hashes of the
+    pairs are compared.
+
+    Returns:
+        Columns ``row`` (position of the row), ``user_id``, ``item_id``, those of the time, and
+        ``event`` if events have types.
     """
     places = pl.int_range(pl.len(), dtype=pl.Int64).alias("row")
     pair = ["user_id", "item_id"]
@@ -37,14 +42,15 @@ def find_repeats(interactions: pl.DataFrame) -> pl.DataFrame:
 
 
 def drop_exact_duplicates(interactions: pl.DataFrame, repeats: pl.DataFrame) -> pl.DataFrame:
-    """One row, the first, for equal user, item and time: the same event, recorded twice.
+    """Keep one row of those with equal user, item and time: the same event, recorded twice.
 
-    An interaction with the same item at another time is an event of its own and stays. Where
-    events have types, the first of the strongest type stays: a purchase and not the view with it.
+    The first row is kept. If events have types, the first row of the strongest type is kept, such
+    as a purchase instead of the view at the same time. An interaction with the same item at another
+    time is a separate event and stays.
 
     Args:
-        interactions: In file order.
-        repeats: What `find_repeats` found in them.
+        interactions: Rows in file order.
+        repeats: Rows that `find_repeats` found in the interactions.
     """
     key = ["user_id", "item_id", *time_columns(interactions)]
     suspects = _keep_repeated(repeats, key)
@@ -54,12 +60,18 @@ def drop_exact_duplicates(interactions: pl.DataFrame, repeats: pl.DataFrame) -> 
 
 
 def keep_events(interactions: pl.DataFrame) -> pl.DataFrame:
-    """Events whose type is not left out."""
+    """Keep the rows whose event type is not left out."""
     return interactions.filter(pl.col(EVENT) != LEFT_OUT)
 
 
 def keep_within(interactions: pl.DataFrame, since: date | None, until: date | None) -> pl.DataFrame:
-    """What happened from the start of ``since`` to before ``until``, in UTC; None is no bound."""
+    """Keep the rows from the start of one day to before another day, in UTC.
+
+    Args:
+        interactions: Rows to filter.
+        since: First day that is kept. None sets no bound.
+        until: First day that is no longer kept. None sets no bound.
+    """
     time = pl.from_epoch("timestamp")
     if since is not None:
         interactions = interactions.filter(time >= since)
@@ -69,9 +81,10 @@ def keep_within(interactions: pl.DataFrame, since: date | None, until: date | No
 
 
 def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"]) -> pl.DataFrame:
-    """Each user's earliest or latest interaction with an item, at one time by file order.
+    """Keep each user's first or last interaction with each item.
 
-    Where events have types, of those of the strongest type: a purchase and not a view before it.
+    Interactions at the same time are ordered as in the file. If events have types, only events of
+    the strongest type are candidates: a later purchase is kept instead of an earlier view.
     """
     pair = ["user_id", "item_id"]
     suspects = find_repeats(interactions)
@@ -83,20 +96,20 @@ def keep_one_per_item(interactions: pl.DataFrame, which: Literal["first", "last"
 
 
 def keep_titled(interactions: pl.DataFrame, items: pl.DataFrame, min_length: int) -> pl.DataFrame:
-    """Interactions with items whose title has at least so many characters."""
+    """Keep the interactions with items whose title has at least ``min_length`` characters."""
     titled = items.filter(pl.col("title").str.len_chars() >= min_length)["item_id"]
     return interactions.filter(pl.col("item_id").is_in(titled.implode()))
 
 
 def count_repeats(interactions: pl.DataFrame) -> int:
-    """How many rows are a user's second or later interaction with the same item."""
+    """Count the rows that are a user's second or later interaction with the same item."""
     pair = ["user_id", "item_id"]
     suspects = find_repeats(interactions)
     return suspects.height - suspects.n_unique(pair)
 
 
 def count_distinct(codes: pl.Series) -> int:
-    """How many different codes there are."""
+    """Count the distinct codes of a column."""
     if codes.is_empty():
         return 0
     numbers = codes.to_numpy()
@@ -111,9 +124,9 @@ def _event_column(rows: pl.DataFrame) -> list[str]:
 
 
 def _keep_repeated(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:
-    """The rows whose key may stand in another row too.
+    """Return the rows whose key may occur in another row too.
 
-    Equal hashes find them, sorted as plain numbers; a table of all keys would take several times
+    Rows are found by sorting the hashes of their keys. A table of all keys would take several times
     the memory and time, and most logs hold few repeats or none.
     """
     hashes = rows.select(key).hash_rows()
@@ -127,7 +140,7 @@ def _keep_repeated(rows: pl.DataFrame, key: list[str]) -> pl.DataFrame:
 def _drop_rows(
     interactions: pl.DataFrame, suspects: pl.DataFrame, kept: pl.DataFrame
 ) -> pl.DataFrame:
-    """All rows but those suspects that are not kept."""
+    """Return the interactions without the rows that are in ``suspects`` but not in ``kept``."""
     if kept.height == suspects.height:
         return interactions
     stays = np.ones(interactions.height, np.bool_)

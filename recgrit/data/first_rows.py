@@ -1,4 +1,7 @@
-"""Which row of a user or item is its first: their final indices follow that order."""
+"""Search for the first row of each user and item.
+
+Users and items get their final indices in the order of their first rows.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import polars as pl
 
 Indices = npt.NDArray[np.int64]
 
-# Rows looked at in one go: they stay in the processor's cache, and after the first of them most
-# users and items are known.
+# Number of rows that are processed at a time. They fit into the processor's cache, and after the
+# first such slice most users and items are known.
 SLICE = 2**18
 
 
 class FirstRows:
-    """The first row of each user or item, over all partitions.
+    """A record of the first row of each user or item, over all partitions.
 
     Args:
         num_codes: Number of users or items.
@@ -22,16 +25,19 @@ class FirstRows:
 
     def __init__(self, num_codes: int) -> None:
         self._is_known = np.zeros(num_codes, np.bool_)
-        # The place of each code's first row so far.
+        # Position of each code's first row among the rows added so far.
         self._first = np.empty(num_codes, np.int64)
-        # For the partition that is looked at; as it is now between partitions.
+        # True for codes that the current partition has not shown yet. All True between partitions.
         self._is_new = np.ones(num_codes, np.bool_)
         self._places = np.empty(num_codes, np.int32)
 
     def add(self, codes: npt.NDArray[np.int32], rows: pl.DataFrame) -> None:
-        """Look at the rows of a partition, in order, with the code of each.
+        """Record the rows of one partition.
 
-        They are all there are where no column ``row`` tells their place among others.
+        Args:
+            codes: Code of the user or item of each row.
+            rows: Rows of the partition, in order. The column ``row`` holds their positions among
+                the rows of all partitions. Without this column the partition must be the only one.
         """
         first = self._find_first(codes)
         codes = codes[first]
@@ -41,12 +47,12 @@ class FirstRows:
         self._is_known[codes] = True
 
     def in_order(self) -> Indices:
-        """The codes that have a row, by it."""
+        """Return the codes that have a row, in the order of their first rows."""
         codes = np.flatnonzero(self._is_known)
         return codes[np.argsort(self._first[codes], kind="stable")]
 
     def _find_first(self, codes: npt.NDArray[np.int32]) -> Indices:
-        """Where in a partition each of its codes stands first."""
+        """Return the position within the partition at which each code first occurs."""
         found = [np.empty(0, np.int64)]
         for start in range(0, len(codes), SLICE):
             part = codes[start : start + SLICE]
@@ -61,13 +67,14 @@ class FirstRows:
 
 
 def find_first(numbers: npt.NDArray[np.integer], places: npt.NDArray[np.int32]) -> Indices:
-    """Where in an array each of its numbers stands first.
+    """Return the position at which each number first occurs in an array, in ascending order.
 
     Args:
-        numbers: From 0 on.
-        places: Longer than the largest number; what stands there for these numbers is lost.
+        numbers: Array of numbers from 0 on.
+        places: Working memory, longer than the largest number. Its entries at these numbers are
+            overwritten.
     """
     place = np.arange(len(numbers), dtype=np.int32)
-    # Written from the last to the first, the first stays.
+    # Positions are written from the last to the first, so the first position of a number stays.
     places[numbers[::-1]] = place[::-1]
     return np.flatnonzero(places[numbers] == place)

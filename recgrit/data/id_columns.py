@@ -1,4 +1,8 @@
-"""Ids as they stand in people's tables: text or whole numbers, never altered, damage refused."""
+"""Checks of the id columns of a user's own tables.
+
+Ids are text or whole numbers and are never altered. Ids that another program has damaged raise an
+error.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,17 @@ from recgrit.errors import DataError
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 3
-# What pandas makes of whole numbers with gaps, and spreadsheets of long ones.
+# Forms of damaged ids: pandas writes whole numbers with gaps as decimals, and spreadsheets write
+# long numbers with exponents.
 _DECIMAL = r"^-?\d+\.\d+$"
 _WHOLE_DECIMAL = r"^-?\d+\.0+$"
 _WHOLE_COMMA = r"^-?\d+,0+$"
 _SCIENTIFIC = r"^-?\d[.,]\d+[eE]\+\d+$"
 _WHOLE = r"^-?\d+$"
 _ZEROS = r"^0+(\d)"
-# An item table that describes fewer of the log's items is worth a warning.
+# A warning is logged if the item table describes a smaller share of the log's items.
 FEW = 0.5
-# What names the columns of the items' ids, in both kinds of files.
+# Settings that name the columns of item ids in the log and in the item table, for messages.
 ITEM_SETTINGS = "data.table.item_id (the log's) and data.table.items_id (the item table's)"
 # The setting that names the column of the users' ids, in both kinds of files.
 USER_SETTINGS = "data.table.user_id"
@@ -30,15 +35,17 @@ STAND_INS = ("nan", "null", "none", "na", "n/a", "\\n", "<na>", "undefined")
 
 
 def as_ids(ids: pl.Series, label: str, column: str) -> pl.Series:
-    """A column as ids: text, or whole numbers that stand for the text they are written as.
+    """Return a column of ids as text or whole numbers.
+
+    A whole number stands for the text that it is written as.
 
     Args:
-        ids: Of any type.
-        label: The file, for messages.
-        column: Its name there.
+        ids: Column of any type.
+        label: Name of the file, for messages.
+        column: Name of the column in the file, for messages.
 
     Raises:
-        DataError: The type can mean no id.
+        DataError: The type of the column cannot hold ids.
     """
     dtype = ids.dtype
     if dtype == pl.String or dtype.is_integer():
@@ -59,17 +66,17 @@ def as_ids(ids: pl.Series, label: str, column: str) -> pl.Series:
 
 
 def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
-    """Stop where ids are whole numbers that some program has written as decimals.
+    """Raise an error if ids are whole numbers that some program has written as decimals.
 
-    Ids such as ``1.5`` beside ``7`` are text like any other.
+    Ids such as ``1.5`` beside ``7`` are accepted as text.
 
     Args:
-        ids: Different ids as text.
-        label: The files, for messages.
-        column: Their name there.
+        ids: Distinct ids as text.
+        label: Names of the files, for messages.
+        column: Name of the column in the files, for messages.
 
     Raises:
-        DataError: They are.
+        DataError: The ids are damaged.
     """
     given = ids.drop_nulls()
     if given.is_empty():
@@ -82,7 +89,7 @@ def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
     if len(decimals) == len(given) or (len(whole) and len(whole) == len(decimals)):
         damaged, how = decimals, "decimals (as pandas makes of whole numbers with gaps)"
     elif len(commas) and len(commas) + int(given.str.contains(_WHOLE).sum()) == len(given):
-        # Beside others than numbers, 7,0 may be a pair of numbers.
+        # This branch needs all ids to be numbers. Otherwise 7,0 may be a pair of numbers.
         damaged, how = commas, "decimals (as spreadsheets with decimal commas write)"
     elif len(scientific):
         damaged, how = scientific, "exponents (as spreadsheets make of long numbers)"
@@ -96,7 +103,7 @@ def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
 
 
 def tell_lost_zeros(ids: pl.Series, column: str) -> None:
-    """Warn where ids differ in nothing but zeros at their start, as in ``007`` beside ``7``."""
+    """Log a warning if ids differ only in zeros at their start, as in ``007`` and ``7``."""
     padded = ids.filter(ids.str.contains(_ZEROS))
     if padded.is_empty():
         return
@@ -114,7 +121,7 @@ def tell_lost_zeros(ids: pl.Series, column: str) -> None:
 
 
 def tell_stand_ins(ids: pl.Series, column: str) -> None:
-    """Warn where an id is what programs write in place of a missing one."""
+    """Log a warning if an id is a word that programs write for a missing value, such as ``nan``."""
     found = ids.filter(ids.str.to_lowercase().is_in(STAND_INS))
     if len(found):
         logger.warning(
@@ -167,7 +174,7 @@ def require_meeting_ids(
 
 
 def _guess(missing: pl.Series, unused: pl.Series) -> str:
-    """What may make the ids of both sides differ."""
+    """Return a sentence on why the ids of both sides may differ, or an empty text."""
     forms = {
         "zeros at the start, which one side lost": (_strip_zeros(missing), _strip_zeros(unused)),
         "the case of their letters": (missing.str.to_lowercase(), unused.str.to_lowercase()),

@@ -1,7 +1,7 @@
-"""External ids as arguments: one rule for every list of them.
+"""Reader of arguments that list external ids, with one rule for all of them.
 
-A bare string is one id, never a list of its letters. Nulls name nothing: they are passed over and
-counted. Anything else that is no text is refused, since a number can be written in several ways.
+A string is one id, not a list of its letters. Nulls are skipped and counted. Any other value that
+is not text raises an error, because a number can be written in several ways.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from recgrit.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# What arguments that name items or users take.
+# Type of arguments that list ids of items or users.
 IdList: TypeAlias = Iterable[str | None] | str
 
 
 class Ids(NamedTuple):
-    """Ids that were read.
+    """The ids that an argument lists.
 
     Args:
-        ids: In the order they came in.
-        num_nulls: Nulls among them that were passed over.
+        ids: Ids in the order of the argument.
+        num_nulls: Number of nulls that were skipped.
     """
 
     ids: list[str]
@@ -33,14 +33,14 @@ class Ids(NamedTuple):
 
 
 def read_ids(ids: object, what: str) -> Ids:
-    """The ids that an argument lists.
+    """Read the ids that an argument lists.
 
     Args:
-        ids: One id, or several, nulls among them.
-        what: What the argument is, for messages, such as "the history 'a'".
+        ids: One id or several ids, possibly with nulls.
+        what: Name of the argument for messages, such as "the history 'a'".
 
     Raises:
-        DataError: The argument is no list of ids, or holds something that is no text.
+        DataError: The argument is not a list of ids, or holds a value that is not text.
 
     >>> read_ids("242", "the history")
     Ids(ids=['242'], num_nulls=0)
@@ -68,15 +68,19 @@ def read_ids(ids: object, what: str) -> Ids:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value names nothing; a list never does, whatever it holds."""
+    """Return whether a value is null; a list is never null."""
     return value is None or bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def list_ids(ids: object, what: str) -> list[str]:
-    """`read_ids`, with the number of nulls logged.
+    """Read the ids that an argument lists, and log the number of nulls.
+
+    Args:
+        ids: One id or several ids, possibly with nulls.
+        what: Name of the argument for messages, such as "the history 'a'".
 
     Raises:
-        DataError: The argument is no list of ids, or holds something that is no text.
+        DataError: The argument is not a list of ids, or holds a value that is not text.
     """
     read = read_ids(ids, what)
     if read.num_nulls:
@@ -87,13 +91,13 @@ def list_ids(ids: object, what: str) -> list[str]:
 def _is_iterable(value: Any) -> TypeGuard[Iterable[object]]:
     try:
         iter(value)
-    except TypeError:  # An array of no dimension has the method, and refuses.
+    except TypeError:  # An array of no dimension has __iter__, but calling it raises an error.
         return False
     return True
 
 
 def _describe(value: object) -> str:
-    """A value and its type, cut where it is long."""
+    """Return a value and its type as text for messages, shortened if the value is long."""
     kind = type(value).__name__
-    # What is nested or large is named by its type alone: writing it out may never end.
+    # A nested value is described by its type alone, because its text may be very long.
     return f"{value!s:.40} ({kind})" if pd.api.types.is_scalar(value) else f"a {kind}"

@@ -1,4 +1,4 @@
-"""Which user interacted with which item, and when: dense indices, in time order."""
+"""Interactions of users with items, with dense indices and in time order."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from recgrit.errors import ArtifactError, DataError, ReplacedError
 from recgrit.summaries import Summarized
 
 FILE_NAME = "interactions.parquet"
-# Fixed, so that the file's bytes do not depend on how many rows were at hand at a time.
+# Rows of a row group. The number is fixed, so that the bytes of the file do not depend on the sizes
+# of the parts.
 ROW_GROUP_SIZE = 2**18
 
 
 class Interactions(Summarized):
     """Interactions with dense user and item indices, sorted by user, then time, then file order.
 
-    What was saved is read when `frame` is first asked for: ids and counts do without it, and most
-    stages read the split alone.
+    Saved interactions are read when `frame` is first used, because most stages need the ids and
+    counts alone.
 
     Args:
-        frame: Columns ``user_idx`` int32, ``item_idx`` int32, ``timestamp`` int64 (seconds UTC)
-            and, where the source has one, ``weight`` float32 (a rating). No nulls.
+        frame: Rows with the columns ``user_idx`` int32, ``item_idx`` int32, ``timestamp`` int64
+            (seconds since 1970, UTC), optionally ``weight`` float32 (a rating) and optionally
+            ``event`` (the event type). No nulls.
         user_ids: External id of each user; row i belongs to ``user_idx`` i.
         item_ids: External id of each item; row i belongs to ``item_idx`` i.
 
@@ -47,17 +49,17 @@ class Interactions(Summarized):
         self.user_ids, self.item_ids = user_ids, item_ids
         self._frame: pl.DataFrame | None = frame
         self._num_rows = frame.height
-        # Where the frame can be read, if it was not given.
+        # Path of the file from which the frame is read. None if the frame was given.
         self._path: Path | None = None
         self._identity: tuple[int, ...] = ()
 
     @property
     def frame(self) -> pl.DataFrame:
-        """The rows.
+        """Rows of the interactions, which are read from disk at the first use.
 
         Raises:
-            ArtifactError: The file they were saved in is damaged.
-            DataError: What it holds is not in order.
+            ArtifactError: The file of saved interactions is damaged, missing or replaced.
+            DataError: The file does not hold valid interactions.
         """
         if self._frame is None:
             assert self._path is not None
@@ -77,7 +79,7 @@ class Interactions(Summarized):
         return self._frame
 
     def summarize(self) -> tuple[str, Mapping[str, str]]:
-        """Counts and ids, and the time they span where the rows are read already."""
+        """Return the counts and examples of ids, and the time span if the rows are already read."""
         facts = {
             "users": f"{self.num_users:,}, such as {', '.join(self.user_ids.head(3))}",
             "items": f"{self.num_items:,}, such as {', '.join(self.item_ids.head(3))}",
@@ -102,7 +104,7 @@ class Interactions(Summarized):
         return self._num_rows
 
     def to_polars(self) -> pl.DataFrame:
-        """One row per interaction, with the external ids first."""
+        """Return a table with one row per interaction and the external ids as first columns."""
         return self.frame.select(
             pl.lit(self.user_ids).gather(pl.col("user_idx")).alias("user_id"),
             pl.lit(self.item_ids).gather(pl.col("item_idx")).alias("item_id"),
@@ -110,7 +112,7 @@ class Interactions(Summarized):
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """`to_polars` as a pandas frame."""
+        """Return the table of `to_polars` as a pandas frame."""
         return self.to_polars().to_pandas()
 
     def save(self, directory: Path) -> None:
@@ -123,10 +125,10 @@ class Interactions(Summarized):
 
     @classmethod
     def load(cls, directory: Path) -> Interactions:
-        """What `save` wrote, its rows to be read when they are asked for.
+        """Open the interactions that `save` wrote, without reading their rows yet.
 
         Raises:
-            DataError: Ids are missing, come twice or are no text.
+            DataError: Ids are missing or repeated, or are not text.
         """
         path = directory / FILE_NAME
         loaded = cls.__new__(cls)
@@ -136,7 +138,7 @@ class Interactions(Summarized):
             if ids.dtype != pl.String or ids.null_count() or ids.n_unique() != len(ids):
                 raise DataError(f"The ids of {what} are no texts, have gaps or come twice.")
         loaded._frame, loaded._path, loaded._identity = None, path, _identify(path)
-        # Of the file's end only, which a file that was cut lacks.
+        # The number of rows stands at the end of the file. A truncated file raises an error here.
         loaded._num_rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
         return loaded
 
@@ -144,9 +146,15 @@ class Interactions(Summarized):
 def write_interactions(
     parts: Callable[[], Iterator[pl.DataFrame]], schema: pl.Schema, directory: Path
 ) -> None:
-    """Write ``interactions.parquet`` of parts that follow one another, one in memory at a time.
+    """Write ``interactions.parquet`` from consecutive parts, with one part in memory at a time.
 
-    The file is the one that `Interactions.save` writes of them all, byte for byte.
+    The file is equal, byte for byte, to the file that `Interactions.save` writes for all parts
+    together.
+
+    Args:
+        parts: Function that returns an iterator over the parts, in order.
+        schema: Columns of the parts and their types.
+        directory: Folder of the file.
     """
 
     def read(
@@ -158,15 +166,16 @@ def write_interactions(
 
 
 def save_ids(user_ids: pl.Series, item_ids: pl.Series, directory: Path) -> None:
-    """Write ``users.parquet`` and ``item_ids.parquet``."""
+    """Write ``users.parquet`` and ``item_ids.parquet`` into a folder."""
     user_ids.alias("user_id").to_frame().write_parquet(directory / "users.parquet")
     item_ids.alias("item_id").to_frame().write_parquet(directory / "item_ids.parquet")
 
 
 def sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """Stable; fractions of seconds count, and are dropped.
+    """Sort rows by user and time, keep the order of equal rows, and drop fractions of seconds.
 
-    One number of user and time, where they fit into one, sorts several times faster than two.
+    Fractions of seconds are used for the order. User and time are combined into one number if it
+    fits into 64 bits, because sorting one number is several times faster than sorting two.
     """
     if FRACTION in frame.columns:
         exact = ["user_idx", *time_columns(frame)]
@@ -183,13 +192,16 @@ def sort_by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(frame: pl.LazyFrame, path: Path) -> None:
-    # Not into a file that is there, which may have another name in another run.
+    # An existing file is replaced and not overwritten, because another run may share it by a link.
     with replacing(path) as temporary:
         frame.sink_parquet(temporary, row_group_size=ROW_GROUP_SIZE, engine="streaming")
 
 
 def _identify(path: Path) -> tuple[int, ...]:
-    """What tells a file from another one of its name; nothing where there is none."""
+    """Return device, inode, size and change time of a file, which differ if the file is replaced.
+
+    A missing file gives an empty tuple.
+    """
     try:
         state = path.stat()
     except OSError:
@@ -198,7 +210,10 @@ def _identify(path: Path) -> tuple[int, ...]:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Two names of one file where the disk allows; it is never written again."""
+    """Give a file a second name by a hard link, or copy it if the disk allows no link.
+
+    A link is safe because the file is never written again.
+    """
     if target.exists() and target.samefile(source):
         return
     with replacing(target) as temporary:
@@ -234,7 +249,7 @@ def _in_order(frame: pl.DataFrame) -> bool:
 
 
 def _is_dense(indices: pl.Series, num: int) -> bool:
-    """Whether these are all the numbers from 0 to ``num - 1``, each at least once."""
+    """Return whether the indices include every number from 0 to ``num - 1`` and no other."""
     if indices.is_empty() or not 0 <= indices.min() <= indices.max() < num:  # type: ignore[operator]
         return num == 0 and indices.is_empty()
     seen = np.zeros(num, np.bool_)

@@ -1,4 +1,4 @@
-"""What is known of each item: one row per item, in the order of ``item_idx``."""
+"""The item table, which describes each item in the order of ``item_idx``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import polars as pl
 from recgrit.data.ids import IdList, read_ids
 from recgrit.errors import DataError
 
-# Of so many ids at most the nearest ones are looked for when one is unknown: more take seconds.
+# Largest number of ids among which ids similar to an unknown one are searched. More take seconds.
 MOST_COMPARED = 50_000
 
 
 class ItemIndex:
-    """From external item ids to dense indices.
+    """A map from external item ids to dense indices.
 
     Args:
-        item_ids: Row i is ``item_idx`` i.
+        item_ids: External id of each item; row i is ``item_idx`` i.
     """
 
     def __init__(self, item_ids: pl.Series) -> None:
@@ -31,10 +31,10 @@ class ItemIndex:
         self._places = {item_id: item_idx for item_idx, item_id in enumerate(item_ids)}
 
     def __getitem__(self, item_id: str) -> int:
-        """Dense index of an item.
+        """Return the dense index of an item.
 
         Raises:
-            DataError: No item has this id.
+            DataError: No item has this id. The message lists similar ids.
         """
         if item_id not in self._places:
             close = []
@@ -48,12 +48,13 @@ class ItemIndex:
         return self._places[item_id]
 
     def find(self, item_ids: IdList) -> npt.NDArray[np.int64]:
-        """Dense indices of those ids that are known, in their order.
+        """Return the dense indices of the known ids, in their order, and skip unknown ids.
 
-        A bare string is one id; nulls are passed over.
+        Args:
+            item_ids: External ids. A string is one id. Nulls are skipped.
 
         Raises:
-            DataError: This is no list of ids.
+            DataError: The argument is not a list of ids.
         """
         known = self._places
         ids = read_ids(item_ids, "item_ids").ids
@@ -62,15 +63,16 @@ class ItemIndex:
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Item features; row i is ``item_idx`` i.
+    """The features of all items, as a table whose row i describes ``item_idx`` i.
 
     Args:
-        frame: ``item_id`` str and ``title`` str (the id where no title is known), then the fields
-            the source has: ``categories`` list[str], and text or number columns such as ``brand``,
-            ``genres``, ``year``, ``price``. Nulls mark what is unknown.
+        frame: Table with ``item_id`` str and ``title`` str (the id if no title is known), followed
+            by the columns of the source: ``categories`` list[str], and text or number columns such
+            as ``brand``, ``genres``, ``year`` and ``price``. Unknown values are null.
 
     Raises:
-        DataError: ``item_id`` or ``title`` is missing, null, or an id is empty or repeated.
+        DataError: ``item_id`` or ``title`` is missing or holds nulls, or an id is empty or
+            repeated.
     """
 
     frame: pl.DataFrame
@@ -114,36 +116,40 @@ class ItemTable:
 
     @cached_property
     def index(self) -> ItemIndex:
-        """Where each item stands."""
+        """Map from external item ids to dense indices."""
         return ItemIndex(self.item_ids)
 
     def find_items(self, item_ids: IdList) -> npt.NDArray[np.int64]:
-        """Dense indices of those external ids that the table has, in their order.
+        """Return the dense indices of the known ids, in their order, and skip unknown ids.
 
-        A bare string is one id; nulls are passed over.
+        Args:
+            item_ids: External ids. A string is one id. Nulls are skipped.
+
+        Raises:
+            DataError: The argument is not a list of ids.
         """
         return self.index.find(item_ids)
 
     def to_polars(self) -> pl.DataFrame:
-        """The table itself."""
+        """Return the table."""
         return self.frame
 
     def to_pandas(self) -> pd.DataFrame:
-        """The table as a pandas frame."""
+        """Return the table as a pandas frame."""
         return self.frame.to_pandas()
 
     def save(self, directory: Path) -> None:
-        """Write ``items.parquet``."""
+        """Write ``items.parquet`` into a folder."""
         self.frame.write_parquet(directory / "items.parquet")
 
     @classmethod
     def load(cls, directory: Path) -> ItemTable:
-        """Read what `save` wrote."""
+        """Read the item table that `save` wrote."""
         return cls(pl.read_parquet(directory / "items.parquet", glob=False))
 
 
 def read_item_list(path: Path) -> list[str]:
-    """Item ids from a text file, one a line; blank lines are passed over.
+    """Read item ids from a text file with one id per line, and skip blank lines.
 
     Raises:
         DataError: The file cannot be read, or names no item.

@@ -1,4 +1,4 @@
-"""The k-core: the largest part of the data in which no user and no item is rare."""
+"""The k-core: the largest subset of the data in which no user or item is rare."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ def cut_to_k_core(
     min_user_interactions: int,
     min_item_interactions: int,
 ) -> None:
-    """Lower the counts to those of the rows that are left once no user and no item is rare.
+    """Find the k-core, and lower the counts of users and items to their counts within it.
 
-    Dropping a rare item can make a user too short and the reverse, so both are dropped in turns
-    until nothing changes; the result does not depend on which comes first. Repeats count.
+    A user or item is rare if it has fewer interactions than its minimum. Dropping a rare item can
+    make a user rare, and the reverse, so both are dropped in turns until nothing changes. The
+    result does not depend on the order. Repeated interactions count.
 
-    A partition is visited again where an item has become rare since. Its users are in no other
-    partition, so what it had left by then follows from its users and when items became rare.
+    A partition is visited again if an item became rare after its last visit. The users of a
+    partition are in no other partition. Which of its rows were left at the last visit is therefore
+    known from the counts of its users and from the visit at which each item became rare.
 
     Args:
-        rows: With ``user_id`` and ``item_id``; none is changed.
-        per_user: int64 [num_users], the interactions of each user; lowered in place.
-        per_item: int64 [num_items], the interactions of each item; lowered in place. Whoever is
-            left has at least the minimum then, all others less.
-        min_user_interactions: Users with fewer are dropped.
-        min_item_interactions: Items with fewer are dropped.
+        rows: Store of rows with ``user_id`` and ``item_id``. The rows are not changed.
+        per_user: int64 ``[num_users]``, number of interactions of each user. Lowered in place.
+            Afterwards a user is in the k-core if this number is at least the minimum.
+        per_item: int64 ``[num_items]``, number of interactions of each item. Lowered in place.
+            Afterwards an item is in the k-core if this number is at least the minimum.
+        min_user_interactions: Smallest number of interactions of a user in the k-core.
+        min_item_interactions: Smallest number of interactions of an item in the k-core.
     """
     rare_since = np.full(len(per_item), NEVER)
     last_visits = np.full(rows.num_partitions, -1)

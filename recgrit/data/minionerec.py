@@ -1,17 +1,19 @@
-"""MiniOneRec's protocol: 80/10/10 of all samples in time, each with at most ten items before it.
+"""MiniOneRec's protocol: all samples in time order, split 80/10/10, with short histories.
 
-A sample is an interaction that has one before it, with up to ten items of the same user before it
-as its history. All users' samples are sorted by the target's time, and the first 80% are for
-training, the next 10% for validation, the last for test (``data/amazon18_data_process.py`` of
-AkaliKong/MiniOneRec; arXiv 2510.24431). Every target is evaluated, so a user may have many, and a
-test history may hold validation and earlier test items: what had happened by then.
+A sample is an interaction that has an earlier one of the same user, with up to ten items of the
+user before it as its history. The samples of all users are sorted by the time of the target. The
+first 80% are for training, the next 10% for validation and the last 10% for test
+(``data/amazon18_data_process.py`` of AkaliKong/MiniOneRec; arXiv 2510.24431). Every target is
+evaluated, so a user may have many targets. A test history may hold validation items and earlier
+test items, because these happened before the target.
 
-Samples of one time stay in the order of users, as they first appear in the file, and then of
-their interactions, as there. Here models learn from a user's training items as one sequence, in
-windows of ``retriever.history_length``; with 10 of them no target sees more than the protocol
-allows.
+Samples with the same time are ordered by user, in the order in which users first appear in the
+file, and then as in the file. Models here learn from a user's training items as one sequence, in
+windows of ``retriever.history_length``. With a length of 10 no target sees more items than the
+protocol allows.
 
-Each evaluated target costs its history once more: some twice the interactions at worst.
+The history of each evaluated target is stored once more. In the worst case this about doubles the
+number of stored interactions.
 """
 
 from __future__ import annotations
@@ -28,10 +30,13 @@ MAX_HISTORY = 10
 
 
 def minionerec(sequences: Sequences) -> SequenceSplit:
-    """Users' sequences with their training parts, then one sequence for each target.
+    """Split sequences by MiniOneRec's protocol.
+
+    The result has each user's sequence with its training part, followed by one sequence for each
+    target.
 
     Args:
-        sequences: Of all users: samples are sorted over all of them.
+        sequences: Sequences of all users, because samples are sorted over all users.
 
     Raises:
         DataError: There are too few samples for all three parts.
@@ -51,7 +56,7 @@ def minionerec(sequences: Sequences) -> SequenceSplit:
             "that have one of the same user before them. Lower the filters of the data section, "
             "or use data.split=leave_one_out."
         )
-    # Samples are in time order, so what is trained on begins a user's sequence.
+    # Samples are in time order, so a user's training samples are the first of the user's sequence.
     num_learned = np.bincount(users[samples[:num_train]], minlength=num_users)
     targets = samples[num_train:]
     own_starts = offsets[:-1]
@@ -79,6 +84,6 @@ def minionerec(sequences: Sequences) -> SequenceSplit:
 def keep_short_titles(
     interactions: pl.DataFrame, items: pl.DataFrame, max_words: int
 ) -> pl.DataFrame:
-    """Interactions with items whose title is known and has at most so many words."""
+    """Keep the interactions with items whose title is known and has at most ``max_words`` words."""
     short = items.filter(pl.col("title").str.count_matches(" ", literal=True) < max_words)
     return interactions.filter(pl.col("item_id").is_in(short["item_id"].implode()))

@@ -1,4 +1,4 @@
-"""Numbers that may be times, and look like something else than a count of seconds since 1970."""
+"""Detection of number columns that hold something else than seconds since 1970."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import polars as pl
 
-# So many of a column's numbers have to look alike.
+# Share of a column's numbers that have to be of one kind.
 MOST = 0.95
 
 
 @dataclass(frozen=True)
 class Look:
-    """Numbers that are something else than a count since 1970, or count no seconds.
+    """A kind of numbers that may be times but are not seconds since 1970, such as 20111101.
 
     Args:
-        least: The least of them.
-        most: The largest.
-        what: What they look like.
-        setting: What to set if they are.
-        layout: How a date is written as such a number, for those that are one.
+        least: Smallest number of this kind.
+        most: Largest number of this kind.
+        what: Description of the kind, for messages.
+        setting: Setting that reads numbers of this kind.
+        layout: Format of a date that is written as such a number. None if the numbers are counts.
     """
 
     least: float
@@ -29,7 +29,7 @@ class Look:
     layout: str | None = None
 
 
-# The message names the first that fits.
+# Kinds in the order in which they are tried. The first that fits is reported.
 LOOKS = (
     Look(19000101, 21001231, "dates such as 20111101", "time_format=%Y%m%d", "%Y%m%d"),
     Look(
@@ -47,7 +47,10 @@ LOOKS = (
 
 
 def find_look(numbers: pl.Series) -> Look | None:
-    """What most of these numbers look like; None for seconds, or parts of them, since 1970."""
+    """Return the kind of most of these numbers.
+
+    None means that they can be seconds, or fractions of a second, counted since 1970.
+    """
     for look in LOOKS:
         inside = numbers.filter(numbers.is_between(look.least, look.most))
         if len(inside) < MOST * len(numbers):
@@ -58,7 +61,7 @@ def find_look(numbers: pl.Series) -> Look | None:
 
 
 def _are_dates(numbers: pl.Series, layout: str) -> bool:
-    """Whether most of these numbers are dates in this layout."""
+    """Return whether most of these numbers are dates in this layout."""
     whole = numbers.cast(pl.Int64, strict=False)
     if (whole != numbers).any():
         return False
@@ -73,6 +76,6 @@ def _are_dates(numbers: pl.Series, layout: str) -> bool:
 
 
 def year_of(seconds: float) -> str:
-    """The year in which so many seconds after 1970 lie, in words."""
+    """Return the year that is this number of seconds after 1970, as text for messages."""
     year = int(1970 + seconds / (365.2425 * 86400))
     return f"the year {year}"

@@ -1,9 +1,9 @@
-"""Where rows lie while they are prepared: in memory as one partition, or on disk in many.
+"""Stores for the rows of a data set: one partition in memory, or many partitions on disk.
 
-A partition is a range of user codes. Codes are given in order of first appearance, so a range fills
-up while its users are new, a file that lists user after user writes one partition after the other,
-and how many there will be need not be known before the end. A hash would make partitions of equal
-size, which nothing here needs, and touch all of them with every block.
+A partition is a range of user codes. Codes are assigned in order of first appearance. A file that
+lists user after user therefore writes one partition after the other, and the number of partitions
+need not be known in advance. Partitions by hash would be of equal size, which is not needed here,
+but each block of rows would write to all of them.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from recgrit.data.filtering import FRACTION
 
 
 class Partitions(Protocol):
-    """Rows in numbered partitions, given away one partition after another."""
+    """Rows in numbered partitions, each of which is removed when it is taken."""
 
     @property
     def users_per_partition(self) -> int:
-        """Partition i holds the users from i times this number on."""
+        """Number of users in a partition; the first user of partition i is i times this number."""
 
     @property
     def num_partitions(self) -> int:
-        """Partitions so far."""
+        """Number of partitions so far."""
 
     def take(self, number: int) -> pl.DataFrame:
-        """The rows of a partition, which are kept here no longer."""
+        """Return the rows of a partition and remove them from the store."""
 
 
 class Store(Partitions, Protocol):
-    """Partitions to add to; the first column of their rows is the user."""
+    """Partitions to which rows can be added; the first column of the rows is the user code."""
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add each row to the partition of its user; rows of one partition stay in order."""
+        """Add each row to the partition of its user; rows of one partition keep their order."""
 
     def read(self, number: int, columns: Sequence[str]) -> pl.DataFrame:
-        """Some columns of a partition."""
+        """Return some columns of a partition, without removing it."""
 
 
 class MemoryStore:
-    """All rows as one partition in memory."""
+    """A store that holds all rows in memory as one partition."""
 
     users_per_partition = sys.maxsize
     num_partitions = 1
@@ -57,25 +57,25 @@ class MemoryStore:
         self._parts = list(parts)
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add rows behind those that are there."""
+        """Append rows to those already in the store."""
         self._parts.append(rows)
 
     def read(self, number: int, columns: Sequence[str]) -> pl.DataFrame:
-        """Some columns of all rows."""
+        """Return some columns of all rows."""
         return pl.concat([part.select(columns) for part in self._parts])
 
     def take(self, number: int) -> pl.DataFrame:
-        """All rows, which are kept here no longer."""
+        """Return all rows and remove them from the store."""
         parts, self._parts = self._parts, []
         return pl.concat(parts)
 
 
 class DiskStore:
-    """Partitions as files of records of fixed size, appended without compression.
+    """A store with one file per partition, which holds uncompressed records of fixed size.
 
     Args:
-        folder: Is made.
-        users_per_partition: Users in a partition.
+        folder: Folder for the files. It is created and must not exist.
+        users_per_partition: Number of users in a partition.
     """
 
     def __init__(self, folder: Path, users_per_partition: int) -> None:
@@ -83,11 +83,11 @@ class DiskStore:
         self._folder = folder
         self.users_per_partition = users_per_partition
         self.num_partitions = 0
-        # Of the rows, once there are any.
+        # Type of a record in the files. Set when the first rows are added.
         self._record = np.dtype([])
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Add each row to the file of its user's partition."""
+        """Append each row to the file of its user's partition."""
         columns = {name: rows[name].to_numpy() for name in rows.columns}
         self._record = np.dtype([(name, column.dtype) for name, column in columns.items()])
         records = np.empty(rows.height, self._record)
@@ -107,14 +107,14 @@ class DiskStore:
             self.num_partitions = max(self.num_partitions, number + 1)
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pl.DataFrame:
-        """Columns of a partition, all unless some are named."""
+        """Return some columns of a partition; None returns all columns."""
         path, record = self._path(number), self._record
         records = np.fromfile(path, record) if path.is_file() else np.empty(0, record)
         chosen = record.names or () if columns is None else columns
         return pl.DataFrame({name: np.ascontiguousarray(records[name]) for name in chosen})
 
     def take(self, number: int) -> pl.DataFrame:
-        """The rows of a partition, whose file is deleted."""
+        """Return the rows of a partition and delete its file."""
         rows = self.read(number)
         self._path(number).unlink(missing_ok=True)
         return rows
@@ -125,28 +125,28 @@ class DiskStore:
 
 @dataclass(frozen=True)
 class Scratch:
-    """Where partitions lie on disk.
+    """A folder on disk for partitions.
 
     Args:
-        folder: For all files.
-        users_per_partition: Users in a partition.
+        folder: Folder for the files of all stores.
+        users_per_partition: Number of users in a partition.
     """
 
     folder: Path
     users_per_partition: int
 
     def open_store(self, name: str) -> DiskStore:
-        """An empty store in a folder of its own."""
+        """Create an empty store in a new folder of this name."""
         return DiskStore(self.folder / name, self.users_per_partition)
 
 
 class RowPartitions:
-    """The rows of all files of a source, put on disk as they are read.
+    """The rows of all files of a source, written to disk as they are read.
 
-    A missing rating is NaN, and a time without a part of a second has a fraction of 0.
+    On disk a missing rating is NaN, and a time without a fraction of a second has the fraction 0.
 
     Args:
-        store: Where they go.
+        store: Store to which the rows are added.
     """
 
     def __init__(self, store: DiskStore) -> None:
@@ -158,11 +158,11 @@ class RowPartitions:
 
     @property
     def num_partitions(self) -> int:
-        """Partitions so far."""
+        """Number of partitions so far."""
         return self._store.num_partitions
 
     def keep(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Write coded rows; gives their columns without any row."""
+        """Write coded rows to disk, and return an empty table with their columns."""
         weight = pl.col("weight") if "weight" in rows.columns else pl.lit(None, pl.Float32)
         fraction = pl.col(FRACTION) if FRACTION in rows.columns else pl.lit(0.0)
         if FRACTION in rows.columns:
@@ -183,15 +183,15 @@ class RowPartitions:
         return rows.clear()
 
     def end_file(self, *, has_weights: bool) -> None:
-        """The next row is another file's; whether this one has ratings."""
+        """Record that a file is complete, and whether it has ratings."""
         self._has_weights = has_weights
 
     def take(self, number: int) -> pl.DataFrame:
-        """The rows of a partition in file order.
+        """Return the rows of a partition in file order, and delete them from disk.
 
-        Columns ``user_id``, ``item_id``, ``timestamp`` (seconds), ``fraction`` of a second where
-        any file has one, ``weight`` where the files have ratings, ``event`` where events have
-        types, and ``row``, the place among the rows of all files.
+        Columns: ``user_id``, ``item_id``, ``timestamp`` (seconds), ``fraction`` of a second if any
+        time has one, ``weight`` if the files have ratings, ``event`` if events have types, and
+        ``row``, the position among the rows of all files.
         """
         rows = self._store.take(number)
         is_rated = pl.col("weight").is_not_nan()

@@ -1,7 +1,7 @@
-"""From a source's files to what every later stage starts from, with an account of each row.
+"""Preparation of a data set: from raw files to interactions, items and their split.
 
-The funnel records what each step dropped: published results on the same data set often differ
-because of a silent filter.
+The preparation keeps a funnel, which records how many interactions each step dropped. Published
+results on the same data set often differ because of a filter that nobody reports.
 """
 
 from __future__ import annotations
@@ -47,16 +47,18 @@ USERS_NAME = "user_features.parquet"
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Dense interactions, their items and their split; row i of ``items`` is ``item_idx`` i.
+    """A prepared data set: dense interactions, their items and their split.
 
     Args:
-        interactions: What is left after all filters.
-        items: One row per item that has interactions.
-        split: Sequences over the interactions, less those of items held out of training.
-        funnel: One row per step, as `Funnel.to_polars` describes.
-        left_out: Users of the log who have too few interactions, and what they had.
-        users: What the source says of users, one row per user with ``user_id`` first; None if it
-            says nothing. No model here reads it; it goes on to other tools.
+        interactions: Interactions that are left after all filters.
+        items: Item table with one row per item that has interactions. Row i is ``item_idx`` i.
+        split: Split of the sequences of these interactions. Training parts lack the items that are
+            held out of training.
+        funnel: Table with one row per step, as `Funnel.to_polars` describes.
+        left_out: Users of the log who have too few interactions, with their histories.
+        users: User table of the source, with one row per user and ``user_id`` first. None if the
+            source has no user table. Models use it only if ``retriever.user_attributes`` names
+            columns.
 
     Raises:
         DataError: The parts do not belong together.
@@ -78,7 +80,7 @@ class PreparedData:
         expected = (self.interactions.num_users, self.interactions.num_items)
         if sizes != expected:
             raise DataError(f"The split has {sizes} users and items, the data {expected}.")
-        # Fewer where items are held out of training.
+        # The split has fewer interactions than the data if items are held out of training.
         num_own = int(self.split.offsets[self.split.num_users])
         if num_own > len(self.interactions):
             raise DataError(
@@ -86,7 +88,7 @@ class PreparedData:
             )
 
     def save(self, directory: Path) -> None:
-        """Write all parts, and the funnel as ``funnel.parquet``, into an existing folder."""
+        """Write all parts, with the funnel as ``funnel.parquet``, into an existing folder."""
         self.interactions.save(directory)
         self.items.save(directory)
         self.split.save(directory)
@@ -98,10 +100,10 @@ class PreparedData:
 
     @classmethod
     def load(cls, directory: Path) -> PreparedData:
-        """Read what `save` wrote.
+        """Read the data set that `save` wrote.
 
         Raises:
-            DataError: The parts are of other users or items than one another.
+            DataError: The parts are about different users or items.
         """
         interactions = Interactions.load(directory)
         users = directory / USERS_NAME
@@ -121,11 +123,14 @@ class PreparedData:
 
 
 def find_input_files(config: DataConfig) -> tuple[Path, ...]:
-    """The raw files that `prepare` will read; published ones are fetched where no path is set.
+    """Return the raw files that `prepare` reads, and fetch published files if no path is set.
+
+    Args:
+        config: Settings of the data.
 
     Raises:
-        ConfigError: ``path`` is not set and the source is not one that can be fetched.
-        DataError: The files are not there, or cannot be fetched.
+        ConfigError: ``path`` is not set, and the source cannot be fetched.
+        DataError: The files do not exist or cannot be fetched.
     """
     source = _build_source(config)
     if config.path is not None:
@@ -146,9 +151,9 @@ def prepare(config: DataConfig, *, scratch_dir: Path | None = None) -> PreparedD
     """Read, filter, index and split a data set.
 
     Args:
-        config: What to read, and what to leave out.
-        scratch_dir: Where partitions lie while they are worked on; None for where the system has
-            temporary files.
+        config: Settings of the data.
+        scratch_dir: Folder for partitions that are written to disk during the preparation. None
+            uses the system's folder for temporary files.
 
     Raises:
         ConfigError: A setting does not fit the source.
@@ -170,13 +175,13 @@ def prepare(config: DataConfig, *, scratch_dir: Path | None = None) -> PreparedD
             "interaction: make room for them, or name another folder (run.dir=PATH, or TMPDIR in "
             "the environment where there is no run)."
         ) from error
-    # The rows stay on disk as long as they are in use.
+    # The folder is deleted only when the interactions are, because they read their rows from it.
     weakref.finalize(data.interactions, folder.cleanup)
     return data
 
 
 def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | None) -> PreparedData:
-    """Go through all steps, over rows in one partition in memory or in many on disk."""
+    """Run all steps of the preparation, on one partition in memory or on many on disk."""
     # Read.
     on_disk = None if scratch is None else RowPartitions(scratch.open_store("read"))
     coder = InteractionCoder(on_disk)
@@ -196,7 +201,7 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
         num_items=len(item_ids),
         scratch=scratch,
     )
-    del coder, raw  # Hold ids, and all rows where they are in memory.
+    del coder, raw  # Free the ids, and all rows if they are in memory.
 
     # Drop duplicates and what the settings leave out.
     tallies = rows.filter([step.keep for step in steps])
@@ -226,13 +231,13 @@ def _prepare(config: DataConfig, files: tuple[Path, ...], scratch: Scratch | Non
         tie_seed=config.tie_seed if config.ties == "shuffle" else None,
         events=config.event_types,
     )
-    del rows, kept  # What there is of each user counts, where they are many.
+    del rows, kept  # Free the arrays with an entry per user, which are large with many users.
 
     # Split.
     splitter = _build_splitter(config, sorted_rows, core.interactions)
     interactions, split = _split(sorted_rows, splitter, user_ids, item_ids, scratch)
 
-    # Join what is known of items and users, and end the account.
+    # Join the tables of items and users, and complete the funnel.
     items = build_item_table(item_ids, metadata)
     _count_descriptions(items, metadata, funnel)
     users = None if described is None else _join_users(user_ids, described, funnel)
@@ -248,7 +253,7 @@ def _build_source(config: DataConfig) -> Source:
 
 
 def _build_splitter(config: DataConfig, rows: SortedRows, num_interactions: int) -> Splitter:
-    """The protocol that the settings name."""
+    """Return the splitter for the protocol that the settings name."""
     held_out = None
     if config.cold_item_share > 0:
         held_out = draw_items(rows.num_items, config.cold_item_share, config.cold_item_seed)
@@ -282,7 +287,10 @@ def _split(
     item_ids: pl.Series,
     scratch: Scratch | None,
 ) -> tuple[Interactions, SequenceSplit]:
-    """All rows and their split: in memory, or mapped from files that partitions are written to."""
+    """Split all rows, and return the interactions and their split.
+
+    With ``scratch`` both are written to files partition by partition and read from there.
+    """
     parts = ((frame, splitter.split(sequences)) for frame, sequences in rows.parts())
     if scratch is None:
         [(frame, split)] = parts
@@ -303,7 +311,7 @@ def _split(
 
 
 def _count_descriptions(items: ItemTable, metadata: pl.DataFrame, funnel: Funnel) -> None:
-    """Record what the metadata lack and what they have beside these items."""
+    """Record the numbers of items without metadata and of metadata without an item."""
     known, needed = metadata["item_id"], items.item_ids
     untitled = needed.is_in(metadata.drop_nulls("title")["item_id"].implode()).not_()
     funnel.count("items without metadata", int(needed.is_in(known.implode()).not_().sum()))
@@ -312,7 +320,7 @@ def _count_descriptions(items: ItemTable, metadata: pl.DataFrame, funnel: Funnel
 
 
 def _join_users(user_ids: pl.Series, described: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
-    """What the source says of these users, in their order."""
+    """Return the rows of the user table for these users, in order, and count missing users."""
     unknown = user_ids.is_in(described["user_id"].implode()).not_()
     funnel.count("users that nothing describes", int(unknown.sum()))
     frame = user_ids.alias("user_id").to_frame()
@@ -320,7 +328,14 @@ def _join_users(user_ids: pl.Series, described: pl.DataFrame, funnel: Funnel) ->
 
 
 def build_item_table(item_ids: pl.Series, metadata: pl.DataFrame) -> ItemTable:
-    """The metadata of these items, in their order; the id stands in for an unknown title."""
+    """Return the item table of these items, in their order.
+
+    An item without a title gets its id as title.
+
+    Args:
+        item_ids: External id of each item.
+        metadata: Item table of the source, with ``item_id``, ``title`` and further columns.
+    """
     frame = item_ids.alias("item_id").to_frame()
     joined = frame.join(metadata, on="item_id", how="left", maintain_order="left")
     return ItemTable(joined.with_columns(pl.col("title").fill_null(pl.col("item_id"))))

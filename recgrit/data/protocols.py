@@ -1,6 +1,6 @@
-"""The protocols by which sequences are split into what is learned and what is asked.
+"""Protocols that split sequences into training parts and targets of validation and test.
 
-MiniOneRec's is in `recgrit.data.minionerec`.
+MiniOneRec's protocol is in `recgrit.data.minionerec`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Sequences:
     """The interactions of some users, one user after another, each user's in time order.
 
     Args:
-        items: int32 [num_interactions], the item_idx.
-        times: int64 [num_interactions], in seconds.
-        offsets: int64 [num_users + 1]; user u owns ``items[offsets[u]:offsets[u + 1]]``.
-        num_items: Size of the catalogue.
-        weights: float32 [num_interactions], what each counts as a target, 0 for history only; None
-            where all count alike.
+        items: int32 ``[num_interactions]``, item_idx of each interaction.
+        times: int64 ``[num_interactions]``, time of each interaction in seconds since 1970.
+        offsets: int64 ``[num_users + 1]``; user u owns ``items[offsets[u]:offsets[u + 1]]``.
+        num_items: Number of items in the catalogue.
+        weights: float32 ``[num_interactions]``, weight of each interaction as a target in the
+            training loss. 0 keeps an interaction in histories only. None weighs all alike.
     """
 
     items: npt.NDArray[np.int32]
@@ -45,7 +45,15 @@ class Sequences:
         first_user: int = 0,
         weights: npt.NDArray[np.float32] | None = None,
     ) -> Sequences:
-        """Those of rows as in `Interactions`, whose users are numbered from ``first_user`` on."""
+        """Build the sequences of rows that are sorted as in `Interactions`.
+
+        Args:
+            frame: Rows with ``user_idx``, ``item_idx`` and ``timestamp``.
+            num_users: Number of users of the rows.
+            num_items: Number of items in the catalogue.
+            first_user: Smallest ``user_idx`` of these users.
+            weights: float32 ``[num_interactions]``, as in `Sequences`.
+        """
         counts = np.bincount(frame["user_idx"].to_numpy() - first_user, minlength=num_users)
         return cls(
             items=frame["item_idx"].to_numpy(),
@@ -60,12 +68,13 @@ Protocol = Callable[[Sequences], SequenceSplit]
 
 
 class Splitter:
-    """A protocol, applied to some users after others.
+    """A protocol that is applied to the users part by part and counts the targets.
 
     Args:
-        protocol: Splits the sequences of some users.
-        counted: What to call the number of targets in each split that is to be counted.
-        held_out: bool [num_items], the items to keep out of all training parts; None for none.
+        protocol: Function that splits the sequences of some users.
+        counted: Splits whose targets are counted, each with the label of its count in the funnel.
+        held_out: bool ``[num_items]``, True for items that are held out of all training parts. None
+            holds out no items.
     """
 
     def __init__(
@@ -78,14 +87,18 @@ class Splitter:
         self._num_targets = dict.fromkeys(counted, 0)
 
     def split(self, sequences: Sequences) -> SequenceSplit:
-        """The split of these users, and count its targets."""
+        """Split the sequences of some users, and add their targets to the counts."""
         split = self._protocol(sequences)
         for name in self._counted:
             self._num_targets[name] += len(split.target_users(name))
         return split if self._held_out is None else without_items(split, self._held_out)
 
     def counts(self, num_held_out: int) -> list[tuple[str, int]]:
-        """What there is to count, by name; given how many interactions were held out."""
+        """Return labels and numbers for the funnel: targets, and items held out of training.
+
+        Args:
+            num_held_out: Number of training interactions with items that are held out.
+        """
         found = [(label, self._num_targets[name]) for name, label in self._counted.items()]
         if self._held_out is not None:
             found.append(("items held out of training", int(self._held_out.sum())))
@@ -94,11 +107,12 @@ class Splitter:
 
 
 def leave_one_out(sequences: Sequences) -> SequenceSplit:
-    """Last item of each user for test, last but one for validation, what is before for training.
+    """Split each user's sequence: the last item for test, the one before for validation.
 
-    Of the items that may be targets: a history holds all that came before its target. Users without
-    two of them, the first with an item before it, have no targets: all their items are for
-    training.
+    All items before the validation item are for training. If some interactions may not be targets,
+    the last two that may are chosen. A history holds all interactions before its target. A user who
+    lacks a second possible target, or an item before it, has no targets. All items of such a user
+    are for training.
     """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
     test = last_targets_before(sequences.weights, ends)
@@ -117,7 +131,12 @@ def leave_one_out(sequences: Sequences) -> SequenceSplit:
 
 @dataclass(frozen=True)
 class CutOffTimes:
-    """Where a temporal split cuts the time: the first of validation, and the first of test."""
+    """The two cut-off times of a temporal split.
+
+    Args:
+        valid: Time at which the validation period begins, in seconds since 1970.
+        test: Time at which the test period begins, in seconds since 1970.
+    """
 
     valid: int
     test: int
@@ -126,17 +145,19 @@ class CutOffTimes:
 def choose_cut_off_times(
     num_interactions: int, time_of: Callable[[int], int], *, valid_share: float, test_share: float
 ) -> CutOffTimes:
-    """The cut-off times that leave about these shares behind them.
+    """Return the cut-off times whose periods hold about these shares of all interactions.
+
+    Shares are approximate, because interactions at the same time are never separated.
 
     Args:
-        num_interactions: Of all users.
-        time_of: The time of a rank, from 0 for the earliest.
-        valid_share: Share of all interactions between the cut-off times, about: what happened at
-            once stays together.
+        num_interactions: Number of interactions of all users.
+        time_of: Function that returns the time of the interaction with a rank in time order, from 0
+            for the earliest.
+        valid_share: Share of all interactions between the two cut-off times.
         test_share: Share of all interactions from the second cut-off time on.
 
     Raises:
-        DataError: The shares leave nothing to train on.
+        DataError: The shares leave nothing for training.
     """
     num_train = int(num_interactions * (1 - valid_share - test_share))
     cut_offs = CutOffTimes(
@@ -152,12 +173,16 @@ def choose_cut_off_times(
 
 
 def split_by_time(sequences: Sequences, cut_offs: CutOffTimes) -> SequenceSplit:
-    """Training before the first cut-off time of all users, validation between, test after.
+    """Split all users at the same cut-off times: training, then validation, then test.
 
-    A user's target in a period is the first interaction there that may be one and has one before
-    it. Nothing a
-    model learns from happened after any target it is tested on, which leave-one-out does not
-    promise: there, one user's training may lie after another's test.
+    A user's target in a period is the user's first interaction there that may be a target and has
+    an earlier interaction. Everything that a model learns from happened before every target.
+    Leave-one-out does not guarantee this, because one user's training items may be later than
+    another user's test item.
+
+    Args:
+        sequences: Sequences of some users.
+        cut_offs: Cut-off times of validation and test.
     """
     starts, ends = sequences.offsets[:-1], sequences.offsets[1:]
 
@@ -183,7 +208,7 @@ def split_by_time(sequences: Sequences, cut_offs: CutOffTimes) -> SequenceSplit:
 
 
 def draw_items(num_items: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """A random share of the items: bool [num_items]."""
+    """Draw a random share of the items; returns bool ``[num_items]``, True for drawn items."""
     drawn = np.zeros(num_items, dtype=np.bool_)
     order = np.random.default_rng(seed).permutation(num_items)
     drawn[order[: round(share * num_items)]] = True
@@ -191,14 +216,14 @@ def draw_items(num_items: int, share: float, seed: int) -> npt.NDArray[np.bool_]
 
 
 def without_items(split: SequenceSplit, held_out: npt.NDArray[np.bool_]) -> SequenceSplit:
-    """Take items out of all training parts, to measure a cold start.
+    """Remove items from all training parts, so that recommendation of cold items can be measured.
 
-    They are targets of validation and test still, and part of the catalogue. A user who is left
-    without a history has no targets.
+    These items remain in the catalogue and may be targets of validation and test. A user whose
+    history becomes empty has no targets.
 
     Args:
-        split: Of some users or all.
-        held_out: bool [num_items], the items.
+        split: Split of some or all users.
+        held_out: bool ``[num_items]``, True for the items to remove.
     """
     kept = ~(split.train_mask() & held_out[split.items])
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(kept)])

@@ -1,4 +1,4 @@
-"""Ranked items for a set of users, as arrays."""
+"""Recommendations for a set of users, as arrays of ranked items."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ import polars as pl
 from recgrit.disk import replacing
 from recgrit.errors import DataError
 
-# Fills the end of a list that has fewer than K items.
+# Value that fills the end of a list with fewer than K items.
 NO_ITEM = -1
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """The best items of each user, best first.
+    """Lists of the best K items for U users, best item first.
 
     Args:
-        users: int64 [U], user_idx of each row.
-        items: int32 [U, K], item_idx by rank; `NO_ITEM` fills the end of short lists.
-        scores: float32 [U, K], the score of each item (for the retriever: log P(item), and what
-            its neighbours boost it by).
+        users: int64 ``[U]``, user_idx of each row.
+        items: int32 ``[U, K]``, item_idx by rank. `NO_ITEM` fills the end of lists with fewer than
+            K items.
+        scores: float32 ``[U, K]``, score of each item. The retriever's score is the log-probability
+            of the item, plus the additive bonus from its neighbours.
 
     Raises:
-        DataError: Shapes disagree, a list has a hole, an item appears twice in one list, or a score
-            is not finite.
+        DataError: Shapes disagree, a list has a gap before its end, an item appears twice in a
+            list, or a score is not finite.
     """
 
     users: npt.NDArray[np.int64]
@@ -57,16 +58,19 @@ class Recommendations:
 
     @property
     def num_users(self) -> int:
-        """Number of lists."""
+        """Number of users, and thus of lists."""
         return len(self.users)
 
     @property
     def top_k(self) -> int:
-        """Length of the longest possible list."""
+        """Largest possible number K of items in a list."""
         return int(self.items.shape[1])
 
     def to_polars(self) -> pl.DataFrame:
-        """One row per item: ``user_idx``, ``rank`` (from 1), ``item_idx``, ``score``."""
+        """Return a table with one row per recommended item.
+
+        Columns: ``user_idx``, ``rank`` (from 1), ``item_idx`` and ``score``.
+        """
         filled = self.items != NO_ITEM
         ranks = np.broadcast_to(np.arange(1, self.top_k + 1, dtype=np.int32), self.items.shape)
         return pl.DataFrame(
@@ -79,25 +83,30 @@ class Recommendations:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """`to_polars` as a pandas frame."""
+        """Return the table of `to_polars` as a pandas frame."""
         return self.to_polars().to_pandas()
 
 
 @dataclass(frozen=True)
 class WrittenLists:
-    """How many users and rows a file of lists has."""
+    """The size of a written file of recommendation lists.
+
+    Args:
+        num_users: Number of users with a list.
+        num_rows: Number of rows, one per recommended item.
+    """
 
     num_users: int
     num_rows: int
 
 
 def write_lists(shards: Iterable[pl.DataFrame], path: Path, *, of: str = "user_id") -> WrittenLists:
-    """Write tables of lists, some users at a time, as one Parquet file.
+    """Write recommendation lists to one Parquet file, shard by shard.
 
     Args:
-        shards: Tables with a ``user_id``, no user in two of them; at least one.
-        path: The file, which is there only when it is whole.
-        of: The column that says whose lists they are.
+        shards: Tables of lists, at least one. A user's list must be in one shard only.
+        path: Path of the file, which appears only when it is complete.
+        of: Name of the column of user ids.
     """
     import pyarrow.parquet as pq
 

@@ -1,7 +1,7 @@
-"""The published data sets by name: what they hold, where they are, and on which terms.
+"""The published data sets: their sizes, addresses and terms of use.
 
-Counts are the publishers'. What reading a source was verified on is said in words: an official
-file, or small files written as the publisher writes them.
+Sizes are those that the publishers state. ``verified`` names the files with which reading was
+tested: an official file, or small files written in the publisher's format.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ FORMAT_ONLY = "small files as published"
 
 @dataclass(frozen=True)
 class Release:
-    """One published data set, or a family of categories.
+    """A published data set, or a family of data sets with one per category.
 
     Args:
-        source: Name for ``data.source``; ``<Category>`` stands for a category.
-        users: Number of users; a dash where it differs by category.
-        items: Number of items; a dash where it differs by category.
-        interactions: How many, of all categories.
-        megabytes: To download; None where it differs by category.
-        terms: Its licence, and what to cite.
-        verified: What reading it was verified on.
-        addresses: Of its files, ``{}`` for the category.
-        publishes_md5: Whether ``ADDRESS.md5`` has the checksum of each file.
+        source: Name for ``data.source``, in which ``<Category>`` stands for a category.
+        users: Number of users. A dash if it differs by category.
+        items: Number of items. A dash if it differs by category.
+        interactions: Number of interactions, of all categories together.
+        megabytes: Size of the download. None if it differs by category.
+        terms: Licence, and the publication to cite.
+        verified: Files with which reading was tested.
+        addresses: Addresses of the files, in which ``{}`` stands for the category.
+        publishes_md5: Whether the publisher provides the MD5 checksum of each file at
+            ``ADDRESS.md5``.
     """
 
     source: str
@@ -48,7 +49,7 @@ class Release:
 
     @property
     def family(self) -> str:
-        """What stands before the category."""
+        """Name of the source without the category."""
         return self.source.partition("/")[0]
 
 
@@ -119,7 +120,7 @@ RELEASES: tuple[Release, ...] = (
 
 
 def find_release(source: str) -> Release | None:
-    """The release a source name stands for; None for a user's own files."""
+    """Return the release that a source name stands for, or None for a user's own files."""
     family, _, category = source.partition("/")
     for release in RELEASES:
         if release.source == source or (category and release.family == family):

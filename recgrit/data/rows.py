@@ -1,14 +1,15 @@
-"""The rows of a data set on their way from what was read to what is split.
+"""The rows of a data set during the preparation, from reading to splitting.
 
-All but two things in preparing concern one row or one user at a time, so they are done partition by
-partition. The two are
+Most steps look at one row or one user at a time, so they run partition by partition. Two steps need
+all rows:
 
-- the k-core, whose counts per user and per item are arrays in memory (`recgrit.data.k_core`);
-- the final indices, by first appearance among what is kept: the place of each user's and item's
-  first row, again an array each. They order users anew, so rows move to new partitions once.
+- The k-core needs the counts of each user and item, which are arrays in memory
+  (`recgrit.data.k_core`).
+- The final indices follow the first appearance of each user and item among the kept rows, which
+  needs one more array for each. The new order of users moves rows to new partitions once.
 
-Memory is that of the largest partition, some arrays per user and item, and the ids. Without a
-folder for partitions there is one, in memory, which is not copied on its way.
+Memory holds the largest partition, some arrays per user and item, and the ids. Without a folder for
+partitions there is one partition in memory, which is not copied between steps.
 """
 
 from __future__ import annotations
@@ -39,27 +40,32 @@ from recgrit.data.partitions import MemoryStore, Partitions, Scratch, Store
 from recgrit.data.protocols import Sequences
 from recgrit.data.user_histories import UserHistories
 
-# What stands for a user or item that has no row left.
+# Index of a user or item that has no row left.
 NO_INDEX = -1
 BINS = 2**16
 
 
 @dataclass(frozen=True)
 class KeptCodes:
-    """The code that each final index stands for."""
+    """The codes of the kept users and items, in the order of their final indices.
+
+    Args:
+        users: int64, code of each kept user; entry i is the code of ``user_idx`` i.
+        items: int64, code of each kept item; entry i is the code of ``item_idx`` i.
+    """
 
     users: Indices
     items: Indices
 
 
 class Rows:
-    """Rows as they were read, on which the steps of preparing are done in turn.
+    """The rows of a data set, to which the steps of the preparation are applied in order.
 
     Args:
-        read: What a source read, with codes from 0 as ids, in partitions by user.
+        read: Rows that a source read, in partitions by user. Ids are codes from 0 on.
         num_users: Number of user codes.
         num_items: Number of item codes.
-        scratch: Where partitions lie between the steps; None for memory.
+        scratch: Folder for partitions between the steps. None keeps the rows in memory.
     """
 
     def __init__(
@@ -71,16 +77,18 @@ class Rows:
         self._per_item = np.zeros(num_items, np.int64)
         self._is_user_kept = np.ones(num_users, np.bool_)
         self._is_item_kept = np.ones(num_items, np.bool_)
-        # Of each partition, whether a user may be there with an item twice.
+        # For each partition, whether a user may have interacted with an item more than once.
         self._may_repeat: list[bool] = []
         self.num_repeats = 0
-        # Of users that are not kept, their rows with items that are: codes, in time order.
+        # Codes of users who are not kept and of their kept items, in time order.
         self._left_out: list[pl.DataFrame] = []
 
     def filter(self, filters: Sequence[Filter]) -> list[Tally]:
-        """Drop exact duplicates, then apply filters that concern a row or a user.
+        """Drop exact duplicates, then apply filters that look at one row or one user at a time.
 
-        Returns what was read, what is left without duplicates, and what each filter left.
+        Returns:
+            The numbers of interactions, users and items as read, then without duplicates, then
+            after each filter.
         """
         counts = np.zeros((len(filters) + 2, 2), np.int64)
         has_item = np.zeros((len(filters) + 2, len(self._per_item)), np.bool_)
@@ -110,7 +118,7 @@ class Rows:
         ]
 
     def filter_k_core(self, min_user_interactions: int, min_item_interactions: int) -> Tally:
-        """Drop rare users and items until there are none, as `cut_to_k_core` describes."""
+        """Drop rare users and items in turns until no rare one is left; see `cut_to_k_core`."""
         cut_to_k_core(
             self._rows,
             self._per_user,
@@ -127,7 +135,7 @@ class Rows:
         )
 
     def index(self) -> KeptCodes:
-        """Number users and items by their first appearance among the rows that are left."""
+        """Number users and items by their first appearance among the remaining rows."""
         users, items = FirstRows(len(self._per_user)), FirstRows(len(self._per_item))
         for number, may_repeat in enumerate(self._may_repeat):
             rows = self._rows.take(number)
@@ -139,7 +147,7 @@ class Rows:
                 self._left_out.append(in_order.select("user_id", "item_id"))
             if not (has_user.all() and has_item.all()):
                 rows = rows.filter(pl.Series(has_user & has_item))
-            if may_repeat:  # Filters make none.
+            if may_repeat:  # Filters add no repeats to a partition that had none.
                 self.num_repeats += count_repeats(rows)
             users.add(rows["user_id"].to_numpy(), rows)
             items.add(rows["item_id"].to_numpy(), rows)
@@ -147,13 +155,15 @@ class Rows:
         return KeptCodes(users.in_order(), items.in_order())
 
     def find_left_out(self, kept: KeptCodes, user_ids: pl.Series) -> UserHistories:
-        """Users of whom nothing is kept, and their rows with items that are.
+        """Return the users who are not kept, with their interactions with kept items.
+
+        Users with such interactions come first, because recommendations for them use a history.
 
         Args:
-            kept: What `index` gave.
-            user_ids: The id of each user code.
+            kept: Kept codes that `index` returned.
+            user_ids: External id of each user code.
         """
-        # Those with rows first: they get other lists than those without.
+        # Users with rows come first, because recommendations for them use a history.
         has_rows = np.zeros(len(self._per_user), np.bool_)
         for found in self._left_out:
             has_rows[found["user_id"].to_numpy()] = True
@@ -174,13 +184,13 @@ class Rows:
     def sort(
         self, kept: KeptCodes, *, tie_seed: int | None = None, events: EventTypes | None = None
     ) -> SortedRows:
-        """Put rows with those of their user, by final indices and in time order.
+        """Replace codes by final indices, and move each row to the partition of its user.
 
         Args:
-            kept: What `index` gave.
-            tie_seed: Draws the order of what a user did at one time, in place of the file's; for
-                rows of one partition.
-            events: Their types, where they have some.
+            kept: Kept codes that `index` returned.
+            tie_seed: Seed of a random order of a user's interactions at the same time. None keeps
+                the order of the file. A seed requires that all rows are in one partition.
+            events: Event types of the rows. None if events have no types.
         """
         user_of = _invert(kept.users, len(self._per_user))
         item_of = _invert(kept.items, len(self._per_item))
@@ -210,14 +220,14 @@ class Rows:
 
 
 class SortedRows:
-    """Kept rows with final indices, in partitions that follow one another.
+    """Kept rows with final indices, in partitions of consecutive users.
 
     Args:
-        store: Holds them, those of a user in file order.
-        schema: Of the rows once they are sorted.
+        store: Store of the rows, in which the rows of a user are in file order.
+        schema: Columns and types of the rows after sorting.
         num_users: Number of users of all partitions.
         num_items: Number of items of all partitions.
-        events: Types of the rows, where they have some.
+        events: Event types of the rows. None if events have no types.
     """
 
     def __init__(
@@ -236,7 +246,10 @@ class SortedRows:
         self.num_users, self.num_items = num_users, num_items
 
     def parts(self) -> Iterator[tuple[pl.DataFrame, Sequences]]:
-        """Each partition's rows, sorted by user and time, and the same as sequences."""
+        """Yield each partition as rows sorted by user and time, together with their sequences.
+
+        Each partition is removed from the store.
+        """
         for number in range(self._store.num_partitions):
             frame = sort_by_user_and_time(self._store.take(number))
             first = number * self._store.users_per_partition
@@ -252,12 +265,15 @@ class SortedRows:
             yield frame, sequences
 
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
-        """The times of each partition, in no order."""
+        """Yield the times of the rows of each partition, unsorted."""
         for number in range(self._store.num_partitions):
             yield self._store.read(number, ["timestamp"])["timestamp"].to_numpy()
 
     def time_of(self, rank: int) -> int:
-        """The time of this rank among all, from 0 for the earliest: found by counting."""
+        """Return the time of the interaction with this rank in time order, from 0 for the earliest.
+
+        The time is found by counting interactions in intervals, without sorting all times.
+        """
         lowest = min(int(times.min()) for times in self.times())
         highest = max(int(times.max()) for times in self.times())
         while lowest < highest:
@@ -275,7 +291,7 @@ class SortedRows:
 
 
 def _invert(codes: Indices, num_codes: int) -> npt.NDArray[np.int32]:
-    """The index of each code; NO_INDEX of those that have none."""
+    """Return the index of each code, int32 ``[num_codes]``, or `NO_INDEX` if it is not kept."""
     indices = np.full(num_codes, NO_INDEX, np.int32)
     indices[codes] = np.arange(len(codes))
     return indices

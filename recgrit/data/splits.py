@@ -1,7 +1,7 @@
-"""Sequences of items, and where training ends and the targets stand in them.
+"""Sequences of items, with the end of the training part and the targets of each sequence.
 
-All histories are one flat array of items plus offsets, memory-mapped from disk: a sequence's
-history for any split is a slice, never a copy, and memory stays linear in the number of
+All histories are one flat array of items with offsets, memory-mapped from disk. The history of a
+sequence is a slice of this array and never a copy, so memory is linear in the number of
 interactions.
 """
 
@@ -22,37 +22,43 @@ Split = Literal["valid", "test"]
 ITEMS_NAME, OFFSETS_NAME = "sequence_items.npy", "sequence_offsets.npy"
 SPLITS_NAME, OWNERS_NAME = "sequence_splits.npy", "sequence_owners.npy"
 WEIGHTS_NAME = "sequence_weights.npy"
-# Interactions looked at in one go where all of them are.
+# Number of interactions that are processed at a time.
 PART_SIZE = 2**22
-# More are not looked at one by one when a split is opened.
+# Largest number of values that are checked one by one when a split is opened.
 MAX_CHECKED = 2**24
 
 
 @dataclass(frozen=True)
 class SequenceSplit:
-    """Every user's items in time order, and where training ends and the targets stand.
+    """The items of all users in time order, with training parts and targets of validation and test.
 
-    A sequence has one target per split at most. A protocol that evaluates several targets of a user
-    has one more sequence for each of them: a copy of the history that the protocol allows, and the
-    target. These stand behind the users' own sequences and hold nothing to train on. Everything
-    below goes by sequence; the first ``num_users`` sequences are the users' own, in order, and
-    `owners_of` tells whose any other is.
+    A sequence has at most one target per split. Some protocols evaluate several targets of a user.
+    The split then has one more sequence for each such target: a copy of the history that the
+    protocol allows, followed by the target. These sequences come after the users' own sequences and
+    have no training part. All arrays and methods below use sequence numbers. The first
+    ``num_users`` sequences are the users' own, in order, and `owners_of` returns the users of all
+    sequences.
 
     Args:
-        items: int32 [num_interactions], the item_idx of all sequences one after another.
-        offsets: int64 [num_sequences + 1]; sequence s is ``items[offsets[s]:offsets[s + 1]]``.
-        train_ends: int64 [num_sequences], the position in ``items`` where the training part ends.
-        valid_targets: int64 [num_sequences], position of the validation target, -1 where none.
-        test_targets: int64 [num_sequences], position of the test target, -1 where none.
-        num_items: Size of the catalogue.
-        owners: int64 [num_sequences], the user_idx of each sequence; None where each user has one.
-        weights: float32 [num_interactions], what each interaction counts as a training target, and
-            0 for what stands in histories only; None where all count alike.
-        people: int64 [num_sequences], the user_idx of those whom a model was trained with, -1 of
-            others; None where nobody knows.
+        items: int32 ``[num_interactions]``, item_idx of all sequences, one sequence after another.
+        offsets: int64 ``[num_sequences + 1]``; sequence s is ``items[offsets[s]:offsets[s + 1]]``.
+        train_ends: int64 ``[num_sequences]``, position in ``items`` at which the training part
+            ends.
+        valid_targets: int64 ``[num_sequences]``, position in ``items`` of the validation target, -1
+            if there is none.
+        test_targets: int64 ``[num_sequences]``, position in ``items`` of the test target, -1 if
+            there is none.
+        num_items: Number of items in the catalogue.
+        owners: int64 ``[num_sequences]``, user_idx of each sequence. None if each user has exactly
+            one sequence.
+        weights: float32 ``[num_interactions]``, weight of each interaction as a target in the
+            training loss. 0 keeps an interaction in histories only. None weighs all alike.
+        people: int64 ``[num_sequences]``, user_idx of the training user of each sequence, -1 for an
+            unknown user. None if no training user is known. Attributes of users are looked up with
+            it.
 
     Raises:
-        DataError: Offsets do not fit the items, or a target is not behind its training part.
+        DataError: The arrays do not fit together, or a target is not after its training part.
     """
 
     items: npt.NDArray[np.int32]
@@ -93,7 +99,7 @@ class SequenceSplit:
 
     @property
     def num_sequences(self) -> int:
-        """Number of sequences: one per user, and those of further targets."""
+        """Number of sequences: one per user, and one for each further target."""
         return len(self.offsets) - 1
 
     @property
@@ -102,22 +108,28 @@ class SequenceSplit:
         return self.num_sequences if self.owners is None else int(self.owners.max()) + 1
 
     def owners_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """int64 [len(sequences)], the user_idx whose sequences these are."""
+        """Return the user_idx of each of these sequences, int64 ``[len(sequences)]``."""
         return sequences if self.owners is None else np.asarray(self.owners[sequences])
 
     def people_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """The user of each of these sequences, int64 ``[len(sequences)]``, as in ``people``."""
+        """Return the training user of each of these sequences, int64, or None if none is known."""
         return None if self.people is None else np.asarray(self.people[sequences])
 
     def with_own_people(self) -> SequenceSplit:
-        """A copy in which ``people`` numbers the users in their own order."""
+        """Return a copy in which the training user of each sequence is its owner."""
         return replace(self, people=self.owners_of(np.arange(self.num_sequences)))
 
     @classmethod
     def of_histories(
         cls, items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], num_items: int
     ) -> SequenceSplit:
-        """Sequences to recommend after, without targets: flat items and where each user's start."""
+        """Build a split of histories without targets, for recommending the next items.
+
+        Args:
+            items: int32, item_idx of all histories, one user after another.
+            offsets: int64 ``[num_users + 1]``; user u owns ``items[offsets[u]:offsets[u + 1]]``.
+            num_items: Number of items in the catalogue.
+        """
         nobody = np.full(len(offsets) - 1, -1)
         return cls(
             items=items,
@@ -129,15 +141,18 @@ class SequenceSplit:
         )
 
     def target_positions(self, split: Split) -> npt.NDArray[np.int64]:
-        """int64 [num_sequences], where each target stands in ``items``; -1 where none."""
+        """Return each sequence's target as a position in ``items``, int64, -1 for no target."""
         return self.valid_targets if split == "valid" else self.test_targets
 
     def target_users(self, split: Split) -> npt.NDArray[np.int64]:
-        """The sequences that have a target in this split; see `owners_of` for their users."""
+        """Return the numbers of the sequences that have a target in this split.
+
+        `owners_of` returns the users of these sequences.
+        """
         return np.flatnonzero(self.target_positions(split) >= 0)
 
     def targets(self, split: Split, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """int32 [len(sequences)], the item to be recommended after each of these histories.
+        """Return the target item of each of these sequences, int32 ``[len(sequences)]``.
 
         Raises:
             DataError: A sequence has no target in this split.
@@ -145,7 +160,9 @@ class SequenceSplit:
         return self.items[self._positions_of(split, sequences)]
 
     def history(self, sequence: int, split: Split) -> npt.NDArray[np.int32]:
-        """All items before the target of this split: the test history includes the valid item.
+        """Return all items before the target of this split.
+
+        The history of the test target includes the validation item.
 
         Raises:
             DataError: The sequence has no target in this split.
@@ -154,14 +171,14 @@ class SequenceSplit:
         return self.items[self.offsets[sequence] : end]
 
     def repeats(self, split: Split, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Whether each target stands in the history before it: bool [len(sequences)].
+        """Return whether each target occurs in the history before it, bool ``[len(sequences)]``.
 
         Raises:
             DataError: A sequence has no target in this split.
         """
         starts, ends = np.asarray(self.offsets[sequences]), self._positions_of(split, sequences)
         found = np.zeros(len(sequences), np.bool_)
-        # Histories that are looked at in one go are as long as a part, but for one that is longer.
+        # Histories are processed in groups of up to PART_SIZE items. A longer history is a group.
         totals = np.cumsum(ends - starts)
         first = 0
         while first < len(sequences):
@@ -187,29 +204,29 @@ class SequenceSplit:
         return positions
 
     def train_sequence(self, sequence: int) -> npt.NDArray[np.int32]:
-        """The items a model may learn from."""
+        """Return the items of a sequence's training part."""
         return self.items[self.offsets[sequence] : self.train_ends[sequence]]
 
     def full_sequence(self, sequence: int) -> npt.NDArray[np.int32]:
-        """All items of a user: the history from which to recommend what comes next."""
+        """Return all items of a sequence, which are the history for recommending the next item."""
         return self.items[self.offsets[sequence] : self.offsets[sequence + 1]]
 
     def train_item_counts(self) -> npt.NDArray[np.int64]:
-        """int64 [num_items], how often each item stands in the training parts."""
+        """Count how often each item occurs in the training parts, int64 ``[num_items]``."""
         counts = np.zeros(self.num_items, np.int64)
         for part, may_be_learned in self._train_parts():
             counts += np.bincount(self.items[part][may_be_learned], minlength=self.num_items)
         return counts
 
     def train_target_counts(self) -> npt.NDArray[np.int64]:
-        """int64 [num_items], the same of those interactions that may be targets."""
+        """Count how often each item may be a training target, int64 ``[num_items]``."""
         if self.weights is None:
             return self.train_item_counts()
         targets = self.items[self.train_mask() & (self.weights > 0)]
         return np.bincount(targets, minlength=self.num_items)
 
     def train_pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Users and items of the training parts, int64 each, no pair twice."""
+        """Return the distinct pairs of user and item in the training parts, as two int64 arrays."""
         sequences = np.repeat(np.arange(len(self.train_ends)), np.diff(self.offsets))
         trained = self.train_mask()
         users = self.owners_of(sequences[trained]).astype(np.int64)
@@ -217,16 +234,16 @@ class SequenceSplit:
         return pairs // self.num_items, pairs % self.num_items
 
     def train_mask(self) -> npt.NDArray[np.bool_]:
-        """Whether each interaction may be learned from: bool [num_interactions]."""
+        """Return whether each interaction is in a training part, bool ``[num_interactions]``."""
         mask = np.empty(len(self.items), np.bool_)
         for part, may_be_learned in self._train_parts():
             mask[part] = may_be_learned
         return mask
 
     def _train_parts(self) -> Iterator[tuple[slice, npt.NDArray[np.bool_]]]:
-        """Parts of ``items`` that follow one another, and which of each may be learned from.
+        """Yield consecutive slices of ``items``, with a mask of the training interactions of each.
 
-        Each is of whole sequences, so that memory holds the working arrays of a part.
+        A slice consists of whole sequences. Slices bound the memory of the working arrays.
         """
         first, num_sequences = 0, self.num_sequences
         while first < num_sequences:
@@ -240,7 +257,7 @@ class SequenceSplit:
             first = last
 
     def save(self, directory: Path) -> None:
-        """Write one ``.npy`` file per array."""
+        """Write one ``.npy`` file per array into a folder."""
         np.save(directory / ITEMS_NAME, self.items)
         np.save(directory / OFFSETS_NAME, self.offsets)
         np.save(
@@ -254,7 +271,11 @@ class SequenceSplit:
 
     @classmethod
     def load(cls, directory: Path, num_items: int) -> SequenceSplit:
-        """Memory-map what `save` wrote.
+        """Open the split that `save` wrote, memory-mapped.
+
+        Args:
+            directory: Folder of the files.
+            num_items: Number of items in the catalogue.
 
         Raises:
             DataError: The arrays do not fit together.
@@ -280,11 +301,11 @@ class SequenceSplit:
 
 
 def _load_weights(path: Path) -> npt.NDArray[np.float32]:
-    """Memory-map the weights of targets.
+    """Open the weights of interactions as targets, memory-mapped.
 
     Raises:
-        DataError: They are of another type, or some are negative, infinite or NaN. Values are not
-            checked where there are very many.
+        DataError: The weights are not float32, or some are negative, infinite or NaN. The values of
+            more than `MAX_CHECKED` weights are not checked.
     """
     weights: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
     if weights.dtype != np.float32:
@@ -298,13 +319,15 @@ def _load_weights(path: Path) -> npt.NDArray[np.float32]:
 def last_targets_before(
     weights: npt.NDArray[np.float32] | None, positions: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The last interaction before each position that may be a target; -1 where there is none.
+    """Return the last interaction before each position that may be a target, -1 if there is none.
 
-    Of all sequences together: whose it is has to be looked at.
+    All sequences are one array here, so the result may lie in an earlier sequence. The caller has
+    to check this.
 
     Args:
-        weights: float32 [num_interactions], 0 for what is no target; None where all may be.
-        positions: int64, each from 0 to num_interactions.
+        weights: float32 ``[num_interactions]``, 0 for interactions that may not be a target. None
+            if all may be.
+        positions: int64, positions from 0 to num_interactions.
     """
     if weights is None:
         return positions - 1
@@ -316,9 +339,15 @@ def last_targets_before(
 def first_targets_from(
     weights: npt.NDArray[np.float32] | None, positions: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """The first interaction at or behind each position that may be a target.
+    """Return the first interaction at or after each position that may be a target.
 
-    As `last_targets_before`; num_interactions where there is none.
+    The result is num_interactions if there is none. It may lie in a later sequence, which the
+    caller has to check.
+
+    Args:
+        weights: float32 ``[num_interactions]``, 0 for interactions that may not be a target. None
+            if all may be.
+        positions: int64, positions from 0 to num_interactions.
     """
     if weights is None:
         return positions
@@ -334,11 +363,11 @@ def _check_saved(
     splits: npt.NDArray[np.int64],
     num_items: int,
 ) -> None:
-    """Refuse arrays that could not be read as sequences.
+    """Raise an error if saved arrays cannot be sequences.
 
     Raises:
-        DataError: Types or shapes are wrong, offsets fall, or an item is not in the catalogue. That
-            takes a look at every item, and is left out where there are very many.
+        DataError: Types or shapes are wrong, offsets decrease, or an item is not in the catalogue.
+            More than `MAX_CHECKED` items are not checked.
     """
     found = [f"{array.dtype}{list(array.shape)}" for array in (items, offsets, splits)]
     expected = [f"int32[{items.size}]", f"int64[{offsets.size}]", f"int64[3, {offsets.size - 1}]"]
@@ -351,11 +380,11 @@ def _check_saved(
 
 
 class SplitWriter:
-    """What `SequenceSplit.save` writes, of parts that follow one another.
+    """A writer of the files of `SequenceSplit.save`, which gets the split in consecutive parts.
 
     Args:
-        directory: Where the files go; they are whole once the block ends.
-        num_users: Of all parts.
+        directory: Folder of the files, which are complete when the ``with`` block ends.
+        num_users: Number of users of all parts.
     """
 
     def __init__(self, directory: Path, num_users: int) -> None:
@@ -370,7 +399,7 @@ class SplitWriter:
         return self
 
     def add(self, split: SequenceSplit) -> None:
-        """Append the sequences of some users."""
+        """Append the sequences of the next users."""
         start = self._items.length
         self._items.add(split.items)
         if split.weights is not None:
@@ -394,11 +423,11 @@ class SplitWriter:
 
 
 class _GrowingArray:
-    """A ``.npy`` file of one dimension, written in parts.
+    """A one-dimensional ``.npy`` file that is written in parts.
 
     Args:
-        path: Is opened.
-        dtype: Of the elements.
+        path: Path of the file, which is opened for writing.
+        dtype: Type of the elements.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
@@ -407,18 +436,18 @@ class _GrowingArray:
         self._write_header()
 
     def add(self, part: npt.NDArray[Any]) -> None:
-        """Append elements."""
+        """Append elements to the file."""
         self._stream.write(np.ascontiguousarray(part, self._dtype).view(np.uint8).data)
         self.length += len(part)
 
     def close(self) -> None:
-        """Say how many there are, and close the file."""
+        """Write the number of elements into the header, and close the file."""
         with self._stream as stream:
             stream.seek(0)
             self._write_header()
 
     def _write_header(self) -> None:
-        # As long for any number of elements: the format leaves room for it to grow.
+        # The header has the same length for any number of elements, because the format pads it.
         descr = np.lib.format.dtype_to_descr(self._dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
         np.lib.format.write_array_header_1_0(self._stream, header)

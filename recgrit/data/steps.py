@@ -1,4 +1,4 @@
-"""The filters of preparing that the settings ask for, and what is said where nothing is left."""
+"""The filters that the settings ask for, and the error that is raised if they leave nothing."""
 
 from __future__ import annotations
 
@@ -18,31 +18,42 @@ from recgrit.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Step:
-    """A filter and its name in the funnel."""
+    """A filter and its name in the funnel.
+
+    Args:
+        name: Name of the step in the funnel.
+        keep: Function that returns the rows to keep.
+    """
 
     name: str
     keep: Filter
 
 
 class WeightFilter:
-    """Keeps interactions of at least a weight, and remembers the highest weight it has met."""
+    """A filter that keeps the interactions whose weight is high enough.
+
+    The filter also records the highest weight, for the message that no interaction is left.
+
+    Args:
+        least: Lowest weight to keep.
+    """
 
     def __init__(self, least: float) -> None:
-        # In float32 as the column, else 3.1 would not be at least 3.1.
+        # The minimum is float32 as the column is; otherwise 3.1 would not be at least 3.1.
         self._is_heavy = pl.col("weight") >= pl.lit(least, dtype=pl.Float32)
         self.least, self.highest = least, -float("inf")
 
     def __call__(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows that are heavy enough."""
+        """Return the rows whose weight is at least the minimum."""
         if not rows.is_empty():
             self.highest = max(self.highest, rows["weight"].to_numpy().max())
         return rows.filter(self._is_heavy)
 
 
 def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
-    """The filters that are asked for, in order."""
+    """Return the filters that the settings ask for, in order."""
     steps = []
-    if config.test_until is not None:  # First: what comes later must leave no trace.
+    if config.test_until is not None:  # First, so that later rows influence no other step.
         end = to_seconds(config.test_until)
         steps.append(
             Step(
@@ -101,21 +112,22 @@ def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
 
 
 def _code_items(metadata: pl.DataFrame, item_ids: pl.Series) -> pl.DataFrame:
-    """The metadata of items that interactions name, with their codes."""
+    """Return the metadata of the items in the log, with item codes in place of the ids."""
     codes = item_ids.alias("item_id").to_frame().with_row_index("code")
     joined = metadata.join(codes, on="item_id", how="inner")
     return joined.with_columns(pl.col("code").cast(pl.Int32).alias("item_id"))
 
 
 def refuse_nothing_left(steps: Sequence[Step], tallies: Sequence[Tally]) -> None:
-    """Stop where the filters leave nothing.
+    """Raise an error if the filters leave no interaction.
 
     Args:
-        steps: The filters.
-        tallies: What was read, what is left of it without duplicates, and what each filter left.
+        steps: Filters that were applied.
+        tallies: Numbers of interactions, users and items as read, then without duplicates, then
+            after each filter.
 
     Raises:
-        DataError: They leave nothing; the message names the settings to change.
+        DataError: The filters leave nothing. The message names the settings to change.
     """
     for step, (before, after) in zip(steps, itertools.pairwise(tallies[1:]), strict=True):
         if isinstance(step.keep, WeightFilter) and before.interactions and not after.interactions:

@@ -1,4 +1,4 @@
-"""What is known of how the times of a data set are written, and what a time is made of."""
+"""Settings of how times are written, and helpers for times as seconds with fractions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import polars as pl
 from recgrit.data.filtering import FRACTION
 
 TimeUnit = Literal["s", "ms", "us", "ns", "min", "h", "d", "excel"]
-# How many make a second.
+# Number of units in a second.
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSettings:
-    """How the times of a data set are written, as far as it is known.
+    """The known facts about how the times of a data set are written.
 
     Args:
-        time_format: Of text, such as ``%m/%d/%Y %H:%M``; None to find out.
-        time_unit: What numbers count since 1970 (``excel``: days since 1900, as spreadsheets do);
-            None to find out.
-        timezone: Of times that name none, such as ``Europe/Berlin``.
+        time_format: Format of times that are text, such as ``%m/%d/%Y %H:%M``. None detects it.
+        time_unit: Unit of times that are numbers counted since 1970. ``excel`` means the day
+            numbers of spreadsheets, which count since 1900. None detects the unit.
+        timezone: Time zone of times that name no zone, such as ``Europe/Berlin``.
     """
 
     time_format: str | None = None
@@ -31,7 +31,15 @@ class TimeSettings:
 
 
 def split_seconds(values: pl.Series, per_second: int) -> pl.DataFrame:
-    """Whole seconds and the rest of numbers that count parts of one."""
+    """Split numbers into whole seconds and fractions of a second.
+
+    Args:
+        values: Numbers in a unit of which ``per_second`` make one second.
+        per_second: Number of units in a second.
+
+    Returns:
+        Columns ``timestamp`` int64 (whole seconds) and ``fraction``.
+    """
     value = pl.col("value")
     if values.dtype.is_integer():
         whole = value if per_second == 1 else value // per_second
@@ -46,19 +54,19 @@ def split_seconds(values: pl.Series, per_second: int) -> pl.DataFrame:
 
 
 def no_times(number: int) -> pl.DataFrame:
-    """So many rows without a time."""
+    """Return a table of ``number`` rows whose times are null."""
     schema = {"timestamp": pl.Int64, FRACTION: pl.Float64}
     return pl.DataFrame({name: [None] * number for name in schema}, schema=schema)
 
 
 def strip_blanks(texts: pl.Series) -> pl.Series:
-    """Without blanks around; null where nothing is left."""
+    """Remove blanks around texts; texts that become empty become null."""
     stripped = texts.str.strip_chars()
     return stripped.set(stripped == "", None)
 
 
 def to_utc(times: pl.Series, timezone: str) -> pl.Series:
-    """Times without a zone, as they are in this one, as UTC without a zone."""
+    """Convert times of one time zone to UTC; the times carry no zone before and after."""
     if timezone == "UTC":
         return times.dt.replace_time_zone(None)
     placed = times.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")

@@ -1,9 +1,9 @@
-"""Times as people write them, read alike wherever a file of theirs has some.
+"""Reader of time columns, which treats times alike in all kinds of files.
 
-A column of numbers counts something since 1970; which unit, its size tells. A column of text holds
-dates, each cell in a form of its own if need be. What only a person can know is asked for: whether
-3/4/2011 is in March or April, and whether 20111101 is a day or a second. Day and month stand in one
-order in all files of a data set, and so does the unit.
+A column of numbers counts a unit of time since 1970, and the size of the numbers shows the unit. A
+column of text holds dates, and each cell may have a form of its own. An error asks for what only a
+person can know: whether 3/4/2011 is in March or April, and whether 20111101 is a day or a number of
+seconds. All files of a data set have the same order of day and month, and the same unit.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from recgrit.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-# How many seconds a unit is.
+# Number of seconds in a unit.
 SECONDS: dict[str, int] = {"min": 60, "h": 3600, "d": 86400, "excel": 86400}
 # Excel's day 25569 is the first of 1970.
 EXCEL_EPOCH = 25569
 # In seconds this is the year 5138.
 MAX_SECONDS = 100_000_000_000
-# And this is in March 1973: smaller numbers may count anything.
+# In seconds this is in March 1973. Smaller numbers may count anything.
 FIRST_SECONDS = 100_000_000
 YEAR = 365 * 86400
 EXAMPLES = 3
 
 
 class TimeReader:
-    """Reads the time column of one data set, file by file.
+    """A reader of the time column of one data set, used file by file.
 
     Args:
-        column: Its name, for messages.
-        settings: What is known of it.
-        prefix: Of the settings' names in messages.
-        other_files: Gives the times of all files, for what one file leaves open; None where there
-            is one.
+        column: Name of the column, for messages.
+        settings: Known facts about how the times are written.
+        prefix: Prefix of the names of settings in messages, such as ``data.table.``.
+        other_files: Function that returns the times of all files. It is called if one file leaves
+            the unit or the order of day and month open. None if there is only one file.
     """
 
     def __init__(
@@ -64,23 +64,24 @@ class TimeReader:
         self._texts = DateTexts(column, settings, prefix, other_files)
         self._unit = settings.time_unit
         self._other_files = other_files
-        # The largest number of seconds so far, and cells that could not be read.
+        # Largest number of seconds so far, and examples of cells that could not be read.
         self._largest = -1.0
         self._unread: list[str] = []
         _require_timezone(settings.timezone, prefix)
 
     def read(self, times: pl.Series, label: str) -> pl.DataFrame:
-        """Each time as ``timestamp`` (whole seconds since 1970) and ``fraction`` of one.
+        """Read times as ``timestamp`` (whole seconds since 1970) and ``fraction`` of a second.
 
-        Both are null where there is no time. Without a column ``fraction`` all are whole seconds.
+        Both are null if a cell holds no time. If all times are whole seconds, the column
+        ``fraction`` is left out.
 
         Args:
-            times: Dates, numbers or text.
-            label: The file, for messages.
+            times: Column of dates, numbers or text.
+            label: Name of the file, for messages.
 
         Raises:
-            DataError: The column is of a type that means no time, can be read in two ways, or looks
-                like something else than a count since 1970.
+            DataError: The type of the column cannot hold times, the times are ambiguous, or the
+                numbers look like something else than a count since 1970.
         """
         dtype = times.dtype
         if isinstance(dtype, pl.Categorical | pl.Enum):
@@ -107,7 +108,10 @@ class TimeReader:
         return found
 
     def describe_unread(self) -> str:
-        """Times that could not be read since the last call, in words; empty if there are none."""
+        """Describe the times that could not be read since the last call, for messages.
+
+        The text is empty if all times could be read.
+        """
         unread, self._unread = self._unread, []
         if not unread:
             return ""
@@ -119,7 +123,7 @@ class TimeReader:
         return f"{examples}: set {self._prefix}time_format"
 
     def finish(self) -> None:
-        """Say so if all times lie in 1970."""
+        """Log a warning if all times are in 1970, which suggests that they count something else."""
         if 0 <= self._largest < YEAR and self._settings.time_format is None:
             logger.warning(
                 "All times in %s lie in 1970 (the largest is second %g): their order is used as it "
@@ -175,12 +179,13 @@ class TimeReader:
         return self._count_seconds(times, self._unit)
 
     def _count_seconds(self, times: pl.Series, unit: TimeUnit) -> pl.DataFrame:
-        """Numbers of a unit as seconds; null where they would lie in no year that is meant."""
+        """Convert numbers in a unit to seconds; a number that is no plausible time becomes null."""
         if unit in PER_SECOND:
             found = split_seconds(times, PER_SECOND[unit])
         else:
             start = EXCEL_EPOCH if unit == "excel" else 0
-            # Days as decimals are not exact to the last digit: to the millisecond.
+            # Days as decimals are inexact in their last digits, so they are rounded to
+            # milliseconds.
             parts = ((times.cast(pl.Float64) - start) * (SECONDS[unit] * 1000)).round()
             found = split_seconds(parts.cast(pl.Int64, strict=False), 1000)
             if unit == "excel":
@@ -189,12 +194,12 @@ class TimeReader:
                 found = found.with_columns(utc.dt.epoch("s").alias("timestamp"))
         is_odd = pl.col("timestamp").abs() > MAX_SECONDS
         if self._settings.time_unit is None and unit != "s":
-            # Numbers of a coarser unit among those of a finer one would lie in 1970.
+            # A number of a coarser unit, read in a finer unit, would lie in 1970. It becomes null.
             is_odd |= (pl.col("timestamp") < FIRST_SECONDS) & (pl.lit(times) >= FIRST_SECONDS)
         return found.with_columns(pl.when(~is_odd).then(pl.all()))
 
     def _find_unit(self, numbers: pl.Series) -> TimeUnit:
-        """The unit of a column, by these rows of it or, where they leave it open, by all rows."""
+        """Find the unit of a column from these rows or, if they leave it open, from all files."""
         unit, is_settled = _judge_unit(numbers)
         if is_settled or self._other_files is None:
             return unit
@@ -208,7 +213,7 @@ class TimeReader:
 
     def _refuse_looks(self, times: pl.Series, label: str) -> None:
         known = times.drop_nulls()
-        # Counters that began near 0 may look like anything later on.
+        # A counter that began near 0 may reach numbers that look like a date.
         is_counter = self._unit is not None and 0 <= self._largest < YEAR
         if is_counter or (look := find_look(known)) is None:
             return
@@ -233,7 +238,7 @@ class TimeReader:
         decimals = decimals.set(~decimals.is_finite(), None)
         num_numbers, num_given = decimals.count(), times.count()
         if num_numbers > (1 - MOST) * num_given:
-            # The few that are no dates are judged among their like.
+            # Numbers are read as a column of their own, and the remaining texts as dates.
             are_numbers = decimals.is_not_null()
             all_whole = numbers.null_count() == decimals.null_count()
             found = self._read_numbers(numbers if all_whole else decimals, label)
@@ -244,7 +249,7 @@ class TimeReader:
             return found.select(
                 found[name].fill_null(others[name]).alias(name) for name in found.columns
             )
-        # A few numbers among dates stand for no time, such as 0 or -1.
+        # A few numbers among dates, such as 0 or -1, stand for missing times.
         return self._texts.read(times.set(decimals.is_not_null(), None), label)
 
 
@@ -253,7 +258,7 @@ def _require_timezone(timezone: str, prefix: str) -> None:
 
     try:
         ZoneInfo(timezone)
-    except (ValueError, OSError, KeyError):  # It is no name, leads elsewhere, or is unknown.
+    except (ValueError, OSError, KeyError):  # The name is malformed, no file of zones, or unknown.
         raise ConfigError(
             f"{prefix}timezone={timezone} is no known time zone: write it as in Europe/Berlin, "
             "America/New_York or UTC."
@@ -261,10 +266,11 @@ def _require_timezone(timezone: str, prefix: str) -> None:
 
 
 def _judge_unit(numbers: pl.Series) -> tuple[TimeUnit, bool]:
-    """The unit in which most of these numbers lie within the years 1973 to 5138.
+    """Return the coarsest unit in which the median of these numbers lies before the year 5138.
 
     Returns:
-        It, and whether they are so large: small numbers may count anything.
+        The unit, and whether the numbers are large enough to settle it. Small numbers may be
+        anything.
     """
     middle = abs(float(numbers.cast(pl.Float64).median() or 0.0))  # type: ignore[arg-type]
     units: tuple[TimeUnit, ...] = ("s", "ms", "us", "ns")
@@ -273,7 +279,7 @@ def _judge_unit(numbers: pl.Series) -> tuple[TimeUnit, bool]:
 
 
 def describe_type(dtype: pl.DataType) -> str:
-    """A column's type as its users call it."""
+    """Return a plain name of a column's type, for messages."""
     names: dict[type[pl.DataType], str] = {
         pl.List: "lists",
         pl.Array: "lists",

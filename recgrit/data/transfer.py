@@ -1,11 +1,11 @@
-"""One file from the network, whole or not at all.
+"""Download of one file, which is stored complete or not at all.
 
-What arrives is kept as ``NAME.partial``. A broken transfer goes on from there, also in a later run,
-if the server says that the file is still the same. It gets its name once its size and checksum are
-right. A published checksum is that of the official address: a mirror does not vouch for itself.
-Where none is published, the first one is recorded beside the files and compared with whatever comes
-under that name later. What is asked for by https comes by https. Proxies are those of the
-environment.
+The received part is kept as ``NAME.partial``. An interrupted transfer is resumed, also in a later
+run, if the server confirms that the file is unchanged. The file gets its name once its size and
+checksum are right. A published checksum is read from the official address, because a mirror cannot
+confirm its own files. If no checksum is published, the checksum of the first download is recorded
+beside the files and compared with later downloads of the same name. A request that starts with
+https is never redirected to an address without it. Proxies are read from the environment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0
-# In a row without a new byte; a transfer that gets on may be interrupted any number of times.
+# Number of consecutive attempts without a new byte after which a transfer fails. A transfer that
+# receives bytes may be interrupted any number of times.
 MAX_FRUITLESS = 3
 PAUSE_SECONDS = 1.0
 RECORD_NAME = "checksums.json"
@@ -37,15 +38,15 @@ MAGIC = {".zip": b"PK", ".gz": b"\x1f\x8b"}
 
 
 class TransferError(Exception):
-    """An address does not give the file; another may."""
+    """The error that is raised if an address does not provide the file; another address may."""
 
 
 class _InterruptedError(Exception):
-    """A transfer broke off.
+    """The error that is raised if a transfer is interrupted.
 
     Args:
-        reason: Why.
-        gained: Whether something came that need not come again.
+        reason: Cause of the interruption.
+        gained: Whether the transfer received new bytes that are kept.
     """
 
     def __init__(self, reason: str, *, gained: bool) -> None:
@@ -55,28 +56,35 @@ class _InterruptedError(Exception):
 
 @dataclass(frozen=True)
 class _Partial:
-    """What a partial file is part of."""
+    """The origin of a partial file.
+
+    Args:
+        address: Address from which the file is downloaded.
+        validator: ETag or date of the file on the server, which identifies its version.
+    """
 
     address: str
     validator: str
 
 
 def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = False) -> Path:
-    """The file at one of these addresses, put at ``target``; nothing is done if it is there.
+    """Download a file from the first of several addresses that provides it.
+
+    Nothing is done if the file exists.
 
     Args:
-        addresses: The official one, then mirrors.
-        target: Where to put it.
-        publishes_md5: Whether ``ADDRESS.md5`` of the official one holds its checksum.
+        addresses: Official address, followed by mirrors.
+        target: Path at which to store the file.
+        publishes_md5: Whether ``ADDRESS.md5`` of the official address holds the checksum.
 
     Raises:
-        DataError: No address gives the file, or what came is not what came the first time; says
-            where to get it and where to put it by hand. Or it cannot be written, or the record of
-            checksums is damaged.
+        DataError: No address provides the file, or its checksum is wrong. The message explains
+            where to get the file and where to put it. Also raised if the file cannot be written, or
+            if the record of checksums is damaged.
     """
     if target.is_file():
         return target
-    # Before a long transfer that could not be compared with it.
+    # A damaged record is reported before a long transfer, which could not be compared with it.
     _read_record(target.parent / RECORD_NAME)
     official = addresses[0]
     reasons = []
@@ -88,7 +96,7 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
                     _fetch(address, target, official, publishes_md5)
                     logger.info("%s came from %s and is kept at %s", target.name, address, target)
         except (TransferError, OSError) as error:
-            # The disk's answer is the same for every address.
+            # A full or read-only disk fails for every address.
             if isinstance(error, OSError) and (reason := explain_write_failure(error)):
                 raise DataError(
                     f"{target.name} cannot be written to {target.parent}: {reason}. Make room, or "
@@ -110,7 +118,7 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Only one process at a time writes the partial file."""
+    """Hold a lock, so that only one process at a time writes the partial file."""
     from filelock import FileLock
 
     with FileLock(target.with_name(f".{target.name}.lock")):
@@ -146,8 +154,8 @@ def _fetch(address: str, target: Path, official: str, publishes_md5: bool) -> No
 
 
 def _transfer(address: str, partial: Path, note: Path) -> None:
-    """Append what is missing of the partial file; all of it if the file has changed."""
-    # As it is on the server: a .gz must not be unpacked on its way, and sizes must agree.
+    """Append the missing bytes to the partial file, or download all if the file has changed."""
+    # The file is sent as it is on the server: a .gz must not be unpacked, and sizes must agree.
     headers = {"Accept-Encoding": "identity"}
     known = _read_note(note)
     present = partial.stat().st_size if partial.is_file() else 0
@@ -157,7 +165,7 @@ def _transfer(address: str, partial: Path, note: Path) -> None:
     try:
         with build_client() as client, client.stream("GET", address, headers=headers) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                partial.unlink()  # Longer than the file: it is part of another.
+                partial.unlink()  # The partial file is longer, so it is part of another file.
                 raise _InterruptedError("the server has less than was there", gained=False)
             response.raise_for_status()
             goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
@@ -182,7 +190,7 @@ def _transfer(address: str, partial: Path, note: Path) -> None:
 
 
 def _write_note(note: Path, address: str, response: httpx.Response) -> None:
-    """Remember what the partial file is of, if the server tells versions of it apart."""
+    """Record the address and version of the partial file, if the server identifies versions."""
     validator = response.headers.get("etag") or response.headers.get("last-modified")
     if validator and not validator.startswith("W/"):
         write_atomic(note, json.dumps(asdict(_Partial(address, validator))))
@@ -191,7 +199,7 @@ def _write_note(note: Path, address: str, response: httpx.Response) -> None:
 
 
 def _check(address: str, partial: Path, target: Path, official: str, publishes_md5: bool) -> None:
-    """Refuse what is of another kind than the name says, or another file than before."""
+    """Raise an error if the file is of another type than its name says, or has a wrong checksum."""
     with partial.open("rb") as stream:
         start = stream.read(2)
     magic = MAGIC.get(target.suffix)
@@ -222,10 +230,10 @@ def _check(address: str, partial: Path, target: Path, official: str, publishes_m
 
 
 def _read_record(record: Path) -> dict[str, str]:
-    """The checksums of what came before, by name.
+    """Return the recorded checksums of earlier downloads by file name.
 
     Raises:
-        DataError: They cannot be read.
+        DataError: The record is damaged.
     """
     if not record.is_file():
         return {}
@@ -247,7 +255,7 @@ def _read_record(record: Path) -> dict[str, str]:
 
 
 def build_client() -> httpx.Client:
-    """What asks for files: it follows redirects, but for those that give up encryption."""
+    """Return an HTTP client that follows redirects, except redirects from https to http."""
     return httpx.Client(
         timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
         follow_redirects=True,
@@ -256,7 +264,7 @@ def build_client() -> httpx.Client:
 
 
 def _refuse_downgrade(response: httpx.Response) -> None:
-    """Stop at an answer to an https request that leads to an address without it."""
+    """Raise an error if an https request is redirected to an address without https."""
     if response.has_redirect_location and response.url.scheme == "https":
         onward = response.url.join(response.headers["location"])
         if onward.scheme != "https":
@@ -267,7 +275,7 @@ def _refuse_downgrade(response: httpx.Response) -> None:
 
 
 def _read_md5(address: str) -> str | None:
-    """The published checksum, as ``HEX  NAME`` or ``MD5 (NAME) = HEX``; None if there is none."""
+    """Read a published MD5 checksum, as ``HEX  NAME`` or ``MD5 (NAME) = HEX``, or return None."""
     with suppress(httpx.HTTPError, httpx.InvalidURL), build_client() as client:
         answer = client.get(address, timeout=CONNECT_SECONDS)
         if answer.status_code == httpx.codes.OK:

@@ -1,7 +1,8 @@
-"""Users with their histories: those whom the filters left out of training, of a file, of a bundle.
+"""Histories of users outside the training.
 
-Training does not see left-out users, for they have too few interactions. They are customers all the
-same: the model can recommend after what they had.
+Such users were left out by the filters, or come from a file or a bundle. The filters leave out
+users with too few interactions, so a model is not trained with them. Recommendations for these
+users start from their histories all the same.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import polars as pl
 from recgrit.data.splits import SequenceSplit
 from recgrit.errors import DataError
 
-# Of the users of a run whom the filters left out.
+# Name of the file of the users whom the filters left out of a run.
 LEFT_OUT_NAME = "left_out_users.parquet"
 
 
 @dataclass(frozen=True)
 class UserHistories:
-    """Users and what they had of the items of a catalogue.
+    """Users with their histories of items from a catalogue.
 
     Args:
-        user_ids: External ids.
-        split: Row i belongs to user i, in time order; everything is history. Empty where no item is
-            known.
+        user_ids: External id of each user.
+        split: Sequences in time order without targets; sequence i belongs to user i. A sequence is
+            empty if no item of the user is known.
 
     Raises:
-        DataError: The parts do not belong together.
+        DataError: The numbers of users and histories differ.
     """
 
     user_ids: pl.Series
@@ -52,13 +53,13 @@ class UserHistories:
         items: npt.NDArray[np.int32],
         num_items: int,
     ) -> UserHistories:
-        """Users with their items.
+        """Build the histories of users from a flat list of items.
 
         Args:
-            user_ids: External ids.
-            owners: int64 [n], the place among them of each item's user, ascending.
-            items: int32 [n], item_idx, those of a user in time order.
-            num_items: Size of the catalogue.
+            user_ids: External id of each user.
+            owners: int64 ``[n]``, position in ``user_ids`` of each item's user, ascending.
+            items: int32 ``[n]``, item_idx of each item, in time order within a user.
+            num_items: Number of items in the catalogue.
         """
         lengths = np.bincount(owners, minlength=len(user_ids))
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -66,17 +67,17 @@ class UserHistories:
 
     @classmethod
     def nobody(cls, num_items: int) -> UserHistories:
-        """No users."""
+        """Return histories of no users."""
         return cls.without_history([], num_items)
 
     @classmethod
     def without_history(cls, user_ids: Sequence[str], num_items: int) -> UserHistories:
-        """Users with empty histories."""
+        """Return users with empty histories."""
         none = np.empty(0, np.int64)
         return cls.of(pl.Series(user_ids, dtype=pl.String), none, none.astype(np.int32), num_items)
 
     def joined_with(self, others: UserHistories) -> UserHistories:
-        """These users, and others of the same catalogue behind them."""
+        """Return these users, followed by other users of the same catalogue."""
         first, second = self.split, others.split
         return UserHistories(
             pl.concat([self.user_ids, others.user_ids]),
@@ -88,12 +89,12 @@ class UserHistories:
         )
 
     def history(self, user_id: str) -> npt.NDArray[np.int32]:
-        """What a user had, as item_idx in time order; empty for one who is not among them."""
+        """Return a user's history as item_idx in time order, empty for an unknown user."""
         row = self.row(user_id)
         return np.empty(0, np.int32) if row < 0 else self.split.full_sequence(row)
 
     def row(self, user_id: str) -> int:
-        """Where a user stands; -1 for one who is not among them."""
+        """Return the position of a user, or -1 for an unknown user."""
         return self._rows.get(user_id, -1)
 
     @cached_property
@@ -101,7 +102,7 @@ class UserHistories:
         return {user_id: row for row, user_id in enumerate(self.user_ids)}
 
     def save(self, path: Path) -> None:
-        """Write a Parquet file: ``user_id``, and ``item_idx`` as a list."""
+        """Write a Parquet file with ``user_id``, and ``item_idx`` as a list."""
         lengths = np.diff(self.split.offsets)
         owners = np.repeat(np.arange(len(lengths)), lengths)
         lists = (
@@ -120,10 +121,11 @@ class UserHistories:
 
     @classmethod
     def load(cls, path: Path, num_items: int) -> UserHistories:
-        """Read what `save` wrote; no users where nothing was written.
+        """Read the histories that `save` wrote; a missing file means no users.
 
         Raises:
-            DataError: A user comes twice, or an item is not in the catalogue.
+            DataError: The file has other columns or nulls, lists a user twice, or names an item
+                that is not in the catalogue.
         """
         if not path.is_file():
             return cls.nobody(num_items)

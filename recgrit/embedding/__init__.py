@@ -1,1 +1,1 @@
-"""From item features to one vector per item: text encoders, ready-made vectors, co-occurrence."""
+"""Item vectors and item features, built from text, files, pictures and co-occurrence."""

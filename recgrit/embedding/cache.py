@@ -1,6 +1,6 @@
-"""Encoded texts kept on disk by content: the same encoder never sees the same catalogue twice.
+"""A disk cache of encoded texts, so that one encoder never encodes the same catalogue twice.
 
-Nor, after an interruption, the same part of it: texts are encoded in shards, by whatever engine.
+An engine encodes the texts in shards. After an interruption, finished shards are not encoded again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from recgrit.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-# One row group a shard, so that a worker reads no more than its own.
+# Each shard is one row group, so that a worker reads only its own shard.
 TEXTS_NAME = "texts.parquet"
 
 
@@ -41,20 +41,20 @@ def encode_cached(
     engine: Engine,
     build: Callable[[], Encoder] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """The encoder's vectors of these texts, read from the cache if they were made before.
+    """Return the encoder's vectors of texts, read from the cache if it has them.
 
-    A damaged cache file is made anew. A cache that cannot be written is no reason to lose the
-    vectors: it is logged and passed over.
+    A damaged cache file is replaced. If the cache cannot be written, a warning is logged and the
+    vectors are returned.
 
     Args:
         texts: One text per item.
-        encoder: Names the vectors.
-        cache_dir: The folder of cached vectors, created if need be.
-        engine: Who encodes what the cache does not have.
-        build: Makes the encoder where it is to work; None for the one at hand.
+        encoder: Encoder whose name and fingerprint identify the vectors in the cache.
+        cache_dir: Folder of cached vectors. It is created if it does not exist.
+        engine: Engine that encodes the texts that are not in the cache.
+        build: Function that builds the encoder in the engine's workers. None uses ``encoder``.
 
     Returns:
-        float32 ``[len(texts), embedding_dim]``, mapped from the cache where there is one.
+        float32 ``[len(texts), embedding_dim]``, memory-mapped from the cache if it was written.
 
     Raises:
         EngineError: Some texts cannot be encoded.
@@ -77,7 +77,7 @@ def encode_cached(
             _join(shards, rows, path)
             write_record(path)
         except (EngineError, OSError) as error:
-            # Another run of the same texts may have come first, and taken the shards away.
+            # Another run of the same texts may have finished first and removed the shards.
             cached = _read(path, len(texts))
             if cached is not None:
                 return cached
@@ -93,13 +93,18 @@ def encode_cached(
 
 @dataclass(frozen=True)
 class EncodeShards:
-    """Makes the function that encodes rows of a file of texts."""
+    """A callable that a worker uses to build the function that encodes one shard of texts.
+
+    Args:
+        texts_path: Parquet file of all texts, with the column ``text`` as bytes.
+        build: Function that builds the encoder.
+    """
 
     texts_path: Path
     build: Callable[[], Encoder]
 
     def __call__(self) -> ShardFunction:
-        """Load the encoder, once a worker."""
+        """Build the encoder, once per worker, and return the function that encodes one shard."""
         encoder = self.build()
 
         def encode(rows: slice, path: Path) -> None:
@@ -113,7 +118,10 @@ class EncodeShards:
 
 @contextlib.contextmanager
 def _open_folder(folder: Path) -> Iterator[Path]:
-    """The folder of shards, which is gone if all ends well; one for now where it cannot be made."""
+    """Open the folder of shards, which is removed after success.
+
+    If the folder cannot be created, a temporary folder is used instead.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,22 +130,26 @@ def _open_folder(folder: Path) -> Iterator[Path]:
             yield Path(name)
         return
     yield folder.absolute()
-    # And those that a run with shards of another size left.
+    # Folders left by runs with another shard size are removed too.
     for leftover in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*.shards"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_texts(texts: list[str], path: Path, shard_texts: int) -> None:
-    # As bytes: files of reviews hold halves of characters that Parquet's text refuses.
+    # Texts are written as bytes: files of reviews contain lone surrogates, which Parquet strings
+    # refuse.
     encoded = pl.Series("text", [text.encode("utf-8", "surrogatepass") for text in texts])
     with replacing(path) as temporary:
         encoded.to_frame().write_parquet(temporary, row_group_size=shard_texts)
 
 
 def _join(shards: Shards, rows: npt.NDArray[np.int64], path: Path) -> None:
-    """Put the vectors of all texts into one file, ``rows`` being each text's place in the shards.
+    """Write the vectors of all texts into one file, with one shard in memory at a time.
 
-    Memory holds one shard at a time.
+    Args:
+        shards: Encoded shards of the different texts.
+        rows: Row of each text in the shards, int64 ``[number of texts]``.
+        path: File to write.
     """
     size = shards.shard_rows
     order = np.argsort(rows, kind="stable")
@@ -159,10 +171,13 @@ def _join(shards: Shards, rows: npt.NDArray[np.int64], path: Path) -> None:
 
 
 def _reserve(path: Path) -> None:
-    """Have the disk set the whole file aside: one that is full ends a write into a map by a signal.
+    """Reserve the disk space of the whole file.
+
+    Without the reservation, a full disk would end the process with a signal when it writes into the
+    memory map.
 
     Raises:
-        OSError: There is no room.
+        OSError: There is not enough space.
     """
     if hasattr(os, "posix_fallocate"):  # Linux.
         with path.open("r+b") as file:
@@ -173,7 +188,7 @@ def _digest(texts: Sequence[str], encoder: Encoder) -> str:
     digest = hashlib.sha256(encoder.fingerprint.encode())
     for text in texts:
         content = text.encode("utf-8", "surrogatepass")
-        # The length first: ["ab", "c"] and ["a", "bc"] must differ.
+        # The length comes first, so that ["ab", "c"] and ["a", "bc"] differ.
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Settings of item features; free of torch."""
+"""Settings of the item encoder and of the item features. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class EmbeddingConfig(Config):
-    """How items become vectors.
+    """Settings of the encoder that turns each item into a vector.
 
     Args:
-        encoder: ``minilm`` (a sentence encoder), ``static`` (a vector per token, distilled from the
-            sentence encoder, for large catalogues on CPUs), ``lsa`` (word counts, no weights to
-            fetch), or ``vectors`` (ready-made ones from a file).
-        model: The sentence encoder: a name on the model hub, or a folder. With ``static``, that to
-            distill, or a static model, which is taken as it is.
-        template: Item text with fields in braces; None uses what the table has.
-        dim: Length of the vectors (``lsa`` only).
-        vectors_path: The file of ready-made vectors (``vectors`` only).
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        batch_size: Texts, or pictures, encoded at a time.
-        max_length: Tokens read of each text; None keeps the model's own limit.
-        precision: ``auto`` is bfloat16 on GPUs that have it, else float32.
+        encoder: Source of the item vectors. ``minilm`` is a sentence encoder. ``static`` looks up
+            one vector per token, distilled from the sentence encoder, and suits large catalogues on
+            CPUs. ``lsa`` uses word counts and needs no pretrained weights. ``vectors`` reads
+            ready-made vectors from a file.
+        model: Sentence encoder to use: a name on the model hub or a folder. With
+            ``encoder=static``, this is the sentence encoder to distill, or a static model that is
+            used unchanged.
+        template: Item text with column names in braces, such as ``{title} by {brand}``. None uses
+            all known columns that the item table has, such as title, brand and categories.
+        dim: Length of the item vectors. Used with ``encoder=lsa`` only.
+        vectors_path: File of ready-made item vectors. Required with ``encoder=vectors`` and not
+            allowed with other encoders.
+        device: Device that encodes: ``cpu``, ``cuda``, a numbered GPU such as ``cuda:1``, or
+            ``auto``, which uses a GPU if there is one.
+        batch_size: Number of texts or pictures to encode at a time. Lower it if memory runs out.
+        max_length: Maximum number of tokens to read per text. None keeps the model's own limit.
+        precision: Number format of the sentence encoder's computation: ``float32``, ``bfloat16``,
+            or ``auto``, which uses bfloat16 on GPUs that support it and float32 elsewhere.
     """
 
     encoder: Literal["minilm", "static", "lsa", "vectors"] = "minilm"
@@ -53,19 +59,23 @@ class EmbeddingConfig(Config):
 
 
 class FeatureBlock(Config):
-    """One more kind of item vectors beside text and co-occurrence, such as those of images.
+    """Settings of one further kind of item vectors beside text and co-occurrence, such as images.
 
     Args:
-        path: Vectors as for ``embedding.vectors_path``, or a published table of codes
-            (``NAME.index.json``), which become one-hot vectors. Items may be missing.
-        column: In place of ``path``, a column of the item table with pictures: files or
-            ``http(s)`` addresses.
-        folder: Where relative paths in ``column`` start; None for the folder of the item table.
-        model: The CLIP model that encodes the pictures: a name on the model hub, or a folder.
-        dim: Principal components kept of them; None keeps all dimensions, centred.
-        weight: Scale beside the text's; 0 leaves the block out.
-        missing: What an item without a vector gets: ``alike``, the mean of those of the ten items
-            whose texts are most like its own, or ``mean``, that of all items.
+        path: File of item vectors, in a format that ``embedding.vectors_path`` reads, or a
+            published table of codes (``NAME.index.json``), whose codes become one-hot vectors.
+            Items may be missing from the file.
+        column: Column of the item table that names each item's picture: a file or an ``http(s)``
+            address. Set either ``column`` or ``path``.
+        folder: Folder that relative paths in ``column`` start from. None uses the folder of the
+            item table.
+        model: CLIP model that encodes the pictures: a name on the model hub or a folder.
+        dim: Number of principal components to keep of the block's vectors. None keeps all
+            dimensions and subtracts the mean.
+        weight: Scale of the block relative to the text part, which has scale 1. 0 leaves the block
+            out.
+        missing: Vector of an item that has none in this block. ``alike`` uses the mean of the ten
+            items with the most similar texts. ``mean`` uses the mean of all items.
     """
 
     path: Path | None = None
@@ -86,15 +96,20 @@ class FeatureBlock(Config):
 
 
 class FeatureConfig(Config):
-    """How item features are put together.
+    """Settings of the item features: text, co-occurrence and further vectors, joined side by side.
 
     Args:
-        text_dim: Principal components of the text embedding; None keeps all dimensions, centred,
-            and of fewer items than dimensions those that they span.
-        cooccurrence_dim: Dimensions of the co-occurrence part.
-        cooccurrence_weight: Scale of the co-occurrence part beside the text's; 0 leaves it out.
-        cooccurrence_window: Positions within which two items of a user count as a pair.
-        blocks: Further item vectors by a name of your choice: ``features.blocks.image.path=FILE``.
+        text_dim: Number of principal components to keep of the text vectors. None keeps all
+            dimensions and subtracts the mean. With fewer items than dimensions, at most one
+            dimension less than there are items is kept.
+        cooccurrence_dim: Number of dimensions of the co-occurrence part, which places items that
+            are near each other in training histories close together.
+        cooccurrence_weight: Scale of the co-occurrence part relative to the text part, which has
+            scale 1. 0 leaves the co-occurrence part out.
+        cooccurrence_window: Maximum distance, in positions of a user's history, at which two items
+            count as a pair.
+        blocks: Further kinds of item vectors, by a name of your choice, such as
+            ``features.blocks.image.path=FILE``.
     """
 
     text_dim: int | None = Field(64, ge=1, le=65_536)
@@ -104,16 +119,20 @@ class FeatureConfig(Config):
     blocks: dict[str, FeatureBlock] = Field(default_factory=dict)
 
     def with_recorded(self, recorded: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that features were made with, where those of blocks lack their files.
+        """Return recorded feature settings with the files and folders of their blocks filled in.
 
-        A file counts by its content, so that where it lies is not recorded: it lies where these
-        settings say, and nobody knows where that of a block is that they do not have.
+        A manifest records a block's file by its content, without its path. The path therefore comes
+        from the block of the same name in these settings. If these settings lack that block, its
+        path is ``not recorded``.
+
+        Args:
+            recorded: Feature settings from the manifest of an embed stage.
         """
         blocks = recorded.get("blocks", {})
         if not isinstance(blocks, Mapping) or not all(
             isinstance(b, Mapping) for b in blocks.values()
         ):
-            return dict(recorded)  # Damaged: validation says so.
+            return dict(recorded)  # The record is damaged. Validation raises an error later.
         return {
             **recorded,
             "blocks": {
@@ -130,7 +149,7 @@ class FeatureConfig(Config):
 
     @property
     def blocks_in_use(self) -> dict[str, FeatureBlock]:
-        """The blocks that are not left out, by name in the order in which they stand."""
+        """The blocks with a weight above 0, by name, in alphabetical order."""
         return {name: block for name, block in sorted(self.blocks.items()) if block.weight > 0}
 
     @field_validator("blocks")

@@ -1,13 +1,13 @@
-"""Item vectors from items near each other in histories: positive PMI of item pairs, reduced by SVD.
+"""Item vectors from co-occurrence in histories: the positive PMI of item pairs, reduced by SVD.
 
 Skip-gram with negative sampling implicitly factorizes a shifted PMI matrix (Levy & Goldberg, 2014,
-"Neural word embedding as implicit matrix factorization"); factorizing positive PMI by SVD does as
-well with fewer choices (Levy, Goldberg & Dagan, 2015, "Improving distributional similarity with
-lessons learned from word embeddings"). From there also the context distribution raised to .75, so
-that rare contexts do not get the largest PMI, and rows of U sqrt(S).
+"Neural word embedding as implicit matrix factorization"). Factorizing the positive PMI by SVD does
+as well with fewer choices (Levy, Goldberg & Dagan, 2015, "Improving distributional similarity with
+lessons learned from word embeddings"). That paper also raises the context distribution to the power
+of .75, so that rare contexts do not get the largest PMI, and uses the rows of U sqrt(S).
 
-Only the training parts are counted: a pair that involves a validation or test target would tell
-the model what it is to predict. Memory is linear in the number of distinct pairs.
+Only training parts are counted, because a pair with a validation or test target would leak what the
+model has to predict. Memory is linear in the number of distinct pairs.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTEXT_POWER = 0.75
-# Catalogues have flat spectra: fewer power iterations leave the trailing directions to chance.
+# Number of power iterations of the SVD. Catalogues have flat spectra, so with fewer iterations the
+# trailing directions would be random.
 POWER_ITERATIONS = 7
-# Directions this much weaker than the first are rounding residue.
+# Singular values below this share of the largest are rounding residue.
 MIN_RELATIVE_STRENGTH = 1e-6
 
 
 def build_cooccurrence_vectors(
     split: SequenceSplit, *, dim: int = 64, window: int = 10, seed: int = 0
 ) -> Embeddings:
-    """Vectors that are close for items near one another in training sequences.
+    """Return item vectors that are close for items near each other in training sequences.
 
     Args:
-        split: The sequences; only their training parts are read.
-        dim: Length of the vectors; columns beyond the rank of the matrix are zero.
-        window: How many positions apart two items of a user may stand to count as a pair.
-        seed: Of the randomized SVD.
+        split: Sequences to count. Only their training parts are read.
+        dim: Length of the vectors. Columns beyond the rank of the matrix are zero.
+        window: Maximum distance, in positions of a history, at which two items count as a pair.
+        seed: Seed of the randomized SVD.
 
     Returns:
-        Normalized vectors; zeros for items that no other item meets more often than by
-        chance in training.
+        Normalized vectors. An item that meets no other item more often than by chance has zeros.
     """
     from sklearn.utils.extmath import randomized_svd
 
@@ -63,10 +63,11 @@ def build_cooccurrence_vectors(
 
 
 def count_pairs(split: SequenceSplit, window: int) -> csr_array:
-    """How often two items stand within ``window`` positions of each other in training.
+    """Count how often two items are within ``window`` positions of each other in training.
 
     Returns:
-        Symmetric float64 [num_items, num_items]; an item beside itself is not counted.
+        Symmetric counts, float64 ``[num_items, num_items]``. Pairs of an item with itself are not
+        counted.
     """
     from scipy.sparse import coo_array, csr_array
 
@@ -75,8 +76,8 @@ def count_pairs(split: SequenceSplit, window: int) -> csr_array:
     users = np.repeat(np.arange(split.num_sequences), np.diff(split.offsets))[mask]
     shape = (split.num_items, split.num_items)
     counts = csr_array(shape, dtype=np.float64)
-    # One offset at a time: a user's training part is contiguous, so shifting the flat array
-    # aligns all pairs of that distance, and only distinct pairs are kept between offsets.
+    # One distance at a time: a user's training part is contiguous, so shifting the flat array
+    # aligns all pairs of that distance. Only distinct pairs are kept between distances.
     for distance in range(1, min(window, len(items) - 1) + 1):
         earlier, later = items[:-distance], items[distance:]
         is_pair = (users[:-distance] == users[distance:]) & (earlier != later)
@@ -86,9 +87,12 @@ def count_pairs(split: SequenceSplit, window: int) -> csr_array:
 
 
 def positive_pmi(counts: csr_array) -> csr_array:
-    """Positive pointwise mutual information, max(0, log P(i, j) / (P(i) P'(j))).
+    """Return the positive pointwise mutual information, max(0, log P(i, j) / (P(i) P'(j))).
 
     P' is the context distribution, proportional to each item's count to the power of .75.
+
+    Args:
+        counts: Symmetric counts of item pairs, from `count_pairs`.
     """
     matrix = counts.tocoo()
     totals = np.asarray(counts.sum(axis=1), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""One vector per item, in the order of ``item_idx``."""
+"""Item vectors (`Embeddings`), one row per item in the order of ``item_idx``, and text encoders."""
 
 from __future__ import annotations
 
@@ -16,40 +16,47 @@ import polars as pl
 from recgrit.disk import write_atomic
 from recgrit.errors import ArtifactError, DataError
 
-# Rows checked at a time, so that a memory-mapped file is never copied as a whole.
+# Number of rows to check at a time, so that a memory-mapped file is never copied as a whole.
 CHECK_ROWS = 65536
 NORM_TOLERANCE = 1e-3
-# Shorter rows are rounding residue of an item nothing is known of; scaling them up makes noise.
+# Length up to which a row counts as zero. Such rows are rounding residue of items of which nothing
+# is known, and scaling them up would turn the residue into noise.
 ZERO_NORM = 1e-6
 
 
 class Encoder(Protocol):
-    """Texts in, one normalized vector per text out; equal texts get equal vectors."""
+    """A text encoder that returns one normalized vector per text. Equal texts get equal vectors."""
 
     @property
     def name(self) -> str:
-        """What it is called in artifacts and logs."""
+        """Name of the encoder in artifacts and logs."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of settings and weights: equal fingerprints give equal vectors."""
+        """Hash of settings and weights. Encoders with equal fingerprints return equal vectors."""
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim]; rows of length 1, or zeros without content."""
+        """Encode texts as vectors.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1, or zeros for a text
+            without content.
+        """
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Item vectors; row i is ``item_idx`` i.
+    """Vectors of all items, in which row i belongs to ``item_idx`` i.
 
     Args:
-        vectors: float32 [num_items, embedding_dim], finite.
-        encoder: What made them, for people to read.
-        normalized: Whether every row has length 1 (or is all zeros: nothing known of that item).
+        vectors: float32 ``[num_items, embedding_dim]``, finite.
+        encoder: Name of the encoder or file that the vectors come from, for people to read.
+        normalized: Whether every row has length 1, or is all zeros because nothing is known of the
+            item.
 
     Raises:
-        DataError: The shape or type is wrong, values are not finite, or rows that are said to be
-            normalized are not.
+        DataError: The shape or type is wrong, a value is not finite, or ``normalized`` is set and a
+            row has another length.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -91,7 +98,10 @@ class Embeddings:
         return int(self.vectors.shape[1])
 
     def require_num_items(self, num_items: int) -> None:
-        """Refuse vectors that belong to another catalogue.
+        """Raise an error unless there is one vector for each item of a catalogue.
+
+        Args:
+            num_items: Number of items in the catalogue.
 
         Raises:
             DataError: The number of rows is not ``num_items``.
@@ -103,23 +113,23 @@ class Embeddings:
             )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Embeddings:
-        """The vectors of some items, in this order."""
+        """Return the vectors of the given rows, in the given order."""
         return replace(self, vectors=self.vectors[rows])
 
     def to_polars(self) -> pl.DataFrame:
-        """One row per item: ``item_idx`` and ``vector``, an array column."""
-        # A plain contiguous copy: polars cannot take rows from a memory-mapped array.
+        """Return a data frame with the columns ``item_idx`` and ``vector``, one row per item."""
+        # polars cannot read rows from a memory-mapped array, so it gets a plain contiguous copy.
         vectors = np.array(self.vectors)
         return pl.DataFrame(
             {"item_idx": np.arange(self.num_items, dtype=np.int32), "vector": vectors}
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """`to_polars` as a pandas frame."""
+        """Return the frame of `to_polars` as a pandas data frame."""
         return self.to_polars().to_pandas()
 
     def save(self, directory: Path, name: str = "text") -> None:
-        """Write ``<name>_vectors.npy`` and ``<name>_embeddings.json``."""
+        """Write ``<name>_vectors.npy`` and ``<name>_embeddings.json`` into a folder."""
         np.save(directory / f"{name}_vectors.npy", self.vectors)
         description = {"encoder": self.encoder, "normalized": self.normalized}
         write_atomic(
@@ -128,11 +138,12 @@ class Embeddings:
 
     @classmethod
     def load(cls, directory: Path, name: str = "text") -> Embeddings:
-        """Memory-map what `save` wrote.
+        """Memory-map embeddings that `save` wrote.
 
         Raises:
             ArtifactError: There are no embeddings of this name, or they cannot be read.
-            DataError: They hold values that are not finite.
+            DataError: A value is not finite, or a row recorded as normalized has another length
+                than 1.
         """
         try:
             description = json.loads((directory / f"{name}_embeddings.json").read_text("utf-8"))
@@ -154,7 +165,7 @@ class Embeddings:
 
 
 def normalize_rows(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Rows scaled to length 1; rows of (almost) no length become zeros.
+    """Return the rows scaled to length 1; rows of almost zero length become zeros.
 
     >>> normalize_rows(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
@@ -166,7 +177,7 @@ def normalize_rows(vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]
 
 
 def has_unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Whether each row has length 1 or is all zeros, bool [num_items]."""
+    """Return for each row whether it has length 1 or is all zeros, as bool ``[num_items]``."""
     norms = np.linalg.norm(vectors, axis=1)
     unit: npt.NDArray[np.bool_] = (np.abs(norms - 1) <= NORM_TOLERANCE) | (norms == 0)
     return unit

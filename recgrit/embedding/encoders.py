@@ -1,8 +1,8 @@
-"""Which encoder turns item texts into vectors, and what is kept of it for later items.
+"""Choice of the text encoder by settings, and what an artifact keeps of an encoder for later items.
 
-A sentence encoder comes back by its name, and its weights are compared by their hash: they are not
-copied, being 90 MB that many bundles share. An encoder that was fitted to the texts (`LSAEncoder`)
-or distilled (`StaticEncoder`) is kept whole.
+A sentence encoder is loaded again by its name, and its weights are compared by their hash. They are
+not copied, because many bundles share the same 90 MB. An encoder that was fitted to the texts
+(`LSAEncoder`) or distilled (`StaticEncoder`) is kept whole.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from recgrit.embedding.words import TERMS_NAME
 from recgrit.engines.engine import Engine
 from recgrit.errors import ConfigError, EncoderError
 
-# Files of what was fitted to texts or distilled.
+# Files of encoders that were fitted to texts or distilled.
 ENCODER_FILES = (TERMS_NAME, DIRECTIONS_NAME, *STATIC_FILES)
 
 
@@ -60,11 +60,15 @@ ENCODERS: dict[str, Callable[[EmbeddingConfig, int], Encoder]] = {
 
 
 def build_encoder(config: EmbeddingConfig, seed: int) -> Encoder:
-    """The encoder the settings name.
+    """Build the text encoder that the settings name.
+
+    Args:
+        config: Settings of the encoder.
+        seed: Seed of the experiment, which `LSAEncoder` uses.
 
     Raises:
-        ConfigError: The name stands for no text encoder.
-        EncoderError: Its weights cannot be had on this machine.
+        ConfigError: The name is not that of a text encoder.
+        EncoderError: The weights are neither on this machine nor can be downloaded.
     """
     if config.encoder not in ENCODERS:
         raise ConfigError(
@@ -76,12 +80,13 @@ def build_encoder(config: EmbeddingConfig, seed: int) -> Encoder:
 
 @dataclass(frozen=True)
 class EncodedItems:
-    """Vectors of all items, and what tells their space from others.
+    """Vectors of all items, with the name of their encoder and a hash of their vector space.
 
     Args:
-        vectors: float32 ``[N, embedding_dim]``.
-        encoder: Its name.
-        space: Hash of what decides where vectors lie.
+        vectors: float32 ``[number of items, embedding_dim]``.
+        encoder: Name of the encoder.
+        space: Hash of everything that determines the vector space. Vectors of two encoders are
+            comparable only if their hashes are equal.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -98,10 +103,18 @@ def encode_items(
     directory: Path,
     engine: Engine,
 ) -> EncodedItems:
-    """Vectors of texts; what has to be kept of a fitted encoder is written to ``directory``.
+    """Encode item texts; write the files of a fitted or distilled encoder to ``directory``.
 
-    Vectors of a pretrained encoder are made by the engine and cached; fitting is what costs of one
-    that is fitted.
+    The engine computes the vectors of a pretrained encoder, and they are cached. LSA vectors are
+    not cached, because fitting takes most of the time.
+
+    Args:
+        texts: One text per item.
+        config: Settings of the encoder.
+        seed: Seed of the experiment.
+        cache_dir: Folder that keeps vectors and distilled models by content.
+        directory: Folder in which `ENCODER_FILES` are written.
+        engine: Engine that encodes the texts in shards.
     """
     encoder = build_encoder(config, seed)
     if isinstance(encoder, LSAEncoder):
@@ -113,9 +126,9 @@ def encode_items(
         encoder = encoder.make(directory, cache_dir=cache_dir)
         build = partial(KeptStaticEncoder, encoder.folder, encoder.name, encoder.max_length)
     if isinstance(encoder, SentenceTransformerEncoder):
-        # As on this machine, whatever others would choose: one catalogue, one precision.
+        # All workers use this machine's precision, so that a catalogue has one precision.
         settled = config.model_copy(update={"precision": encoder.precision})
-        if Path(config.model).is_dir():  # Not to be looked for elsewhere as a name on the hub.
+        if Path(config.model).is_dir():  # Workers must not look up the folder as a name on the hub.
             settled = settled.model_copy(update={"model": str(Path(config.model).absolute())})
         build = partial(build_encoder, settled, seed)
     vectors = encode_cached(texts, encoder, cache_dir, engine=engine, build=build)
@@ -123,16 +136,17 @@ def encode_items(
 
 
 def load_encoder(config: EmbeddingConfig, seed: int, *, directory: Path, space: str) -> Encoder:
-    """The encoder that made vectors before.
+    """Load the encoder that made the vectors of an artifact, to encode later items.
 
     Args:
-        config: Its settings.
+        config: Settings of the encoder.
         seed: Seed of the experiment.
-        directory: Where `encode_items` wrote.
-        space: What `encode_items` returned.
+        directory: Folder in which `encode_items` wrote the encoder's files.
+        space: Hash of the vector space that `encode_items` returned.
 
     Raises:
-        EncoderError: Its weights cannot be had on this machine, or are others now.
+        EncoderError: The weights cannot be found or downloaded, or differ from those that made the
+            vectors.
     """
     if config.encoder == "lsa":
         return FittedLSA.load(directory)

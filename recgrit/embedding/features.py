@@ -1,12 +1,15 @@
-"""Item features, which the tokenizer quantizes: several kinds of vectors side by side.
+"""Item features, which the tokenizer quantizes: several kinds of vectors joined side by side.
 
-Text comes first. Co-occurrence in *training* sequences tells apart items whose texts are alike but
-which appeal to different people. Further blocks are vectors of any kind, such as those of images.
-Each part is reduced to its leading principal components and scaled to unit mean square norm times
-its weight, so that parts of equal weight count equally.
+Text is the first part. Co-occurrence in *training* sequences separates items whose texts are
+similar but which appeal to different users. Further parts ("blocks") are vectors of any kind, such
+as those of images. Each part is reduced to its leading principal components and scaled so that its
+root mean square norm equals its weight. Parts of equal weight then count equally.
 
-`FeatureTransform` keeps what was fitted: later items get features of the same kind, and the
+`FeatureTransform` saves what was fitted. Items added later get features of the same kind, and the
 features of earlier items do not change.
+
+Shapes: N items of the catalogue, n selected items, F dimensions of vectors, D dimensions of
+features.
 """
 
 from __future__ import annotations
@@ -20,30 +23,34 @@ import numpy.typing as npt
 from recgrit.embedding.embeddings import Embeddings, normalize_rows
 from recgrit.embedding.transforms import FeatureTransform, PartTransform, Vectors
 
-# Items whose vectors fill the row of one that has none.
+# Number of similar items whose vectors fill the row of an item without a vector.
 NUM_NEIGHBOURS = 10
-# Rows filled at once: bounds the table of likeness with all items.
+# Number of rows to fill at once. It limits the size of the table of similarities.
 FILL_CHUNK = 256
-# Items among which those most like a row are sought, evenly spread where there are more: the time
-# grows with the catalogue then, not with its square.
+# Maximum number of candidates to search for similar items. Of more, an evenly spaced sample is
+# searched, so the time grows linearly with the catalogue.
 MAX_GIVEN = 262_144
 
-# Vectors whose components are found in one piece, and how many are held at a time beyond that.
+# Up to MAX_AT_ONCE vectors, the principal components are computed in one piece. Beyond that, CHUNK
+# vectors are in memory at a time.
 MAX_AT_ONCE = 2**21
 CHUNK = 65_536
 
 
 @dataclass(frozen=True)
 class Block:
-    """Item vectors of one more kind, such as those of images.
+    """Item vectors of one further kind, such as those of images, with their settings.
+
+    Shapes: N items of the catalogue, F dimensions of the vectors.
 
     Args:
-        vectors: Of all items, ``[N, F]``.
-        given: bool ``[N]``, which items have one; the rows of others do not matter.
-        encoder: What made them, for people to read.
-        dim: Principal components to keep; None for all dimensions.
-        weight: Scale beside the text.
-        missing: What an item without one gets: ``alike`` or ``mean``.
+        vectors: Vectors of all items, ``[N, F]``.
+        given: Whether each item has a vector, bool ``[N]``. The rows of other items are ignored.
+        encoder: Name of the encoder or file that the vectors come from, for people to read.
+        dim: Number of principal components to keep. None keeps all dimensions.
+        weight: Scale of the block relative to the text part, which has scale 1.
+        missing: Vector of an item that has none: ``alike`` uses the mean of the items with the most
+            similar texts, ``mean`` the mean of all items.
     """
 
     vectors: Vectors
@@ -56,7 +63,7 @@ class Block:
 
 @dataclass(frozen=True)
 class FittedFeatures:
-    """Features of all items, and how they were made."""
+    """Features of all items, and the fitted transform that makes features of later items."""
 
     embeddings: Embeddings
     transform: FeatureTransform
@@ -70,17 +77,20 @@ def fit_features(
     text_dim: int | None = 64,
     cooccurrence_weight: float = 0.5,
 ) -> FittedFeatures:
-    """Text, co-occurrence and further vectors side by side.
+    """Fit the transforms of all feature parts and return the features of all items.
 
-    Each part has unit mean square norm times its weight.
+    Each part is scaled so that its root mean square norm equals its weight. The text part has
+    weight 1.
 
     Args:
-        text: Text embeddings, ``[num_items, …]``.
-        cooccurrence: Co-occurrence vectors of the same items, None for none.
-        blocks: Further vectors by name; they stand in the order of their names.
-        text_dim: Principal components to keep of the text; None for all dimensions. Of fewer items
-            than dimensions, never more than they span: one less than there are items.
-        cooccurrence_weight: Scale of the co-occurrence part.
+        text: Text vectors of all items.
+        cooccurrence: Co-occurrence vectors of the same items. None leaves the part out.
+        blocks: Further vectors by name. The features contain them in alphabetical order of their
+            names.
+        text_dim: Number of principal components to keep of the text vectors. None keeps all
+            dimensions. With fewer items than dimensions, at most one dimension less than there are
+            items is kept.
+        cooccurrence_weight: Scale of the co-occurrence part relative to the text part.
     """
     reduced = _reduce(text.vectors, text_dim)
     parts, names = [_standardize(reduced, weight=1)], [text.encoder]
@@ -122,7 +132,7 @@ def _fit_block(block: Block, text: Vectors) -> _Part:
 def _fill(
     fill: Vectors | None, text: Vectors, given: npt.NDArray[np.bool_], vectors: Vectors
 ) -> Vectors:
-    """Vectors of the items that have none: one for all, or the mean of the items most like each."""
+    """Return vectors for the items without one: ``fill``, or the mean of the most similar items."""
     if fill is not None or given.all():
         return np.broadcast_to(0 if fill is None else fill, (int((~given).sum()), vectors.shape[1]))
     alike = find_alike(text, np.flatnonzero(~given), np.flatnonzero(given), NUM_NEIGHBOURS)
@@ -131,13 +141,17 @@ def _fill(
 
 @dataclass(frozen=True)
 class KnownItems:
-    """What new items are compared with.
+    """The items that the features were fitted to, with which new items are compared.
+
+    Shapes: N items of the catalogue, D dimensions of the features, C dimensions of the
+    co-occurrence vectors.
 
     Args:
-        features: Of the known items, ``[N, D]``.
-        cooccurrence: Their co-occurrence vectors ``[N, C]`` as they were before the fit, zeros
-            where there are none; None where the features have no such part.
-        given: bool ``[N]`` by block: which of them have a vector of that kind.
+        features: Features of the known items, ``[N, D]``.
+        cooccurrence: Co-occurrence vectors of the known items, as they were given to
+            `fit_features`, ``[N, C]``, with zeros for items that have none. None if the features
+            have no co-occurrence part.
+        given: Whether each known item has a vector of a block, bool ``[N]``, by name of the block.
     """
 
     features: Vectors
@@ -152,19 +166,21 @@ def build_new_features(
     known: KnownItems,
     blocks: Mapping[str, tuple[Vectors, npt.NDArray[np.bool_]]] | None = None,
 ) -> Vectors:
-    """Features ``[n, D]`` of items that come after the fit.
+    """Return features ``[n, D]`` of items that are added after the fit.
 
-    Nobody has interacted with them yet. Their co-occurrence part is what `fit_features` gives to
-    such items too: that of the known items most like them. Zeros would put all of them in a corner
-    of their own, where no known item stands, and give them codes of that corner. The same holds
-    for the blocks that they come without.
+    No user has interacted with new items, so they have no co-occurrence vectors. As in
+    `fit_features`, each gets the co-occurrence part of the known items with the most similar texts.
+    With zeros, all new items would lie in a region without known items and get that region's codes.
+    Blocks that a new item lacks are filled as in `fit_features`.
+
+    Shapes: n selected items, D dimensions of the features, F dimensions of the vectors.
 
     Args:
-        transform: From `fit_features`.
-        text: Text embeddings of the new items, ``[n, …]``.
-        known: The items that the features were fitted to.
-        blocks: Further vectors ``[n, …]`` of the new items by name, and which of them have one,
-            bool ``[n]``; the other blocks are filled.
+        transform: Fitted transform from `fit_features`.
+        text: Text vectors of the new items, ``[n, F]``.
+        known: Items that the features were fitted to.
+        blocks: By name of the block, further vectors ``[n, F]`` of the new items and whether each
+            item has one, bool ``[n]``. Blocks that are not given are filled for all new items.
     """
     columns = transform.columns()
     known_text = known.features[:, columns["text"]]
@@ -186,7 +202,7 @@ def build_new_features(
             vectors, has_own = blocks[name]
             new[has_own] = part.scale_reduced(part.reduce(vectors[has_own]))
         given = known.given[name]
-        # Of features, which are scaled already: so is the fill.
+        # The known features are scaled already, so the fill is scaled too.
         filled = _fill(
             None if part.fill is None else part.scale_reduced(part.fill),
             np.concatenate([known_text[given], new_text[~has_own]]),
@@ -199,15 +215,18 @@ def build_new_features(
 
 
 def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = NUM_NEIGHBOURS) -> Vectors:
-    """Vectors for items that have none, from those of the items most like them.
+    """Fill the vectors of items that have none, from the vectors of the most similar items.
 
-    So an item without interactions stands where its text says, not in a corner of its own.
-    Of more than `MAX_GIVEN` items that have one, as many are asked.
+    An item without interactions is then placed by its text. If more than `MAX_GIVEN` items have a
+    vector, an evenly spaced sample of `MAX_GIVEN` items is searched.
+
+    Shapes: N items of the catalogue, D dimensions of the filled vectors, F dimensions of the
+    vectors that are compared.
 
     Args:
-        vectors: ``[N, D]``; rows of zeros are missing, the others have unit length.
-        known: ``[N, F]``, by which items are alike (cosine).
-        num_neighbours: Items whose mean direction fills a row.
+        vectors: Vectors ``[N, D]``. Rows of zeros are missing, and the others have unit length.
+        known: Vectors ``[N, F]`` by which similarity is measured (cosine).
+        num_neighbours: Number of similar items whose mean direction fills a row.
     """
     is_given = vectors.any(axis=1)
     missing, given = np.flatnonzero(~is_given), np.flatnonzero(is_given)
@@ -221,7 +240,14 @@ def fill_missing(vectors: Vectors, known: Vectors, num_neighbours: int = NUM_NEI
 
 @dataclass(frozen=True)
 class Alike:
-    """The items most like some others, in no order, int64 ``[n, k]``, and cosines ``[n, k]``."""
+    """The most similar items found for each of n items.
+
+    Shapes: k similar items per item.
+
+    Args:
+        items: Similar items in no particular order, int64 ``[n, k]``.
+        cosines: Cosine similarity of each, float32 ``[n, k]``.
+    """
 
     items: npt.NDArray[np.int64]
     cosines: Vectors
@@ -233,13 +259,19 @@ def find_alike(
     among: npt.NDArray[np.int64],
     num_neighbours: int,
 ) -> Alike:
-    """The items most like these, among others: of more than `MAX_GIVEN` as many are asked.
+    """Find the items among the candidates that are most similar to each of the given items.
+
+    Of more than `MAX_GIVEN` candidates, an evenly spaced sample of `MAX_GIVEN` is searched.
+
+    Shapes: N items of the catalogue, F dimensions of the vectors, n selected items.
 
     Args:
-        features: ``[N, F]``, by which items are alike (cosine).
-        items: int64 ``[n]``.
-        among: int64, not empty.
-        num_neighbours: k, or less where there are fewer.
+        features: Vectors ``[N, F]`` by which similarity is measured (cosine).
+        items: Items to find similar items for, int64 ``[n]``.
+        among: Candidate items, int64, at least one. An item that is itself a candidate can be
+            found.
+        num_neighbours: Number k of similar items per item. It is lower if there are fewer
+            candidates.
     """
     if len(among) > MAX_GIVEN:
         among = among[np.arange(MAX_GIVEN) * len(among) // MAX_GIVEN]
@@ -272,17 +304,17 @@ def _reduce(vectors: Vectors, dim: int | None) -> _Reduced:
         return _reduce_in_chunks(vectors, dim)
     from sklearn.decomposition import PCA
 
-    # Exact and deterministic: an eigendecomposition of the small [F, F] covariance.
+    # The eigendecomposition of the small [F, F] covariance is exact and deterministic.
     pca = PCA(dim, svd_solver="covariance_eigh")
     reduced = np.asarray(pca.fit_transform(vectors), dtype=np.float32)
     return _Reduced(reduced, pca.mean_.astype(np.float32), pca.components_.astype(np.float32))
 
 
 def _reduce_wide(vectors: Vectors, dim: int | None) -> _Reduced:
-    """Components of fewer vectors than they have dimensions.
+    """Reduce vectors to their principal components if there are fewer vectors than dimensions.
 
-    N centred vectors span N - 1 dimensions at most. All distances stay as they are in these, and
-    nothing afterwards works on dimensions in which no item differs from another.
+    N centred vectors span at most N - 1 dimensions. All distances are kept in these dimensions, and
+    later steps do not work on dimensions in which all items are equal.
     """
     from scipy.linalg import svd
 
@@ -295,7 +327,13 @@ def _reduce_wide(vectors: Vectors, dim: int | None) -> _Reduced:
 
 
 def _turn_positive(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Components ``[k, F]``, the largest coefficient of each positive, as scikit-learn has them."""
+    """Flip each component so that its largest coefficient is positive, as in scikit-learn.
+
+    Shapes: k components, F dimensions of the vectors.
+
+    Args:
+        components: Principal components ``[k, F]``.
+    """
     largest = np.abs(components).argmax(axis=1)
     signs = np.sign(components[np.arange(len(components)), largest])
     turned: npt.NDArray[np.float64] = components * signs[:, None]
@@ -303,7 +341,7 @@ def _turn_positive(components: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
 
 
 def _reduce_in_chunks(vectors: Vectors, dim: int) -> _Reduced:
-    """The same components up to rounding, with one chunk of vectors in memory."""
+    """Compute the components of `_reduce` up to rounding, with one chunk of vectors in memory."""
     from scipy.linalg import eigh
 
     size = vectors.shape[1]

@@ -1,4 +1,4 @@
-"""How alike items are: by the words of their texts, else by their features."""
+"""Similarity of items, by the words of their texts or, without texts, by their features."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Likeness:
-    """What tells which items are alike.
+    """The data that item similarity is computed from: words if there are any, else features.
+
+    Shapes: N items, F dimensions of the features, W terms.
 
     Args:
-        features: float32 ``[N, F]``.
-        words: float32 ``[N, W]``, of `recgrit.embedding.words`; None where items came as vectors.
+        features: Item features, float32 ``[N, F]``.
+        words: TF-IDF vectors of the item texts, float32 ``[N, W]``, from `recgrit.embedding.words`.
+            None if the items have ready-made vectors instead of texts.
     """
 
     features: Vectors
@@ -31,12 +34,18 @@ class Likeness:
     def find(
         self, items: npt.NDArray[np.int64], among: npt.NDArray[np.int64], num_kept: int
     ) -> csr_array:
-        """The largest cosines of some items with others, ``[n, N]``, none below 0.
+        """Return the largest cosine similarities between some items and candidate items.
+
+        Shapes: n selected items, N items of the catalogue.
 
         Args:
-            items: int64 ``[n]``.
-            among: int64, the others; an item is not like itself.
-            num_kept: Most cosines of an item.
+            items: Items to find similar items for, int64 ``[n]``.
+            among: Candidate items, int64. An item is never its own candidate.
+            num_kept: Maximum number of similarities to keep per item.
+
+        Returns:
+            Cosine similarities ``[n, N]``, at least 0; all but the largest ``num_kept`` of each row
+            are 0.
         """
         from scipy.sparse import csr_array
 
@@ -46,7 +55,7 @@ class Likeness:
         if not len(among):
             none = np.empty(0, np.int64)
             return csr_array((np.empty(0, np.float32), (none, none)), shape=shape)
-        # One more than is kept, for the item itself may be among them.
+        # One more than is kept, because the item itself may be a candidate.
         found = find_alike(self.features, items, among, num_kept + 1)
         cosines = np.where(found.items == items[:, None], 0, found.cosines.clip(0))
         rows = np.repeat(np.arange(len(items)), cosines.shape[1])

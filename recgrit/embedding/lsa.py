@@ -1,12 +1,12 @@
-"""Latent semantic analysis: item vectors from word counts alone, no weights to fetch.
+"""Latent semantic analysis (LSA): item vectors from word counts, without pretrained weights.
 
-TF-IDF over words and word pairs, then a truncated SVD (Deerwester et al., 1990). It knows no
-synonyms a catalogue does not show, but needs seconds where a sentence encoder needs minutes, and
-the same seed gives the same vectors.
+LSA computes TF-IDF over words and word pairs and reduces it by a truncated SVD (Deerwester et al.,
+1990). It knows only the synonyms that the catalogue's texts show. It takes seconds where a sentence
+encoder takes minutes. The same seed gives the same vectors.
 
-The vectors are fitted to the texts at hand: those of two fits live in different spaces. What was
-fitted can be kept, and then encodes texts that come later into the same space; words that the first
-texts did not have say nothing there.
+The vectors are fitted to the given texts, so the vectors of two fits lie in different spaces. A
+saved fit encodes later texts into its own space. Words that the first texts lack do not affect the
+vectors of later texts.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ DIRECTIONS_NAME = "lsa_directions.safetensors"
 
 
 class LSAEncoder:
-    """TF-IDF of words and word pairs, reduced by SVD; its rows are normalized.
+    """A text encoder that applies TF-IDF to words and word pairs and reduces it by SVD.
+
+    The vectors have length 1.
 
     Args:
-        dim: Length of the vectors; fewer where the texts hold fewer terms.
-        seed: Of the randomized SVD.
+        dim: Length of the vectors. The vectors are shorter if there are fewer texts or terms.
+        seed: Seed of the randomized SVD.
     """
 
     name = "lsa"
@@ -46,11 +48,15 @@ class LSAEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the vectors."""
+        """Hash of all settings that determine the vectors."""
         return digest_json([self.name, self.dim, self.seed, MAX_TERMS, WORD_PATTERN])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1; zeros for a text without words.
+        """Fit the encoder to the texts and return their vectors.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1, or zeros for a text
+            without words.
 
         Raises:
             DataError: No text has a word.
@@ -58,7 +64,7 @@ class LSAEncoder:
         return self.fit(texts).encode(texts)
 
     def fit(self, texts: Sequence[str]) -> FittedLSA:
-        """The terms of these texts and the directions they vary in most.
+        """Find the terms of the texts and the directions in which the term counts vary most.
 
         Raises:
             DataError: No text has a word.
@@ -81,11 +87,14 @@ class LSAEncoder:
 
 @dataclass(frozen=True)
 class FittedLSA:
-    """What `LSAEncoder.fit` found; encodes any texts into one space.
+    """A fitted LSA encoder, which encodes all texts into one space.
 
     Args:
-        terms: The words and word pairs.
-        directions: float32 ``[embedding_dim, terms]``.
+        terms: Words and word pairs of the texts it was fitted to.
+        directions: Projection from terms to vectors, float32 ``[embedding_dim, number of terms]``.
+
+    Raises:
+        DataError: The directions have a wrong type or shape, or values that are not finite.
     """
 
     terms: Terms
@@ -109,17 +118,22 @@ class FittedLSA:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the vectors."""
+        """Hash of the terms, their weights and the directions, which determine the vectors."""
         numbers = self.terms.inverse_frequencies.tobytes() + self.directions.tobytes()
         return digest_json([self.terms.terms.to_list(), hashlib.sha256(numbers).hexdigest()])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1; zeros for unknown words."""
-        # Projecting, rather than taking the left vectors, gives equal texts bit-equal rows.
+        """Encode texts as vectors.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1, or zeros for a text with
+            unknown words only.
+        """
+        # Projecting gives equal texts bit-equal rows. The left singular vectors do not.
         return normalize_rows(self.terms.encode(texts) @ self.directions.T)
 
     def save(self, directory: Path) -> None:
-        """Write the terms as Parquet and the directions as safetensors."""
+        """Write the terms as Parquet and the directions as safetensors into a folder."""
         from safetensors.numpy import save_file
 
         self.terms.save(directory)
@@ -127,7 +141,7 @@ class FittedLSA:
 
     @classmethod
     def load(cls, directory: Path) -> FittedLSA:
-        """Read what `save` wrote."""
+        """Read a fitted encoder from a folder that `save` wrote."""
         from safetensors.numpy import load_file
 
         return cls(Terms.load(directory), load_file(directory / DIRECTIONS_NAME)["directions"])

@@ -1,7 +1,7 @@
-"""Pictures of items as vectors: files or addresses in a column, through a CLIP model.
+"""Vectors of item pictures: a CLIP model encodes files or web addresses from a column of the items.
 
-Pictures of the web are fetched once and kept. What cannot be fetched or read leaves its item
-without a vector, is counted and said, and is asked for again the next time.
+Web pictures are fetched once and kept in a folder. An item whose picture cannot be fetched or read
+has no vector. Such pictures are counted and logged, and the next run tries to fetch them again.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ WEB = ("http://", "https://")
 FETCHES_AT_ONCE = 16
 FETCH_SECONDS = 20.0
 MAX_BYTES = 64 * 2**20
-# Larger pictures are made smaller when they are opened: a batch of them is in memory at once.
+# Maximum side of a picture in pixels. Larger pictures are shrunk when opened, because a whole batch
+# is in memory at once.
 MAX_SIDE = 1024
 
 
 class PictureEncoder:
-    """A CLIP model's vectors of pictures; its rows are normalized.
+    """An encoder that turns pictures into vectors of length 1 with a CLIP model.
 
     Args:
-        model: A folder, or a model's name on the hub.
-        setting: Names the model, for messages.
-        device: ``auto`` takes a GPU if there is one.
-        batch_size: Pictures encoded at a time.
+        model: CLIP model: a folder or a name on the model hub.
+        setting: Name of the setting that chose the model, for error messages.
+        device: Device that encodes. ``auto`` uses a GPU if there is one.
+        batch_size: Number of pictures to encode at a time.
 
     Raises:
-        EncoderError: The weights cannot be had on this machine.
-        ConfigError: The device is not there.
+        EncoderError: The weights are neither on this machine nor can be downloaded.
+        ConfigError: The device does not exist.
     """
 
     def __init__(
@@ -69,17 +70,21 @@ class PictureEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the vectors."""
+        """Hash of the weights, which determine the vectors."""
         return digest_json([self.weights.fingerprint(), "pictures"])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1; zeros for what is no picture.
+        """Encode picture files as vectors.
 
         Args:
-            texts: From `refer_to`.
+            texts: References to picture files, from `refer_to`.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1, or zeros for a file that
+            cannot be read as a picture.
 
         Raises:
-            EncoderError: The model takes no pictures.
+            EncoderError: The model does not encode pictures.
         """
         rows = np.zeros((len(texts), self._dim), np.float32)
         num_batches = math.ceil(len(texts) / self.batch_size)
@@ -118,7 +123,7 @@ class PictureEncoder:
 
 
 def refer_to(path: Path) -> str:
-    """A picture as a text to encode: its file, and what tells that it was changed."""
+    """Return a text that names a picture file by path, size and time of its last change."""
     found = path.stat()
     return f"{path.absolute()}\n{found.st_size}\n{found.st_mtime_ns}"
 
@@ -130,7 +135,7 @@ def _open(path: str | Path) -> Image.Image | None:
         with Image.open(path) as picture:
             picture.thumbnail((MAX_SIDE, MAX_SIDE))
             return ImageOps.exif_transpose(picture).convert("RGB")
-    # Its readers raise what they like over damaged files.
+    # Pillow's readers raise many kinds of errors for damaged files.
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
         return None
 
@@ -145,19 +150,21 @@ def encode_pictures(
     encode: Callable[[Sequence[str]], npt.NDArray[np.float32]],
     encoder: str,
 ) -> SomeVectors:
-    """Vectors of the items' pictures; those of items without a usable one are missing.
+    """Return vectors of the items' pictures; items without a readable picture have no vector.
 
     Args:
-        items: The items.
-        column: Of their table: files or ``http(s)`` addresses; nulls and blanks for none.
-        name: Of the block, for messages.
-        folder: Where relative paths start.
-        store: The folder of fetched pictures.
-        encode: Makes vectors of `refer_to`'s texts, zeros for what is no picture.
-        encoder: What makes them, for people to read.
+        items: Items to encode.
+        column: Column of the item table that holds files or ``http(s)`` addresses. Nulls and blanks
+            mean that an item has no picture.
+        name: Name of the feature block, for messages.
+        folder: Folder that relative paths start from.
+        store: Folder in which fetched pictures are kept.
+        encode: Function that returns one vector per reference from `refer_to`, with zeros for a
+            file that cannot be read as a picture.
+        encoder: Name of the encoder, for people to read.
 
     Raises:
-        DataError: There is no such column of text.
+        DataError: The item table has no text column of this name.
     """
     if items.frame.schema.get(column) not in (pl.String, pl.Null):
         others = [name for name, dtype in items.frame.schema.items() if dtype == pl.String]
@@ -169,7 +176,7 @@ def encode_pictures(
     files = _find_files(values, folder, store)
     references = {value: refer_to(path) for value, path in files.items()}
     rows = [place for place, value in enumerate(values) if value in references]
-    # Each picture once: neighbours in a batch change the last bits of a vector.
+    # Each picture is encoded once: other pictures in a batch change the last bits of a vector.
     encoded = (
         encode(list(references.values())) if references else np.empty((0, 1), dtype=np.float32)
     )
@@ -188,7 +195,7 @@ def encode_pictures(
 
 
 def _find_files(values: Sequence[str], folder: Path, store: Path) -> dict[str, Path]:
-    """The file of each picture that is there; those of the web are fetched."""
+    """Return the file of each picture that exists, after fetching the web pictures."""
     wanted = sorted({value for value in values if value})
     web = [value for value in wanted if value.lower().startswith(WEB)]
     files = {value: folder / value for value in wanted}
@@ -199,7 +206,7 @@ def _find_files(values: Sequence[str], folder: Path, store: Path) -> dict[str, P
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # A name that no file can have.
+    except (OSError, ValueError):  # The value is not a valid file name.
         return False
 
 
@@ -226,7 +233,7 @@ def _fetch_all(addresses: Sequence[str], store: Path) -> dict[str, Path]:
 
 
 def _fetch(client: httpx.Client, address: str, path: Path) -> str | None:
-    """Why a picture cannot be fetched, or None."""
+    """Fetch one picture; return the reason if it cannot be fetched, else None."""
     import httpx
 
     try:
@@ -237,7 +244,7 @@ def _fetch(client: httpx.Client, address: str, path: Path) -> str | None:
                     file.write(chunk)
                     if file.tell() > MAX_BYTES:
                         raise _UnusableError(f"more than {MAX_BYTES:,} bytes")
-            # A page that says why there is none is not kept in its place.
+            # The server may send an error page instead of a picture. Such a page is not kept.
             if _open(temporary) is None:
                 raise _UnusableError("the answer is no picture")
     except (httpx.HTTPError, httpx.InvalidURL, _UnusableError) as error:

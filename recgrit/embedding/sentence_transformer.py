@@ -1,8 +1,8 @@
-"""Text encoders from the sentence-transformers library; all-MiniLM-L6-v2 by default.
+"""Text encoders of the sentence-transformers library, by default all-MiniLM-L6-v2.
 
 Encoding is the slowest stage on a CPU: about 115 texts of 60 tokens a second on two cores in
-float32. bfloat16 autocast keeps the vectors (cosine .9999) but is a third slower on CPUs whose
-only bfloat16 instructions are AVX-512's, so it is the default on GPUs alone.
+float32. bfloat16 autocast keeps the vectors (cosine .9999) but is a third slower on CPUs whose only
+bfloat16 instructions are those of AVX-512. It is therefore the default on GPUs only.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-# Batches between two steps of the progress bar.
+# Number of batches between two steps of the progress bar.
 CHUNK_BATCHES = 4
 
 
 class SentenceTransformerEncoder:
-    """A pretrained sentence encoder; its rows are normalized.
+    """A text encoder that uses a pretrained sentence encoder and returns vectors of length 1.
 
     Args:
-        model: A folder, or a model's name on the hub.
-        device: ``auto`` takes a GPU if there is one.
-        batch_size: Texts encoded at a time.
-        max_length: Tokens read of each text; None keeps the model's own limit.
-        precision: ``auto`` is bfloat16 on GPUs that have it, else float32.
+        model: Sentence encoder: a folder or a name on the model hub.
+        device: Device that encodes. ``auto`` uses a GPU if there is one.
+        batch_size: Number of texts to encode at a time.
+        max_length: Maximum number of tokens to read per text. None keeps the model's own limit.
+        precision: Number format of the computation. ``auto`` uses bfloat16 on GPUs that support it
+            and float32 elsewhere.
 
     Raises:
-        EncoderError: The weights cannot be had on this machine.
-        ConfigError: The device is not there.
+        EncoderError: The weights are neither on this machine nor can be downloaded.
+        ConfigError: The device does not exist.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SentenceTransformerEncoder:
         max_length: int | None = None,
         precision: Precision = "auto",
     ) -> None:
-        # Only the last part: a folder's path would tie artifacts to one machine.
+        # The name is the last part only. A folder's path would bind artifacts to one machine.
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
         self.weights = find_weights(model)
         self.device = resolve_device(device)
@@ -69,16 +70,22 @@ class SentenceTransformerEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the vectors."""
+        """Hash of the weights, ``max_length`` and precision, which determine the vectors."""
         return digest_json([self.weights.fingerprint(), self.max_length, self.precision])
 
     @property
     def space(self) -> str:
-        """Hash of what decides where vectors lie, which precision and device do not."""
+        """Hash of the weights and ``max_length``, which determine the vector space.
+
+        Precision and device change the vectors by rounding only, so they are not part of the hash.
+        """
         return digest_json([self.weights.fingerprint(), self.max_length])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1.
+        """Encode texts as vectors.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1.
 
         Raises:
             DataError: There are no texts.
@@ -111,7 +118,7 @@ class SentenceTransformerEncoder:
 
     @cached_property
     def _model(self) -> SentenceTransformer:
-        # Loaded at the first text: a run that finds its vectors in the cache never waits for it.
+        # The model is loaded at the first text, so a run with cached vectors never loads it.
         model = load_model(self.weights, self.device)
         if self.max_length is not None:
             model.max_seq_length = self.max_length
@@ -121,10 +128,15 @@ class SentenceTransformerEncoder:
 def load_model(
     weights: Weights, device: str, *, setting: str = "embedding.model"
 ) -> SentenceTransformer:
-    """A model of the sentence-transformers library.
+    """Load a model of the sentence-transformers library from a folder.
+
+    Args:
+        weights: Folder of the model.
+        device: Device to load the model on.
+        setting: Name of the setting that chose the model, for error messages.
 
     Raises:
-        EncoderError: It cannot be loaded.
+        EncoderError: The model cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -142,7 +154,10 @@ def load_model(
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No bar over the weights: it is drawn even where nobody watches."""
+    """Hide the progress bar of the transformers library while weights are loaded.
+
+    The library draws its bar even if the output is not a terminal.
+    """
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -155,10 +170,10 @@ def quiet_loading() -> Iterator[None]:
 
 
 def resolve_device(device: str) -> str:
-    """The device to encode on: ``auto`` takes a GPU if there is one.
+    """Return the device to encode on; ``auto`` becomes a GPU if there is one.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: The device does not exist.
     """
     import torch
 

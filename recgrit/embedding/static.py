@@ -1,12 +1,12 @@
-"""Static text encoders: a vector per token, and the mean of these for a text.
+"""Static text encoders, which look up one vector per token and average the vectors of a text.
 
-Encoding is a look-up, hundreds of times as fast as a sentence encoder on a CPU. The vectors are
-distilled once from the sentence encoder (model2vec): each token of its vocabulary goes through it
-alone, the outputs are reduced to their principal components, and frequent tokens count less. A
-published static model is taken as it is.
+Encoding is a look-up. On a CPU it is hundreds of times as fast as a sentence encoder. The token
+vectors are distilled once from a sentence encoder (model2vec): each token of its vocabulary is
+encoded alone, the outputs are reduced to their principal components, and frequent tokens get a
+smaller weight. A published static model is used unchanged.
 
-The static model is kept whole: distilling it on another machine would round otherwise and turn
-components round, and what came later would lie in another space.
+An artifact keeps the whole static model. Distilling again on another machine would round
+differently and could flip the signs of components, so later items would lie in another space.
 """
 
 from __future__ import annotations
@@ -41,32 +41,36 @@ log = logging.getLogger(__name__)
 
 STATIC_FOLDER = "static"
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "config.json")
-# Names of the files as an artifact has them.
+# Paths of the model files inside an artifact.
 STATIC_FILES = tuple(f"{STATIC_FOLDER}/{name}" for name in MODEL_FILES)
 
-# Given in full, so that other defaults of the library make other keys of the cache. Half precision
-# on the disk loses nothing that a mean of tokens would show.
+# All options are written out, so that a change of the library's defaults does not change the models
+# under a cache key. Half precision on disk makes no visible difference to a mean of token vectors.
 DISTILLATION: dict[str, Any] = {
     "pca_dims": 256,
     "sif_coefficient": 1e-4,
     "quantize_to": "float16",
     "pooling": "mean",
 }
-# Texts looked up at a time.
+# Number of texts to encode at a time.
 CHUNK = 8192
 
 
 class StaticEncoder:
-    """A static model of a sentence encoder, or a published one; its rows are normalized.
+    """A text encoder that averages token vectors, distilled from a sentence encoder or published.
+
+    The vectors have length 1.
 
     Args:
-        model: A sentence encoder to distill, or a static model: a folder or a name on the hub.
-        device: Where tokens are encoded; ``auto`` takes a GPU if there is one.
-        max_length: Tokens read of each text; None keeps the static model's own limit.
+        model: Sentence encoder to distill, or a static model: a folder or a name on the model hub.
+        device: Device that encodes the tokens during distillation. ``auto`` uses a GPU if there is
+            one.
+        max_length: Maximum number of tokens to read per text. None keeps the static model's own
+            limit.
 
     Raises:
-        EncoderError: The weights cannot be had on this machine.
-        ConfigError: The device is not there.
+        EncoderError: The weights are neither on this machine nor can be downloaded.
+        ConfigError: The device does not exist.
     """
 
     def __init__(
@@ -79,16 +83,20 @@ class StaticEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the vectors."""
+        """Hash of the weights and settings that determine the vectors."""
         return digest_json([self._source, self.max_length])
 
     @property
     def _source(self) -> str:
-        """What the static model is made of."""
+        """Hash of the weights and the distillation settings, which determine the static model."""
         return digest_json([self.weights.fingerprint(), DISTILLATION])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1; zeros for a text without tokens.
+        """Make the static model in a temporary folder and return the vectors of texts.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1, or zeros for a text
+            without tokens.
 
         Raises:
             DataError: There are no texts.
@@ -97,11 +105,11 @@ class StaticEncoder:
             return self.make(Path(folder)).encode(texts)
 
     def make(self, directory: Path, *, cache_dir: Path | None = None) -> KeptStaticEncoder:
-        """Write the static model into a folder, distilled unless the cache has it.
+        """Write the static model into a folder; distill it if the cache does not have it.
 
         Args:
-            directory: Where `STATIC_FILES` are written.
-            cache_dir: Where distilled models are kept by content; None for nowhere.
+            directory: Folder in which `STATIC_FILES` are written.
+            cache_dir: Folder that keeps distilled models by content. None keeps nothing.
 
         Raises:
             EncoderError: The model cannot be loaded or distilled.
@@ -140,18 +148,18 @@ class StaticEncoder:
                 f"The model in {self.weights.path} cannot be distilled: {error}. Name another with "
                 "embedding.model, a static one among them, or choose embedding.encoder=minilm."
             ) from error
-        # No path of this machine: the model would have another fingerprint elsewhere.
+        # A path of this machine would give the model another fingerprint elsewhere.
         model.config["tokenizer_name"] = self.name
         return model
 
 
 class KeptStaticEncoder:
-    """A static model of a folder; its rows are normalized.
+    """A text encoder that loads a static model from a folder and returns vectors of length 1.
 
     Args:
-        folder: Where `StaticEncoder.make` wrote.
-        name: What it is called.
-        max_length: Tokens read of each text; None keeps the model's own limit.
+        folder: Folder of the static model, ``static`` in the directory of `StaticEncoder.make`.
+        name: Name of the encoder in artifacts and logs.
+        max_length: Maximum number of tokens to read per text. None keeps the model's own limit.
 
     Raises:
         EncoderError: The model cannot be loaded.
@@ -166,12 +174,16 @@ class KeptStaticEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that decides the vectors."""
+        """Hash of the model files and of ``max_length``, which determine the vectors."""
         files = [digest_file(self.folder / name) for name in MODEL_FILES]
         return digest_json([files, self.max_length])
 
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """float32 [len(texts), embedding_dim], rows of length 1; zeros for a text without tokens.
+        """Encode texts as vectors.
+
+        Returns:
+            float32 ``[len(texts), embedding_dim]``, with rows of length 1, or zeros for a text
+            without tokens.
 
         Raises:
             DataError: There are no texts.
@@ -190,7 +202,7 @@ class KeptStaticEncoder:
 
 
 def _as_unicode(text: str) -> str:
-    """Text without halves of surrogate pairs, which tokenizers refuse."""
+    """Replace halves of surrogate pairs by question marks, because tokenizers refuse them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -200,9 +212,9 @@ def _load_model(folder: Path) -> StaticModel:
     except ImportError:
         raise _missing() from None
     try:
-        # Half precision would round the mean of each text again.
+        # float32, because half precision would round the mean of each text again.
         return StaticModel.from_pretrained(folder, quantize_to="float32", force_download=False)
-    except Exception as error:  # The tokenizer's own errors have no type of theirs.
+    except Exception as error:  # The tokenizer raises plain Exception.
         raise EncoderError(
             f"The static model in {folder} cannot be loaded: {error}. Run the embed stage again, "
             "or name another model with embedding.model."
@@ -217,7 +229,7 @@ def _missing() -> MissingExtraError:
 
 
 def _is_static(weights: Weights) -> bool:
-    """Whether these are a static model, of model2vec or of sentence-transformers."""
+    """Return whether the weights are a static model of model2vec or of sentence-transformers."""
     texts = [
         path.read_text(encoding="utf-8")
         for path in (weights.path / "config.json", weights.path / "modules.json")
@@ -227,7 +239,7 @@ def _is_static(weights: Weights) -> bool:
 
 
 def _find_transformer(folder: Path) -> Path:
-    """The folder of the transformer within that of a sentence encoder."""
+    """Return the folder of the transformer inside the folder of a sentence encoder."""
     if (folder / "config.json").is_file():
         return folder
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
@@ -241,7 +253,7 @@ def _copy(source: Path, destination: Path) -> None:
 
 
 def _cache(folder: Path, cached: Path) -> None:
-    """Keep a distilled model; a cache that cannot be written is no reason to lose it."""
+    """Copy a distilled model into the cache; log a warning if the cache cannot be written."""
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{cached.name}.", dir=cached.parent) as name:
@@ -256,7 +268,7 @@ def _cache(folder: Path, cached: Path) -> None:
 
 @contextmanager
 def _as_ours(module: Any) -> Iterator[None]:
-    """Have a library's bar drawn as ours are, and not its advice to those who call it."""
+    """Replace a library's progress bar by the package's own, and silence the library's warnings."""
     shown = module.tqdm
     loggers = [logging.getLogger(name) for name in ("model2vec", "skeletoken")]
     levels = [logger.level for logger in loggers]

@@ -1,11 +1,12 @@
-"""One line of text per item from the fields its catalogue has.
+"""Item texts: one line of text per item, built by a template from the columns of the item table.
 
-A template names fields in braces. It falls into one segment per field: the words before the field
-and the punctuation that closes it, up to the next blank. A segment whose field is unknown for an
-item vanishes as a whole, so that no "Brand: None" pulls items together.
+A template names columns ("fields") in braces. It consists of segments, one per field. A segment is
+the words before the field, the field, and the punctuation after it up to the next blank. If an item
+has no value in a field, its text leaves out the whole segment, so that a text such as "Brand: None"
+does not make items similar.
 
-Prices become ranges on a fixed 1-2-5 scale, since digits mean little to a text encoder. The scale
-does not depend on the catalogue: quantiles would give an item another text, and so another
+Prices become ranges on a fixed 1-2-5 scale, because digits mean little to a text encoder. The scale
+does not depend on the catalogue. With quantiles, an item could get another text, and so another
 semantic ID, when items are appended.
 """
 
@@ -27,7 +28,7 @@ DEFAULT_TEMPLATE = (
     "{title}. Brand: {brand}. Categories: {categories}. Genres: {genres}. "
     "Year: {year}. Price: {price}. Tags: {tags}."
 )
-# Characters at most of a column that is not among these fields.
+# Maximum number of characters to keep of a column that is not in the default template.
 MAX_LENGTH = 300
 CLOSING_PUNCTUATION = ".,;:!?)]}'\""
 PRICE_EDGES = [mantissa * 10**power for power in range(6) for mantissa in (1, 2, 5)]
@@ -40,13 +41,13 @@ PRICE_RANGES = [
 
 @dataclass(frozen=True)
 class Segment:
-    """One field of a template with the words before it and the punctuation after it.
+    """A template segment: one field with the words before it and the punctuation after it.
 
     Args:
-        label: The words.
-        field: Name of a column.
-        closing: The punctuation.
-        limit: Characters of the field at most; None for no bound.
+        label: Words before the field.
+        field: Name of a column of the item table.
+        closing: Punctuation after the field.
+        limit: Maximum number of characters to keep of the field's value. None keeps all.
     """
 
     label: str
@@ -56,19 +57,19 @@ class Segment:
 
 
 def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]:
-    """The text of each item, in the order of ``item_idx``.
+    """Return the text of each item, in the order of ``item_idx``.
 
-    Lists are joined with commas, prices become ranges. A title that only repeats the item's id
-    counts as unknown; an item of which nothing is known has its id as text.
+    Lists are joined with commas, and prices become ranges. A title that only repeats the item's id
+    counts as unknown. An item without any known field has its id as text.
 
     Args:
-        items: The item table.
-        template: Text with fields of the table in braces, ``{description:300}`` for the first 300
-            characters of one; None takes whatever the table has of title, brand, categories,
-            genres, year, price and tags.
+        items: Item table to read.
+        template: Text with column names in braces. ``{description:300}`` keeps the first 300
+            characters of a description. None uses the title, brand, categories, genres, year, price
+            and tags that the table has.
 
     Raises:
-        ConfigError: The given template cannot be read or names a field the table does not have.
+        ConfigError: The template cannot be parsed or names a column that the table does not have.
 
     >>> frame = pl.DataFrame({
     ...     "item_id": ["a", "b"],
@@ -99,12 +100,12 @@ def build_item_texts(items: ItemTable, template: str | None = None) -> list[str]
 
 @dataclass(frozen=True)
 class ChosenText:
-    """Which columns of an item table its items' texts are made of.
+    """A proposed template, with the columns of an item table that it uses and leaves out.
 
     Args:
-        template: What makes them.
-        used: The columns in it, in order.
-        left_out: Why each other column is not.
+        template: Template that builds the item texts.
+        used: Columns in the template, in order.
+        left_out: Reason for each column that is not in the template, by name of the column.
     """
 
     template: str
@@ -112,7 +113,7 @@ class ChosenText:
     left_out: dict[str, str]
 
     def describe(self) -> str:
-        """The same in one line."""
+        """Return one line that names the used columns, and the other columns with reasons."""
         left = "; ".join(f"{name} ({why})" for name, why in self.left_out.items())
         return f"item texts are made of {', '.join(self.used)}" + (
             f"; left out: {left}. embedding.template changes that" if left else ""
@@ -120,10 +121,11 @@ class ChosenText:
 
 
 def choose_text(items: ItemTable) -> ChosenText:
-    """The text of items of a table of one's own: the fields known here, then other columns of text.
+    """Propose a template for an item table: known fields first, then other columns that hold text.
 
-    Those come in the table's order, each with its name before it and `MAX_LENGTH` characters at
-    most. A column is text if most of its cells have letters and say more than a code or an address.
+    The other columns are in the table's order, each with its name as a label and at most
+    `MAX_LENGTH` characters. A column holds text if most of its cells have letters and are neither
+    codes nor addresses.
 
     >>> table = {"item_id": ["a", "b"], "title": ["Rose", "Oak"], "colour": ["red", "dark brown"]}
     >>> choose_text(ItemTable(pl.DataFrame(table | {"stock": [1, 2]}))).template
@@ -147,7 +149,7 @@ def choose_text(items: ItemTable) -> ChosenText:
 
 
 def _why_no_text(frame: pl.DataFrame, name: str) -> str:
-    """Why a column is no text; empty if it is."""
+    """Return the reason why a column holds no text, or an empty string if it holds text."""
     dtype = frame.schema[name]
     if re.search(r"[{}\[\]:!.]", name):
         return "its name cannot stand in a template"
@@ -172,7 +174,15 @@ def _why_no_text(frame: pl.DataFrame, name: str) -> str:
 
 
 def with_fields(items: ItemTable, template: str) -> tuple[ItemTable, list[str]]:
-    """Items with all columns that a template names, and the names of those that were missing."""
+    """Add the columns that a template names and the items lack, filled with nulls.
+
+    Args:
+        items: Item table to complete.
+        template: Text with column names in braces.
+
+    Returns:
+        The items with all columns of the template, and the names of the added columns.
+    """
     names = dict.fromkeys(segment.field for segment in parse_template(template))
     missing = [name for name in names if name not in items.frame.columns]
     nothing = (pl.lit(None, dtype=pl.String).alias(name) for name in missing)
@@ -180,11 +190,11 @@ def with_fields(items: ItemTable, template: str) -> tuple[ItemTable, list[str]]:
 
 
 def parse_template(template: str) -> list[Segment]:
-    """The segments of a template.
+    """Split a template into its segments.
 
     Raises:
-        ConfigError: Braces do not match, a field has a format that is no number of characters, or
-            there is no field at all.
+        ConfigError: Braces do not match, a format is not a number of characters, or there is no
+            field.
 
     >>> [segment.label for segment in parse_template("{title}. Brand: {brand}.")]
     ['', ' Brand: ']
@@ -214,7 +224,7 @@ def parse_template(template: str) -> list[Segment]:
 
 
 def _split_closing(literal: str) -> tuple[str, str]:
-    """Punctuation that closes the field before, and the rest.
+    """Split the text between two fields into the punctuation that closes the first, and the rest.
 
     >>> _split_closing(". Brand: ")
     ('.', ' Brand: ')
@@ -226,10 +236,10 @@ def _split_closing(literal: str) -> tuple[str, str]:
 
 
 def _segment_text(frame: pl.DataFrame, segment: Segment) -> pl.Expr:
-    """A segment as text; null where its field is, which leaves it out of the item's text."""
+    """Return a segment as text, or null if its field is null."""
     value = _field_text(frame, segment.field)
     if segment.limit is not None:
-        # Up to the last word that is there as a whole.
+        # The text is cut after the last whole word.
         cut = value.str.head(segment.limit + 1).str.replace(r"\s+\S*$", "")
         cut = cut.str.head(segment.limit)
         value = pl.when(value.str.len_chars() > segment.limit).then(cut).otherwise(value)
@@ -237,17 +247,18 @@ def _segment_text(frame: pl.DataFrame, segment: Segment) -> pl.Expr:
 
 
 def _field_text(frame: pl.DataFrame, field: str) -> pl.Expr:
-    """A column as text, null where nothing is known."""
+    """Return a column as text, with null for unknown values."""
     dtype = frame.schema[field]
     column = pl.col(field)
     if field == "price" and dtype.is_numeric():
         return pl.lit(_price_ranges(frame[field]))
     if field == "title":
-        # Sources without titles repeat the id, which says nothing about the item.
+        # Some sources have no titles and repeat the id, which says nothing about the item.
         column = pl.when(column != pl.col("item_id")).then(column)
     if isinstance(dtype, pl.List):
         if isinstance(dtype.inner, pl.List):
-            # Several category paths: one flat list, each name once.
+            # An item may have several category paths. They become one flat list with each name
+            # once.
             column = column.list.eval(pl.element().explode())
         names = column.list.drop_nulls().list.unique(maintain_order=True)
         text = names.cast(pl.List(pl.String)).list.join(", ")
@@ -260,7 +271,7 @@ def _field_text(frame: pl.DataFrame, field: str) -> pl.Expr:
 
 
 def _price_ranges(prices: pl.Series) -> pl.Series:
-    """A price as the range it falls in, null where it is unknown or not positive."""
+    """Return the range of each price, or null if the price is unknown or not positive."""
     values = prices.cast(pl.Float64).fill_null(float("nan")).to_numpy()
     ranges = np.array(PRICE_RANGES)[np.searchsorted(PRICE_EDGES, values, side="right")]
     known = pl.Series(np.isfinite(values) & (values > 0))
@@ -268,8 +279,8 @@ def _price_ranges(prices: pl.Series) -> pl.Series:
 
 
 def order_texts(texts: Sequence[str]) -> list[str]:
-    """Each different text once, longest first.
+    """Return each different text once, longest first.
 
-    So batches hold little padding, and too little memory shows at once.
+    Batches of texts of similar length need little padding, and a lack of memory shows at the start.
     """
     return sorted(set(texts), key=lambda text: (-len(text), text))

@@ -1,4 +1,8 @@
-"""How item features were made of vectors, kept so that later items get such features too."""
+"""Fitted feature transforms, saved so that items added later get features of the same kind.
+
+Shapes: N items, n selected items, F dimensions of the vectors, k dimensions of the reduced vectors
+(k = F without a projection).
+"""
 
 from __future__ import annotations
 
@@ -18,15 +22,20 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PartTransform:
-    """How one part of the features is made of vectors.
+    """A fitted transform of one kind of vectors into one part of the features.
+
+    Shapes: F dimensions of the vectors, k dimensions of the reduced vectors.
 
     Args:
-        center: float32 ``[F]``, taken off before components; None without components.
-        components: float32 ``[k, F]``, principal components; None for all dimensions as they are.
-        mean: float32 ``[k]`` or ``[F]``, of the reduced vectors.
-        scale: What they are divided by, the part's weight included.
-        fill: float32, reduced vector of an item that has none; None where it gets that of the
-            items most like it.
+        center: Mean that is subtracted before the projection, float32 ``[F]``. None without a
+            projection.
+        components: Principal components to project on, float32 ``[k, F]``. None keeps all
+            dimensions.
+        mean: Mean of the reduced vectors, float32 ``[k]``. It is subtracted before scaling.
+        scale: Divisor of the reduced vectors: their root mean square norm around the mean, divided
+            by the part's weight.
+        fill: Reduced vector of an item that has no vector of this kind, float32 ``[k]``. With None,
+            such an item gets the mean of the most similar items.
     """
 
     center: Vectors | None
@@ -37,34 +46,43 @@ class PartTransform:
 
     @property
     def input_dim(self) -> int:
-        """F."""
+        """Number of dimensions F of the vectors."""
         return len(self.mean if self.center is None else self.center)
 
     @property
     def dim(self) -> int:
-        """k, the dimensions of this part."""
+        """Number of dimensions k of this part of the features."""
         return len(self.mean)
 
     def reduce(self, vectors: Vectors) -> Vectors:
-        """The components of vectors ``[n, F]``, not yet scaled."""
+        """Project vectors ``[n, F]`` on the components, without scaling, as ``[n, k]``.
+
+        Shapes: n selected items, F dimensions of the vectors, k dimensions of the reduced vectors.
+        """
         if self.components is None or self.center is None:
             return vectors
         centred = (vectors - self.center).astype(np.float32)
         return np.asarray(centred @ self.components.T, dtype=np.float32)
 
     def scale_reduced(self, vectors: Vectors) -> Vectors:
-        """This part of the features, of reduced vectors ``[n, k]``."""
+        """Return this part of the features ``[n, k]`` from reduced vectors ``[n, k]``.
+
+        Shapes: n selected items, k dimensions of the reduced vectors.
+        """
         return np.asarray((vectors - self.mean) / self.scale, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class FeatureTransform:
-    """How features were made of vectors, to be repeated on other items.
+    """The fitted transforms of all feature parts, which turn vectors into features.
+
+    The transforms are kept so that they can be applied to items added later.
 
     Args:
-        text: The text part.
-        cooccurrence: The co-occurrence part; None where there is none.
-        blocks: The further parts by name, in the order in which they stand in the features.
+        text: Transform of the text vectors.
+        cooccurrence: Transform of the co-occurrence vectors. None if the features have no such
+            part.
+        blocks: Transforms of the further blocks by name, in their order in the features.
     """
 
     text: PartTransform
@@ -73,11 +91,11 @@ class FeatureTransform:
 
     @property
     def feature_dim(self) -> int:
-        """Length of the features that it makes."""
+        """Length of the features."""
         return sum(part.dim for part in self._parts().values())
 
     def columns(self) -> dict[str, slice]:
-        """Where each part stands in the features."""
+        """Return the column range of each part in the features, by the part's name."""
         found, start = {}, 0
         for name, part in self._parts().items():
             found[name] = slice(start, start + part.dim)
@@ -91,7 +109,7 @@ class FeatureTransform:
         return parts | dict(self.blocks)
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write the transforms to one safetensors file."""
         from safetensors.numpy import save_file
 
         arrays = {
@@ -110,10 +128,10 @@ class FeatureTransform:
 
     @classmethod
     def load(cls, path: Path) -> FeatureTransform:
-        """Read what `save` wrote.
+        """Read transforms from a file that `save` wrote.
 
         Raises:
-            ArtifactError: Its arrays do not fit together.
+            ArtifactError: Arrays are missing, or their shapes do not fit together.
         """
         from safetensors.numpy import load_file
 
@@ -136,11 +154,11 @@ class FeatureTransform:
 
 
 def _read_part(fields: Mapping[str, npt.NDArray[Any]]) -> PartTransform:
-    """A part whose arrays fit together.
+    """Build the transform of one part after checking that its arrays fit together.
 
     Raises:
         KeyError: An array is missing.
-        ValueError: One has another shape or type than expected.
+        ValueError: An array has an unexpected shape, or values that are not finite.
     """
     mean, scale = fields["mean"], fields["scale"]
     center, components = fields.get("center"), fields.get("components")
@@ -161,7 +179,12 @@ def _read_part(fields: Mapping[str, npt.NDArray[Any]]) -> PartTransform:
 
 
 def save_given(given: Mapping[str, npt.NDArray[np.bool_]], directory: Path) -> None:
-    """Write which items have a vector of each block, bool ``[N]`` by name; nothing for none."""
+    """Write for each block which items have a vector; write no file if there are no blocks.
+
+    Args:
+        given: Whether each item has a vector, bool ``[N]``, by name of the block.
+        directory: Folder to write into.
+    """
     from safetensors.numpy import save_file
 
     if given:
@@ -172,10 +195,18 @@ def save_given(given: Mapping[str, npt.NDArray[np.bool_]], directory: Path) -> N
 
 
 def load_given(directory: Path, num_items: int) -> dict[str, npt.NDArray[np.bool_]]:
-    """Read what `save_given` wrote; empty where nothing was written.
+    """Read which items have a vector of each block, from the file that `save_given` wrote.
+
+    Args:
+        directory: Folder to read from.
+        num_items: Expected number of items N.
+
+    Returns:
+        Whether each item has a vector, bool ``[N]``, by name of the block. The mapping is empty if
+        there is no file.
 
     Raises:
-        ArtifactError: It is of another number of items.
+        ArtifactError: An array is not bool, or has another number of items than ``num_items``.
     """
     from safetensors.numpy import load_file
 

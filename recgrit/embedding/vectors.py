@@ -1,8 +1,8 @@
-"""Ready-made item vectors from a file, for catalogues that already have an encoder.
+"""Readers of ready-made item vectors, for catalogues that already have an encoder.
 
-Three formats: ``.npy`` with one row per item in the order of ``item_idx``, Parquet keyed by
-``item_id``, and a published table of codes (``NAME.index.json``), whose codes become one-hot
-vectors. None runs code when read: pickled arrays are refused.
+Three formats are read: ``.npy`` with one row per item in the order of ``item_idx``, Parquet keyed
+by ``item_id``, and a published table of codes (``NAME.index.json``), whose codes become one-hot
+vectors. Reading never runs code from a file: pickled arrays are refused.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SomeVectors:
-    """Vectors of some items.
+    """Vectors of the items that have one.
 
     Args:
-        vectors: float32 ``[N, F]``, zeros where an item has none.
-        given: bool ``[N]``, which items have one.
-        encoder: What made them, for people to read.
+        vectors: float32 ``[N, F]`` for N items and F dimensions. Items without a vector have zeros.
+        given: Whether each item has a vector, bool ``[N]``.
+        encoder: Name of the encoder or file that the vectors come from, for people to read.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -39,16 +39,17 @@ class SomeVectors:
 
 
 def load_vectors(path: Path, item_ids: pl.Series) -> Embeddings:
-    """Vectors for these items, in their order, none of which may be missing.
+    """Read one vector for each of the given items, in their order.
 
     Args:
-        path: ``.npy`` [num_items, embedding_dim], ``.parquet`` with ``item_id`` and either one
-            list column ``vector`` or one number column per dimension, or ``NAME.index.json``.
-        item_ids: External id of each item; row i belongs to ``item_idx`` i.
+        path: File to read: ``.npy`` of shape ``[num_items, embedding_dim]``, ``.parquet`` with
+            ``item_id`` and either one list column ``vector`` or one number column per dimension, or
+            ``NAME.index.json``.
+        item_ids: External id of each item. Row i belongs to ``item_idx`` i.
 
     Raises:
-        DataError: The file is missing or malformed, lacks items, names an item twice, or holds
-            values that are not finite.
+        DataError: The file is missing or malformed, lacks a vector for an item, names an item
+            twice, or holds values that are not finite.
     """
     found = _read(path, item_ids)
     lacking = item_ids.filter(pl.Series(found.rows < 0))
@@ -63,20 +64,21 @@ def load_vectors(path: Path, item_ids: pl.Series) -> Embeddings:
 
 
 def load_some_vectors(path: Path, item_ids: pl.Series) -> SomeVectors:
-    """Vectors for those of these items that have one; rows of zeros count as missing.
+    """Read vectors of the given items that have one; a row of zeros counts as missing.
 
     Args:
-        path: As for `load_vectors`.
-        item_ids: External ids.
+        path: File to read, in a format of `load_vectors`.
+        item_ids: External id of each item. Row i belongs to ``item_idx`` i.
 
     Raises:
-        DataError: As for `load_vectors`, but for items without a vector; no item has one.
+        DataError: No item has a vector, the file is missing or malformed, names an item twice, or
+            holds values that are not finite.
     """
     found = _read(path, item_ids)
     given = found.rows >= 0
     vectors = np.zeros((len(item_ids), found.vectors.shape[1]), np.float32)
     vectors[given] = found.vectors[found.rows[given]]
-    Embeddings(vectors, path.name, normalized=False)  # Refuses what is not finite.
+    Embeddings(vectors, path.name, normalized=False)  # Raises DataError if a value is not finite.
     given &= vectors.any(axis=1)
     if not given.any():
         raise _meets_none(path, item_ids)
@@ -85,7 +87,14 @@ def load_some_vectors(path: Path, item_ids: pl.Series) -> SomeVectors:
 
 @dataclass(frozen=True)
 class _Found:
-    """Vectors ``[n, F]`` of a file, and the row of each item asked for, int64, -1 for none."""
+    """Vectors of a file, and the row of each requested item in them.
+
+    Shapes: n vectors in the file, F dimensions.
+
+    Args:
+        vectors: float32 ``[n, F]``.
+        rows: int64 ``[number of items]``, -1 for an item without a vector.
+    """
 
     vectors: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
@@ -110,7 +119,7 @@ def _meets_none(path: Path, item_ids: pl.Series) -> DataError:
 
 
 def _read_codes(path: Path, item_ids: pl.Series) -> _Found:
-    """One-hot vectors: a dimension for each code of each level."""
+    """Return one-hot vectors of published codes, with one dimension for each code of each level."""
     found = find_published_ids(path, item_ids)
     starts = np.cumsum((0, *found.codebook_sizes[:-1]))
     vectors = np.zeros((len(found.codes), sum(found.codebook_sizes)), np.float32)
@@ -128,7 +137,7 @@ def _read_npy(path: Path, item_ids: pl.Series) -> _Found:
         ) from None
     if not np.issubdtype(vectors.dtype, np.number) or np.iscomplexobj(vectors):
         raise DataError(f"{path} holds {vectors.dtype} values; expected numbers.")
-    with np.errstate(over="ignore"):  # too large for float32: infinity, refused by Embeddings
+    with np.errstate(over="ignore"):  # Too large numbers become infinity, which Embeddings refuses.
         rows = np.asarray(vectors, dtype=np.float32)
     Embeddings(rows, f"vectors:{path.name}", normalized=False).require_num_items(len(item_ids))
     return _Found(rows, np.arange(len(rows)))
@@ -173,7 +182,7 @@ def _to_matrix(frame: pl.DataFrame, path: Path) -> npt.NDArray[np.float32]:
                 f"All vectors in {path} need one length and none may be null or empty, got "
                 f"lengths {lengths[:5]}."
             )
-        # A null within a vector becomes NaN here and is refused with its row later.
+        # A null within a vector becomes NaN here. Embeddings refuses it later and names its row.
         return lists.explode().to_numpy().reshape(frame.height, lengths[0])
     others = [name for name, dtype in frame.schema.items() if not dtype.is_numeric()]
     if others or not frame.columns:

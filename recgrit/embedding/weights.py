@@ -1,8 +1,8 @@
-"""Where a sentence encoder's weights lie on this machine, or how they get there.
+"""Search for the weights of a pretrained encoder on this machine, and their download.
 
-Tried in order: a folder, the model hub's cache, the installed package that carries the default
-model, and only then a download. The hub is probed first with a deadline, since its own client
-retries for minutes on a machine without a network.
+The places are tried in this order: a folder, the model hub's cache, the installed package that
+carries the default model, and a download. A short request with a deadline tests the hub first,
+because the hub's own client retries for minutes on a machine without a network.
 """
 
 from __future__ import annotations
@@ -18,22 +18,28 @@ from recgrit.errors import EncoderError
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ENDPOINT = "https://huggingface.co"
-# The packager is not the model's author, so the file must be the one the author published.
+# Digest of the file that the model's author published. The package has another author, so its file
+# is compared with it.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 PROBE_SECONDS = 5.0
-# The same weights for other runtimes: gigabytes that nothing here reads.
+# Files with the same weights for other runtimes: gigabytes that are never read.
 OTHER_RUNTIMES = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack", "*.ckpt"]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A folder with a model that loads without a network, and where it came from."""
+    """A folder with a model that loads without a network, and the kind of place it was found in.
+
+    Args:
+        path: Folder of the model.
+        source: Kind of place: ``folder``, ``cache``, ``package`` or ``download``.
+    """
 
     path: Path
     source: str
 
     def fingerprint(self) -> str:
-        """Hash of the weights and of the settings beside them."""
+        """Return a hash of the weight files and of the JSON and text files beside them."""
         files = [*_weight_files(self.path), *self.path.rglob("*.json"), *self.path.rglob("*.txt")]
         return digest_json(
             {file.relative_to(self.path).as_posix(): digest_file(file) for file in files}
@@ -41,15 +47,15 @@ class Weights:
 
 
 def find_weights(model: str, *, setting: str = "embedding.model") -> Weights:
-    """The weights of a sentence-transformers model, downloaded only if this machine has none.
+    """Find the weights of a sentence-transformers model, or download them if this machine has none.
 
     Args:
-        model: A folder, or a name on the model hub (``organisation/name``, or a bare name for the
-            organisation sentence-transformers).
-        setting: Names the model, for messages.
+        model: Folder of the model, or its name on the model hub (``organisation/name``, or a bare
+            name for the organisation sentence-transformers).
+        setting: Name of the setting that chose the model, for error messages.
 
     Raises:
-        EncoderError: No weights can be had; says what was tried.
+        EncoderError: No weights were found or downloaded. The message lists what was tried.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -87,7 +93,7 @@ def _way_out(model: str, setting: str) -> str:
 
 
 def find_folder_weights(model: str) -> tuple[Path, ...]:
-    """The weight files of a model that is a folder; none for a name on the hub."""
+    """Return the weight files of a model that is a folder, or no files for a name on the hub."""
     folder = Path(model).expanduser()
     return tuple(_weight_files(folder)) if folder.is_dir() else ()
 
@@ -106,7 +112,7 @@ def _find_cached(model: str) -> Weights | str:
 
     for name in ("modules.json", "config.json"):
         cached = try_to_load_from_cache(model, name)
-        # An interrupted download leaves the small files without the weights.
+        # After an interrupted download the cache has the small files but no weights.
         if isinstance(cached, str) and _is_model(Path(cached).parent):
             return Weights(Path(cached).parent, "cache")
     return f"the hub's cache {constants.HF_HUB_CACHE} does not hold it"
@@ -145,16 +151,17 @@ def _download(model: str) -> Weights | str:
         has_safetensors = any(name.endswith(".safetensors") for name in api.list_repo_files(model))
         skipped = [*OTHER_RUNTIMES, "*.bin"] if has_safetensors else OTHER_RUNTIMES
         path = api.snapshot_download(model, ignore_patterns=skipped, etag_timeout=PROBE_SECONDS)
-    except Exception as error:  # the HTTP client behind the hub, and so its errors, has changed
+    except Exception as error:  # Versions of the hub's client raise different errors.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return f"the download from {endpoint} failed: {reason}"
     return Weights(Path(path), "download")
 
 
 def _probe(url: str) -> str | None:
-    """Why the hub does not answer, or None; never longer than the deadline.
+    """Return why the model hub does not answer, or None if it answers, within a fixed time.
 
-    In a thread of its own, since the time a name takes to resolve is beyond any socket timeout.
+    The request runs in its own thread, because no socket timeout limits the time to resolve a host
+    name.
     """
     import httpx
 
@@ -163,9 +170,9 @@ def _probe(url: str) -> str | None:
     def ask() -> None:
         try:
             status = httpx.head(url, timeout=PROBE_SECONDS).status_code
-            # Below 500 the hub is there; whether it knows the model is for the download to say.
+            # With a status below 500 the hub works. The download shows whether it has the model.
             outcome.put(f"it answered with status {status}" if status >= 500 else None)
-        except Exception as error:  # also a proxy setting that cannot be used
+        except Exception as error:  # Includes errors of an unusable proxy setting.
             outcome.put(str(error) or type(error).__name__)
 
     threading.Thread(target=ask, daemon=True).start()

@@ -1,9 +1,9 @@
-"""Which words a text has, the rare ones counting most (TF-IDF): two texts share words or do not.
+"""Words of item texts as TF-IDF vectors, in which rare words have the largest weights.
 
-Sentence encoders blur names and brands, which tell what people choose: items that share rare words
-go together in histories more often than items whose vectors are near.
+Sentence encoders blur names and brands, which users choose by. Items that share rare words appear
+together in histories more often than items whose sentence vectors are close.
 
-Shapes: N items, n some of them, W terms.
+Shapes: N items of the catalogue, n selected items or texts, W terms.
 """
 
 from __future__ import annotations
@@ -27,26 +27,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The most frequent terms; the many that occur once tie no two items together.
+# Maximum number of terms to keep. The most frequent are kept, because a term that occurs once
+# connects no two items.
 MAX_TERMS = 100_000
-# Single letters count: titles such as "M" or "Z" have nothing else.
+# A single letter is a word, because titles such as "M" or "Z" have nothing else.
 WORD_PATTERN = r"(?u)\b\w+\b"
 TERMS_NAME = "terms.parquet"
 ITEM_WORDS_NAME = "item_words.safetensors"
-# Pairs of items that are compared at most, a term at a time. The most frequent terms go first where
-# there are more: they say least, and theirs are the most pairs.
+# Maximum number of item pairs to compare, summed over terms. If there are more, the most frequent
+# terms are ignored first: they say least about an item and cause the most pairs.
 MAX_PAIRS = 2**33
-# Pairs held at once.
+# Number of item pairs to hold in memory at once.
 PAIRS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The words and word pairs of a catalogue's texts.
+    """The words and word pairs of a catalogue's texts, with their TF-IDF weights.
+
+    Shapes: W terms.
 
     Args:
-        terms: In the order of the columns.
-        inverse_frequencies: float32 ``[W]``, weight of each.
+        terms: Words and word pairs, in the order of the columns of `encode`.
+        inverse_frequencies: Inverse document frequency of each term, float32 ``[W]``.
     """
 
     terms: pl.Series
@@ -54,7 +57,7 @@ class Terms:
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> Terms:
-        """The terms of these texts.
+        """Collect the terms of the given texts, at most `MAX_TERMS`.
 
         Raises:
             DataError: No text has a word.
@@ -69,7 +72,13 @@ class Terms:
         )
 
     def encode(self, texts: Sequence[str]) -> csr_array:
-        """float32 ``[n, W]``, rows of length 1; nothing for unknown words."""
+        """Return the TF-IDF vectors of texts, in which unknown words do not count.
+
+        Shapes: n texts, W terms.
+
+        Returns:
+            float32 ``[n, W]``, with rows of length 1, or empty rows for texts without known words.
+        """
         from scipy.sparse import csr_array
 
         vectorizer = _build_vectorizer(vocabulary={t: i for i, t in enumerate(self.terms)})
@@ -77,13 +86,17 @@ class Terms:
         return csr_array(vectorizer.transform(texts))
 
     def save(self, directory: Path) -> None:
-        """Write ``terms.parquet``."""
+        """Write the terms and their weights to ``terms.parquet`` in a folder."""
         frame = pl.DataFrame({"term": self.terms, "inverse_frequency": self.inverse_frequencies})
         frame.write_parquet(directory / TERMS_NAME)
 
     @classmethod
     def load(cls, directory: Path) -> Terms:
-        """Read what `save` wrote."""
+        """Read terms from a folder that `save` wrote.
+
+        Raises:
+            DataError: Terms are repeated or missing, or their weights are not positive numbers.
+        """
         frame = pl.read_parquet(directory / TERMS_NAME, glob=False)
         terms, weights = frame["term"], frame["inverse_frequency"]
         if (
@@ -99,12 +112,12 @@ class Terms:
 
 
 def has_words(texts: Sequence[str]) -> bool:
-    """Whether any text has a word."""
+    """Return whether at least one text has a letter or digit."""
     return any(any(character.isalnum() for character in text) for text in texts)
 
 
 def save_words(words: csr_array, directory: Path) -> None:
-    """Write the words of all items."""
+    """Write the TF-IDF vectors of all items to a file in a folder."""
     from safetensors.numpy import save_file
 
     arrays = {"data": words.data, "indices": words.indices, "indptr": words.indptr}
@@ -112,10 +125,10 @@ def save_words(words: csr_array, directory: Path) -> None:
 
 
 def load_words(directory: Path) -> csr_array | None:
-    """Read what `save_words` wrote; None where nothing was written.
+    """Read the TF-IDF vectors that `save_words` wrote, or return None if there is no such file.
 
     Raises:
-        ValueError: Offsets or terms are out of range.
+        ValueError: Offsets or terms are out of range, or weights are not finite float32 numbers.
     """
     from safetensors.numpy import load_file
     from scipy.sparse import csr_array
@@ -126,7 +139,7 @@ def load_words(directory: Path) -> csr_array | None:
     arrays = load_file(path)
     entries = (arrays["data"], arrays["indices"], arrays["indptr"])
     words = csr_array(entries, shape=tuple(arrays["shape"].tolist()))
-    # Offsets and terms that lie would be followed outside of memory.
+    # Damaged offsets and terms would make scipy read outside the arrays.
     words.check_format(full_check=True)
     if words.dtype != np.float32 or not np.isfinite(words.data).all():
         raise ValueError(f"weights of words are {words.dtype}, expected finite float32")
@@ -139,16 +152,20 @@ def find_same_words(
     among: npt.NDArray[np.int64],
     num_kept: int,
 ) -> csr_array:
-    """The cosines of some items with those of others whose words are most like theirs.
+    """Return the largest cosine similarities, by words, between some items and candidate items.
+
+    If there are more than `MAX_PAIRS` pairs to compare, the most frequent terms are ignored.
+
+    Shapes: N items of the catalogue, W terms, n selected items.
 
     Args:
-        words: float32 ``[N, W]``, rows of length 1.
-        items: int64 ``[n]``.
-        among: int64, the others.
-        num_kept: Most cosines of an item.
+        words: TF-IDF vectors of all items, float32 ``[N, W]``, with rows of length 1.
+        items: Items to find similar items for, int64 ``[n]``.
+        among: Candidate items, int64. An item is never its own candidate.
+        num_kept: Maximum number of similarities to keep per item.
 
     Returns:
-        float32 ``[n, N]``; an item is not like itself.
+        Cosine similarities, float32 ``[n, N]``; all but the largest ``num_kept`` of each row are 0.
     """
     from scipy.sparse import csr_array, vstack
 
@@ -168,7 +185,7 @@ def find_same_words(
     asked = _keep_entries(words[items], is_kept)
     others = _keep_entries(words, is_kept, np.repeat(is_other, np.diff(words.indptr)))
     by_term = csr_array(others.T)
-    # Pairs up to the end of each item's row.
+    # Cumulative number of pairs up to the start of each item's row.
     ends = np.concatenate([[0], np.cumsum(np.diff(by_term.indptr)[asked.indices])])[asked.indptr]
     parts: list[Any] = [csr_array((0, words.shape[0]), dtype=np.float32)]
     start = 0
@@ -189,7 +206,7 @@ def _keep_entries(
     is_kept: npt.NDArray[np.bool_],
     entries: npt.NDArray[np.bool_] | None = None,
 ) -> csr_array:
-    """A copy with these terms, and of these entries, alone."""
+    """Return a copy that has only the selected terms and, if given, only the selected entries."""
     copy = words.copy()
     keep = is_kept[copy.indices]
     copy.data[~(keep if entries is None else keep & entries)] = 0
@@ -198,7 +215,7 @@ def _keep_entries(
 
 
 def keep_largest(table: Any, num_kept: int) -> csr_array:
-    """Drop all but so many entries of each row; changes what it is given."""
+    """Set all but the ``num_kept`` largest entries of each row of ``table`` to zero, in place."""
     for start, end in zip(table.indptr[:-1], table.indptr[1:], strict=True):
         values = table.data[start:end]
         if len(values) > num_kept:

@@ -1,1 +1,1 @@
-"""Who does the work of a stage: this process, the processes torchrun started, or a Ray cluster."""
+"""Engines, which do the slow work of stages in this process, with torchrun or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Settings of the engine; free of torch and Ray, so that a config is read in no time."""
+"""Settings of the engine, without importing torch or Ray, so that settings are read quickly."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ from pydantic import Field, model_validator
 
 from recgrit.config import Config
 
-# How long processes wait for one another, also while the first fits k-means or counts neighbours.
+# How long processes wait for each other. The longest waits are those in which the first process
+# fits k-means or counts neighbours.
 PROCESSES_PATIENCE = timedelta(hours=12)
 
 
 class EngineConfig(Config):
-    """Where the work is done. ``engine=ray`` for short.
+    """Settings for where the slow work of the stages runs. ``engine=ray`` sets ``kind`` to ``ray``.
 
-    Nothing here changes a result but by rounding, so none of it is part of a stage's key.
+    These settings change results by rounding only. They are therefore not part of the key of a
+    stage, and a stage is not run again when they change.
 
     Args:
-        kind: ``local`` is this process, and all processes of torchrun where it started this one;
-            ``ray`` maps shards with Ray Data.
-        address: Of a running Ray cluster, as ``ray.init`` takes it (``auto``, ``host:6379``); None
-            for the one that ``RAY_ADDRESS`` names, or a new one on this machine.
-        num_workers: Ray actors that work on shards; None for as many as there is room for.
-        cpus_per_worker: Cores of each, and threads it computes with.
-        gpus_per_worker: GPUs of each; a fraction lets several share one.
-        train_workers: Processes that fit the tokenizer and train the retriever together on Ray, a
-            GPU each where ``gpus_per_worker`` is not 0; None trains in this process.
-        shard_texts: Item texts encoded at a time.
-        shard_items: Items given codes at a time.
-        shard_users: Users recommended to at a time.
+        kind: ``local`` works in this process, or in all processes of torchrun if torchrun started
+            this one. ``ray`` works on a Ray cluster.
+        address: Address of a running Ray cluster, as ``ray.init`` reads it, such as ``auto`` or
+            ``host:6379``. None uses the cluster that ``RAY_ADDRESS`` names, or starts one on this
+            machine.
+        num_workers: Largest number of Ray workers that process shards. None uses as many as the
+            cluster has room for.
+        cpus_per_worker: Number of CPU cores of each Ray worker, which is also its number of
+            threads.
+        gpus_per_worker: Number of GPUs of each Ray worker. With a fraction such as 0.5, several
+            workers share a GPU.
+        train_workers: Number of processes that fit the tokenizer and train the retriever together
+            on Ray. Each has one GPU if ``gpus_per_worker`` is not 0. None trains in this process.
+        shard_texts: Number of item texts that are encoded in one shard. Each finished shard is
+            saved, so an interrupted stage continues with the next one.
+        shard_items: Number of items that get their codes in one shard.
+        shard_users: Number of users for whom recommendations are computed in one shard.
     """
 
     kind: Literal["local", "ray"] = "local"

@@ -1,4 +1,4 @@
-"""What stages ask of an engine, and which engine there is."""
+"""The interface of an engine, and the choice of the engine by the settings."""
 
 from __future__ import annotations
 
@@ -20,50 +20,57 @@ T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """Does the work of a stage."""
+    """The interface through which a stage has its slow work done."""
 
     config: EngineConfig
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process goes through the stages; others only help it."""
+        """Whether this process runs the stages. The other processes only call `follow`."""
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """Write those shards that are not done yet.
+        """Write all shards of a job that are not finished yet.
 
         Args:
-            build: Makes the function that writes a shard, wherever the work is done.
-            shards: What there is to do.
+            build: Function that returns the function that writes a shard. Each worker calls it
+                once, before its first shard.
+            shards: The shards of the job.
 
         Raises:
-            EngineError: Some cannot be done; all others are.
+            EngineError: Some shards cannot be written. Finished shards are kept.
         """
 
     def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
-        """Call a function in every process that trains; returns what process 0 returned.
+        """Call a function in every process that trains, and return the result of process 0.
 
         Args:
-            function: The same everywhere; where there are several, torch.distributed is ready.
-            report: Called in this process with all that process 0 reports: at once where that is
-                this process, else when the function has returned.
-            folder: That all processes see, for what the engine keeps meanwhile.
+            function: Function to call, which gets a function for reports as its argument. With
+                several processes, torch.distributed is initialised before the call.
+            report: Function that is called in this process with every value that process 0 reports.
+                It is called at once if this process is process 0, and otherwise after ``function``
+                has returned.
+            folder: Folder that all processes can read and write, for temporary files of the engine.
 
         Raises:
-            EngineError: It cannot be done, or a process raised an error of another machine.
+            EngineError: The function cannot be run in the processes, or a process of a cluster
+                failed.
         """
 
     def follow(self) -> None:
-        """Help the leader until it is done."""
+        """Help the leading process with its work until it is done."""
 
 
 @contextmanager
 def start_engine(config: EngineConfig) -> Iterator[Engine]:
-    """The engine the settings name; what it started is stopped at the end.
+    """Start the engine that the settings name, yield it, and stop what it started.
+
+    Args:
+        config: Settings of the engine.
 
     Raises:
-        ConfigError: Ray is not installed, torchrun and Ray are asked for at once, or what torchrun
-            leaves in the environment is not what it leaves.
-        EngineError: A cluster cannot be reached.
+        ConfigError: Ray is not installed, torchrun and Ray are used at once, or the environment
+            variables of torchrun are incomplete or invalid.
+        EngineError: The other processes or the cluster cannot be reached.
     """
     launch = read_launch()
     if config.kind == "ray":

@@ -1,4 +1,4 @@
-"""One process does everything, one shard after another: the reference for all other engines."""
+"""The engine that works in this process alone, which is the reference for all other engines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How often a log is told how far a job is.
+# Seconds between two log lines about the progress of a job.
 SECONDS_BETWEEN = 30.0
 
 
 class LocalEngine:
-    """This process."""
+    """An engine that works in this process, one shard after another.
+
+    Args:
+        config: Settings of the engine. None uses the defaults.
+    """
 
     is_leader = True
 
@@ -37,24 +41,33 @@ class LocalEngine:
         self.config = config or EngineConfig()
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """See `recgrit.engines.engine.Engine`."""
+        """Write the missing shards in order; see `recgrit.engines.engine.Engine.map_shards`."""
         pending = shards.find_pending()
         worker = ShardWorker(build, shards)
         collect(shards, (worker.work(number) for number in pending), pending)
 
     def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
-        """See `recgrit.engines.engine.Engine`."""
+        """Call a function in this process and return its result.
+
+        See `recgrit.engines.engine.Engine.run_on_processes`.
+        """
         return function(report)
 
     def follow(self) -> None:
-        """There is nobody to follow."""
+        """Do nothing, because there is no other process to help."""
 
 
 def collect(shards: Shards, outcomes: Iterable[ShardOutcome], pending: list[int]) -> None:
-    """Follow shards as they are done, and say how far they are.
+    """Wait for the outcomes of shards, and show the progress of the job.
+
+    Args:
+        shards: The shards of the job.
+        outcomes: Outcomes of shards, in the order in which the shards are finished.
+        pending: Numbers of the shards that are to be written.
 
     Raises:
-        EngineError: Some could not be done; raised at once if no other could either.
+        EngineError: Some shards could not be written. The error is raised after all outcomes, or at
+            once if the other shards would fail for the same reason.
     """
     seen: list[ShardOutcome] = []
     started = time.perf_counter()
@@ -76,7 +89,8 @@ def collect(shards: Shards, outcomes: Iterable[ShardOutcome], pending: list[int]
             num_left = shards.num_rows - num_done - num_now
             if num_left and now >= next_told:
                 done = f"{num_done + num_now:,} of {shards.num_rows:,} done"
-                if len(seen) == 1:  # Most of the time until now went into loading a model.
+                # The time of the first shard includes the loading of a model, so it gives no rate.
+                if len(seen) == 1:
                     logger.info("%s: %s", shards.name, done)
                 else:
                     left = timedelta(seconds=round(num_left / rate))

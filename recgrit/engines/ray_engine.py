@@ -1,8 +1,8 @@
-"""A Ray cluster: Ray Data maps shards over actors, TorchTrainer trains in several processes.
+"""The engine for a Ray cluster: Ray Data writes shards in actors, and TorchTrainer trains.
 
-What goes through Ray are numbers of shards and what became of them; shards themselves go from
-worker to disk. So the object store holds next to nothing, however full others make it, and a
-worker's death costs the shard it was at.
+Only the numbers of shards and their outcomes pass through Ray. The shards themselves are written to
+disk by the workers. The engine therefore needs almost no space in the object store, which other
+jobs may have filled, and the death of a worker costs only the shard that it was writing.
 """
 
 from __future__ import annotations
@@ -26,22 +26,30 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Training goes on from its last checkpoint after so many deaths of a worker.
+# Number of times that a training is resumed from its last checkpoint after a worker died.
 MAX_TRAIN_FAILURES = 3
 
 
 class RayEngine:
-    """A connection to a cluster."""
+    """An engine that works on a Ray cluster.
+
+    Args:
+        config: Settings of the engine.
+        is_own: Whether the cluster was started for this run.
+    """
 
     is_leader = True
 
     def __init__(self, config: EngineConfig, *, is_own: bool) -> None:
         self.config = config
-        # Whether it was started for this run, and so is what it is.
+        # A cluster that was started for this run does not grow.
         self._is_own = is_own
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """See `recgrit.engines.engine.Engine`."""
+        """Write the missing shards on the cluster.
+
+        See `recgrit.engines.engine.Engine.map_shards`.
+        """
         pending = shards.find_pending()
         collect(shards, self._map(build, shards, pending), pending)
 
@@ -75,13 +83,22 @@ class RayEngine:
             ) from error
 
     def _count_workers(self) -> int:
-        """As many as asked for, or as there is room for."""
+        """Return the number of workers by the settings, or as many as the cluster has room for."""
         asked = self.config.num_workers
         room = self._require_room(1, may_grow=asked is not None)
         return asked or room
 
     def _require_room(self, num_workers: int, *, may_grow: bool) -> int:
-        """How many workers there is room for; a cluster that others started may grow."""
+        """Return the number of workers that the cluster has room for.
+
+        Args:
+            num_workers: Number of workers that are needed.
+            may_grow: Whether to wait for a cluster that has too little room, because a cluster that
+                was not started for this run may grow.
+
+        Raises:
+            EngineError: There is too little room, and the cluster is not expected to grow.
+        """
         import ray
 
         there = ray.cluster_resources()
@@ -103,7 +120,10 @@ class RayEngine:
         )
 
     def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
-        """See `recgrit.engines.engine.Engine`; in this process if no ``train_workers`` are set."""
+        """Call a function in ``train_workers`` Ray processes, or here if that setting is None.
+
+        See `recgrit.engines.engine.Engine.run_on_processes`.
+        """
         if self.config.train_workers is None:
             return function(report)
         self._require_room(self.config.train_workers, may_grow=True)
@@ -115,7 +135,8 @@ class RayEngine:
             mistake = Path(name) / "mistake"
 
             def work() -> Any:
-                if mistake.exists():  # Would be made again at every start.
+                # An error of recgrit, such as a wrong setting, would occur at every restart.
+                if mistake.exists():
                     return None
                 reported: list[Any] = []
                 try:
@@ -140,27 +161,27 @@ class RayEngine:
             )
             try:
                 result: Any = trainer.fit()
-            except SystemExit:  # What Ray makes of Ctrl-C.
+            except SystemExit:  # Ray turns Ctrl-C into SystemExit.
                 raise KeyboardInterrupt from None
             except Exception as error:
                 raise EngineError(f"Training on Ray failed: {_find_cause(error)}") from error
             if mistake.exists():
                 raise EngineError(mistake.read_text(encoding="utf-8"))
         found: T
-        found, reported = result.return_value  # Of process 0.
+        found, reported = result.return_value  # The result is that of process 0.
         for value in reported:
             report(value)
         return found
 
     def follow(self) -> None:
-        """There is nobody to follow."""
+        """Do nothing, because the leading process uses Ray's own workers."""
 
 
 def _build_actor(build: ShardBuilder, shards: Shards) -> type:
-    """What Ray Data keeps alive: one worker with its model.
+    """Return the class of the actor that Ray Data starts for each worker.
 
-    A class of its own, since arguments of a constructor would lie in the object store, and an actor
-    could not be started again once they are lost.
+    The class is made for one job and its constructor has no arguments. Arguments of a constructor
+    would be in the object store, and an actor could not be restarted after they are lost.
     """
 
     class ShardActor:
@@ -179,17 +200,17 @@ def _build_actor(build: ShardBuilder, shards: Shards) -> type:
 
 
 def _find_cause(error: BaseException) -> str:
-    """The last line of the innermost error, which Ray gives with the worker's traceback."""
+    """Return the last line of the innermost error, without the traceback that Ray adds."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def _require_reachable(address: str) -> None:
-    """Find out in seconds what Ray would try to for minutes.
+    """Check within seconds that a cluster answers, because Ray itself would try for minutes.
 
     Raises:
-        OSError: Nothing listens there.
+        OSError: Nothing answers at the address.
     """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
@@ -198,7 +219,12 @@ def _require_reachable(address: str) -> None:
 
 @contextmanager
 def start_ray(config: EngineConfig) -> Iterator[RayEngine]:
-    """Connect to the cluster the settings name, or start one on this machine.
+    """Connect to the Ray cluster that the settings name, or start one on this machine.
+
+    A cluster or a connection that this function started is shut down at the end.
+
+    Args:
+        config: Settings of the engine.
 
     Raises:
         ConfigError: Ray is not installed.
@@ -214,7 +240,7 @@ def start_ray(config: EngineConfig) -> Iterator[RayEngine]:
             "engine=local."
         ) from None
     was_connected = ray.is_initialized()
-    # Named, lest Ray look for one that somebody else started on this machine.
+    # Without an address, Ray would look for a cluster that somebody else started on this machine.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     if not was_connected:
         try:

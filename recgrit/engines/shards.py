@@ -1,9 +1,9 @@
-"""A job in shards: numbered files in one folder, each vouched for by a record beside it.
+"""Jobs whose result is written in shards: numbered files in one folder, each with a record.
 
-A worker writes its shard under another name, puts it in place, and then writes the record with its
-size and digest. A shard without a record that fits counts as not done and is done again in place of
-what is there: so whatever is killed when, each shard is in the outcome exactly once. Workers on
-several machines share the folder, which has to lie where all of them see it.
+A worker writes a shard under a temporary name, renames it, and then writes a record with its size
+and digest. A shard whose record is missing or differs counts as unfinished and is written again.
+The result therefore contains each shard exactly once, whichever process is killed at whatever time.
+Workers on several machines share the folder, so it has to be on storage that all of them can reach.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from recgrit.errors import EngineError, RecgritError
 
 logger = logging.getLogger(__name__)
 
-# Writes what becomes of these rows to a path.
+# A function that computes the result for a range of rows and writes it to a path.
 ShardFunction = Callable[[slice, Path], None]
-# Takes what to tell of as it goes on.
+# A function that gets the values that a running task reports, such as the results of an epoch.
 Report = Callable[[Any], None]
-# Makes a shard function where it is to work, once a worker: it may load a model.
+# A function that returns a shard function. Each worker calls it once, because it may load a model.
 ShardBuilder = Callable[[], ShardFunction]
 
-# Workers that may die over a shard before it is given up.
+# Number of workers that may die while they write a shard before the shard is given up.
 MAX_ATTEMPTS = 3
-# Failed shards that are told of one by one.
+# Number of failed shards that an error message lists one by one.
 MAX_TOLD = 5
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a job.
+    """The shards of a job, each with a consecutive range of the job's rows.
 
     Args:
-        name: What the job is called when it is told of.
-        folder: Where they lie.
-        num_rows: Of all shards together.
-        shard_rows: Of each but the last.
-        suffix: Of their files, with the dot.
+        name: Name of the job in messages.
+        folder: Folder of the shards' files.
+        num_rows: Number of rows of all shards together.
+        shard_rows: Number of rows of each shard. The last shard may have fewer.
+        suffix: Suffix of the shards' files, with the dot, such as ``.npy``.
     """
 
     name: str
@@ -56,28 +56,28 @@ class Shards:
 
     @property
     def num_shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return -(-self.num_rows // self.shard_rows)
 
     def rows(self, number: int) -> slice:
-        """The rows of a shard."""
+        """Return the range of rows of a shard."""
         start = number * self.shard_rows
         return slice(start, min(start + self.shard_rows, self.num_rows))
 
     def count_rows(self, numbers: Iterable[int]) -> int:
-        """How many rows these shards have."""
+        """Return the total number of rows of the shards with these numbers."""
         return sum(rows.stop - rows.start for rows in map(self.rows, numbers))
 
     def path(self, number: int) -> Path:
-        """The file of a shard."""
+        """Return the path of a shard's file."""
         return self.folder / f"{number:06d}{self.suffix}"
 
     def paths(self) -> Iterator[Path]:
-        """The files of all shards, in order."""
+        """Return the paths of the files of all shards, in order."""
         return (self.path(number) for number in range(self.num_shards))
 
     def is_done(self, number: int) -> bool:
-        """Whether a shard is there, whole."""
+        """Return whether a shard is finished, which means that its file agrees with its record."""
         path = self.path(number)
         try:
             record = json.loads(self._record(number).read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ class Shards:
             return False
 
     def find_pending(self) -> list[int]:
-        """The shards that are not done; what died over them before counts no more."""
+        """Return the numbers of the unfinished shards, and delete their records of starts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         pending = [number for number in range(self.num_shards) if not self.is_done(number)]
         for number in pending:
@@ -100,7 +100,12 @@ class Shards:
         return pending
 
     def write(self, number: int, function: ShardFunction) -> None:
-        """Let a function write a shard, and put it on record."""
+        """Write a shard with a function, and then write the shard's record.
+
+        Args:
+            number: Number of the shard.
+            function: Function that writes the rows of the shard to a path.
+        """
         path = self.path(number)
         with replacing(path) as temporary:
             function(self.rows(number), temporary)
@@ -108,19 +113,24 @@ class Shards:
         write_atomic(self._record(number), json.dumps(record))
 
     def count_attempt(self, number: int) -> int:
-        """Note that a worker starts on a shard; returns how many did so before."""
+        """Record that a worker starts to write a shard, and return the number of earlier starts.
+
+        A worker that dies leaves its start on record. A shard with `MAX_ATTEMPTS` such starts is
+        given up, because it would kill every worker.
+        """
         with self._attempts(number).open("ab") as file:
             file.write(b".")
             return file.tell() - 1
 
     def forget_attempts(self, number: int) -> None:
-        """Nobody died over this shard."""
+        """Delete the record of starts on a shard, because its last worker did not die."""
         self._attempts(number).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete them all, with what this job left beside them under other settings: they are used.
+        """Delete all shards of this job, after their contents have been read.
 
-        The folder they were in goes too, if they were the last.
+        Shards that the same job left under other settings are deleted too, and so is their common
+        folder if it is empty then.
         """
         for folder in (self.folder, *self.folder.parent.glob(f"{self.name}-*")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -136,12 +146,12 @@ class Shards:
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """What became of a shard.
+    """The outcome of the attempt to write a shard.
 
     Args:
-        number: Of the shard.
-        error: Why it could not be written; empty if it was.
-        is_fatal: Whether the others would fail for the same reason.
+        number: Number of the shard.
+        error: Reason why the shard could not be written. Empty if it was written.
+        is_fatal: Whether the other shards would fail for the same reason.
     """
 
     number: int
@@ -150,7 +160,13 @@ class ShardOutcome:
 
 
 class ShardWorker:
-    """Works on shards one after another with one function, made for the first of them."""
+    """A worker that writes shards one after another with one function.
+
+    Args:
+        build: Function that returns the function that writes a shard. It is called before the first
+            shard.
+        shards: The shards of the job.
+    """
 
     def __init__(self, build: ShardBuilder, shards: Shards) -> None:
         self._build = build
@@ -158,7 +174,11 @@ class ShardWorker:
         self._function: ShardFunction | None = None
 
     def work(self, number: int) -> ShardOutcome:
-        """Write a shard; an error is part of the outcome, so that others are worked on."""
+        """Write a shard, and return the outcome.
+
+        An error is returned in the outcome instead of raised, so that the worker can continue with
+        other shards.
+        """
         shards = self._shards
         if not shards.folder.is_dir():
             return ShardOutcome(
@@ -167,7 +187,8 @@ class ShardWorker:
                 "storage that all machines share",
                 is_fatal=True,
             )
-        if shards.is_done(number):  # By a worker that died before it could say so.
+        # Another worker may have finished the shard and died before it returned the outcome.
+        if shards.is_done(number):
             return ShardOutcome(number)
         is_building = False
         try:
@@ -190,15 +211,16 @@ class ShardWorker:
 
 
 def require_all(shards: Shards, outcomes: list[ShardOutcome], pending: list[int]) -> None:
-    """Refuse to continue without some shards.
+    """Check that all pending shards are written.
 
     Args:
-        shards: The job.
-        outcomes: What became of shards.
-        pending: Those that were to be done.
+        shards: The shards of the job.
+        outcomes: Outcomes of the shards that were tried.
+        pending: Numbers of the shards that were to be written.
 
     Raises:
-        EngineError: Names them and what went wrong; those that are done are kept.
+        EngineError: A shard is missing. The message names the failed shards and the reasons.
+            Finished shards are kept.
     """
     failed = sorted((o for o in outcomes if o.error), key=lambda outcome: outcome.number)
     missing = set(pending) - {outcome.number for outcome in outcomes}

@@ -1,8 +1,9 @@
-"""The processes that torchrun started: process 0 goes through the stages, the others help it.
+"""The engine for processes that torchrun started.
 
-Process 0 says what is to be done, all do it, and process 0 hears what became of it. So shards are
-divided among the GPUs of a machine without a cluster, and training has its process group. What is
-sent are functions of this package with their settings, between processes of one job.
+Process 0 runs the stages, and the other processes help it. Process 0 sends a task to all processes,
+all of them run it, and process 0 collects the results. In this way several GPUs share the work
+without a cluster: shards are divided among the processes, and training uses their process group. A
+task is a function of this package together with its settings.
 """
 
 from __future__ import annotations
@@ -34,41 +35,57 @@ from recgrit.progress import track
 Task = Callable[[], Any]
 T = TypeVar("T")
 
-# How long the others wait for process 0 to come to something that they can help with.
+# How long the other processes wait for the next task of process 0.
 PATIENCE = timedelta(days=30)
 
 
 class TorchrunEngine:
-    """All processes of torchrun."""
+    """An engine that works in all processes that torchrun started.
+
+    Args:
+        config: Settings of the engine.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self.is_leader = dist.get_rank() == 0
-        # Of its own: a collective of training that takes so long hangs.
+        # Tasks are sent in a process group of their own, with a long timeout. The group of the
+        # training has a shorter timeout, after which it reports a process that hangs.
         self._control = dist.new_group(backend="gloo", timeout=PATIENCE)
-        # Whether the others wait for a word. They do not if something went wrong in a common task.
+        # Whether the other processes wait for a task. They do not after an error in a task.
         self.is_listening = True
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """See `recgrit.engines.engine.Engine`; every process does an equal number of shards."""
+        """Write the missing shards, of which every process writes an equal number.
+
+        See `recgrit.engines.engine.Engine.map_shards`.
+        """
         pending = shards.find_pending()
         parts = self._do(partial(_work_on_share, build, shards, pending))
         require_all(shards, [outcome for part in parts for outcome in part], pending)
 
     def run_on_processes(self, function: Callable[[Report], T], report: Report, folder: Path) -> T:
-        """See `recgrit.engines.engine.Engine`."""
+        """Call a function in all processes, and return the result of process 0.
+
+        See `recgrit.engines.engine.Engine.run_on_processes`.
+        """
         found: T = self._do(partial(_help, function), own=partial(function, report))[0]
         return found
 
     def follow(self) -> None:
-        """Do what process 0 says until it says no more."""
+        """Run the tasks of process 0 until it sends no more tasks."""
         while (task := self._say(None)) is not None:
             self.is_listening = False
             self._hear(task())
             self.is_listening = True
 
     def _do(self, task: Task, own: Task | None = None) -> list[Any]:
-        """Have a task done by all processes, or another by this one; what each of them returned."""
+        """Run a task in all processes, and return the result of each process.
+
+        Args:
+            task: Task that is sent to the other processes.
+            own: Task that this process runs instead. None runs ``task`` here too.
+        """
         self.is_listening = False
         self._say(task)
         found = self._hear((own or task)())
@@ -76,25 +93,28 @@ class TorchrunEngine:
         return found
 
     def _say(self, task: Task | None) -> Task | None:
-        """What process 0 says."""
+        """Send a task from process 0 to all processes, and return it in each of them."""
         said = [task]
         dist.broadcast_object_list(said, src=0, group=self._control)
         return said[0]
 
     def _hear(self, result: Any) -> list[Any]:
-        """What all processes have to say, in process 0."""
+        """Collect the results of all processes in process 0; return an empty list elsewhere."""
         results: list[Any] | None = [None] * dist.get_world_size() if self.is_leader else None
         dist.gather_object(result, results, dst=0, group=self._control)
         return results or []
 
 
 def _help(function: Callable[[Report], Any]) -> None:
-    """Call a function in a process that neither reports nor returns anything."""
+    """Call a function in a process other than process 0, without reports and without a result."""
     function(lambda value: None)
 
 
 def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> list[ShardOutcome]:
-    """This process's share of the shards, up to one after which no other can be done either."""
+    """Write this process's share of the pending shards, and return their outcomes.
+
+    The work ends after a fatal outcome, because the remaining shards would fail too.
+    """
     worker = ShardWorker(build, shards)
     share = pending[dist.get_rank() :: dist.get_world_size()]
     outcomes: list[ShardOutcome] = []
@@ -107,7 +127,16 @@ def _work_on_share(build: ShardBuilder, shards: Shards, pending: list[int]) -> l
 
 @contextmanager
 def join_processes(config: EngineConfig, launch: Launch) -> Iterator[TorchrunEngine]:
-    """Take this process's place among those that torchrun started."""
+    """Join the processes that torchrun started, and yield their engine.
+
+    Args:
+        config: Settings of the engine.
+        launch: Numbers of the processes, as torchrun leaves them in the environment.
+
+    Raises:
+        ConfigError: The machine has fewer GPUs than processes.
+        EngineError: This process cannot reach the others.
+    """
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         place, num_gpus = launch.local_number, torch.cuda.device_count()
@@ -120,7 +149,7 @@ def join_processes(config: EngineConfig, launch: Launch) -> Iterator[TorchrunEng
         torch.cuda.set_device(place)
     try:
         distributed.join("cpu:gloo,cuda:nccl" if has_gpu else "gloo", PROCESSES_PATIENCE)
-    except RuntimeError as error:  # torch.distributed's own are of this kind.
+    except RuntimeError as error:  # The errors of torch.distributed are RuntimeErrors.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EngineError(
             f"Process {launch.number} cannot join the {launch.num_processes} processes that meet "

@@ -1,1 +1,4 @@
-"""Lists in, numbers out: ranking metrics with their uncertainty. No models and no torch here."""
+"""The evaluation of recommendation lists: metrics, intervals, reports and comparisons.
+
+This package knows nothing of models, and does not import torch.
+"""

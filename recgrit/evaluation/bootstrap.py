@@ -1,12 +1,14 @@
-"""95% percentile bootstrap intervals over users.
+"""95% percentile bootstrap intervals of metrics over users.
 
-All metrics depend on a target through its rank alone, so users whose one target has equal rank are
-interchangeable: drawing U users with replacement is drawing how often each rank occurs, from one
-multinomial. A resample therefore costs as much as there are distinct ranks (at most K + 1), not as
-much as there are users, and a million users take no more memory than a hundred.
+Most metrics depend on the rank of the target alone. If each user has one target, users with equal
+ranks are interchangeable. To draw U users with replacement is then to draw the number of times that
+each rank occurs from one multinomial distribution. The cost of a resample depends on the number of
+distinct ranks (at most K + 1 for lists of K items) and not on the number of users.
 
-Where users have several targets each, a user is drawn with all of them: hits of one user are not
-independent, and intervals that took them for such would be too narrow.
+If users have several targets, a user is drawn together with all of these targets. The hits of one
+user are not independent, so intervals over single targets would be too narrow.
+
+Shapes: T targets.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy.typing as npt
 from recgrit.evaluation.metrics import PerTarget, Ranks
 
 CONFIDENCE = 0.95
-# Resamples whose weights of all users are held at once, as numbers.
+# Number of weights, resamples times users or ranks, that are held in memory at once.
 BLOCK_WEIGHTS = 2**23
 
 
@@ -31,18 +33,18 @@ def bootstrap_intervals(
     *,
     owners: npt.NDArray[np.int64] | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Lower and upper bound of each metric's mean over targets.
+    """Compute the 95% interval of each metric's mean over targets.
 
     Args:
-        ranks: int32 [T], rank of each target, 0 where missed; or other numbers that are equal where
-            targets have equal values.
-        metrics: Values of each metric by name, float64 [T]; functions of the rank.
+        ranks: Rank of each target, int32 ``[T]``; 0 if it is not listed. Other numbers are possible
+            if targets with equal numbers have equal values of all metrics.
+        metrics: Values of each metric by name, float64 ``[T]``.
         num_bootstrap: Number of resamples.
-        seed: Seed of the resampling; all metrics share the same resamples.
-        owners: int64 [T], the user of each target; None where each user has one.
+        seed: Seed of the resampling. All metrics share the same resamples.
+        owners: User of each target, int64 ``[T]``. None if each user has one target.
 
     Returns:
-        The bounds by metric name.
+        The lower and the upper bound of each metric, by name.
     """
     if owners is not None and len(np.unique(owners)) < len(owners):
         means_of = _resample_owners(owners, metrics, num_bootstrap, seed)
@@ -59,7 +61,7 @@ def bootstrap_intervals(
 def _resample_ranks(
     ranks: Ranks, metrics: Mapping[str, PerTarget], num_bootstrap: int, seed: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The mean of each resample, by metric."""
+    """Return the mean of each metric in each resample, if each user has one target."""
     num_users = len(ranks)
     _, representatives, counts = np.unique(ranks, return_index=True, return_counts=True)
     draw = np.random.default_rng(seed)
@@ -77,7 +79,11 @@ def _resample_ranks(
 def _resample_owners(
     owners: npt.NDArray[np.int64], metrics: Mapping[str, PerTarget], num_bootstrap: int, seed: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """The same with users drawn whole: totals of the drawn over the number of their targets."""
+    """Return the mean of each metric in each resample, if users have several targets.
+
+    A user is drawn together with all targets. The mean is the total of the drawn users divided by
+    the number of their targets.
+    """
     _, user, num_targets = np.unique(owners, return_inverse=True, return_counts=True)
     num_users = len(num_targets)
     totals = np.column_stack(

@@ -13,18 +13,24 @@ MAX_K = 1_000_000
 
 
 class EvaluationConfig(Config):
-    """How recommendations are made for evaluation, and what is measured.
+    """Settings for what is measured, and for how the measured lists are made.
 
     Args:
-        ks: List lengths to evaluate at.
-        num_bootstrap: Resamples of the users for 95% intervals.
-        beam_width: Prefixes kept at each level of the trie, at least twice as many as items are
-            asked for.
-        baselines: Kinds of the models that are fitted and measured beside the run's own.
-        segments: Columns of the users' table; metrics are reported for each of their values too.
-        folds: Windows of test, one after another, of a temporal split: the run tests on the last,
-            and a run of its own is made for each window before it (``run`` and ``evaluate``).
-        exact_users: Users whose beam is compared with exact scores of all items; 0 for none.
+        ks: List lengths (k) at which the metrics are computed, such as ``[5, 10, 20]``.
+        num_bootstrap: Number of bootstrap resamples of the users for the 95% intervals. More
+            resamples make the bounds of the intervals more precise and take more time.
+        beam_width: Number of prefixes that the beam search keeps at each level of the trie. The
+            search keeps at least two prefixes per listed item, even if this number is smaller. A
+            larger beam finds more of the best items and is slower.
+        baselines: Names of models that are fitted and measured for comparison with the run's model,
+            such as ``popularity``. Empty measures the run's model alone.
+        segments: Columns of the users' table, such as ``[country]``. The metrics are also reported
+            for the users of each value.
+        folds: Number of consecutive test windows of a temporal split. The run tests on the last
+            window, and ``recgrit run`` and ``recgrit evaluate`` make a further run for each earlier
+            window. 1 tests on one window.
+        exact_users: Number of test users for whom the lists of the beam search are compared with
+            the lists by exact scores of all items. 0 makes no comparison.
     """
 
     ks: tuple[int, ...] = DEFAULT_KS

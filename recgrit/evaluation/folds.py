@@ -1,4 +1,4 @@
-"""Folds of a temporal split: where they cut the time, and what they say together."""
+"""Folds of a temporal split: the cut-off times of each fold, and means of metrics over folds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from recgrit.evaluation.bootstrap import CONFIDENCE
 
 
 class Window(NamedTuple):
-    """A fold in time, in seconds since 1970.
+    """The cut-off times of one fold, in seconds since 1970.
 
     Args:
-        valid_from: Training has what lies before.
-        test_from: Validation lies between the two.
-        test_until: Test lies before; what comes later does not exist for the fold. None for the
-            last fold, which has all there is.
+        valid_from: Time before which interactions belong to training.
+        test_from: Time from which interactions belong to test. Validation has the interactions from
+            ``valid_from`` to this time.
+        test_until: Time before which interactions belong to test. Later interactions are left out
+            of the fold. None for the last fold, which includes all interactions.
     """
 
     valid_from: int
@@ -31,19 +32,20 @@ class Window(NamedTuple):
 def plan_windows(
     times: npt.NDArray[np.int64], folds: int, *, valid_share: float, test_share: float
 ) -> list[Window]:
-    """All folds, the oldest first; the last is the plain temporal split.
+    """Return the cut-off times of all folds, the oldest first.
 
-    Windows of test follow one another without a gap, about ``test_share`` of all interactions each;
-    what happened at once stays together.
+    The last fold is the plain temporal split. The test windows follow each other without a gap, and
+    each has about ``test_share`` of all interactions. Interactions at the same time are not split
+    between two parts.
 
     Args:
-        times: int64, of all interactions.
-        folds: How many there are, the last included.
-        valid_share: Share of all interactions between the training and the test of a fold.
-        test_share: Share of all interactions in a window.
+        times: Times of all interactions in seconds since 1970, int64.
+        folds: Number of folds, including the last.
+        valid_share: Share of all interactions in the validation part of a fold.
+        test_share: Share of all interactions in the test window of a fold.
 
     Raises:
-        DataError: So much happened at once that a part of a fold is empty.
+        DataError: A part of a fold is empty, because too many interactions have the same time.
 
     >>> for window in plan_windows(np.arange(100), 2, valid_share=0.1, test_share=0.1):
     ...     print(window)
@@ -75,7 +77,13 @@ def plan_windows(
 
 @dataclass(frozen=True)
 class FoldMean:
-    """A metric over folds: its mean and 95% interval."""
+    """The mean of a metric over folds, with a 95% interval.
+
+    Args:
+        mean: Mean of the metric over the folds.
+        low: Lower bound of the interval.
+        high: Upper bound of the interval.
+    """
 
     mean: float
     low: float
@@ -83,11 +91,16 @@ class FoldMean:
 
 
 def mean_over_folds(values: Sequence[float]) -> FoldMean:
-    """The mean of a metric over folds, with Student's interval of ``n - 1`` degrees of freedom.
+    """Compute the mean of a metric over folds, with a 95% interval by Student's t.
 
-    ``mean ± t s / √n`` (Student, Biometrika 1908). Folds share most of what they train on, so their
-    results are less independent than the interval assumes: it says how much a result depends on the
-    window of time, and not what a year of other users would give.
+    The interval is ``mean ± t s / √n`` with ``n - 1`` degrees of freedom (Student, Biometrika
+    1908), where n is the number of folds and s the standard deviation over folds. Folds share most
+    of their training data, so their results are less independent than the interval assumes. The
+    interval shows how much a result depends on the time window. It does not predict the result for
+    other users.
+
+    Args:
+        values: Metric of each fold, for at least two folds.
 
     >>> found = mean_over_folds([0.1, 0.2, 0.3])
     >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3)

@@ -1,9 +1,9 @@
-"""Lists that another tool made, in the form that is evaluated here.
+"""The reading and writing of recommendation lists of other tools, so that they can be evaluated.
 
-A table with one row per recommended item: ``user_id``, ``item_id`` and ``rank`` (from 1) or
-``score`` (the higher the better). Where a split has several targets of a user, ``row`` takes the
-place of ``user_id``: the number, from 0, of the line of the exported test or validation file that
-the list answers.
+The lists are a table with one row per recommended item. Its columns are ``user_id``, ``item_id``
+and either ``rank`` (counted from 1) or ``score`` (higher is better). If a split has several targets
+per user, the column ``row`` replaces ``user_id``. It holds the number of a line of the exported
+test or validation file, counted from 0, whose target the list is for.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def read_lists(
     user_ids: pl.Series,
     item_ids: pl.Series,
 ) -> Recommendations:
-    """The lists in a Parquet, CSV or tab-separated file.
+    """Read recommendation lists from a Parquet, CSV or tab-separated file.
 
     Args:
-        path: The file.
-        split: What the lists were made for.
-        split_name: Which of its targets.
-        user_ids: External id of each user_idx.
-        item_ids: External id of each item_idx.
+        path: File with the table of lists.
+        split: Split that the lists were made for.
+        split_name: Part of the split whose targets the lists are for, ``"valid"`` or ``"test"``.
+        user_ids: External id of each user, in the order of ``user_idx``.
+        item_ids: External id of each item, in the order of ``item_idx``.
 
     Raises:
-        DataError: The file cannot be read, lacks a column, names users or items that the split does
-            not have, or has two items on one place.
+        DataError: The file cannot be read, a column is missing, a user or an item is not in the
+            split, or two items of a list have the same rank.
     """
     rows = _read_table(path)
     key = "user_id" if split.owners is None else "row"
@@ -121,10 +121,15 @@ def _read_table(path: Path) -> pl.DataFrame:
 def without_history(
     lists: Recommendations, split: SequenceSplit, split_name: Split
 ) -> Recommendations:
-    """The same lists, each without the items of the history before its target.
+    """Return lists from which the items of the history before the target are filtered out.
 
-    They are as if the history had been masked down to the place where the longer list ended, so
-    bring lists that are longer than what is evaluated by the length of the history.
+    Filtering makes a list shorter. To evaluate k items, pass lists that are longer than k by the
+    length of the history.
+
+    Args:
+        lists: Lists by sequence of the split.
+        split: Split that the lists were made for.
+        split_name: Part of the split whose targets the lists are for, ``"valid"`` or ``"test"``.
     """
     items, scores = np.full_like(lists.items, NO_ITEM), np.full_like(lists.scores, -np.inf)
     for row, sequence in enumerate(lists.users.tolist()):
@@ -142,14 +147,14 @@ def name_lists(
     user_ids: pl.Series,
     item_ids: pl.Series,
 ) -> pl.DataFrame:
-    """Lists as a table that `read_lists` reads, with the rank and the score of each item.
+    """Return lists as a table that `read_lists` reads, with the rank and score of each item.
 
     Args:
-        lists: Of sequences that have a target.
-        split: What the lists were made for.
-        split_name: Which of its targets.
-        user_ids: External id of each user_idx.
-        item_ids: External id of each item_idx.
+        lists: Lists by sequence of the split. Each sequence has a target.
+        split: Split that the lists were made for.
+        split_name: Part of the split whose targets the lists are for, ``"valid"`` or ``"test"``.
+        user_ids: External id of each user, in the order of ``user_idx``.
+        item_ids: External id of each item, in the order of ``item_idx``.
     """
     rows = lists.to_polars()
     if split.owners is None:

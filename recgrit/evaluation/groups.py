@@ -1,7 +1,8 @@
-"""Test targets in groups: by history, by popularity, of new users, by what is known of users.
+"""Groups of test targets by history length, item popularity, new users and user attributes.
 
-An average over all targets hides whom a model serves badly. Each grouping is a mapping from a label
-to bool [T], the targets that are meant; groups without targets are left out.
+A mean over all targets hides for which users and items a model is bad, so metrics are also reported
+for groups. A grouping maps a label to bool ``[T]`` (T targets), true for the targets of the group.
+Groups without targets are left out.
 """
 
 from __future__ import annotations
@@ -16,36 +17,37 @@ from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError
 from recgrit.evaluation.report import EvaluationReport
 
-# Where a group of targets begins and ends, both included.
+# First and last value of each group, both included. None sets no upper limit.
 HISTORY_BINS = ((1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 POPULARITY_BINS = ((0, 0), (1, 4), (5, 9), (10, 19), (20, 49), (50, 99), (100, None))
 COLD_BINS = ((0, 0), (1, None))
 NEW_BINS = ((0, 0), (1, 1))
-# Values of a column that have a group of their own, the most frequent; quarters of numbers.
+# Largest number of values of a column that have a group of their own. A column with more numbers is
+# cut at these quantiles.
 MAX_SEGMENTS = 12
 QUARTERS = (0.25, 0.5, 0.75)
-# Users of whom a column says nothing, and those of all rarer values.
+# Labels of the group of users without a value, and of the group of all rarer values.
 UNKNOWN, OTHERS = "unknown", "others"
-# What groupings by a column of the users are called, before the name of the column.
+# Prefix of the names of groupings by a column of the users' table, before the column's name.
 SEGMENT = "segment: "
 
-# bool [T], which targets are meant.
+# bool [T], true for the targets of a group.
 Members = npt.NDArray[np.bool_]
 Groups = dict[str, Members]
 
 
 def group_targets(report: EvaluationReport, split: SequenceSplit) -> dict[str, Groups]:
-    """Targets of test by length of history and by popularity; cold ones, and those of new users.
+    """Group test targets by length of the history, popularity, cold items and new users.
 
-    Popularity is how often the target stands in the training parts; a cold target never does. A new
-    user has nothing in them: all of the history came later.
+    The popularity of a target is its number of interactions in the training parts. A cold target
+    has none. A new user has no interactions in the training parts.
 
     Args:
-        report: Says which targets were measured.
-        split: The split they were measured on.
+        report: Report on test, whose targets are grouped.
+        split: Split that the report was measured on.
 
     Returns:
-        The groups, by ``history``, ``popularity``, ``cold`` and ``new``.
+        The groupings by name: ``history``, ``popularity``, ``cold`` and ``new``.
     """
     sequences = report.sequences
     lengths = split.test_targets[sequences] - split.offsets[sequences]
@@ -64,19 +66,20 @@ def group_by_segments(
 ) -> dict[str, Groups]:
     """Group targets by the values of columns of the users' table.
 
-    Text has a group for each of its 12 most frequent values, and one for all others; numbers of
-    more than 12 values are cut at their quartiles over the users of the report.
+    A column of text has a group for each of its 12 most frequent values and a group for all others.
+    A column of numbers with more than 12 values is cut at the quartiles of its values over the
+    report's targets.
 
     Args:
-        report: Says which targets were measured.
-        users: Row i is ``user_idx`` i; None where nothing is known of users.
-        columns: Which columns.
+        report: Report whose targets are grouped.
+        users: Table of the users, in which row i is ``user_idx`` i. None if there is no table.
+        columns: Names of the columns to group by.
 
     Returns:
-        The groups, by ``segment: `` and the name of the column.
+        The groupings by name, which is ``segment: `` followed by the column's name.
 
     Raises:
-        ConfigError: `require_segments`.
+        ConfigError: A column cannot be used, see `require_segments`.
 
     >>> per_target = pl.DataFrame({"user_idx": [0, 1, 2]})
     >>> report = EvaluationReport(per_target, {}, {}, {})
@@ -92,10 +95,14 @@ def group_by_segments(
 
 
 def require_segments(users: pl.DataFrame | None, columns: Sequence[str]) -> None:
-    """Refuse segments that no table of users has.
+    """Check that the users' table has the columns to group by.
+
+    Args:
+        users: Table of the users. None if there is no table.
+        columns: Names of the columns to group by.
 
     Raises:
-        ConfigError: There is no table, or it has no such column, or one of lists.
+        ConfigError: There is no table, a column is missing, or a column holds lists.
     """
     if not columns:
         return
@@ -119,7 +126,7 @@ def require_segments(users: pl.DataFrame | None, columns: Sequence[str]) -> None
 
 
 def _segment(values: pl.Series) -> Groups:
-    """One column, a value a target."""
+    """Return the groups by the values of one column, of which each target has one."""
     if values.dtype.is_numeric() and values.drop_nulls().n_unique() > MAX_SEGMENTS:
         return _quarters(values)
     texts = values.cast(pl.String)
@@ -145,7 +152,7 @@ def _quarters(values: pl.Series) -> Groups:
 
 def _with_unknown(groups: Groups, values: pl.Series) -> Groups:
     unknown = _members(values.is_null())
-    # A value may be called as one of ours.
+    # A value of the column may itself be "unknown". Both groups are then united.
     groups[UNKNOWN] = groups.get(UNKNOWN, unknown) | unknown
     return {label: members for label, members in groups.items() if members.any()}
 

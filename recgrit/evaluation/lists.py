@@ -1,7 +1,9 @@
-"""What lists of recommendations are like, whoever they are right for: their reach and variety.
+"""Metrics of recommendation lists that need no targets: coverage, popularity and diversity.
 
-A list can be accurate and yet hold what everybody is shown anyway. These are functions of the
-lists, of the items' interactions in training, and of the items' features; no target is needed.
+A list can be accurate and still hold only items that everybody is shown. These metrics depend on
+the lists, on the items' interactions in training and on the items' features.
+
+Shapes: U users, K listed items, N items, D feature dimensions.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from recgrit.data.recommendations import NO_ITEM
 Lists = npt.NDArray[np.int32]
 PerList = npt.NDArray[np.float64]
 
-# The items with the most interactions make up the head; all others are the long tail.
+# Share of the catalogue that is the head, the items with the most interactions. All other items are
+# the long tail.
 HEAD_SHARE = 0.2
 
 
 def catalogue_coverage(items: Lists, num_items: int) -> float:
-    """Share of the catalogue that is in at least one list: ``|union of lists| / N``.
+    """Return the share of the catalogue that is in at least one list: ``|union of lists| / N``.
 
     Args:
-        items: int32 [U, K], item_idx by rank; `NO_ITEM` fills the end of short lists.
-        num_items: N.
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+            `NO_ITEM` fills the end of short lists.
+        num_items: Number of items in the catalogue, N.
 
     >>> catalogue_coverage(np.array([[0, 1], [1, -1]], dtype=np.int32), 4)
     0.5
@@ -32,10 +36,13 @@ def catalogue_coverage(items: Lists, num_items: int) -> float:
 
 
 def popularity_percentiles(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Where each item stands by its number of interactions, from 0 (fewest) to 1 (most).
+    """Return the popularity percentile of each item, from 0 (fewest interactions) to 1 (most).
 
-    ``(items with fewer + half of those with as many) / N``: the mean over the catalogue is 1/2, so
-    lists of random items have 1/2 on average.
+    The percentile is ``(items with fewer + half of the items with equally many) / N``. Its mean
+    over the catalogue is 1/2, so lists of random items have 1/2 on average.
+
+    Args:
+        counts: Number of training interactions of each item, int64 ``[N]``.
 
     >>> popularity_percentiles(np.array([7, 0, 2, 2])).tolist()
     [0.875, 0.125, 0.5, 0.5]
@@ -47,11 +54,11 @@ def popularity_percentiles(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.floa
 
 
 def mean_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
-    """Mean popularity percentile of each user's list; NaN for an empty list.
+    """Return the mean popularity percentile of each user's list; NaN for an empty list.
 
     Args:
-        items: int32 [U, K].
-        counts: int64 [N], interactions with each item in training.
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+        counts: Number of training interactions of each item, int64 ``[N]``.
 
     >>> lists = np.array([[0, 1], [0, -1]], dtype=np.int32)
     >>> mean_popularity(lists, np.array([7, 0, 2, 2])).tolist()
@@ -61,9 +68,14 @@ def mean_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
 
 
 def long_tail_share(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
-    """Share of each user's list outside the 20% of items with the most interactions.
+    """Return the share of each user's list that is outside the 20% most popular items.
 
-    Of items with equally many, those that come first count as having more; NaN for an empty list.
+    The most popular items are those with the most training interactions. Among items with equally
+    many, the one with the lower ``item_idx`` counts as more popular. An empty list has NaN.
+
+    Args:
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+        counts: Number of training interactions of each item, int64 ``[N]``.
 
     >>> counts = np.array([9, 1, 1, 1, 1])
     >>> long_tail_share(np.array([[0, 1], [2, 3]], dtype=np.int32), counts).tolist()
@@ -76,10 +88,14 @@ def long_tail_share(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
 
 
 def average_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
-    """Mean number of interactions of the items in each user's list; NaN for an empty list.
+    """Return the mean number of training interactions of each list's items; NaN if empty.
 
-    ``mean over listed i of counts[i]``, the popularity bias of Yin et al. (VLDB 2012). Unlike
-    `mean_popularity` it grows with the data, and a few bestsellers outweigh all else.
+    This is the popularity bias of Yin et al. (VLDB 2012). Unlike `mean_popularity`, it grows with
+    the size of the data, and a few bestsellers can dominate it.
+
+    Args:
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+        counts: Number of training interactions of each item, int64 ``[N]``.
 
     >>> lists = np.array([[0, 1], [0, -1]], dtype=np.int32)
     >>> average_popularity(lists, np.array([7, 0, 2, 2])).tolist()
@@ -91,16 +107,16 @@ def average_popularity(items: Lists, counts: npt.NDArray[np.int64]) -> PerList:
 def mean_self_information(
     items: Lists, num_takers: npt.NDArray[np.int64], num_users: int
 ) -> PerList:
-    """Novelty of each user's list, in bits: how surprising it is that somebody took its items.
+    """Return the novelty of each user's list in bits: high if few users interacted with its items.
 
-    ``mean over listed i of -log2(max(num_takers[i], 1) / num_users)`` (Zhou et al., PNAS 2010;
-    Vargas and Castells, RecSys 2011); NaN for an empty list. An item that nobody took counts as one
-    that one user did.
+    The novelty is the mean over the listed items i of
+    ``-log2(max(num_takers[i], 1) / num_users)`` (Zhou et al., PNAS 2010; Vargas and Castells,
+    RecSys 2011). An item without users counts like an item with one user. An empty list has NaN.
 
     Args:
-        items: int32 [U, K].
-        num_takers: int64 [N], users with each item in training.
-        num_users: Users in training.
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+        num_takers: Number of users who interacted with each item in training, int64 ``[N]``.
+        num_users: Number of users in training.
 
     >>> lists = np.array([[0, 1], [2, -1]], dtype=np.int32)
     >>> mean_self_information(lists, np.array([8, 2, 0]), 8).tolist()
@@ -111,16 +127,17 @@ def mean_self_information(
 
 
 def gini_index(items: Lists, num_items: int) -> float:
-    """How unevenly the catalogue is listed: 0 if all items are equally often, towards 1 if one is.
+    """Return the Gini index of the lists, which measures how unevenly they use the catalogue.
 
-    ``sum over i of (2 i - N - 1) x_i / (N sum of x)`` with x the number of lists of each item, from
-    the fewest (i = 1) to the most (i = N): half the mean difference of two items over the mean
-    (Gini, 1912; of recommendations: Fleder and Hosanagar, Management Science 2009). NaN if nothing
-    is listed.
+    The index is 0 if all items are listed equally often, and close to 1 if only one item is listed.
+    It is ``sum over i of (2 i - N - 1) x_i / (N sum of x)``, where x_i is the number of lists that
+    contain an item, sorted from the fewest (i = 1) to the most (i = N). This equals half of the
+    mean difference between two items, divided by the mean (Gini, 1912; for recommendations: Fleder
+    and Hosanagar, Management Science 2009). The index is NaN if no item is listed.
 
     Args:
-        items: int32 [U, K].
-        num_items: N.
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+        num_items: Number of items in the catalogue, N.
 
     >>> gini_index(np.array([[0, 1], [2, 3]], dtype=np.int32), 4)
     0.0
@@ -135,14 +152,16 @@ def gini_index(items: Lists, num_items: int) -> float:
 
 
 def intra_list_diversity(items: Lists, features: npt.NDArray[np.float32]) -> PerList:
-    """Mean cosine distance of the pairs in each user's list; NaN for lists of fewer than two.
+    """Return the mean cosine distance between two items of each user's list.
 
-    ``1 - mean over pairs of cos(x, y)``. With unit vectors, the pairs' sum of cosines is
-    ``(|sum of vectors|² - n) / 2``, so a list costs as much as its length, not its square.
+    The value is ``1 - mean over pairs of cos(x, y)``, and NaN for a list of fewer than two items.
+    For unit vectors, the sum of the cosines over all pairs of n items is
+    ``(|sum of vectors|² - n) / 2``, so the cost of a list grows linearly with its length.
 
     Args:
-        items: int32 [U, K].
-        features: float32 [N, D], such as those that were tokenized.
+        items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
+        features: Feature vectors of the items, float32 ``[N, D]``, such as the vectors that the
+            semantic IDs were made from.
 
     >>> features = np.array([[1, 0], [2, 0], [0, 3]], dtype=np.float32)
     >>> lists = np.array([[0, 1], [0, 2], [1, -1]], dtype=np.int32)

@@ -1,11 +1,13 @@
-"""Ranking metrics for one relevant item per list, as pure functions of that item's rank.
+"""Ranking metrics for lists with one relevant item, the target.
 
-A list and its target reduce to one number, the rank of the target. Every metric here is a function
-of it, per target and without averaging, so that intervals and paired comparisons need nothing else;
-serendipity also asks how popular the target is.
+Every metric is a function of the rank of the target in its list. Serendipity also depends on the
+popularity of the target. The functions return one value per target without averaging, so that
+intervals and paired comparisons can be computed from these values.
 
-NDCG has one definition here, since libraries disagree on it: with one relevant item the ideal DCG
-is 1, so a target's NDCG is 1 / log2(rank + 1), with rank from 1 and no further normalisation.
+Libraries disagree on the definition of NDCG. Here, with one relevant item, the ideal DCG is 1, so
+the NDCG of a target is 1 / log2(rank + 1), with ranks counted from 1 and no further normalisation.
+
+Shapes: T targets, K listed items, N items.
 """
 
 from __future__ import annotations
@@ -26,17 +28,18 @@ MISSED = 0
 
 
 def ranks_of_targets(items: npt.NDArray[np.int32], targets: npt.NDArray[np.int32]) -> Ranks:
-    """Rank of each target in its list, from 1; 0 where the list lacks it.
+    """Return the rank of each target in its list, counted from 1, and 0 if it is not listed.
 
     Args:
-        items: int32 [T, K], item_idx by rank; `NO_ITEM` fills the end of short lists.
-        targets: int32 [T], the one relevant item of each list.
+        items: Lists of items by ``item_idx``, best first, int32 ``[T, K]``. `NO_ITEM` fills the end
+            of short lists.
+        targets: The relevant item of each list, int32 ``[T]``.
 
     Returns:
-        int32 [T].
+        Ranks, int32 ``[T]``.
 
     Raises:
-        DataError: The shapes disagree.
+        DataError: The shapes of the arrays do not fit together.
 
     >>> items = np.array([[7, 3, 5], [4, 2, -1]], dtype=np.int32)
     >>> ranks_of_targets(items, np.array([3, 9], dtype=np.int32)).tolist()
@@ -47,16 +50,20 @@ def ranks_of_targets(items: npt.NDArray[np.int32], targets: npt.NDArray[np.int32
             f"Ranks need items [T, K] and targets [T], got {items.shape} and {targets.shape}."
         )
     ranks = np.zeros(len(items), dtype=np.int32)
-    # Filled places only: a missing target (-1) must not match the padding (-1).
+    # The padding is ignored, because a missing target (-1) must not match the padding (-1).
     rows, places = np.nonzero((items == targets[:, None]) & (items != NO_ITEM))
     ranks[rows] = places + 1
     return ranks
 
 
 def recall_at_k(ranks: Ranks, k: int) -> PerTarget:
-    """1 where the target is among the first k, else 0: ``[0 < rank <= k]``.
+    """Return the recall of each target: 1 if it is among the first k items of its list, else 0.
 
-    With one relevant item this is also the hit rate.
+    With one relevant item, recall equals the hit rate.
+
+    Args:
+        ranks: Rank of each target, int32 ``[T]``; 0 if it is not listed.
+        k: Number of items at the top of each list that count.
 
     >>> recall_at_k(np.array([1, 2, 11, 0], dtype=np.int32), 10).tolist()
     [1.0, 1.0, 0.0, 0.0]
@@ -65,19 +72,28 @@ def recall_at_k(ranks: Ranks, k: int) -> PerTarget:
 
 
 def ndcg_at_k(ranks: Ranks, k: int) -> PerTarget:
-    """Hits discounted by their rank: ``[0 < rank <= k] / log2(rank + 1)``.
+    """Return the NDCG of each target: ``1 / log2(rank + 1)`` for ranks from 1 to k, else 0.
+
+    Args:
+        ranks: Rank of each target, int32 ``[T]``; 0 if it is not listed.
+        k: Number of items at the top of each list that count.
 
     >>> ndcg_at_k(np.array([1, 2, 11, 0], dtype=np.int32), 10).round(4).tolist()
     [1.0, 0.6309, 0.0, 0.0]
     """
-    # A missed target has rank 0, whose discount log2(1) = 0 must not be divided by.
+    # A missed target has rank 0. It is replaced by 1, because log2(0 + 1) = 0 is no divisor.
     return np.where(_is_hit(ranks, k), 1.0 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
 
 
 def reciprocal_rank_at_k(ranks: Ranks, k: int) -> PerTarget:
-    """One over the rank of hits: ``[0 < rank <= k] / rank``; its mean is MRR@k.
+    """Return the reciprocal rank of each target: ``1 / rank`` for ranks from 1 to k, else 0.
 
-    Voorhees, TREC-8 (1999). It falls much faster with the rank than NDCG does.
+    The mean over targets is MRR@k (Voorhees, TREC-8, 1999). The reciprocal rank falls much faster
+    with the rank than NDCG does.
+
+    Args:
+        ranks: Rank of each target, int32 ``[T]``; 0 if it is not listed.
+        k: Number of items at the top of each list that count.
 
     >>> reciprocal_rank_at_k(np.array([1, 2, 11, 0], dtype=np.int32), 10).tolist()
     [1.0, 0.5, 0.0, 0.0]
@@ -86,10 +102,13 @@ def reciprocal_rank_at_k(ranks: Ranks, k: int) -> PerTarget:
 
 
 def popularity_ranks(counts: npt.NDArray[np.int64]) -> Ranks:
-    """Place of each item by its interactions in training: 1 for the most, equal for equal numbers.
+    """Return the popularity rank of each item, with 1 for the most training interactions.
 
-    Ranks leave no gap behind equal ones. Items without interactions have one more than there are
-    items, behind any place in a list.
+    Items with equally many interactions have equal ranks, and the next rank follows without a gap.
+    Items without interactions have rank N + 1, which is larger than any place in a list.
+
+    Args:
+        counts: Number of training interactions of each item, int64 ``[N]``.
 
     >>> popularity_ranks(np.array([5, 9, 0, 5, 2])).tolist()
     [2, 1, 6, 2, 3]
@@ -100,17 +119,19 @@ def popularity_ranks(counts: npt.NDArray[np.int64]) -> Ranks:
 
 
 def serendipity_at_k(ranks: Ranks, popularity: Ranks, k: int, num_items: int) -> PerTarget:
-    """How much higher hits stand in their lists than popularity puts them, over the list's length.
+    """Return the serendipity of each target: high if a hit is ranked far above its popularity.
 
-    ``[0 < rank <= k] max(p - q, 0) / k`` with ``p = (N + 1 - rank) / N`` for the list and
-    ``q = (N + 1 - popularity) / N`` for a list that everybody gets. This is serendipity as RecTools
-    defines it; that it is what is both right and not obvious: Ge et al., RecSys 2010.
+    The value is ``max(p - q, 0) / k`` for ranks from 1 to k, else 0. Here
+    ``p = (N + 1 - rank) / N`` comes from the rank in the user's list, and
+    ``q = (N + 1 - popularity) / N`` from the rank in a list by popularity. This is the definition
+    of RecTools. The idea that a serendipitous recommendation is right and not obvious is that of
+    Ge et al. (RecSys 2010).
 
     Args:
-        ranks: int32 [T], rank of each target, 0 where missed.
-        popularity: int32 [T], `popularity_ranks` of the targets.
+        ranks: Rank of each target, int32 ``[T]``; 0 if it is not listed.
+        popularity: Popularity rank of each target, int32 ``[T]``, see `popularity_ranks`.
         k: Length of the lists.
-        num_items: N, items of the catalogue.
+        num_items: Number of items in the catalogue, N.
 
     >>> ranks, popularity = np.array([1, 3, 0], dtype=np.int32), np.array([6, 1, 9], dtype=np.int32)
     >>> serendipity_at_k(ranks, popularity, 5, 10).tolist()
@@ -125,12 +146,12 @@ def _is_hit(ranks: Ranks, k: int) -> npt.NDArray[np.bool_]:
     return hits
 
 
-# By the name under which a metric is shown; logged in lower case, as recall_at_10.
+# Metrics by the name that is shown. They are logged in lower case, such as recall_at_10.
 METRICS: dict[str, Callable[[Ranks, int], PerTarget]] = {
     "Recall": recall_at_k,
     "NDCG": ndcg_at_k,
     "MRR": reciprocal_rank_at_k,
 }
-# Of these, the two that tables and comparisons have room for.
+# The metrics that tables and comparisons show, for which there is room.
 HEADLINES = ("Recall", "NDCG")
 SERENDIPITY = "Serendipity"

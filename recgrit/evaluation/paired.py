@@ -1,7 +1,10 @@
-"""Is one model better than another? Paired differences over users and seeds.
+"""Paired differences between two models, with intervals over users and seeds.
 
-Both models are measured on the same targets, each trained with several seeds. A difference varies
-with the users drawn and with the seeds drawn, so its uncertainty counts both.
+Both models are measured on the same targets, and each is trained with several seeds. The difference
+depends on the sample of users and on the sample of seeds, so the interval includes both sources of
+uncertainty.
+
+Shapes: S seeds, T targets, U users.
 """
 
 from __future__ import annotations
@@ -17,23 +20,23 @@ from recgrit.errors import DataError
 from recgrit.evaluation.bootstrap import CONFIDENCE
 from recgrit.evaluation.metrics import PerTarget, Ranks
 
-# Chance to find a difference that is as large as the minimum detectable effect.
+# Probability that a difference as large as the minimum detectable effect is found significant.
 POWER = 0.8
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much better the first of two models is.
+    """The difference between two models in a metric, the first model minus the second.
 
     Args:
         mean: Mean difference over targets and seeds.
-        low: Lower end of its 95% interval.
-        high: Upper end.
-        detectable: Minimum detectable effect: the true difference that such a comparison would
-            call significant at 5% with a chance of 80%.
-        baseline: Mean of the second model, for relative differences.
-        num_seeds: Seeds of each model.
-        num_users: Users whose targets both were measured on.
+        low: Lower bound of the 95% interval of the mean difference.
+        high: Upper bound of the 95% interval of the mean difference.
+        detectable: Minimum detectable effect, which is the true difference that such a comparison
+            finds significant at the 5% level with a probability of 80%.
+        baseline: Mean of the metric of the second model, for relative differences.
+        num_seeds: Number of seeds that each model was trained with.
+        num_users: Number of users whose targets both models were measured on.
     """
 
     mean: float
@@ -56,20 +59,21 @@ def paired_difference(
     *,
     owners: npt.NDArray[np.int64] | None = None,
 ) -> PairedDifference:
-    """Difference of two models' metric, paired by target and by seed.
+    """Compute the mean difference of a metric between two models, paired by target and seed.
 
-    The mean is over targets. Its variance is that over seeds (of means over targets) divided by S
-    plus that over users (of means over seeds) divided by U, less the part counted twice; both stand
-    for all seeds and users that might have been drawn. A user is drawn with all targets: where
-    users have several, the variance over users is that of their contributions to the mean
-    (`_by_user`). The interval takes Student's t with Satterthwaite's degrees of freedom, so few
-    seeds make it wide. With one seed only users are counted, and the result says nothing about
-    other seeds.
+    The users and seeds are treated as random samples. The variance of the mean is the sum of two
+    parts: the variance over seeds of the means over targets, divided by S, and the variance over
+    users of the means over seeds, divided by U. The variance that both parts contain is subtracted
+    once. If users have several targets, the variance over users is that of the users' contributions
+    to the mean (`_by_user`).
+
+    The interval uses Student's t with Satterthwaite's degrees of freedom, so it is wide for few
+    seeds. With one seed the interval covers users only, and the result may differ for other seeds.
 
     Args:
-        first: float64 [S, T], metric of each target under each seed.
-        second: float64 [S, T], the same targets and seeds.
-        owners: int64 [T], the user of each target; None where each user has one.
+        first: Metric of the first model for each seed and target, float64 ``[S, T]``.
+        second: Metric of the second model for the same seeds and targets, float64 ``[S, T]``.
+        owners: User of each target, int64 ``[T]``. None if each user has one target.
 
     Raises:
         DataError: The shapes differ, or there are fewer than two users.
@@ -100,7 +104,7 @@ def paired_difference(
             - difference.mean(axis=1, keepdims=True)
             + difference.mean()
         )
-        # What is neither the user's nor the seed's own is in both variances of means.
+        # The variance that neither users nor seeds explain is part of both variances of means.
         both = np.square(noise).sum() / ((num_seeds - 1) * (num_users - 1)) / difference.size
         variance = max(by_user + by_seed - both, by_user, by_seed)
         if variance > 0:
@@ -122,11 +126,13 @@ def paired_difference(
 def mean_over_seeds(
     values: npt.NDArray[np.float64], *, owners: npt.NDArray[np.int64] | None = None
 ) -> PairedDifference:
-    """The mean of a metric with its interval over users and seeds: its difference from nothing.
+    """Compute the mean of one model's metric, with an interval over users and seeds.
+
+    The result is the paired difference from a model whose metric is 0 everywhere.
 
     Args:
-        values: float64 [S, T], metric of each target under each seed.
-        owners: As for `paired_difference`.
+        values: Metric of the model for each seed and target, float64 ``[S, T]``.
+        owners: User of each target, int64 ``[T]``. None if each user has one target.
     """
     return paired_difference(values, np.zeros_like(values), owners=owners)
 
@@ -134,13 +140,17 @@ def mean_over_seeds(
 def _by_user(
     values: npt.NDArray[np.float64], owners: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """What each user contributes to the mean over targets: float64 [S, U].
+    """Return the contribution of each user to the mean over targets, float64 ``[S, U]``.
 
-    The mean over targets is a ratio, the users' totals over their numbers of targets. To first
-    order, user u with n of T targets and total s moves it as if users had one value each,
-    ``m + (s - n m) U / T``: m is the mean over all targets and seeds. The mean of these values over
-    users is the mean over targets, under each seed, and their variance is the cluster-robust one
-    of the ratio. A user's one target is left as it is where each has one.
+    The mean over targets is the ratio of the users' totals to their numbers of targets. It is
+    linearised: a user with n of the T targets and the total s gets the value
+    ``m + (s - n m) U / T``, where m is the mean over all targets and seeds. For each seed, the mean
+    of these values over users is the mean over targets. Their variance is the cluster-robust
+    variance of the ratio. If each user has one target, the values are returned unchanged.
+
+    Args:
+        values: Values for each seed and target, float64 ``[S, T]``.
+        owners: User of each target, int64 ``[T]``.
     """
     _, user, num_targets = np.unique(owners, return_inverse=True, return_counts=True)
     totals = np.stack([np.bincount(user, weights=of_seed) for of_seed in values])
@@ -159,17 +169,18 @@ def compare_ranks(
     *,
     owners: npt.NDArray[np.int64] | None = None,
 ) -> PairedDifference:
-    """First less second in a metric, paired on the seeds that both have.
+    """Compute the difference of a metric between two models from the ranks of the targets.
 
-    Where they have none in common, the lowest seeds are paired, then the next, and so on: any two
-    trainings can be compared, and seeds that share nothing only make the interval wider.
+    The models are paired on the seeds that both have. If they have no seed in common, the seeds of
+    each are sorted and paired in order. Such pairs make the interval wider, and it stays valid.
 
     Args:
-        first: Ranks of the same targets, by seed; at least one.
-        second: Likewise, of what is compared with.
-        metric: Such as `recall_at_k`.
-        k: Its cut-off.
-        owners: As for `paired_difference`.
+        first: Ranks of the targets by the first model, int32 ``[T]`` for each seed. It has at least
+            one seed.
+        second: Ranks of the same targets by the second model, for each seed.
+        metric: Metric as a function of ranks and k, such as `recall_at_k`.
+        k: Number of items at the top of each list that count.
+        owners: User of each target, int64 ``[T]``. None if each user has one target.
     """
     common = sorted(set(first) & set(second))
     pairs = [(seed, seed) for seed in common]

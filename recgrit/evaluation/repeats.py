@@ -1,4 +1,7 @@
-"""Test targets that stand in the history before them: how many, and what metrics say without."""
+"""Repeats: test targets that already occur in the history before them.
+
+The module counts the repeats, and makes a report on the other targets alone.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,21 @@ from recgrit.data.config import DataConfig
 from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.report import EvaluationReport
 
-# From this share of targets on that are in the history, new items have metrics of their own.
+# Share of repeats among the targets above which metrics are also reported for new items alone.
 MANY_REPEATS = 0.05
-# What these metrics are called.
+# Name of these metrics.
 NEW_ITEMS = "test_new_items"
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Targets of test that stand in the history before them already.
+    """The repeats among the targets of a report on test.
+
+    A repeat is a target that the user already interacted with in the history before it.
 
     Args:
-        is_repeat: bool [T], which of a report's targets do.
-        kept: What ``data.repeats`` is in the run.
+        is_repeat: bool ``[T]`` (T targets), true for the targets of the report that are repeats.
+        kept: Value of the run's setting ``data.repeats``, such as ``keep``.
     """
 
     is_repeat: npt.NDArray[np.bool_]
@@ -31,25 +36,35 @@ class Repeats:
 
     @classmethod
     def of(cls, report: EvaluationReport, split: SequenceSplit, data: DataConfig) -> Repeats:
-        """Those among the targets of a report of test."""
+        """Find the repeats among the targets of a report on test.
+
+        Args:
+            report: Report on test.
+            split: Split that the report was measured on.
+            data: Settings of the run's data.
+        """
         return cls(split.repeats("test", report.sequences), data.repeats)
 
     @property
     def share(self) -> float:
-        """Of all targets."""
+        """Share of repeats among all targets."""
         return float(self.is_repeat.mean())
 
     @property
     def are_many(self) -> bool:
-        """Whether they are so many that a headline over all targets misleads."""
+        """Whether there are so many repeats that the mean over all targets is misleading."""
         return self.share > MANY_REPEATS
 
     def of_new_items(self, masked: EvaluationReport) -> EvaluationReport | None:
-        """The report of all other targets, in masked lists; None where there are none."""
+        """Return the report on the targets that are not repeats; None if all targets are repeats.
+
+        Args:
+            masked: Report on the same targets with lists from which seen items are filtered out.
+        """
         return None if self.is_repeat.all() else masked.of_targets(~self.is_repeat)
 
     def explain(self) -> str:
-        """What they are, in words."""
+        """Return an explanation of the repeats and of the metrics on new items, as text."""
         new = int((~self.is_repeat).sum())
         told = (
             f"{self.share:.1%} of {len(self.is_repeat):,} test targets stand in the history before "

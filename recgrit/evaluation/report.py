@@ -1,7 +1,9 @@
-"""From recommendations to an `EvaluationReport`: numbers, their intervals, and how they were got.
+"""The `EvaluationReport` of a model's lists: metrics, their intervals, and the protocol.
 
-Numbers from different protocols cannot be compared, so the protocol (split, masking, search,
-order of ties, catalogue) travels with them.
+Metrics under different protocols cannot be compared. The report therefore contains the protocol:
+the split, whether seen items are filtered out, the search, the order of ties and the catalogue.
+
+Shapes: T targets.
 """
 
 from __future__ import annotations
@@ -44,17 +46,17 @@ _PER_TARGET = {
     "rank": pl.Int32,
     "popularity_rank": pl.Int32,
 }
-# Of means, which other machines add up in another order.
+# Tolerance in the comparison of means, because machines may add numbers in another order.
 ROUNDING = 1e-9
 
 
 class ReportKey(NamedTuple):
-    """Which report of a run: one model on one split, seen items kept or filtered out.
+    """The key of a report among the reports of a run.
 
     Args:
-        model: What the model is called in the run: its kind, such as ``trie`` or ``popularity``.
-        split: ``valid`` or ``test``.
-        masked: Whether the items of a user's history were kept out of the lists.
+        model: Name of the model in the run, such as ``trie`` or ``popularity``.
+        split: Part of the split whose targets were evaluated, ``valid`` or ``test``.
+        masked: Whether seen items were filtered out of the lists.
     """
 
     model: str
@@ -63,23 +65,23 @@ class ReportKey(NamedTuple):
 
     @classmethod
     def of_folder(cls, path: Path) -> ReportKey:
-        """The key of a report that lies in this folder."""
+        """Return the key of the report in a folder, from the folder's path."""
         split: Split = "valid" if path.name.startswith("valid") else "test"
         return cls(path.parent.name, split, path.name.endswith("_masked"))
 
     @property
     def folder(self) -> str:
-        """Where the report lies among a run's reports, such as ``trie/test_masked``."""
+        """Relative folder of the report among a run's reports, such as ``trie/test_masked``."""
         return f"{self.model}/{self.lists}"
 
     @property
     def lists(self) -> str:
-        """What the lists are called whoever made them, such as ``test_masked``."""
+        """Name of the evaluated lists without the model, such as ``test_masked``."""
         return f"{self.split}_masked" if self.masked else self.split
 
 
 class _Metric(BaseModel):
-    """A mean and its interval, which is NaN where there is none."""
+    """The mean and the interval of a metric in a saved report; NaN bounds mean no interval."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -104,7 +106,7 @@ class _Protocol(BaseModel):
 
 
 class _Saved(BaseModel):
-    """What stands in the file of a report."""
+    """The contents of the JSON file of a saved report."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -114,18 +116,24 @@ class _Saved(BaseModel):
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What one model reached on one split, target by target and on average.
+    """The results of one model on one split, for each target and as means.
 
     Args:
-        per_target: One row per target: ``user_idx`` int64, whose target it is; ``sequence`` int64,
-            the row of the split that ends with it; ``item_idx`` int32, the target; and ``rank``
-            int32, from 1, or 0 where the list lacks the target or there is no list; and
-            ``popularity_rank`` int32, the target's among all items by interactions in training.
-            Where a split has one target a user, ``sequence`` equals ``user_idx``.
-        protocol: How the numbers were got: ``split``, ``masked``, ``ks``, ``search``, ``ties``,
-            ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap``, ``seed``.
-        means: Mean over targets of each metric, such as ``recall_at_10``.
-        bounds: The 95% bootstrap interval of each mean, over users with all their targets.
+        per_target: Table with one row per target and these columns:
+
+            - ``user_idx`` (int64): the user of the target;
+            - ``sequence`` (int64): the row of the split that ends with the target, which equals
+              ``user_idx`` if each user has one target;
+            - ``item_idx`` (int32): the target;
+            - ``rank`` (int32): the rank of the target in its list, counted from 1, and 0 if the
+              target is not listed or there is no list;
+            - ``popularity_rank`` (int32): the rank of the target among all items by training
+              interactions.
+        protocol: Conditions of the measurement: ``split``, ``masked``, ``ks``, ``search``,
+            ``ties``, ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap`` and ``seed``.
+        means: Mean of each metric over the targets, by names such as ``recall_at_10``.
+        bounds: 95% bootstrap interval of each mean over users, by the same names. A user is
+            resampled together with all targets.
     """
 
     per_target: pl.DataFrame
@@ -135,37 +143,37 @@ class EvaluationReport:
 
     @property
     def ranks(self) -> Ranks:
-        """int32 [T], the rank of each target; 0 where missed."""
+        """Rank of each target in its list, int32 ``[T]``; 0 if it is not listed."""
         return self.per_target["rank"].to_numpy()
 
     @property
     def users(self) -> npt.NDArray[np.int64]:
-        """int64 [T], the user_idx whose target each is."""
+        """User of each target by ``user_idx``, int64 ``[T]``."""
         return self.per_target["user_idx"].to_numpy()
 
     @property
     def sequences(self) -> npt.NDArray[np.int64]:
-        """int64 [T], the row of the split that each target stands in."""
+        """Row of the split that ends with each target, int64 ``[T]``."""
         return self.per_target["sequence"].to_numpy()
 
     @property
     def ks(self) -> tuple[int, ...]:
-        """The list lengths evaluated at."""
+        """List lengths at which the metrics are computed."""
         return tuple(self.protocol["ks"])
 
     def metrics(self) -> dict[str, float]:
-        """Means by name: ``recall_at_5``, ``ndcg_at_5``, ..., ``serendipity_at_20``."""
+        """Return the mean of each metric by name, from ``recall_at_5`` to ``serendipity_at_20``."""
         return dict(self.means)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """95% bootstrap intervals over users, by the same names."""
+        """Return the 95% bootstrap interval of each metric's mean, by the names of `metrics`."""
         return dict(self.bounds)
 
     def require_targets_of(self, split: SequenceSplit) -> None:
-        """Refuse a report of other targets than those of a split.
+        """Check that the targets of this report are targets of a split.
 
         Raises:
-            DataError: It is of others.
+            DataError: The report has other targets.
         """
         name = self.protocol["split"]
         _check_sequences(self.sequences, split, name)
@@ -176,7 +184,7 @@ class EvaluationReport:
             raise DataError(f"The report on {name} is of other targets than the run has there.")
 
     def _check(self) -> None:
-        """Compare the parts with one another.
+        """Check that table, protocol, means and intervals of a loaded report fit together.
 
         Raises:
             ValueError: They do not fit together.
@@ -190,21 +198,21 @@ class EvaluationReport:
             raise ValueError("a rank is negative, or a target stands there twice")
         values = _metrics_of(frame, self.ks, protocol["num_items"])
         if self.means.keys() != values.keys() or any(
-            # A NaN is not near anything.
+            # Written with "not", so that a NaN, which compares false with everything, is refused.
             not abs(self.means[name] - value.mean()) <= ROUNDING
             for name, value in values.items()
         ):
             raise ValueError("the metrics are not those of the ranks")
         for name, (low, high) in self.bounds.items():
-            # Of so few users that there is no interval: both are NaN.
+            # Both bounds are NaN if there are too few users for an interval.
             if not (0 <= low <= high <= 1 or (np.isnan(low) and np.isnan(high))):
                 raise ValueError(f"the interval of {name} is {low} to {high}")
 
     def of_targets(self, members: npt.NDArray[np.bool_]) -> EvaluationReport:
-        """The report of some of the targets alone, with intervals of their own.
+        """Return the report on some of the targets, with newly computed means and intervals.
 
         Args:
-            members: bool [T], the targets that are meant; at least one.
+            members: bool ``[T]``, true for the targets of the new report. At least one is true.
         """
         per_target = self.per_target.filter(pl.Series(members))
         protocol = self.protocol | {
@@ -214,7 +222,7 @@ class EvaluationReport:
         return EvaluationReport(per_target, protocol, *_summarize(per_target, protocol))
 
     def to_polars(self) -> pl.DataFrame:
-        """The per-target table with a column for each metric."""
+        """Return the table of targets with one more column for each metric."""
         return self.per_target.with_columns(
             pl.Series(name, values)
             for name, values in _metrics_of(
@@ -223,11 +231,11 @@ class EvaluationReport:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """`to_polars` as a pandas frame."""
+        """Return the table of `to_polars` as a pandas frame."""
         return self.to_polars().to_pandas()
 
     def save(self, directory: Path) -> None:
-        """Write ``per_target.parquet`` and ``evaluation.json``."""
+        """Write the report to ``per_target.parquet`` and ``evaluation.json`` in a folder."""
         self.per_target.write_parquet(directory / PER_TARGET_NAME)
         values = {
             "protocol": self.protocol,
@@ -241,10 +249,11 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, directory: Path) -> EvaluationReport:
-        """Read what `save` wrote.
+        """Load a report from the files that `save` wrote.
 
         Raises:
-            ArtifactError: A file is missing or cannot be read.
+            ArtifactError: A file is missing or cannot be read, or the parts of the report do not
+                fit together.
         """
         try:
             values = json.loads((directory / REPORT_NAME).read_text(encoding="utf-8"))
@@ -266,7 +275,10 @@ class EvaluationReport:
 
 
 def describe_search(beam_width: int | None) -> str:
-    """How a model's lists were found, for the protocol; None stands for scores of all items.
+    """Return how a model's lists were found, as text for the protocol of a report.
+
+    Args:
+        beam_width: Number of prefixes that the beam search kept. None if all items were scored.
 
     >>> describe_search(50), describe_search(None)
     ('beam of 50', 'all items scored')
@@ -275,7 +287,10 @@ def describe_search(beam_width: int | None) -> str:
 
 
 def describe_ties(data: DataConfig) -> str:
-    """How interactions with equal timestamps were ordered, for the protocol.
+    """Return how interactions with equal timestamps were ordered, as text for the protocol.
+
+    Args:
+        data: Settings of the run's data.
 
     >>> describe_ties(DataConfig())
     'file order'
@@ -296,28 +311,29 @@ def evaluate_recommendations(
     num_bootstrap: int = DEFAULT_NUM_BOOTSTRAP,
     sequences: npt.NDArray[np.int64] | None = None,
 ) -> EvaluationReport:
-    """Compare each list with the item that the user interacted with next.
+    """Evaluate recommendation lists against the items that the users interacted with next.
 
     Args:
-        recommendations: Lists at least as long as the largest k, by sequence of the split.
-        split: Where the targets stand.
-        split_name: Which targets: ``"valid"`` or ``"test"``.
-        masked: Whether the items of each user's history were kept out of the lists.
-        search: How the lists were found: `describe_search` of a model here, or what is known of
-            lists from elsewhere, such as ``"lists from sasrec.csv"``.
-        ties: How interactions with equal timestamps were ordered: `describe_ties` of the data.
+        recommendations: Lists by sequence of the split, at least as long as the largest k.
+        split: Split that holds the targets.
+        split_name: Part of the split whose targets are used, ``"valid"`` or ``"test"``.
+        masked: Whether seen items were filtered out of the lists.
+        search: How the lists were found, for the protocol: `describe_search` for a model of
+            recgrit, or a text such as ``"lists from sasrec.csv"`` for other lists.
+        ties: How interactions with equal timestamps were ordered, for the protocol; see
+            `describe_ties`.
         seed: Seed of the bootstrap.
-        ks: The list lengths to evaluate at.
+        ks: List lengths at which the metrics are computed.
         num_bootstrap: Number of bootstrap resamples.
-        sequences: Evaluate these only, int64 [T]; None takes every sequence with a target. One
-            without a list counts as missed, and a list of any other is left out.
+        sequences: Sequences to evaluate, int64 ``[T]``. A sequence without a list counts as missed.
+            Lists of other sequences are ignored. None evaluates every sequence with a target.
 
     Returns:
-        The report, its sequences in ascending order.
+        The report, with sequences in ascending order.
 
     Raises:
-        DataError: Lists are shorter than the largest k, hold items outside the catalogue, or a
-            user has two; or a user asked for has no target.
+        DataError: Lists are shorter than the largest k, contain items outside the catalogue, or are
+            given twice for a user; or a sequence to evaluate has no target.
     """
     config = EvaluationConfig(ks=tuple(ks), num_bootstrap=num_bootstrap)
     sequences = split.target_users(split_name) if sequences is None else np.unique(sequences)
@@ -361,7 +377,7 @@ def evaluate_recommendations(
 def _metrics_of(
     per_target: pl.DataFrame, ks: Iterable[int], num_items: int
 ) -> dict[str, PerTarget]:
-    """All metrics, float64 [T], by name."""
+    """Return the values of all metrics for each target, float64 ``[T]``, by name."""
     ranks = per_target["rank"].to_numpy()
     popularity = per_target["popularity_rank"].to_numpy()
     found = {
@@ -376,13 +392,14 @@ def _metrics_of(
 def _summarize(
     per_target: pl.DataFrame, protocol: dict[str, Any]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The mean of each metric, and its interval."""
+    """Return the mean and the 95% interval of each metric, by name."""
     values = _metrics_of(per_target, protocol["ks"], protocol["num_items"])
     by_rank = {name: found for name, found in values.items() if not _is_serendipity(name)}
     others = {name: found for name, found in values.items() if _is_serendipity(name)}
     ranks, owners = per_target["rank"].to_numpy(), per_target["user_idx"].to_numpy()
     draws, seed = protocol["num_bootstrap"], protocol["seed"]
-    # Equal numbers for targets of equal values, as all misses are.
+    # Serendipity depends on the rank and on the popularity rank. Targets with equal pairs of both
+    # get equal numbers, and so do all missed targets, because their serendipity is 0.
     popularity = per_target["popularity_rank"].to_numpy().astype(np.int64)
     pairs = np.where(ranks == MISSED, 0, ranks * (protocol["num_items"] + 2) + popularity)
     kinds = np.unique(pairs, return_inverse=True)[1].astype(np.int32)

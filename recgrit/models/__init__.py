@@ -1,1 +1,1 @@
-"""Models: each is built, trained, saved and loaded by one contract, and gives a `Ranker`."""
+"""Recommendation models that are fitted, saved and loaded through one contract, `Model`."""

@@ -1,6 +1,6 @@
-"""Settings of the models; free of torch.
+"""Settings of all models except the trie model, without importing torch.
 
-Those of the trie model are in `recgrit.retrieval.config`.
+The settings of the trie model are in `recgrit.retrieval.config`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from recgrit.training.config import TrainingConfig, TransformerConfig
 
 
 class ModelConfig(Config):
-    """Which model is trained. ``model=sasrec`` for short.
+    """Choice of the model that is trained. ``model=sasrec`` is short for ``model.kind=sasrec``.
 
     Args:
-        kind: ``trie`` (settings in ``retriever``), ``sasrec``, ``tiger``, ``decoder``,
-            ``transitions``, ``item_knn`` (settings in sections of these names), ``popularity``, or
-            the dotted path of a model of your own.
-        settings: Settings of a model of your own, as its ``settings_class`` has them.
+        kind: Name of the model: ``trie``, ``sasrec``, ``tiger``, ``decoder``, ``transitions``,
+            ``item_knn`` or ``popularity``. The settings of ``trie`` are in the section
+            ``retriever``, those of the others in the section of the model's name; ``popularity``
+            has no settings. For a model of your own, give its dotted path, such as
+            ``package.module.Class``.
+        settings: Settings of a model of your own, with the names that its ``settings_class``
+            defines. Leave it empty for the models of recgrit.
     """
 
     kind: str = "trie"
@@ -37,7 +40,10 @@ class SASRecConfig(TransformerConfig):
     """Settings of SASRec and its training.
 
     Args:
-        neighbours: Kinds of neighbours that count beside the model, as in ``retriever``.
+        neighbours: Kinds of item neighbours whose scores are combined with the model's scores:
+            ``near`` (items that occur near the history's items in other histories), ``next`` (items
+            that come right after them there) and ``alike`` (items with a similar text). Empty uses
+            the model alone.
     """
 
     epochs: int = Field(30, ge=1, le=1_000_000)
@@ -46,12 +52,15 @@ class SASRecConfig(TransformerConfig):
 
 
 class ItemVectorConfig(TransformerConfig):
-    """How item vectors are learned from sequences, where semantic IDs are fitted to them.
+    """Settings for learning item vectors from sequences, which semantic IDs are then fitted to.
+
+    The settings are used if ``tokenizer.objective`` is ``item_vectors`` or ``next_item``.
 
     Args:
-        quantized_epochs: With ``tokenizer.objective=next_item``, passes in which codebooks and
-            vectors learn together.
-        quantized_learning_rate: Of these passes; each moves items to other codes.
+        quantized_epochs: Number of epochs in which codebooks and item vectors are trained together.
+            Used only with ``tokenizer.objective=next_item``.
+        quantized_learning_rate: Learning rate of these epochs. A larger rate lets more items change
+            their codes in each epoch.
     """
 
     epochs: int = Field(10, ge=1, le=1_000_000)
@@ -62,10 +71,10 @@ class ItemVectorConfig(TransformerConfig):
 
 
 class TokenModelConfig(TrainingConfig):
-    """Settings that models over tokens of semantic IDs have in common.
+    """Settings that are common to the models over tokens of semantic IDs, TIGER and the decoder.
 
     Args:
-        valid_beam_width: Beam width of validation while training.
+        valid_beam_width: Beam width of the beam search in the validation after each epoch.
     """
 
     epochs: int = Field(200, ge=1, le=1_000_000)
@@ -74,16 +83,16 @@ class TokenModelConfig(TrainingConfig):
 
 
 class TigerConfig(TokenModelConfig):
-    """Settings of TIGER, of the published size, and its training.
+    """Settings of TIGER and its training. The defaults are the published sizes.
 
     Args:
-        model_dim: Size of all vectors.
-        num_layers: Layers of the encoder, and of the decoder.
-        num_heads: Attention heads.
-        head_dim: Size of each head.
-        hidden_dim: Size of the feed-forward nets.
-        history_length: Longest history read, in items.
-        dropout: Rate everywhere.
+        model_dim: Number of dimensions of all token vectors.
+        num_layers: Number of layers of the encoder, and also of the decoder.
+        num_heads: Number of attention heads of each layer.
+        head_dim: Number of dimensions of each attention head.
+        hidden_dim: Number of hidden units of each feed-forward network.
+        history_length: Number of items of a history that the model reads, the most recent ones.
+        dropout: Dropout rate in all parts of the network.
     """
 
     batch_targets: int = Field(256, ge=1, le=2**24)
@@ -104,11 +113,13 @@ class DecoderConfig(TokenModelConfig, TransformerConfig):
 
 
 class TransitionsConfig(Config):
-    """Settings of neighbours alone.
+    """Settings of the model ``transitions``, which ranks by item neighbours without training.
 
     Args:
-        neighbours: Kinds of them, as in ``retriever``.
-        history_length: Items of a history that are read.
+        neighbours: Kinds of item neighbours to use, at least one: ``near`` (items that occur near
+            the history's items in other histories), ``next`` (items that come right after them
+            there) and ``alike`` (items with a similar text).
+        history_length: Number of items of a history that the model reads, the most recent ones.
     """
 
     neighbours: tuple[NeighbourKind, ...] = Field(("near", "next", "alike"), min_length=1)
@@ -116,14 +127,17 @@ class TransitionsConfig(Config):
 
 
 class ItemKNNConfig(Config):
-    """Settings of item-kNN.
+    """Settings of the model ``item_knn``, which ranks by similarity to the history's items.
 
     Args:
-        num_neighbours: Most similar items kept of each item.
-        window: How many positions apart two items of a user may stand to count as a pair.
-        shrinkage: Added to the norm: small counts are trusted less.
-        discount: Weight of an item of the history relative to the one after it.
-        history_length: Items of a history that are read.
+        num_neighbours: Number of most similar items to keep per item.
+        window: Largest distance, in positions of a user's history, at which two items count as a
+            pair.
+        shrinkage: Constant that is added to the denominator of the cosine similarity. A larger
+            value lowers similarities that rest on few interactions.
+        discount: Weight of an item of the history relative to the item after it, so that recent
+            items count more. 1 weighs all items equally.
+        history_length: Number of items of a history that the model reads, the most recent ones.
     """
 
     num_neighbours: int = Field(100, ge=1, le=1_000_000)

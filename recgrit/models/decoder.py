@@ -1,6 +1,7 @@
-"""One causal stream of code tokens, read and written by a decoder alone.
+"""The decoder-only model: one causal transformer over the codes of a history's items.
 
-The codes of item after item are one sequence, and all its positions are targets at once.
+The codes of all items of a history form one sequence of tokens. The training predicts the codes of
+all items of a history at once, each from the tokens before it.
 
 Shapes: B rows, T history items, S history tokens (T times L), L levels, W beams, D dimensions.
 """
@@ -26,16 +27,16 @@ from recgrit.retrieval.dropout import Dropout
 
 
 class DecoderOnly(TokenNetwork):
-    """One causal stream of tokens, the codes of item after item.
+    """A causal transformer over the sequence of the codes of a history's items.
 
     Args:
-        codes: int ``[N, L]``.
+        codes: Semantic IDs of all items, int ``[N, L]``.
         codebook_sizes: Number of codes of each level.
-        model_dim: D.
-        num_layers: Transformer layers.
-        num_heads: Attention heads.
-        history_length: Longest history, in items.
-        dropout: Rate everywhere.
+        model_dim: Number of dimensions of all token vectors, D.
+        num_layers: Number of transformer layers.
+        num_heads: Number of attention heads of each layer.
+        history_length: Number of items of a history that the network reads at most.
+        dropout: Dropout rate in all parts of the network.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class DecoderOnly(TokenNetwork):
     ) -> None:
         tables = TokenTables(codes, codebook_sizes, model_dim)
         super().__init__(tables, history_length=history_length)
-        # One item more: the one that is being written.
+        # One position more than the history has items, for the item that is predicted.
         self.positions = nn.Parameter(0.02 * torch.randn(history_length + 1, model_dim))
         self.levels = nn.Parameter(0.02 * torch.randn(self.tables.num_levels, model_dim))
         self.layers = nn.ModuleList(
@@ -69,13 +70,19 @@ class DecoderOnly(TokenNetwork):
         self.dropout = Dropout(dropout)
 
     def _embed(self, items: Tensor) -> Tensor:
-        """Tokens of items ``[B, T]`` as inputs ``[B, S, D]``."""
+        """Return the input vectors of the tokens of items ``[B, T]``, ``[B, S, D]``."""
         x = self.tables.embed(self.tables.item_tokens[items]) + self.levels
         inputs: Tensor = self.dropout(x + self.positions[: items.shape[1], None]).flatten(1, 2)
         return inputs
 
     def read(self, histories: Histories) -> tuple[Tensor, ...]:
-        """Inputs of every layer ``[B, S, D]``, last states, and which tokens are no padding."""
+        """Encode histories, and return the tensors that `next_states` reads.
+
+        Returns:
+            The state after the last token ``[B, D]``; which tokens are not padding, bool
+            ``[B, S]``; the lengths of the histories ``[B]``; and the inputs of each layer
+            ``[B, S, D]``, to which the tokens of the beams attend.
+        """
         x = self._embed(histories.items)
         inputs = []
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
@@ -88,7 +95,15 @@ class DecoderOnly(TokenNetwork):
         return (last, present, histories.lengths, *inputs)
 
     def next_states(self, context: tuple[Tensor, ...], chosen: Tensor) -> Tensor:
-        """The state after all tokens of each beam."""
+        """Return the state of each beam after its last token, which predicts its next code.
+
+        Args:
+            context: Tensors that `read` returned.
+            chosen: The l tokens that each beam has chosen so far, int64 ``[B, W, l]``.
+
+        Returns:
+            States ``[B, W, D]``.
+        """
         last, present, lengths, *inputs = context
         num_users, width, length = chosen.shape
         if length == 0:
@@ -107,29 +122,34 @@ class DecoderOnly(TokenNetwork):
         return states
 
     def loss(self, plan: Batch) -> TrainingLoss:
-        """All tokens that follow, of the supervised positions."""
+        """Compute the loss of a batch's targets, each the item that follows a history position.
+
+        Args:
+            plan: Histories with their target items and weights.
+        """
         num_levels = self.tables.num_levels
-        # The stream holds the last target too: its first codes are read to tell the later ones.
+        # The sequence includes the last target, because its later codes are predicted from its
+        # first codes.
         items = F.pad(plan.histories, (0, 1))
-        # Where a history ends early, what follows its end is its target, not padding.
+        # In a row that ends early, the target takes the place of the padding after the last item.
         items[plan.users, plan.ends + 1] = plan.targets
         x = self._embed(items)
         causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         for layer in self.layers:
             x = layer(x, causal.unsqueeze(0))
-        # The state before each token of item t + 1: shifted by one token.
+        # The code of level l of item t + 1 is predicted from the state of the token before it.
         states = self.norm(x)[:, num_levels - 1 : -1].unflatten(1, (-1, num_levels))
         return self.tables.loss(states.flatten(0, 1)[plan.positions], plan.targets, plan.weights)
 
 
 class DecoderModel(TokenModel):
-    """The decoder-only model as a plug."""
+    """A model that ranks items with the decoder-only network, `DecoderOnly`."""
 
     settings_class = DecoderConfig
 
     @classmethod
     def build(cls, items: CatalogueInputs, settings: DecoderConfig) -> DecoderOnly:
-        """An untrained network over the IDs of a catalogue."""
+        """Return an untrained network over the semantic IDs of a catalogue."""
         return DecoderOnly(
             *codes_of(items),
             model_dim=settings.model_dim,

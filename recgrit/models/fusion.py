@@ -1,8 +1,9 @@
-"""Several retrievers as one ranker: the mean of their probabilities.
+"""A ranker that combines several retrievers by the mean of their item probabilities.
 
-Each may have semantic IDs of its own, so an item has several IDs and is found by any of them; what
-they agree on is the item. The mean of probabilities is again one over items; where neighbours boost
-scores, it is the mean of what they make of the probabilities.
+The retrievers may have different semantic IDs over the same items. An item then has several IDs,
+and each retriever can find it by its own ID. The mean of the probabilities is again a probability
+distribution over items. Where neighbours add bonuses to the scores, the mean is over the
+exponentials of these scores.
 
 Shapes: B users, K listed items, R rankers.
 """
@@ -20,16 +21,16 @@ from recgrit.retrieval.leaves import merge_runs
 
 
 class FusedRanker:
-    """Ranks items by the mean probability over several rankers.
+    """A ranker that orders items by their mean probability over several rankers.
 
     Args:
-        rankers: Their scores are those of the retriever, over the same items: log P(item |
-            history), or more where neighbours boost it.
-        depth: Items asked of each ranker, at most its beam width; what is farther down its list
-            counts as probability 0.
+        rankers: Rankers over the same items. Their scores are log P(item | history), plus the
+            additive bonus of neighbours if they use neighbours.
+        depth: Number of items that each ranker lists, at most its beam width. An item that a ranker
+            does not list counts with probability 0 for this ranker.
 
     Raises:
-        ConfigError: There are none, or they read histories of different lengths.
+        ConfigError: There are no rankers, or they read histories of different lengths.
     """
 
     def __init__(self, rankers: Sequence[Ranker], *, depth: int = 50) -> None:
@@ -45,22 +46,25 @@ class FusedRanker:
 
     @property
     def history_length(self) -> int:
-        """Items of a history that are read."""
+        """Number of items of a history that the rankers read, the most recent ones."""
         return self.rankers[0].history_length
 
     @property
     def batch_users(self) -> int:
-        """Users ranked at once."""
+        """Number of users that are ranked at once, the smallest of all rankers."""
         return min(ranker.batch_users for ranker in self.rankers)
 
     @property
     def device(self) -> torch.device:
-        """Where histories are wanted."""
+        """Device on which the histories have to be, that of the first ranker."""
         return self.rankers[0].device
 
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories."""
+        """Return the ``top_k`` items with the highest mean probability for each history.
+
+        The arguments are those of `recgrit.ranking.Ranker.rank`.
+        """
         depth = max(top_k, self.depth)
         found = [ranker.rank(histories, top_k=depth, excluded=excluded) for ranker in self.rankers]
         items, order = torch.cat([ranked.items for ranked in found], dim=1).sort(dim=-1)

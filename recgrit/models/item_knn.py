@@ -1,7 +1,8 @@
-"""Item-kNN: items that users interacted with near those of the history, the recent ones first.
+"""Item-kNN: a model that recommends items that are similar to the items of a user's history.
 
-The score of an item is the sum of its similarities (`recgrit.retrieval.neighbours.find_similar`)
-with the last items of the history, discounted by their age.
+Two items are similar if users interacted with both of them near each other in their histories
+(`recgrit.retrieval.neighbours.find_similar`). The score of an item is the sum of its similarities
+with the last items of the history, in which older items have smaller weights.
 
 Shapes: B users, T history items, N items.
 """
@@ -30,12 +31,13 @@ SIMILARITIES_NAME = "similarities.npz"
 
 
 class ItemKNN(Model):
-    """Ranks by similarity of items, computed from training parts only.
+    """A model that ranks items by similarities that are counted in the training parts.
 
     Args:
-        similarities: Sparse float64 ``[N, N]``, row i holds the items most similar to item i.
-        discount: Weight of an item of the history relative to the one after it.
-        history_length: Items of a history that are read.
+        similarities: Similarities of the items, sparse float64 ``[N, N]``. Row i holds the items
+            most similar to item i.
+        discount: Weight of an item of the history relative to the item after it.
+        history_length: Number of items of a history that the model reads, the most recent ones.
     """
 
     settings_class = ItemKNNConfig
@@ -58,7 +60,7 @@ class ItemKNN(Model):
         on_epoch: Callable[[Any], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Count pairs in the training parts."""
+        """Compute the similarities from pairs of items in the training parts; see `Model.fit`."""
         similarities = find_similar(
             split,
             num_neighbours=settings.num_neighbours,
@@ -71,15 +73,16 @@ class ItemKNN(Model):
         return Fitted(model, FitSummary({"similarities": similarities.nnz}))
 
     def save(self, directory: Path) -> None:
-        """Write ``similarities.npz``."""
+        """Write the similarities to ``similarities.npz`` in an existing folder."""
         sparse.save_npz(directory / SIMILARITIES_NAME, self.similarities)
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: ItemKNNConfig) -> Self:
-        """Read what `save` wrote.
+        """Load a model from the file that `save` wrote.
 
         Raises:
-            DataError: It is of other items.
+            DataError: The similarities have another number of items, another number format, or
+                values that are not finite.
         """
         similarities = sparse.csr_array(sparse.load_npz(directory / SIMILARITIES_NAME))
         similarities.check_format(full_check=True)
@@ -90,11 +93,11 @@ class ItemKNN(Model):
         return cls(similarities, discount=settings.discount, history_length=settings.history_length)
 
     def neighbour_table(self) -> sparse.csr_array:
-        """See `Model.neighbour_table`."""
+        """Return the similarities; see `Model.neighbour_table`."""
         return self.similarities
 
     def score(self, histories: Histories) -> Tensor:
-        """Scores float32 ``[B, N]``."""
+        """Return the scores of all items for each history, float32 ``[B, N]``."""
         items, lengths = histories.items.numpy(), histories.lengths.numpy()
         rows = np.repeat(np.arange(len(items)), lengths)
         positions = np.concatenate([np.arange(length) for length in lengths])
@@ -107,7 +110,7 @@ class ItemKNN(Model):
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None
     ) -> ScoreRanker:
-        """See `Model.ranker`; every item is scored."""
+        """Return a ranker that scores every item and ignores ``beam_width``; see `Model.ranker`."""
         return ScoreRanker(
             self.score,
             num_items=self.similarities.shape[0],

@@ -1,9 +1,11 @@
-"""IDs that are learned from sequences: first the item vectors, then vectors and codebooks together.
+"""Semantic IDs that are learned from sequences instead of from item features alone.
 
-The network is that of `recgrit.models.next_item`, trained by the one loop and put away afterwards:
-what is left is a tokenizer, and what it quantizes of the catalogue.
+First the item vectors are learned, then codebooks are fitted to them. With the objective
+``next_item``, vectors and codebooks are then trained together. The network is
+`recgrit.models.next_item.NextItemNetwork`. After the training only a tokenizer and the latents of
+the items are kept, and the rest of the network is discarded.
 
-Shapes: N items, D dimensions, F features.
+Shapes: N items, D dimensions, F features, L levels.
 """
 
 from __future__ import annotations
@@ -52,16 +54,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IdEpoch:
-    """What became of the IDs in one epoch of learning them.
+    """Statistics of the semantic IDs after one epoch in which codebooks and vectors are trained.
 
     Args:
-        epoch: From 0, the start.
-        moved: Share of items whose ID is another than an epoch before.
-        moved_since_start: Share of items whose ID is another than at the start.
-        first_code_moved: Share of items whose first code is another than at the start.
-        collision_rate: Share of items whose ID another item has too.
-        perplexities: Of the codes of each level.
-        gap: Mean squared distance of latents from their codes, relative to their mean square norm.
+        epoch: Number of the epoch. 0 is the state before the first epoch.
+        moved: Share of items whose ID differs from their ID one epoch earlier.
+        moved_since_start: Share of items whose ID differs from their ID at the start.
+        first_code_moved: Share of items whose first code differs from their first code at the
+            start.
+        collision_rate: Share of items whose ID is also the ID of another item.
+        perplexities: Perplexity of the codes of each level.
+        gap: Mean squared distance between the latents and their quantized vectors, relative to the
+            mean squared norm of the latents.
     """
 
     epoch: int
@@ -75,15 +79,16 @@ class IdEpoch:
 
 @dataclass(frozen=True)
 class LearnedIds:
-    """A tokenizer that was learned from sequences.
+    """A tokenizer that is learned from sequences, and the record of its training.
 
     Args:
-        tokenizer: In eval mode.
-        latents: float32 ``[N, D]``, what it quantizes of the catalogue.
-        fit: The fit of the codebooks to the item vectors, which the IDs start from.
-        vectors: What learning the item vectors reached.
-        id_epochs: Of learning vectors and codebooks together; of the start alone without.
-        best_epoch: The entry of ``id_epochs`` that is kept.
+        tokenizer: The learned tokenizer, in eval mode.
+        latents: Vectors of the catalogue's items that the tokenizer quantizes, float32 ``[N, D]``.
+        fit: The fit of the codebooks to the item vectors, before they are trained together.
+        vectors: Summary of the training of the item vectors.
+        id_epochs: Statistics of the IDs at the start and after each epoch of the joint training. It
+            has one entry if there is no joint training.
+        best_epoch: Index of the entry of ``id_epochs`` whose state is kept.
     """
 
     tokenizer: LearnedTokenizer
@@ -104,19 +109,23 @@ def learn_ids(
     checkpoint: Path | None = None,
     kept: Path | None = None,
 ) -> LearnedIds:
-    """IDs that are fitted to item vectors from sequences, or learned together with them.
+    """Learn a tokenizer whose codebooks are fitted to item vectors from sequences.
+
+    With the objective ``next_item``, codebooks and item vectors are then trained together. If
+    several processes train, each calls this function with the same arguments and gets the same
+    result.
 
     Args:
-        features: float32 ``[N, F]``.
-        split: Training parts to learn from, validation targets to choose epochs by.
-        config: Codebooks, and the objective: ``item_vectors`` or ``next_item``.
-        settings: Of the network and its training.
-        seed: Fixes all that is drawn.
-        checkpoint: Where an interrupted training of the vectors is kept; None for nowhere.
-        kept: Where trained vectors are kept for other codebooks of the same features, split,
-            settings and seed; None for nowhere.
-
-    Each of several processes is given the same and returns the same.
+        features: Feature vectors of the items, float32 ``[N, F]``.
+        split: Sequences of the users. The network learns from the training parts, and the
+            validation targets decide which epoch is kept.
+        config: Settings of the codebooks. The objective is ``item_vectors`` or ``next_item``.
+        settings: Settings of the network and its training.
+        seed: Seed of all random numbers.
+        checkpoint: File that an interrupted training of the item vectors is resumed from. None
+            saves no checkpoint.
+        kept: File in which the trained network is cached. A later call with the same features,
+            split, settings and seed reads it and fits other codebooks. None caches nothing.
     """
     counts = torch.from_numpy(split.train_item_counts())
     train_items = counts > 0
@@ -172,7 +181,7 @@ def learn_ids(
 
 
 def _count_parameters(network: NextItemNetwork) -> dict[str, int]:
-    """Of each part but the quantizer, which its epochs describe."""
+    """Return the number of parameters of each part of the network except the quantizer."""
     parts = ("encode_items", "offsets", "encoder", "seen_score")
     return {
         part: sum(p.numel() for name, p in network.named_parameters() if name.startswith(part))
@@ -183,7 +192,7 @@ def _count_parameters(network: NextItemNetwork) -> dict[str, int]:
 def _keep_vectors(
     path: Path | None, network: NextItemNetwork, history: list[TrainingEpoch]
 ) -> None:
-    """Write a trained network; where that fails it is logged, and trained again next time."""
+    """Write a trained network to the cache file; log a warning if it cannot be written."""
     if path is None:
         return
     epochs = json.dumps([asdict(epoch) for epoch in history])
@@ -200,7 +209,7 @@ def _keep_vectors(
 def _read_vectors(
     path: Path | None, build: Callable[[], NextItemNetwork], settings: ItemVectorConfig
 ) -> tuple[NextItemNetwork, list[TrainingEpoch]] | None:
-    """What `_keep_vectors` wrote; None where there is none, or where it is damaged."""
+    """Read the network and epochs that `_keep_vectors` wrote; None if missing or damaged."""
     if path is None or not distributed.of_first(path.is_file()):
         return None
     network = build()
@@ -227,13 +236,15 @@ def _learn_together(
     *,
     seed: int,
 ) -> tuple[NextItemNetwork, int]:
-    """Go on from trained item vectors and codebooks fitted to them, both learning now.
+    """Train item vectors and codebooks together, starting from vectors and fitted codebooks.
 
     Returns:
-        The network at its best epoch, and that epoch; 0 where none is better than the start.
+        The network at its best epoch, and the number of that epoch. The number is 0, and the
+        network is that of the start, if no epoch has a better validation NDCG@10.
     """
     epochs = settings.quantized_epochs
-    if isinstance(start.quantizer, ResidualGRITVQ):  # The fit ended with resets switched off.
+    # The fit of the codebooks ends with dead-code resets switched off. Switch them on again.
+    if isinstance(start.quantizer, ResidualGRITVQ):
         start.quantizer.reset_interval = start.quantizer.settings["reset_interval"]
     users = choose_valid_users(split, settings.valid_users, seed)
     _, ndcg_at_start = validate(_build_ranker(start), split, users)
@@ -241,7 +252,7 @@ def _learn_together(
 
     def build_ranker(network: NextItemNetwork, _: torch.dtype) -> Ranker:
         watch.look_at(network)
-        # A code that is placed late cannot settle any more.
+        # A code that is reset late has no time to converge, so resets stop before the end.
         if len(watch.epochs) > RESET_UNTIL * epochs and isinstance(start.quantizer, ResidualGRITVQ):
             start.quantizer.reset_interval = None
         return _build_ranker(network)
@@ -254,7 +265,7 @@ def _learn_together(
             update={
                 "epochs": epochs,
                 "learning_rate": settings.quantized_learning_rate,
-                # Codebooks are kept up after every forward: there has to be one a step.
+                # Codebook maintenance follows every forward pass, so a step has one forward pass.
                 "accumulation": 1,
             }
         ),
@@ -268,7 +279,7 @@ def _learn_together(
 
 
 class _Watch:
-    """Looks at the IDs after every epoch."""
+    """A recorder of the statistics of the IDs at the start and after every epoch."""
 
     def __init__(self, network: NextItemNetwork) -> None:
         self.epochs: list[IdEpoch] = []
@@ -277,7 +288,7 @@ class _Watch:
 
     @torch.no_grad()
     def look_at(self, network: NextItemNetwork) -> None:
-        """Add an epoch."""
+        """Compute the IDs of the network's items and add their statistics as an epoch."""
         codes, gap = self._codes_of(network)
         assert network.quantizer is not None
         found = diagnose_codes(codes.cpu().numpy(), network.quantizer.codebook_sizes)

@@ -1,7 +1,8 @@
-"""What a model is: how it is fitted, saved and loaded, what it needs, and how it ranks.
+"""The base class `Model` of all models, and the inputs and results of a fit.
 
-A model of your own is a subclass of `Model` in any module on the import path. Name it in
-``model.kind`` as ``package.module.Class``: it then works in runs, comparisons, reports and bundles.
+To add your own model, write a subclass of `Model` in any module on the import path and set
+``model.kind`` to ``package.module.Class``. The class then works in runs, comparisons, reports and
+bundles.
 """
 
 from __future__ import annotations
@@ -32,21 +33,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CatalogueInputs:
-    """What a model may use of the items; row i is ``item_idx`` i.
+    """The data about the items of a catalogue that a model may use.
+
+    Row i of each array describes the item with ``item_idx`` i (N items, F features, W words).
 
     Args:
-        trained: bool ``[N]``, the items of training histories.
-        semantic_ids: For models that need the stage ``tokenize``; else None.
-        features: float32 ``[N, F]``, for models that need the stage ``embed``; else None.
-        words: Those of the items' texts, sparse float32 ``[N, W]`` with rows of length 1; likewise,
-            and None where the items came as vectors.
-        listed: bool ``[N]``, the items that may be recommended; others left the catalogue.
-        num_known: The first items, which the catalogue had in training; later ones were appended.
-        attributes: Of the items, for models whose settings name some; else None.
-        user_attributes: Likewise, of the users and, behind them, of an unknown one.
+        trained: bool ``[N]``, true for items that occur in training histories.
+        semantic_ids: Semantic IDs of the items. None if the model does not need the stage
+            ``tokenize``.
+        features: Feature vectors of the items, float32 ``[N, F]``. None if the model does not need
+            the stage ``embed``.
+        words: Word weights of the items' texts, sparse float32 ``[N, W]`` with rows of length 1.
+            None if the model does not need the stage ``embed``, or if the items came as vectors.
+        listed: bool ``[N]``, true for items that may be recommended. The others were removed from
+            the catalogue.
+        num_known: Number of items that the catalogue had in training. These items come first; later
+            rows are items that were appended.
+        attributes: Attributes of the items. None if the model's settings name no item attributes.
+        user_attributes: Attributes of the training users, and in the last row those of an unknown
+            user. None if the model's settings name no user attributes.
 
     Raises:
-        ArtifactError: The parts are not of equally many items.
+        ArtifactError: The parts describe different numbers of items.
     """
 
     trained: npt.NDArray[np.bool_]
@@ -76,30 +84,33 @@ class CatalogueInputs:
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items in the catalogue, N."""
         return len(self.trained)
 
     @property
     def likeness(self) -> Likeness | None:
-        """What tells which items are alike; None for models that do not need the features."""
+        """Similarity of the items by their texts or features; None if there are no features."""
         return None if self.features is None else Likeness(self.features, self.words)
 
     def require_ids(self) -> SemanticIdTable:
-        """The ID table of a model that needs the stage ``tokenize``."""
+        """Return the semantic IDs, for a model that needs the stage ``tokenize``."""
         assert self.semantic_ids is not None
         return self.semantic_ids
 
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a fit reports.
+    """The numbers that are recorded about the fit of a model.
 
     Args:
-        num_parameters: Of each part of the model.
-        history: One entry per epoch; empty for a model that is not trained in epochs.
-        best_epoch: The epoch kept, from 1; 0 for a model that is not trained in epochs.
-        precision: Of the training.
-        strengths: How much neighbours of each kind count beside the model, as fitted.
+        num_parameters: Number of parameters of each part of the model, by the part's name.
+        history: Results of the training epochs, in order. Empty for a model that is not trained in
+            epochs.
+        best_epoch: Number of the epoch whose weights are kept, counted from 1. It is 0 for a model
+            that is not trained in epochs.
+        precision: Number format of the training, ``float32`` or ``bfloat16``.
+        strengths: Fitted weights of the neighbour terms that are added to the model's scores, by
+            name. Empty for a model without neighbours.
     """
 
     num_parameters: dict[str, int] = field(default_factory=dict)
@@ -109,7 +120,7 @@ class FitSummary:
     strengths: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What goes into the manifest."""
+        """Return the values that are written into the manifest of the model's artifact."""
         values: dict[str, Any] = {"num_parameters": self.num_parameters}
         if self.strengths:
             values["neighbour_strengths"] = self.strengths
@@ -129,21 +140,23 @@ ModelT = TypeVar("ModelT", bound="Model")
 
 @dataclass(frozen=True)
 class Fitted(Generic[ModelT]):
-    """A fitted model and its summary."""
+    """A fitted model together with the summary of its fit."""
 
     model: ModelT
     summary: FitSummary
 
 
 class Model(ABC):
-    """A model that ranks items after histories.
+    """A recommendation model that ranks items for a user's history.
 
     Attributes:
-        settings_class: Its settings.
-        searches: Whether it finds items by beam search.
-        scores_all: Whether it can score every item.
-        needs: Stages whose artifacts it uses beside the prepared data: ``embed``, ``tokenize``.
-        can_append: Whether it ranks items that joined the catalogue after its training.
+        settings_class: Class of the model's settings.
+        needs: Stages whose artifacts the model uses in addition to the prepared data: ``embed``,
+            ``tokenize``, both or none.
+        searches: Whether the model finds items by beam search.
+        scores_all: Whether the model can score every item of the catalogue.
+        can_append: Whether the model can rank items that are appended to the catalogue after its
+            training.
     """
 
     settings_class: ClassVar[type[Config]] = Config
@@ -164,25 +177,36 @@ class Model(ABC):
         on_epoch: Callable[[TrainingEpoch], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Learn from the training parts of a split.
+        """Fit a model to the training parts of a split.
 
         Args:
-            items: The catalogue.
-            split: Training parts to learn from, validation targets to stop by.
-            settings: Of ``settings_class``.
-            seed: Fixes all that is drawn.
-            on_epoch: Called after each epoch.
-            checkpoint: Where an interrupted fit is kept; None for nowhere.
+            items: The items of the catalogue.
+            split: Sequences of the users. The model learns from the training parts, and the
+                validation targets decide when the training stops.
+            settings: Settings of the model, an instance of ``settings_class``.
+            seed: Seed of all random numbers.
+            on_epoch: Function that is called with the results of each epoch. None calls nothing.
+            checkpoint: File that an interrupted fit is resumed from, and that is written after each
+                epoch. None saves no checkpoint.
+
+        Returns:
+            The fitted model and the summary of its fit.
         """
 
     @abstractmethod
     def save(self, directory: Path) -> None:
-        """Write the model into an existing folder."""
+        """Write the files of the model into an existing folder."""
 
     @classmethod
     @abstractmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: Any) -> Self:
-        """Read what `save` wrote, for the same catalogue or one that items were appended to."""
+        """Load a model from the files that `save` wrote.
+
+        Args:
+            directory: Folder of the files.
+            items: The catalogue of the training, or the same catalogue with appended items.
+            settings: Settings that the model was fitted with.
+        """
 
     @abstractmethod
     def ranker(
@@ -191,30 +215,36 @@ class Model(ABC):
         beam_width: int | None = None,
         allowed: Tensor | None = None,
     ) -> Ranker:
-        """The model, ready to rank.
+        """Return a ranker, which lists the best items for histories by this model's scores.
 
         Args:
-            beam_width: Prefixes kept at each level, for models that search; None scores every item.
-            allowed: bool ``[N]``, items that may be listed; None for all.
+            beam_width: Number of prefixes that the beam search keeps at each level, for a model
+                that searches. None scores every item.
+            allowed: bool ``[N]``, true for items that may be listed. None allows all items.
 
         Raises:
             DataError: No item is allowed.
         """
 
     def item_vectors(self) -> npt.NDArray[np.float32] | None:
-        """The vectors it learned of items, float32 ``[N, D]``, 0 for those it learned none of.
+        """Return the vectors that the model learned for the items, float32 ``[N, D]``.
 
-        None for a model without any.
+        An item without a learned vector has a row of zeros. The result is None for a model that
+        learns no item vectors.
         """
         return None
 
     def neighbour_table(self) -> csr_array | None:
-        """How near items (columns) stand to others (rows), sparse ``[N, N]``, more being nearer.
+        """Return the strength of each pair of neighbouring items, sparse ``[N, N]``.
 
+        Row i holds the neighbours of item i. A larger value means a nearer neighbour. The result is
         None for a model that counts no neighbours.
         """
         return None
 
     def to_device(self, device: str) -> Self:
-        """The model on a device of this name; "auto" is a GPU if there is one."""
+        """Return the model on a device: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+
+        A model without weights on a device is returned unchanged.
+        """
         return self

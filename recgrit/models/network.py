@@ -1,4 +1,4 @@
-"""Models that are torch modules: trained by the one loop, kept as safetensors."""
+"""The base class of models that are torch modules, which share training, saving and loading."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class NetworkModel(Model, Generic[NetworkT]):
-    """A model whose weights are those of a torch module.
+    """A model that ranks with a torch module and saves its weights as safetensors.
 
     Args:
-        network: The module, a `SequenceModel`.
-        items: The catalogue it ranks.
-        settings: Its settings.
-        precision: Of the forward pass.
+        network: The torch module, which has the methods of `SequenceModel`.
+        items: The catalogue whose items the model ranks.
+        settings: Settings of the model.
+        precision: Number format of the forward pass, ``torch.float32`` or ``torch.bfloat16``.
     """
 
     def __init__(
@@ -57,26 +57,43 @@ class NetworkModel(Model, Generic[NetworkT]):
         self.settings = settings
         self.precision = precision
 
-    # The setting that names the beam width of validation; None for a model that scores all items.
+    # Name of the setting that holds the beam width of the validation. None for a model that scores
+    # all items.
     valid_beam_width: ClassVar[str | None] = None
 
     @classmethod
     @abstractmethod
     def build(cls, items: CatalogueInputs, settings: Any) -> NetworkT:
-        """An untrained network."""
+        """Return an untrained network for the items of a catalogue."""
 
     @classmethod
     def count(cls, network: NetworkT, items: CatalogueInputs, split: SequenceSplit) -> None:
-        """Put what is counted and not trained into the network's buffers."""
+        """Fill the network's buffers with counts of the training parts, such as item neighbours.
+
+        The base class counts nothing.
+
+        Args:
+            network: The network whose buffers are filled.
+            items: The items of the catalogue.
+            split: Sequences whose training parts are counted.
+        """
 
     @classmethod
     def start_from(cls, network: NetworkT, start: Any) -> None:
-        """Begin with the weights of another, for models that can be trained on."""
+        """Copy the weights of a trained network, for models that can start from another model.
+
+        Args:
+            network: The untrained network that gets the weights.
+            start: The trained network, in the form that the subclass defines.
+
+        Raises:
+            NotImplementedError: The model cannot start from another model.
+        """
         raise NotImplementedError(f"{cls.__name__} is trained from scratch")
 
     @classmethod
     def count_parameters(cls, network: NetworkT) -> dict[str, int]:
-        """Trained parameters of each part."""
+        """Return the number of trained parameters of each part of the network, by name."""
         return {
             name: sum(p.numel() for p in part.parameters())
             for name, part in network.named_children()
@@ -94,9 +111,20 @@ class NetworkModel(Model, Generic[NetworkT]):
         checkpoint: Path | None = None,
         start: Any = None,
     ) -> Fitted[Self]:
-        """Train until validation NDCG@10 no longer rises; see `train_model`.
+        """Train a network until validation NDCG@10 no longer rises, and fit neighbour weights.
 
-        ``start`` is what the model's `start_from` begins with; None for a training from scratch.
+        The arguments are those of `Model.fit`, with one addition. The training is described at
+        `recgrit.training.loop.train_model`.
+
+        Args:
+            items: The items of the catalogue.
+            split: Sequences of the users.
+            settings: Settings of the model, an instance of ``settings_class``.
+            seed: Seed of all random numbers.
+            on_epoch: Function that is called with the results of each epoch. None calls nothing.
+            checkpoint: File that an interrupted fit is resumed from. None saves no checkpoint.
+            start: Trained weights that `start_from` copies before the training. None trains from
+                scratch.
         """
         beam_width = getattr(settings, cls.valid_beam_width) if cls.valid_beam_width else None
 
@@ -134,7 +162,11 @@ class NetworkModel(Model, Generic[NetworkT]):
         return Fitted(model, summary)
 
     def save(self, directory: Path) -> None:
-        """Write ``weights.safetensors``, and into its header the precision of the training."""
+        """Write the weights to ``weights.safetensors``, with the training's precision as metadata.
+
+        Args:
+            directory: An existing folder.
+        """
         from safetensors.torch import save_file
 
         state = {n: value.cpu().contiguous() for n, value in self.network.state_dict().items()}
@@ -143,7 +175,9 @@ class NetworkModel(Model, Generic[NetworkT]):
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: Any) -> Self:
-        """Read what `save` wrote; it ranks in the precision that it was trained in.
+        """Load a model from the file that `save` wrote.
+
+        The model ranks in the precision in which it was trained.
 
         Raises:
             DataError: A weight is not finite.
@@ -163,33 +197,49 @@ class NetworkModel(Model, Generic[NetworkT]):
     def put_state(
         cls, network: NetworkT, state: dict[str, torch.Tensor], items: CatalogueInputs
     ) -> None:
-        """Put saved weights into a network."""
+        """Load saved weights into a network.
+
+        Args:
+            network: A network that `build` returned.
+            state: Saved weights by name.
+            items: The catalogue, which a subclass may need for appended items.
+        """
         network.load_state_dict(state)
 
     def neighbour_table(self) -> csr_array | None:
-        """See `Model.neighbour_table`."""
+        """Return the table of the network's first kind of neighbour; see `Model.neighbour_table`.
+
+        The result is None if the network has no neighbours.
+        """
         neighbours: ItemNeighbours | None = getattr(self.network, "neighbours", None)
         return None if neighbours is None else neighbours.nearest_table()
 
     def to_device(self, device: str) -> Self:
-        """Move the network."""
+        """Move the network to a device and return this model; see `Model.to_device`."""
         self.network.to(choose_device(device))
         return self
 
     def valid_ranker(self, beam_width: int | None) -> Ranker:
-        """What chooses the epoch while training."""
+        """Return the ranker with which each training epoch is validated.
+
+        Args:
+            beam_width: Beam width of the search. None for a model that scores every item.
+        """
         return self.ranker(beam_width=beam_width)
 
     @abstractmethod
     def ranker(self, *, beam_width: int | None = None, allowed: Tensor | None = None) -> Ranker:
-        """See `Model.ranker`."""
+        """Return a ranker that lists items by the network's scores; see `Model.ranker`."""
 
 
 def require_finite(state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that no training that went well leaves.
+    """Check that all weights are finite numbers.
+
+    Args:
+        state: Weights by name.
 
     Raises:
-        DataError: One is NaN or infinite; names its tensor.
+        DataError: A weight is NaN or infinite. The message names its tensor.
     """
     for name, value in state.items():
         if not torch.isfinite(value).all():
@@ -201,7 +251,14 @@ def count_neighbours(
     split: SequenceSplit,
     likeness: Likeness | None,
 ) -> None:
-    """Count in the first process, and have its counts in all of them."""
+    """Count the neighbours in the first process, and copy the counts to all processes.
+
+    Args:
+        neighbours: Neighbours to fill. None does nothing.
+        split: Sequences whose training parts are counted.
+        likeness: Similarity of the items by text or features. None gives items without interactions
+            no neighbours.
+    """
     if neighbours is None:
         return
     if distributed.is_first():

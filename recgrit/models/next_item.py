@@ -1,17 +1,22 @@
-"""Item vectors that say what comes next, and codebooks that learn with them.
+"""A network that learns item vectors, and codebooks for them, by predicting the next item.
 
-A semantic ID that was fitted to reconstruct an item's features never hears of a recommender. Here
-the vectors that are quantized are learned from sequences: a transformer reads the vectors of a
-history, and the next item's vector has to have the largest product with its state. The vector of an
-item is an *encoding* of its features, which new items have too, plus an *offset* of its own that
-training histories have to justify. Items that a history holds already get a learned score, for
-vectors say badly whether people come back for the same item.
+A semantic ID that is fitted to reconstruct item features does not depend on what users interact
+with. Here the quantized vectors are learned from sequences: a transformer reads the vectors of a
+history, and the training raises the product of its state with the next item's vector. The vector of
+an item is the sum of two parts:
 
-With a quantizer the network sees nothing of an item but the sum of its codes, as input and as
-output. Codebooks and item vectors then learn together, by the radius surrogate's gradient, and
-items change their codes as their vectors move.
+- the *encoding* of its features, which new items also have;
+- an *offset* of its own, which is learned from training histories.
 
-Shapes: B users, T history items, M targets, N items, C candidates, D dimensions, F features.
+Seen items get an additional learned score, because item vectors predict badly whether users
+interact with the same item again.
+
+With a quantizer, the network represents each item by its quantized vector alone, as input and as
+output. Codebooks and item vectors are then trained together through the gradient of the radius
+surrogate, and items change their codes as their vectors change.
+
+Shapes: B users, T history items, M targets, N items, C candidates, R rows of scores, D dimensions,
+F features.
 """
 
 from __future__ import annotations
@@ -29,23 +34,26 @@ from recgrit.ranking import NEVER, Batch, Histories, TrainingLoss
 from recgrit.retrieval.transformer import HistoryEncoder
 from recgrit.training.weighing import cross_entropy
 
-# Items that compete in a step: all where they are fewer, else the step's targets and a sample.
+# Number of training items up to which all of them compete in a step. With more, the items of the
+# step's histories, its targets and a random sample of this size compete.
 MAX_CANDIDATES = 32_768
-# Scores ask for small vectors, quantizers for vectors of unit size.
+# Standard deviation of the initial vectors. Scores are products of vectors, so they start small;
+# `latents` scales the vectors for the quantizer.
 VECTOR_STD = 0.02
 
 
 class NextItemNetwork(nn.Module):
-    """A transformer over item vectors that are encodings of features plus offsets.
+    """A transformer over item vectors, each the encoding of the item's features plus an offset.
 
     Args:
-        features: float32 ``[N, F]``.
-        train_items: bool ``[N]``, the items of training histories: the candidates.
-        model_dim: D.
-        num_layers: Layers of the history encoder.
-        num_heads: Attention heads.
-        history_length: Longest history, in items.
-        dropout: Rate in the history encoder.
+        features: Feature vectors of the items, float32 ``[N, F]``.
+        train_items: bool ``[N]``, true for items that occur in training histories. These are the
+            candidates for the next item.
+        model_dim: Number of dimensions of an item vector, D.
+        num_layers: Number of layers of the history encoder.
+        num_heads: Number of attention heads of each layer.
+        history_length: Number of items of a history that the network reads at most.
+        dropout: Dropout rate in the history encoder.
     """
 
     features: Tensor
@@ -70,7 +78,8 @@ class NextItemNetwork(nn.Module):
         self.encode_items = FeatureEncoder(features.shape[1], model_dim, std=VECTOR_STD)
         self.encode_items.fit_scale_(features)
         self.offsets = nn.Embedding(len(features), model_dim)
-        # Small beside the encodings: what is not learned of an item is not there.
+        # The offsets start small relative to the encodings. An offset grows only as far as the
+        # training histories of its item require.
         nn.init.normal_(self.offsets.weight, std=VECTOR_STD / 4)
         self.encoder = HistoryEncoder(
             model_dim,
@@ -88,7 +97,16 @@ class NextItemNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def vectors(self, items: Tensor | None = None) -> Tensor:
-        """Vectors of all items ``[N, D]``, or of some ``[C, D]``; the unseen have no offset."""
+        """Return the vectors of items: the encoding of the features, plus the item's offset.
+
+        An item outside the training has no offset.
+
+        Args:
+            items: Items by ``item_idx``, int64 ``[C]``. None returns the vectors of all items.
+
+        Returns:
+            Vectors ``[C, D]``, or ``[N, D]`` for all items.
+        """
         chosen = slice(None) if items is None else items
         offsets = self.offsets.weight if items is None else self.offsets(items)
         known = self.train_items[chosen].unsqueeze(-1)
@@ -97,38 +115,53 @@ class NextItemNetwork(nn.Module):
 
     @torch.no_grad()
     def all_vectors(self) -> Tensor:
-        """Vectors ``[N, D]``, a chunk of items at a time."""
+        """Return the vectors of all items, ``[N, D]``, computed in chunks to bound memory."""
         items = torch.arange(len(self.features), device=self.features.device)
         return torch.cat([self.vectors(rows) for rows in items.split(ENCODE_CHUNK)])
 
     def latents(self, vectors: Tensor) -> Tensor:
-        """What the quantizer is given of vectors."""
+        """Return the latents of item vectors: the vectors minus the center, divided by the scale.
+
+        The scale gives latents about unit size, as the quantizer expects.
+        """
         return (vectors - self.center) / self.scale
 
     @torch.no_grad()
     def start_quantizing(self, quantizer: Quantizer, *, center: Tensor, scale: Tensor) -> None:
-        """See nothing of an item but the sum of its codes from here on.
+        """Represent every item by its quantized vector from now on.
 
         Args:
-            quantizer: Of latents, see `latents`.
-            center: ``[D]``, of the vectors.
-            scale: Of the vectors, a scalar.
+            quantizer: Quantizer of the item latents (see `latents`).
+            center: Mean that is subtracted from the item vectors, ``[D]``.
+            scale: Scalar that the centred item vectors are divided by.
         """
         self.center.copy_(center)
         self.scale.copy_(scale)
         self.quantizer = quantizer
 
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums of the codes of vectors ``[C, D]``, and the loss of quantizing them."""
+        """Quantize vectors, and return the quantized vectors and the loss of the quantizer.
+
+        Without a quantizer the vectors are returned unchanged with a loss of 0.
+
+        Args:
+            vectors: Item vectors, ``[C, D]``.
+        """
         if self.quantizer is None:
             return vectors, vectors.new_zeros(())
-        if self.training:  # What the last step calls for: nothing lies between it and its backward.
+        # The codebook maintenance of the last step runs here, so that codes never change between
+        # a forward pass and its backward pass.
+        if self.training:
             self.quantizer.after_step()
         result = self.quantizer(self.latents(vectors))
         return result.quantized * self.scale + self.center, result.loss
 
     def loss(self, plan: Batch) -> TrainingLoss:
-        """Cross-entropy of the next item at every supervised position, and the quantizer's loss."""
+        """Compute the mean cross-entropy of a batch's targets, plus the quantizer's loss.
+
+        Args:
+            plan: Histories with their target items and weights.
+        """
         histories, wanted = plan.histories, plan.targets
         items, log_weights = self._draw_items(histories, wanted)
         vectors, quantization = self.quantize(self.vectors(items))
@@ -147,26 +180,41 @@ class NextItemNetwork(nn.Module):
         return TrainingLoss(value, accuracy.unsqueeze(0))
 
     def _score_seen(self, scores: Tensor, columns: Tensor, present: Tensor) -> Tensor:
-        """Scores ``[R, C]`` with what being in the history adds to them.
+        """Add the learned score of seen items to scores ``[R, C]``.
 
         Args:
-            scores: Of any items.
-            columns: ``[R, T]``, those of the histories' items.
-            present: bool ``[R, T]``, which of them are meant; the first always is.
+            scores: Scores of the candidates after each history, ``[R, C]``.
+            columns: Columns of the histories' items in ``scores``, int64 ``[R, T]``.
+            present: bool ``[R, T]``, true for items that belong to the history. The first item of
+                each row always does.
         """
         columns = columns.where(present, columns[:, :1])
         added = scores.gather(1, columns) + self.input_scale * self.seen_score
         return scores.scatter(1, columns, added)
 
     def stand_idle(self) -> None:
-        """Quantize nothing, as this process's part of a step that others learn from."""
+        """Run the quantizer on an empty batch, in a process that has no windows in a step.
+
+        The quantizer exchanges statistics between processes in each forward pass, so every process
+        has to run the same number of passes.
+        """
         self.quantize(self.center.new_empty(0, len(self.center)))
 
     def _draw_items(self, histories: Tensor, wanted: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The items of a step, ascending ``[C]``, and the logarithms of how many each stands for.
+        """Choose the items that compete in a step, and the log-weights of their scores.
 
-        None for the items stands for all of them. A sample of the candidates stands for those that
-        are left out, so that the sum over all is estimated without bias.
+        If there are at most `MAX_CANDIDATES` training items, all items compete. Otherwise the items
+        of the histories, the targets and a random sample of the candidates compete. A sampled item
+        stands for several items that are left out. The log-weight is the logarithm of that number,
+        so that the sum over all candidates is estimated without bias.
+
+        Args:
+            histories: Items of the histories, int64 ``[B, T]``.
+            wanted: Target items, int64 ``[M]``.
+
+        Returns:
+            The items in ascending order, int64 ``[C]``, or None for all items; and the log-weight
+            of each, float32 ``[C]`` or ``[N]``. It is -inf for an item that is not a candidate.
         """
         if len(self.candidates) <= MAX_CANDIDATES:
             return None, self._log_mask(self.train_items)
@@ -184,7 +232,10 @@ class NextItemNetwork(nn.Module):
 
     @torch.no_grad()
     def ranked_vectors(self) -> Tensor:
-        """The vectors ``[N, D]`` that items are scored by: of their codes, where there are any."""
+        """Return the vectors that items are scored by, ``[N, D]``.
+
+        They are the quantized item vectors if there is a quantizer, and else the item vectors.
+        """
         vectors = self.all_vectors()
         if self.quantizer is None:
             return vectors
@@ -192,7 +243,12 @@ class NextItemNetwork(nn.Module):
         return self.quantizer.decode(codes) * self.scale + self.center
 
     def rank_scores(self, histories: Histories, *, vectors: Tensor) -> Tensor:
-        """Scores ``[B, N]`` of all items by their vectors ``[N, D]``."""
+        """Return the scores of all items for each history, ``[B, N]``.
+
+        Args:
+            histories: Histories of the users.
+            vectors: Vectors of all items, ``[N, D]``, as `ranked_vectors` returns them.
+        """
         given = self.input_scale * F.embedding(histories.items, vectors)
         scores = self.encoder.last(given, histories.ends).float() @ vectors.T
         return self._score_seen(scores, histories.items, histories.present)

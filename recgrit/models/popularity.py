@@ -1,9 +1,8 @@
-"""Popularity: the items with the most interactions in training, the same for everyone.
+"""Popularity: a model that recommends the items with the most training interactions to everyone.
 
-Where events have types, those that are predicted are counted, such as purchases.
-
-The floor that any model must beat. Memory is linear in the lists and in the histories: no table of
-users times items is built.
+If events have types, only the types that are predicted are counted, such as purchases. Popularity
+is the baseline that any other model must beat. Memory grows linearly with the lists and the
+histories, because no table of users times items is built.
 
 Shapes: B users, T history items, K listed items, N items, C candidates.
 """
@@ -32,10 +31,10 @@ COUNTS_NAME = "counts.npy"
 
 
 class Popularity(Model):
-    """Ranks by how often items stand in training histories, ties by item_idx.
+    """A model that ranks items by their number of training interactions, ties by ``item_idx``.
 
     Args:
-        counts: int64 ``[N]``.
+        counts: Number of training interactions of each item, int64 ``[N]``.
     """
 
     settings_class = Config
@@ -54,19 +53,20 @@ class Popularity(Model):
         on_epoch: Callable[[Any], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Count the items of the training parts."""
+        """Count the interactions of each item in the training parts; see `Model.fit`."""
         return Fitted(cls(split.train_target_counts()), FitSummary({"counts": split.num_items}))
 
     def save(self, directory: Path) -> None:
-        """Write ``counts.npy``."""
+        """Write the counts to ``counts.npy`` in an existing folder."""
         np.save(directory / COUNTS_NAME, self.counts)
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: Config) -> Self:
-        """Read what `save` wrote.
+        """Load a model from the file that `save` wrote.
 
         Raises:
-            DataError: It is of other items.
+            DataError: The counts have another number of items, another number format, or negative
+                values.
         """
         counts = np.load(directory / COUNTS_NAME)
         if counts.shape != (items.num_items,) or counts.dtype != np.int64 or (counts < 0).any():
@@ -79,16 +79,16 @@ class Popularity(Model):
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None
     ) -> PopularityRanker:
-        """See `Model.ranker`."""
+        """Return a ranker that ignores ``beam_width``; see `Model.ranker`."""
         return PopularityRanker(self.counts, allowed=allowed)
 
 
 class PopularityRanker:
-    """The most popular items, less those that are filtered out.
+    """A ranker that lists the most popular items that are not filtered out.
 
     Args:
-        counts: int64 ``[N]``.
-        allowed: bool ``[N]``, items that may be listed; None for all.
+        counts: Number of training interactions of each item, int64 ``[N]``.
+        allowed: bool ``[N]``, true for items that may be listed. None allows all items.
 
     Raises:
         DataError: No item is allowed.
@@ -102,14 +102,18 @@ class PopularityRanker:
         require_items(allowed)
         order = torch.from_numpy(np.argsort(-counts, kind="stable"))
         self.order = order if allowed is None else order[allowed[order]]
-        # Where an item stands in the order; behind its end for those that are not in it.
+        # The place of each item in the order. An item that is not allowed has the place after the
+        # last one.
         self.places = torch.full((len(counts),), len(self.order))
         self.places[self.order] = torch.arange(len(self.order))
         self.counts = torch.from_numpy(counts)
 
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories."""
-        # So many are enough, even if all that is excluded is popular.
+        """Return the ``top_k`` most popular items that are not excluded, for each user.
+
+        The arguments are those of `recgrit.ranking.Ranker.rank`.
+        """
+        # These candidates suffice even if every excluded item is one of the most popular.
         num_excluded = 0 if excluded is None else excluded.items.shape[1]
         candidates = self.order[: top_k + num_excluded]
         dropped = torch.zeros(len(histories.items), len(candidates) + 1, dtype=torch.bool)

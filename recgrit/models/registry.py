@@ -1,4 +1,4 @@
-"""The models by name; a model of your own goes by its dotted path."""
+"""The look-up of model classes by name, or by dotted path for a model of your own."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MODELS: dict[str, str] = {
 
 
 def find_model(kind: str) -> type[Model]:
-    """The class of a model.
+    """Return the class of a model.
 
     Args:
-        kind: A name of `MODELS`, or ``package.module.Class``.
+        kind: Name of a model in `MODELS`, or the dotted path ``package.module.Class`` of your own.
 
     Raises:
-        ConfigError: No model has this name, or the path names no `Model`.
+        ConfigError: No model has this name, or the dotted path does not lead to a `Model`.
     """
     if kind not in MODELS and "." not in kind:
         close = difflib.get_close_matches(kind, MODELS, n=1)
@@ -52,9 +52,10 @@ def find_model(kind: str) -> type[Model]:
 
 
 def digest_code(kind: str) -> str | None:
-    """SHA-256 of the file of a model from outside, which has no version here; None for our own.
+    """Return the SHA-256 of the source file of a model that is not part of recgrit.
 
-    Other modules that it imports do not count.
+    The digest stands in for a version, so that a changed file makes the training stage run again.
+    Modules that the file imports are not covered. The result is None for a model of `MODELS`.
     """
     if kind in MODELS:
         return None

@@ -1,9 +1,10 @@
-"""SASRec with full-softmax cross-entropy: one vector per item, the same trunk as the retriever.
+"""SASRec: a transformer with one vector per item, trained with cross-entropy over all items.
 
-Self-attentive sequential recommendation (Kang and McAuley, arXiv 1808.09781), trained as it has to
-be to be strong: every position of a history is a target, and the loss is the cross-entropy over all
-training items instead of one sampled negative. It shares history encoder, batches and training loop
-with the retriever, so that a comparison varies what is compared: items as codes or as rows.
+The model is self-attentive sequential recommendation (Kang and McAuley, arXiv 1808.09781). Two
+changes make it a strong baseline: every position of a history is a target, and the loss is the
+cross-entropy over all training items instead of over one sampled negative. SASRec shares history
+encoder, batches and training loop with the retriever. A comparison of the two therefore differs
+only in how items are represented: by semantic IDs or by a vector each.
 
 Shapes: B users, T history items, M targets, N items, D model dimensions.
 """
@@ -34,17 +35,19 @@ if TYPE_CHECKING:
 
 
 class SASRec(nn.Module):
-    """History encoder and one vector per item, for input and output alike.
+    """The network of SASRec: a history encoder, and one vector per item for input and output.
 
     Args:
-        num_items: N.
-        train_items: bool ``[N]``, the items that stand in training histories: the candidates.
-        model_dim: D.
-        num_layers: Layers of the history encoder.
-        num_heads: Attention heads.
-        history_length: Longest history, in items.
-        dropout: Rate in the encoder.
-        neighbours: Kinds of neighbours of the history's items that count beside the model.
+        num_items: Number of items in the catalogue, N.
+        train_items: bool ``[N]``, true for items that occur in training histories. Only these are
+            candidates in the training loss.
+        model_dim: Number of dimensions of an item vector, D.
+        num_layers: Number of layers of the history encoder.
+        num_heads: Number of attention heads of each layer.
+        history_length: Number of items of a history that the network reads at most.
+        dropout: Dropout rate in the history encoder.
+        neighbours: Kinds of item neighbours whose scores are combined with the network's scores.
+            Empty uses no neighbours.
     """
 
     train_items: Tensor
@@ -76,12 +79,12 @@ class SASRec(nn.Module):
         self.neighbours = ItemNeighbours(num_items, neighbours) if neighbours else None
 
     def encode(self, histories: Tensor) -> Tensor:
-        """States ``[B, T, D]`` of histories ``[B, T]``."""
+        """Return the state after each position of histories ``[B, T]``, ``[B, T, D]``."""
         states: Tensor = self.encoder(self.input_scale * self.items(histories))
         return states
 
     def score(self, states: Tensor) -> Tensor:
-        """Scores of all items, ``[..., N]``."""
+        """Return the scores of all items, ``[..., N]``, from states ``[..., D]``."""
         return states @ self.items.weight.T
 
     def rank_scores(
@@ -91,7 +94,15 @@ class SASRec(nn.Module):
         neighbours: ItemNeighbours | None,
         precision: torch.dtype,
     ) -> Tensor:
-        """Scores ``[B, N]`` by which items are ranked; bfloat16 runs the encoder under autocast."""
+        """Return the scores by which all items are ranked for each history, float32 ``[B, N]``.
+
+        Args:
+            histories: Histories of the users.
+            neighbours: Neighbours whose scores are combined with the network's scores. None uses
+                the network alone.
+            precision: Number format of the history encoder. With ``torch.bfloat16`` the encoder
+                runs under autocast.
+        """
         device = self.train_items.device
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             vectors = self.input_scale * self.items(histories.items)
@@ -105,7 +116,11 @@ class SASRec(nn.Module):
         return found.mix(scores.log_softmax(dim=-1), found.leaves, found.weights, found.bonuses)
 
     def loss(self, plan: Batch) -> TrainingLoss:
-        """Cross-entropy of the next item at every supervised position."""
+        """Compute the mean cross-entropy of a batch's targets among all training items.
+
+        Args:
+            plan: Histories with their target items and weights.
+        """
         states = self.encode(plan.histories).flatten(0, 1)[plan.positions]
         scores = self.score(states).float().masked_fill(~self.train_items, NEVER)
         accuracy = (scores.detach().argmax(dim=-1) == plan.targets).float().mean()
@@ -114,21 +129,21 @@ class SASRec(nn.Module):
 
 
 class SASRecModel(NetworkModel[SASRec]):
-    """SASRec as a plug."""
+    """A model that ranks items with the network `SASRec`."""
 
     settings_class = SASRecConfig
     needs = ("embed",)
 
     @torch.inference_mode()
     def item_vectors(self) -> npt.NDArray[np.float32]:
-        """The vectors of items, ``[N, D]``; 0 where no training history holds the item."""
+        """Return the item vectors, float32 ``[N, D]``, with 0 for items outside the training."""
         network = self.network
         vectors = network.items.weight * network.train_items.unsqueeze(-1)
         return np.asarray(vectors.float().cpu().numpy(), dtype=np.float32)
 
     @classmethod
     def build(cls, items: CatalogueInputs, settings: SASRecConfig) -> SASRec:
-        """An untrained SASRec for the items of a catalogue."""
+        """Return an untrained SASRec network for the items of a catalogue."""
         return SASRec(
             items.num_items,
             train_items=torch.from_numpy(items.trained),
@@ -142,17 +157,21 @@ class SASRecModel(NetworkModel[SASRec]):
 
     @classmethod
     def count(cls, network: SASRec, items: CatalogueInputs, split: SequenceSplit) -> None:
-        """Count the neighbours, where they have a weight."""
+        """Count the item neighbours in the training parts, if the settings name any kind."""
         count_neighbours(network.neighbours, split, items.likeness)
 
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None
     ) -> ScoreRanker:
-        """See `Model.ranker`; every item is scored."""
+        """Return a ranker that scores every item and ignores ``beam_width``; see `Model.ranker`."""
         return self._ranker(self.network.neighbours, allowed)
 
     def valid_ranker(self, beam_width: int | None) -> ScoreRanker:
-        """SASRec alone chooses the epoch, as in `recgrit.models.trie`."""
+        """Return a ranker without neighbours, for the validation after each epoch.
+
+        At the start of the training, neighbours rank better than the network. With neighbours, the
+        validation would not show the progress of the network.
+        """
         return self._ranker(None, None)
 
     def _ranker(self, neighbours: ItemNeighbours | None, allowed: Tensor | None) -> ScoreRanker:

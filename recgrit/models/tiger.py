@@ -1,7 +1,7 @@
 """TIGER (Rajput et al., arXiv 2305.05065): an encoder-decoder over code tokens.
 
-The codes of the history's items are the tokens of an encoder, a decoder writes the next item's
-codes one by one, and each training sample is one target with the history before it.
+The encoder reads the codes of the history's items as tokens. The decoder predicts the codes of the
+next item one after another. Each training sample is one target with the history before it.
 
 Shapes: B rows, T history items, S history tokens (T times L), L levels, W beams, D dimensions.
 """
@@ -27,18 +27,18 @@ from recgrit.retrieval.dropout import Dropout
 
 
 class EncoderDecoder(TokenNetwork):
-    """TIGER: encoder over the history's tokens, decoder over the next item's.
+    """The network of TIGER: an encoder of the history's tokens and a decoder of the next item's.
 
     Args:
-        codes: int ``[N, L]``.
+        codes: Semantic IDs of all items, int ``[N, L]``.
         codebook_sizes: Number of codes of each level.
-        model_dim: D.
-        num_layers: Of the encoder, and of the decoder.
-        num_heads: Attention heads.
-        head_dim: Dimensions of each head.
-        hidden_dim: Of the feed-forward nets.
-        history_length: Longest history, in items.
-        dropout: Rate everywhere.
+        model_dim: Number of dimensions of all token vectors, D.
+        num_layers: Number of layers of the encoder, and also of the decoder.
+        num_heads: Number of attention heads of each layer.
+        head_dim: Number of dimensions of each attention head.
+        hidden_dim: Number of hidden units of each feed-forward network.
+        history_length: Number of items of a history that the network reads at most.
+        dropout: Dropout rate in all parts of the network.
     """
 
     def __init__(
@@ -72,7 +72,12 @@ class EncoderDecoder(TokenNetwork):
         self.dropout = Dropout(dropout)
 
     def read(self, histories: Histories) -> tuple[Tensor, ...]:
-        """Memory ``[B, S, D]`` and which of it is no padding ``[B, 1, S]``."""
+        """Encode histories, and return the encoder's output and the mask of its padding.
+
+        Returns:
+            The output of the encoder ``[B, S, D]``, and bool ``[B, 1, S]``, true for tokens that
+            are not padding.
+        """
         tokens = self.tables.item_tokens[histories.items].flatten(1)
         mask = histories.present.repeat_interleave(self.tables.num_levels, dim=1).unsqueeze(1)
         x = self.dropout(self.tables.embed(tokens) + self.positions[: tokens.shape[1]])
@@ -81,7 +86,12 @@ class EncoderDecoder(TokenNetwork):
         return self.memory_norm(x), mask
 
     def _decode(self, context: tuple[Tensor, ...], chosen: Tensor) -> Tensor:
-        """States ``[B, W, l + 1, D]`` after nothing, one token and so on of ``[B, W, l]``."""
+        """Return the decoder's states after 0, 1, …, l tokens of each beam, ``[B, W, l + 1, D]``.
+
+        Args:
+            context: Tensors that `read` returned.
+            chosen: The l tokens that each beam has chosen so far, int64 ``[B, W, l]``.
+        """
         memory, memory_mask = context
         width, length = chosen.shape[1:]
         x = F.pad(self.tables.embed(chosen), (0, 0, 1, 0)) + self.levels[: length + 1]
@@ -93,11 +103,25 @@ class EncoderDecoder(TokenNetwork):
         return states
 
     def next_states(self, context: tuple[Tensor, ...], chosen: Tensor) -> Tensor:
-        """The state after all tokens of each beam."""
+        """Return the state of each beam after its last token, which predicts its next code.
+
+        Args:
+            context: Tensors that `read` returned.
+            chosen: The l tokens that each beam has chosen so far, int64 ``[B, W, l]``.
+
+        Returns:
+            States ``[B, W, D]``.
+        """
         return self._decode(context, chosen)[:, :, -1]
 
     def loss(self, plan: Batch) -> TrainingLoss:
-        """One sample per supervised position: its target, and the items up to it as history."""
+        """Compute the loss of a batch, with one sample per target.
+
+        The history of a sample is the items before its target.
+
+        Args:
+            plan: Histories with their target items and weights.
+        """
         ends, longest = plan.ends, plan.histories.shape[1]
         lengths = (ends + 1).clamp_max(self.history_length)
         places = torch.arange(min(self.history_length, longest), device=ends.device)
@@ -109,13 +133,13 @@ class EncoderDecoder(TokenNetwork):
 
 
 class TigerModel(TokenModel):
-    """TIGER as a plug."""
+    """A model that ranks items with TIGER, `EncoderDecoder`."""
 
     settings_class = TigerConfig
 
     @classmethod
     def build(cls, items: CatalogueInputs, settings: TigerConfig) -> EncoderDecoder:
-        """An untrained network over the IDs of a catalogue."""
+        """Return an untrained network over the semantic IDs of a catalogue."""
         return EncoderDecoder(
             *codes_of(items),
             model_dim=settings.model_dim,

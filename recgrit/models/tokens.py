@@ -1,9 +1,10 @@
-"""What models over code tokens share: layers, tables of codes, and decoding down the trie.
+"""Shared parts of the models over code tokens, TIGER and the decoder: layers, tables and decoding.
 
-Such a model takes a softmax over all codes of a level, and so puts probability on codes that no
-item has. It is kept to the trie only while decoding, by the same beam search as the trie model
-(`recgrit.retrieval.decoding`). The beams of a user are further positions of one sequence under a
-mask, not copies of the user's memory, which makes decoding as fast as such a model allows.
+Such a model reads and writes the codes of items as tokens. At each level it computes a softmax over
+all codes, so it gives probability to IDs that no item has. Only the decoding is restricted to the
+trie of existing IDs, with the same beam search as the trie model (`recgrit.retrieval.decoding`).
+For speed, the beams of a user are further positions of one sequence under an attention mask, and
+the user's encoded history is not copied for each beam.
 
 Shapes: B users, S history tokens, L levels, W beams, C children, K codes, M samples, D dimensions,
 Q query positions.
@@ -32,7 +33,8 @@ from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.semantic_ids.trie import Trie, build_trie
 from recgrit.training.weighing import cross_entropy
 
-# Tokens of beams that are one sequence under a mask: more than searches of usual width have.
+# Largest number of beam tokens that are decoded as one sequence under a mask. Searches of usual
+# width have fewer.
 MASKED_TOKENS = 512
 
 
@@ -48,7 +50,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """``[B, Q, D]`` from ``x`` ``[B, Q, D]`` to memory ``[B, S, D]``, mask ``[B, Q, S]``."""
+        """Attend from the positions of one sequence to the positions of another.
+
+        Args:
+            x: Vectors of the query positions, ``[B, Q, D]``.
+            memory: Vectors that are attended to, ``[B, S, D]``.
+            mask: bool ``[B, Q, S]``, true where a query position may attend. Its first two
+                dimensions may be 1.
+
+        Returns:
+            One vector per query position, ``[B, Q, D]``.
+        """
         query = self._split(self.query(x))
         key, value = self.key_value(memory).chunk(2, dim=-1)
         attended = F.scaled_dot_product_attention(
@@ -67,7 +79,10 @@ class Attention(nn.Module):
 
 
 class TokenLayer(nn.Module):
-    """Self-attention, attention to an encoder's output if there is one, and a feed-forward net."""
+    """A transformer layer: self-attention, optional cross-attention, and a feed-forward network.
+
+    The cross-attention reads the output of an encoder. It is there if ``crosses`` is true.
+    """
 
     def __init__(
         self,
@@ -103,7 +118,18 @@ class TokenLayer(nn.Module):
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """``[B, Q, D]``; ``before`` ``[B, S, D]`` are earlier positions, not computed again."""
+        """Compute the outputs of the layer, ``[B, Q, D]``.
+
+        Args:
+            x: Inputs of the layer, ``[B, Q, D]``.
+            mask: Mask of the self-attention, bool ``[B, Q, S + Q]``, or ``[B, Q, Q]`` without
+                ``before``.
+            before: Inputs of this layer at S earlier positions, ``[B, S, D]``. The new positions
+                attend to them, but their outputs are not computed again. None for no such
+                positions.
+            memory: Output of the encoder, for a layer with cross-attention. None for the others.
+            memory_mask: Mask of the cross-attention. None without ``memory``.
+        """
         known = x if before is None else torch.cat([before, x], dim=1)
         x = x + self.dropout(self.attention(self.norm(x), self.norm(known), mask))
         if self.cross_attention is not None:
@@ -116,7 +142,16 @@ class TokenLayer(nn.Module):
 
 
 class TokenTables(nn.Module):
-    """Embeddings of the codes of all levels; also what codes are scored by."""
+    """Embeddings of the codes of all levels, which serve as inputs and also score the codes.
+
+    A token is the row of a code in the embedding table. The table holds the codes of the first
+    level, then those of the second, and so on.
+
+    Args:
+        codes: Semantic IDs of all items, int ``[N, L]``.
+        codebook_sizes: Number of codes of each level.
+        dim: Number of dimensions of an embedding, D.
+    """
 
     item_tokens: Tensor
 
@@ -132,23 +167,31 @@ class TokenTables(nn.Module):
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Number of levels, L."""
         return len(self.sizes)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Input vectors of tokens, of about unit variance."""
+        """Return the input vectors of tokens, ``[..., D]``, scaled to about unit variance."""
         vectors: Tensor = self.scale * self.embedding(tokens)
         return vectors
 
     def score(self, states: Tensor, level: int) -> Tensor:
-        """Scores of all codes of a level, ``[..., K]``."""
+        """Return the scores of all codes of a level, ``[..., K]``.
+
+        Args:
+            states: States that the codes are scored by, ``[..., D]``.
+            level: Level of the codes, counted from 0.
+        """
         first = self.offsets[level]
         return states @ self.embedding.weight[first : first + self.sizes[level]].T
 
     def loss(self, states: Tensor, wanted: Tensor, weights: Tensor | None) -> TrainingLoss:
-        """Of states ``[M, L, D]`` and the items that follow ``[M]``: the mean of -log P(item).
+        """Compute the mean of -log P(target item) over the samples, and the accuracy per level.
 
-        Each times its weight ``[M]``, where there are weights.
+        Args:
+            states: State before each code of the target, ``[M, L, D]``.
+            wanted: Target items by ``item_idx``, int64 ``[M]``.
+            weights: Weight of each sample, float32 ``[M]``. None weighs all samples equally.
         """
         tokens = self.item_tokens[wanted]
         total, accuracy = states.new_zeros((), dtype=torch.float32), []
@@ -161,11 +204,11 @@ class TokenTables(nn.Module):
 
 
 class TokenNetwork(nn.Module):
-    """A model that writes the next item's codes one by one.
+    """The base class of networks that predict the codes of the next item one after another.
 
     Args:
         tables: Embeddings of the codes.
-        history_length: Longest history, in items.
+        history_length: Number of items of a history that the network reads at most.
     """
 
     def __init__(self, tables: TokenTables, *, history_length: int) -> None:
@@ -174,23 +217,31 @@ class TokenNetwork(nn.Module):
         self.history_length = history_length
 
     def read(self, histories: Histories) -> tuple[Tensor, ...]:
-        """What `next_states` needs of histories."""
+        """Encode histories once, and return the tensors that `next_states` reads."""
         raise NotImplementedError
 
     def next_states(self, context: tuple[Tensor, ...], chosen: Tensor) -> Tensor:
-        """States ``[B, W, D]`` after what was read and the tokens ``[B, W, l]`` of each beam."""
+        """Return the state of each beam after the history and the beam's tokens, ``[B, W, D]``.
+
+        Args:
+            context: Tensors that `read` returned.
+            chosen: The l tokens that each beam has chosen so far, int64 ``[B, W, l]``.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class TokenWalk:
-    """A model over tokens after some histories; what a beam carries are its tokens ``[B, W, l]``.
+    """A walk of a token network down the trie, which the beam search asks for log-probabilities.
+
+    The state of a beam is the tokens that it has chosen so far, ``[B, W, l]`` (see
+    `recgrit.retrieval.decoding.Walk`).
 
     Args:
-        model: In eval mode.
-        trie: Of the catalogue.
-        context: What ``model.read`` returned.
-        num_users: B.
+        model: A trained network in eval mode.
+        trie: Trie of the catalogue's semantic IDs.
+        context: Encoded histories, as ``model.read`` returned them.
+        num_users: Number of users in the batch, B.
     """
 
     model: TokenNetwork
@@ -199,11 +250,19 @@ class TokenWalk:
     num_users: int
 
     def expand(self, chosen: Tensor | None, frontier: Frontier, level: int) -> Tensor:
-        """Log-probabilities of the children given their node, ``[B, W, C]``; -inf for none."""
+        """Return the log-probabilities of the children of the beams' nodes, ``[B, W, C]``.
+
+        The softmax is over all codes of the level. Entries of the table without a child are -inf.
+
+        Args:
+            chosen: Tokens that the beams have chosen so far, ``[B, W, l]``. None at the root.
+            frontier: Nodes of the beams and their children.
+            level: Level of the children, counted from 0.
+        """
         if chosen is None:
             chosen = frontier.firsts.new_zeros(*frontier.firsts.shape, 0, dtype=torch.long)
-        # Beams do not see one another, and the mask between the tokens of those that are in one
-        # sequence grows with their square: of a wide search some are a sequence at a time.
+        # The mask of a sequence grows with the square of its tokens, although beams do not attend
+        # to each other. A wide search is therefore split into several sequences of beams.
         most = max(1, MASKED_TOKENS // (chosen.shape[2] + 1))
         parts = [self.model.next_states(self.context, part) for part in chosen.split(most, dim=1)]
         states = torch.cat(parts, dim=1)
@@ -212,22 +271,31 @@ class TokenWalk:
         return log_probs.gather(-1, codes).masked_fill(~frontier.present, NEVER)
 
     def extend(self, chosen: Tensor | None, nodes: Tensor, level: int) -> Tensor:
-        """The tokens ``[B, W, l + 1]`` with those of nodes ``[B, W]`` at their end."""
+        """Append the token of the next node to each beam's tokens, ``[B, W, l + 1]``.
+
+        Args:
+            chosen: Tokens that the beams have chosen so far, ``[B, W, l]``. None at the root.
+            nodes: Node that each beam chooses next, ``[B, W]``.
+            level: Level of these nodes, counted from 0.
+        """
         tables = self.model.tables
         tokens = (tables.offsets[level] + self.trie.node_codes[nodes]).long().unsqueeze(-1)
-        # A spare beam's token need not exist on this level; it is never listed.
+        # An unused beam may have a token beyond the table. It is clamped, and never listed.
         tokens = tokens.clamp_max(len(tables.embedding.weight) - 1)
         return tokens if chosen is None else torch.cat([chosen, tokens], dim=-1)
 
 
 class TokenRanker:
-    """Ranks items by log P of their tokens, kept to the trie of existing IDs while decoding.
+    """A ranker that finds items by beam search over the log-probabilities of their tokens.
+
+    The search is restricted to the trie, so every prefix that it keeps belongs to an existing item.
 
     Args:
-        model: A trained model; put in eval mode.
-        trie: Of the catalogue.
-        beam_width: Prefixes kept at each level, at least twice as many as items are asked for.
-        allowed: bool ``[N]``, items that may be listed; None for all.
+        model: A trained network. It is put into eval mode.
+        trie: Trie of the catalogue's semantic IDs.
+        beam_width: Number of prefixes that the search keeps at each level. The search keeps at
+            least two prefixes per listed item, even if ``beam_width`` is smaller.
+        allowed: bool ``[N]``, true for items that may be listed. None allows all items.
 
     Raises:
         DataError: No item is allowed.
@@ -246,17 +314,20 @@ class TokenRanker:
 
     @property
     def history_length(self) -> int:
-        """Items of a history that are read."""
+        """Number of items of a history that the network reads, the most recent ones."""
         return self.model.history_length
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the network, on which the histories have to be."""
         return self.model.tables.item_tokens.device
 
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories."""
+        """Return the ``top_k`` items that the beam search finds for each history.
+
+        The arguments are those of `recgrit.ranking.Ranker.rank`.
+        """
         context = self.model.read(histories)
         return beam_search(
             self.trie,
@@ -268,7 +339,7 @@ class TokenRanker:
 
 
 class TokenModel(NetworkModel[TokenNetwork]):
-    """A model over code tokens as a plug."""
+    """The base class of models that rank with a `TokenNetwork`, such as TIGER."""
 
     needs = ("tokenize",)
     searches = True
@@ -278,10 +349,10 @@ class TokenModel(NetworkModel[TokenNetwork]):
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None
     ) -> TokenRanker:
-        """See `Model.ranker`.
+        """Return a ranker that finds items by beam search; see `Model.ranker`.
 
         Raises:
-            ConfigError: Every item is to be scored, which such a model cannot do.
+            ConfigError: ``beam_width`` is None. This model cannot score every item.
         """
         if beam_width is None:
             raise ConfigError(
@@ -291,7 +362,7 @@ class TokenModel(NetworkModel[TokenNetwork]):
 
     @torch.inference_mode()
     def item_vectors(self) -> npt.NDArray[np.float32]:
-        """Sums of the embeddings of items' codes, ``[N, D]``."""
+        """Return for each item the sum of the embeddings of its codes, float32 ``[N, D]``."""
         tables = self.network.tables
         sums = F.embedding_bag(tables.item_tokens, tables.embedding.weight, mode="sum")
         return np.asarray(sums.float().cpu().numpy(), dtype=np.float32)
@@ -302,13 +373,21 @@ class TokenModel(NetworkModel[TokenNetwork]):
 
 
 def codes_of(items: CatalogueInputs) -> tuple[Tensor, tuple[int, ...]]:
-    """Codes int ``[N, L]`` of a catalogue, and the sizes of its codebooks."""
+    """Return the codes of a catalogue, int ``[N, L]``, and the number of codes of each level."""
     table = items.require_ids()
     return torch.from_numpy(np.array(table.codes)), table.codebook_sizes
 
 
 def beam_mask(width: int, length: int, device: torch.device) -> Tensor:
-    """Bool ``[1, W * l, W * l]``: each beam sees its own tokens, causally."""
+    """Return the attention mask of beams in one sequence, bool ``[1, W * l, W * l]``.
+
+    A token of a beam attends to itself and to earlier tokens of the same beam.
+
+    Args:
+        width: Number of beams, W.
+        length: Number of tokens of each beam, l.
+        device: Device of the mask.
+    """
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask: Tensor = torch.block_diag(*[causal] * width).unsqueeze(0)
     return mask

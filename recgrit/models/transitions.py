@@ -1,11 +1,13 @@
-"""Neighbours alone: what can be had without training, and what a trained model adds to it.
+"""Transitions: a model that ranks by item neighbours alone, without training a network.
 
-Items are ranked by what stands near the history's items in other histories, what comes next there,
-and what is alike by its text (`recgrit.retrieval.neighbours`), beside a model that finds all items
-equally likely. How much each kind counts is fitted on validation targets.
+The model is a baseline: it shows how much a trained model adds to counted neighbours. An item gets
+a higher score if it occurs near the history's items in other histories, if it comes right after
+them there, or if its text is similar to theirs (`recgrit.retrieval.neighbours`). These scores are
+combined with a uniform probability over all items. The weight of each kind of neighbour is fitted
+on validation targets.
 
-After the public finding that an untrained graph of transitions with texts matches many generative
-models (GraphRec, arXiv 2605.07125).
+The idea follows the published finding that an untrained graph of transitions and texts is as good
+as many generative models (GraphRec, arXiv 2605.07125).
 
 Shapes: B users, N items.
 """
@@ -34,16 +36,17 @@ if TYPE_CHECKING:
 
     from recgrit.data.splits import SequenceSplit
 
-# Where the fit begins: with nothing else to go by, neighbours have most of the probability.
+# The weights that the fit starts from. The other part of the mixture is uniform over the items, so
+# neighbours get most of the probability.
 START = Strengths(mixture=0.9)
 
 
 class Transitions(Model):
-    """Ranks by neighbours, computed from training parts and texts.
+    """A model that ranks items by neighbours, which come from the training parts and the texts.
 
     Args:
-        neighbours: Of all items.
-        history_length: Items of a history that are read.
+        neighbours: Neighbours of all items, with the weights of their kinds.
+        history_length: Number of items of a history that the model reads, the most recent ones.
     """
 
     settings_class = TransitionsConfig
@@ -64,7 +67,7 @@ class Transitions(Model):
         on_epoch: Callable[[Any], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Count the neighbours, and fit how much each kind counts."""
+        """Count the neighbours and fit the weight of each kind; see `Model.fit`."""
         neighbours = ItemNeighbours(items.num_items, settings.neighbours, strengths=START)
         count_neighbours(neighbours, split, items.likeness)
         model = cls(neighbours, history_length=settings.history_length)
@@ -76,14 +79,18 @@ class Transitions(Model):
         return Fitted(model, FitSummary(counted, strengths=asdict(neighbours.strengths)))
 
     def save(self, directory: Path) -> None:
-        """Write ``weights.safetensors``."""
+        """Write the neighbours to ``weights.safetensors`` in an existing folder."""
         from safetensors.torch import save_file
 
         save_file(self.neighbours.state_dict(), directory / WEIGHTS_NAME)
 
     @classmethod
     def load(cls, directory: Path, items: CatalogueInputs, settings: TransitionsConfig) -> Self:
-        """Read what `save` wrote."""
+        """Load a model from the file that `save` wrote.
+
+        Raises:
+            DataError: A value is not finite.
+        """
         from safetensors.torch import load_file
 
         neighbours = ItemNeighbours(items.num_items, settings.neighbours)
@@ -93,12 +100,15 @@ class Transitions(Model):
         return cls(neighbours, history_length=settings.history_length)
 
     def neighbour_table(self) -> csr_array | None:
-        """See `Model.neighbour_table`."""
+        """Return the table of the model's first kind of neighbour; see `Model.neighbour_table`.
+
+        The first kind in the order ``near``, ``next``, ``alike`` is used.
+        """
         return self.neighbours.nearest_table()
 
     @torch.inference_mode()
     def score(self, histories: Histories) -> Tensor:
-        """Scores float32 ``[B, N]``."""
+        """Return the scores of all items for each history, float32 ``[B, N]``."""
         num_items = self.neighbours.num_items
         items = torch.arange(num_items)
         seen = LeafSets.build(histories.items, histories.present, num_items)
@@ -109,7 +119,7 @@ class Transitions(Model):
     def ranker(
         self, *, beam_width: int | None = None, allowed: Tensor | None = None
     ) -> ScoreRanker:
-        """See `Model.ranker`; every item is scored."""
+        """Return a ranker that scores every item and ignores ``beam_width``; see `Model.ranker`."""
         return ScoreRanker(
             self.score,
             num_items=self.neighbours.num_items,

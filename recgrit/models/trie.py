@@ -1,4 +1,4 @@
-"""The trie model: a retriever that walks the tree of existing semantic IDs, as a plug."""
+"""The trie model, which implements `Model` with the retriever over the trie of semantic IDs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from recgrit.retrieval.trie_ranker import TrieRanker
 if TYPE_CHECKING:
     from recgrit.data.splits import SequenceSplit
 
-# Items whose vectors are made at a time.
+# Number of items whose vectors are computed at a time, which bounds memory.
 ITEMS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A retriever to train on.
+    """A trained retriever whose weights another training starts from.
 
     Args:
-        network: Trained, of the same sizes, over a catalogue that has every item.
-        rows: int64 ``[N]``, the row of each item in that catalogue.
+        network: The trained retriever, with the same sizes as the new one. Its catalogue contains
+            every item of the new catalogue.
+        rows: Row of each item of the new catalogue in the catalogue of ``network``, int64 ``[N]``.
     """
 
     network: TrieRetriever
@@ -37,7 +38,7 @@ class WarmStart:
 
 
 class TrieModel(NetworkModel[TrieRetriever]):
-    """The trie-softmax retriever over an ID table."""
+    """A model that ranks items with the retriever over the trie of their semantic IDs."""
 
     settings_class = RetrieverConfig
     needs = ("embed", "tokenize")
@@ -47,10 +48,10 @@ class TrieModel(NetworkModel[TrieRetriever]):
 
     @classmethod
     def build(cls, items: CatalogueInputs, settings: RetrieverConfig) -> TrieRetriever:
-        """An untrained retriever, its neighbours not counted yet.
+        """Return an untrained retriever, whose neighbours are not counted yet.
 
         Raises:
-            ConfigError: ``settings.node_buckets`` is less than a codebook.
+            ConfigError: ``settings.node_buckets`` is smaller than the largest codebook.
         """
         table = items.require_ids()
         return TrieRetriever(
@@ -80,33 +81,42 @@ class TrieModel(NetworkModel[TrieRetriever]):
 
     @classmethod
     def count(cls, network: TrieRetriever, items: CatalogueInputs, split: SequenceSplit) -> None:
-        """Count the neighbours."""
+        """Count the item neighbours in the training parts and store them in the network."""
         count_neighbours(network.neighbours, split, items.likeness)
 
     @classmethod
     @torch.no_grad()
     def start_from(cls, network: TrieRetriever, start: WarmStart) -> None:
-        """Begin with the weights of another, and with the vector of every node there."""
+        """Copy the weights of a trained retriever, including the vector of every node.
+
+        Args:
+            network: The untrained retriever that gets the weights.
+            start: The trained retriever, and the rows of the items in its catalogue.
+        """
         own = network.nodes.node_embedding.weight
         theirs = dict(start.network.named_parameters())
         for name, value in network.named_parameters():
             if value is not own:
                 value.copy_(theirs[name])
         places = torch.zeros(len(network.nodes.node_levels), dtype=torch.int32)
-        # Equal IDs, so the paths have equal nodes.
+        # Items have the same IDs in both catalogues, so their paths lead through the same nodes.
         places[network.trie.paths] = start.network.trie.paths[torch.from_numpy(start.rows)]
         network.nodes.start_from(start.network.nodes, places)
 
     @classmethod
     def count_parameters(cls, network: TrieRetriever) -> dict[str, int]:
-        """Trained parameters of each part."""
+        """Return the number of trained parameters of each part of the network, by name."""
         return network.num_parameters()
 
     @classmethod
     def put_state(
         cls, network: TrieRetriever, state: dict[str, torch.Tensor], items: CatalogueInputs
     ) -> None:
-        """Put saved weights into a retriever; later items get neighbours by likeness."""
+        """Load saved weights into a retriever, and give neighbours to appended items.
+
+        Appended items have no counted neighbours. They get the neighbours of the items most similar
+        to them.
+        """
         neighbours = network.neighbours
         if neighbours is not None:
             for name, rows in neighbours.state_dict(prefix="neighbours.").items():
@@ -121,14 +131,18 @@ class TrieModel(NetworkModel[TrieRetriever]):
 
     @torch.inference_mode()
     def item_vectors(self) -> npt.NDArray[np.float32]:
-        """What the history encoder reads of items: the sums over their paths, ``[N, D]``."""
+        """Return the item vectors that the history encoder reads, float32 ``[N, D]``.
+
+        The vector of an item is the scaled sum of the node vectors on its path through the trie,
+        and of its attributes if the model uses some.
+        """
         nodes = self.network.nodes.table()
         items = torch.arange(self.network.num_items, device=self.network.trie.paths.device)
         parts = [self.network.item_vectors(some, nodes) for some in items.split(ITEMS_AT_ONCE)]
         return np.asarray(torch.cat(parts).float().cpu().numpy(), dtype=np.float32)
 
     def ranker(self, *, beam_width: int | None = None, allowed: Tensor | None = None) -> TrieRanker:
-        """See `Model.ranker`."""
+        """Return a ranker that walks the trie; see `Model.ranker`."""
         return TrieRanker(
             self.network,
             beam_width=beam_width,
@@ -137,9 +151,10 @@ class TrieModel(NetworkModel[TrieRetriever]):
         )
 
     def valid_ranker(self, beam_width: int | None) -> TrieRanker:
-        """The transformer alone chooses the epoch.
+        """Return a ranker without neighbours, for the validation after each epoch.
 
-        At first neighbours know more than it does. Beside them, its progress would not show.
+        At the start of the training, neighbours rank better than the transformer. With neighbours,
+        the validation would not show the progress of the transformer.
         """
         return TrieRanker(
             self.network, beam_width=beam_width, precision=self.precision, neighbours=False

@@ -1,1 +1,1 @@
-"""A first configuration for data that somebody brings, or for a published data set."""
+"""Proposal of a first configuration, for a user's own files or for a published data set."""

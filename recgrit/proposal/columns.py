@@ -1,4 +1,4 @@
-"""Which column is which, by names that people use and by what the columns hold."""
+"""Detection of the user, item, time and other columns, by their names and by their content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recgrit.data.id_columns import as_ids
 from recgrit.errors import ConfigError, DataError
 from recgrit.proposal.questions import Ask, Question
 
-# Whole names, without marks and case, the likeliest first; then words that a name may hold.
+# Names of columns by role, in lower case and without punctuation, most likely name first.
 NAMES: dict[str, tuple[str, ...]] = {
     "user_id": (
         "userid", "user", "customerid", "customer", "visitorid", "visitor", "clientid", "client",
@@ -39,13 +39,14 @@ NAMES: dict[str, tuple[str, ...]] = {
         "behaviortype", "activity", "activitytype", "interaction", "interactiontype", "type",
     ),
 }  # fmt: skip
+# Words by role that may be part of a column's name.
 WORDS: dict[str, frozenset[str]] = {
     "user_id": frozenset({"user", "customer", "client", "visitor", "shopper", "member", "buyer"}),
     "item_id": frozenset({"item", "product", "article", "sku", "asin", "goods"}),
     "timestamp": frozenset({"time", "date", "timestamp", "datetime", "at"}),
     "title": frozenset({"title", "name"}),
 }
-# Of a visit, where nothing tells who it was.
+# Names of columns of visits, which are used as users if there is no column of users.
 VISITS = {"sessionid", "session", "visitid", "visit", "usersession"}
 WHAT = {
     "user_id": "who interacted (a customer, a visitor)",
@@ -54,7 +55,8 @@ WHAT = {
 }
 SAME_IDS, WHOLE_NAME, WORD, CONTENT, NAME_ALONE = 10.0, 3.0, 2.0, 1.0, 0.5
 MAX_EVENT_TYPES = 30
-# Of ids in one column, how many stand in a column of the items, to be the same ids.
+# Least share of the ids of a log's column that a column of the item table must have, so that both
+# count as the same ids.
 MEETING = 0.5
 _DATE = (
     r"^\s*\d{8}T\d{4}|^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
@@ -64,17 +66,16 @@ _DATE = (
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a log and of its item table.
+    """The names of the columns of a log and of its item table.
 
     Args:
-        user_id: Of the user.
-        item_id: Of the item.
-        items_id: Of the item in the item table, where that calls it otherwise; None where both
-            call it alike.
-        timestamp: Of the time.
-        weight: Of the rating; None where there is none.
-        title: Of the items' titles; None where there is none.
-        event: Of the kinds of events; None where there is none.
+        user_id: Column of the user in the log.
+        item_id: Column of the item in the log.
+        items_id: Column of the item in the item table. None if it has the same name as in the log.
+        timestamp: Column of the time in the log.
+        weight: Column of the rating in the log. None if there is none.
+        title: Column of the title in the item table. None if there is none.
+        event: Column of the event type in the log. None if there is none.
     """
 
     user_id: str
@@ -89,16 +90,16 @@ class Columns:
 def find_columns(
     log: pl.DataFrame, items: pl.DataFrame | None, known: Mapping[str, str], ask: Ask
 ) -> Columns:
-    """Which columns are meant.
+    """Find the columns of a log and of its item table.
 
     Args:
         log: Some rows of the log, with all columns.
-        items: Rows of the item table; None where there is none.
-        known: Names that are set.
-        ask: Answers what is open.
+        items: Rows of the item table. None if there is no item table.
+        known: Column names that the user has set, by role, such as ``user_id``.
+        ask: Function that answers questions if several columns are possible.
 
     Raises:
-        ConfigError: No column can be one that is needed, or the question stays open.
+        ConfigError: No column can have a required role, or a question has no answer.
     """
     scores = {
         role: {name: _score(role, log[name]) for name in log.columns}
@@ -128,7 +129,11 @@ def find_columns(
 
 
 def score_name(role: str, name: str) -> float:
-    """How much a name speaks for a role; 0 for not at all.
+    """Return how well a column's name fits a role; 0 if it does not fit.
+
+    Args:
+        role: Role of a column, such as ``user_id``, ``item_id`` or ``timestamp``.
+        name: Name of the column.
 
     >>> score_name("user_id", "CustomerID") > score_name("user_id", "user_segment") > 0
     True
@@ -142,12 +147,12 @@ def score_name(role: str, name: str) -> float:
         return CONTENT
     words = {
         word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
-    }  # As in customerId and order_date.
+    }  # The words of names such as customerId and order_date.
     return WORD if words & WORDS.get(role, frozenset()) else 0.0
 
 
 def _score(role: str, column: pl.Series) -> float:
-    """How much a column's name and content speak for a role; 0 where it cannot have it."""
+    """Return how well a column's name and content fit a role; 0 if it cannot have the role."""
     given = column.drop_nulls()
     if given.is_empty():
         return 0.0
@@ -157,11 +162,11 @@ def _score(role: str, column: pl.Series) -> float:
     try:
         ids = as_ids(given, "", column.name)
     except DataError:
-        # Damaged ids are refused when they are read: the name says that they are meant.
+        # The name says that these ids are meant. Damaged ids raise an error when they are read.
         return named if named >= WHOLE_NAME else 0.0
     if ids.n_unique() > 1 or len(ids) < 3:
         return named
-    # The same id in all rows: of one user, if its name says so and no other column's does.
+    # All rows have the same id. It may be a single user, if no other column has a name that fits.
     return named - 1 if named >= WHOLE_NAME else 0.0
 
 
@@ -170,12 +175,12 @@ def _score_times(given: pl.Series, named: float) -> float:
         return max(named, CONTENT)
     if _holds_numbers(given):
         return named
-    # Reading it says what is wrong with it, where no other column can tell the time.
+    # If no other column can be the time, this one is read, and the error says what is wrong.
     return NAME_ALONE if named >= WHOLE_NAME else 0.0
 
 
 def _holds_dates(given: pl.Series) -> bool:
-    """Whether most values are dates."""
+    """Return whether most values of a column are dates."""
     if isinstance(given.dtype, pl.Categorical | pl.Enum):
         given = given.cast(pl.String)
     if given.dtype == pl.String:
@@ -184,7 +189,7 @@ def _holds_dates(given: pl.Series) -> bool:
 
 
 def _holds_numbers(given: pl.Series) -> bool:
-    """Whether most values are numbers, as text too."""
+    """Return whether most values of a column are numbers, or texts of numbers."""
     if given.dtype == pl.String:
         return int(given.str.contains(r"^\s*\d+([.,]\d+)?\s*$").sum()) > len(given) // 2
     return given.dtype.is_numeric()
@@ -193,16 +198,20 @@ def _holds_numbers(given: pl.Series) -> bool:
 def _find_meeting(
     log: pl.DataFrame, items: pl.DataFrame, items_id: str | None
 ) -> dict[str, list[str]]:
-    """For columns of the log, those of the items with the same ids, one of the same name first.
+    """Find columns of the item table that have the same ids as columns of the log.
 
     Args:
         log: Rows of the log.
         items: Rows of the item table.
-        items_id: The only column of the items that counts; None for any.
+        items_id: The only column of the item table to compare with. None compares with all columns.
+
+    Returns:
+        For each column of the log, the columns of the item table that have at least half of its
+        ids. A column with the same name comes first.
     """
     wanted = items.columns if items_id is None else [items_id]
     described = {name: ids for name in wanted if (ids := _read_ids(items, name)) is not None}
-    # Ids of items stand there once.
+    # A column of item ids has each id about once.
     keys = {n: ids for n, ids in described.items() if ids.n_unique() >= 0.9 * len(ids)}
     meeting: dict[str, list[str]] = {}
     for name in log.columns:
@@ -217,7 +226,7 @@ def _find_meeting(
 
 
 def _read_ids(frame: pl.DataFrame, name: str) -> pl.Series | None:
-    """A column as ids in text; None where it can hold none."""
+    """Return a column as ids in text form; None if it cannot hold ids."""
     try:
         return as_ids(frame[name], "", name).cast(pl.String).drop_nulls().str.strip_chars()
     except DataError:
@@ -227,10 +236,11 @@ def _read_ids(frame: pl.DataFrame, name: str) -> pl.Series | None:
 def _prefer_meeting(
     scores: Mapping[str, dict[str, float]], meeting: Mapping[str, Sequence[str]]
 ) -> None:
-    """A column of the log whose ids stand in the item table is the item's.
+    """Give a bonus in the role of the item to columns of the log whose ids are in the item table.
 
-    One that the item table calls alike is, and so is one that is called as an item. Any other is
-    only if it is alone and is called as nothing else: numbers of people may be numbers of items.
+    Columns with the same name in both tables get the bonus. If there are none, columns whose name
+    fits an item get it. Otherwise the only column whose name fits neither a user nor a time gets
+    it. The names matter because user ids may be the same numbers as item ids.
     """
     of_items = scores["item_id"]
     alike = [name for name, others in meeting.items() if others[0] == name]
@@ -247,9 +257,10 @@ def _prefer_meeting(
 def _choose_items_id(
     item_id: str, meeting: Mapping[str, Sequence[str]], items: pl.DataFrame, ask: Ask
 ) -> str:
-    """The column of the item table with the ids that the log has in ``item_id``.
+    """Return the column of the item table whose ids are the log's ids in the column ``item_id``.
 
-    By what it holds, else by its name: then ids that do not meet are refused when all are read.
+    The column is chosen by its content, or else by its name. If it is chosen by name and its ids do
+    not match, an error is raised when all rows are read.
     """
     options = list(meeting.get(item_id, ()))
     if options[:1] == [item_id] or (not options and item_id in items.columns):
@@ -264,7 +275,19 @@ def _choose_items_id(
 
 
 def _choose(role: str, scores: dict[str, float], taken: set[str], ask: Ask) -> str:
-    """The column with the highest score; asked for where several have it or none has a name."""
+    """Return the column that fits a role best.
+
+    The user is asked if several columns fit equally well, or if no column fits.
+
+    Args:
+        role: Role to find a column for.
+        scores: How well each column fits the role, by column name.
+        taken: Columns that have another role already.
+        ask: Function that answers questions.
+
+    Raises:
+        ConfigError: All columns have another role, or the question has no answer.
+    """
     left = {name: score for name, score in scores.items() if name not in taken}
     best = max(left.values(), default=0.0)
     first = [name for name, score in left.items() if score == best]
@@ -287,7 +310,7 @@ def _choose(role: str, scores: dict[str, float], taken: set[str], ask: Ask) -> s
 
 
 def _find_rating(log: pl.DataFrame, left: list[str]) -> str | None:
-    """A column that is called as a rating and holds few different numbers."""
+    """Return a column that is named like a rating and has at most 100 numbers, or None."""
     for name in left:
         if score_name("weight", name) >= WHOLE_NAME:
             numbers = log[name].cast(pl.Float64, strict=False).drop_nulls()
@@ -297,7 +320,7 @@ def _find_rating(log: pl.DataFrame, left: list[str]) -> str | None:
 
 
 def _find_title(items: pl.DataFrame | None, item_id: str) -> str | None:
-    """The column of text whose name speaks most for a title."""
+    """Return the text column of the item table whose name fits a title best, or None."""
     if items is None:
         return None
     scores = {
@@ -310,9 +333,11 @@ def _find_title(items: pl.DataFrame | None, item_id: str) -> str | None:
 
 
 def _find_event(log: pl.DataFrame, left: list[str]) -> str | None:
-    """The column with a few words that name types of events, or that is called as one of these.
+    """Return the column of event types; None if there is none.
 
-    ``type`` alone may be a type of anything, unless its words are those of events.
+    The column has 2 to 30 different values, and at least half of them are names of event types. A
+    column that is named like an event type also counts. The name ``type`` may mean anything, so it
+    counts only if at least one value is the name of an event type.
     """
     from recgrit.proposal.events import is_event
 

@@ -1,4 +1,4 @@
-"""Types of events in a shop's log: what each is worth, and which are no interest at all."""
+"""Event types of a shop's log: the proposed weight of each type, and the types to predict."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import polars as pl
 from recgrit.data.events import EVENT, EventTypes
 from recgrit.proposal.questions import Ask, Question
 
-# Of more types without a known name nobody wants to be asked.
+# Largest number of event types with unknown names that the user is asked about. With more, no
+# question is asked.
 MAX_QUESTIONS = 8
-# Share of rows without a type that may be left out.
+# Largest share of rows without an event type that may be left out.
 MAX_BLANK = 0.01
-# Users to test on that are enough, whatever share of all they are.
+# Number of test users that is always enough, even if it is a small share of all users.
 ENOUGH_USERS = 100
 LEAVE_OUT, UNANSWERED = "null", ""
 
@@ -30,9 +31,10 @@ UNDONE = ("remove", "return", "refund", "cancel", "delete", "dislike", "unlike",
 
 
 def weigh_event(name: str) -> int | None:
-    """What an event of a type is worth: 1 a look, 3 a wish, 5 a purchase, 0 for one undone.
+    """Return the weight of an event type by its name; None if the name says nothing.
 
-    None where the name says nothing.
+    The weight is 1 for a view, 3 for a wish such as a cart, 5 for a purchase, and 0 for an event
+    that undoes another, such as a refund.
 
     >>> [weigh_event(name) for name in ("product_view", "add-to-cart", "PURCHASE", "refund", "x")]
     [1, 3, 5, 0, None]
@@ -40,7 +42,7 @@ def weigh_event(name: str) -> int | None:
     plain = re.sub(r"[^a-z]", "", name.lower())
     if any(word in plain for word in UNDONE):
         return 0
-    for weight in (3, 5, 1):  # 'cart' first: it stands in 'order cart' and 'view cart' too.
+    for weight in (3, 5, 1):  # 'cart' comes first, because 'order cart' and 'view cart' contain it.
         words = WEIGHTS[weight]
         if plain in words or any(word in plain for word in words if len(word) > 2):
             return weight
@@ -48,20 +50,21 @@ def weigh_event(name: str) -> int | None:
 
 
 def is_event(name: str) -> bool:
-    """Whether a word names a type of event."""
+    """Return whether a word is the name of an event type."""
     return weigh_event(name) is not None
 
 
 @dataclass(frozen=True)
 class EventChoice:
-    """What a configuration says of the types of events.
+    """The proposed settings of event types.
 
     Args:
-        weights: Of each type; None leaves its rows out.
-        targets: The types that are predicted.
-        doubt: Why this is only a proposal, in a sentence; empty where it is sure.
-        asked: Users of whom two target events are left, the least that tests one; None where it
-            was not counted.
+        weights: Weight of each event type. None leaves out the rows of the type.
+        targets: Event types that are predicted.
+        doubt: Reason why the settings are only written as comments, as part of a sentence. Empty if
+            they are certain.
+        asked: Number of users with at least two target events, which is the least number that
+            allows a test. None if it was not counted.
     """
 
     weights: dict[str, int | None]
@@ -71,17 +74,17 @@ class EventChoice:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the configuration may say so."""
+        """Whether the settings are certain, so that the configuration can use them."""
         return not self.doubt
 
 
 def choose_events(types: Mapping[str, int], num_blank: int, ask: Ask) -> EventChoice:
-    """What each type of events is worth; types whose names say nothing are asked about.
+    """Choose the weight of each event type, and ask about types whose names say nothing.
 
     Args:
-        types: How often each is there.
-        num_blank: Rows that have none.
-        ask: Answers what the names leave open.
+        types: Number of rows of each event type.
+        num_blank: Number of rows without an event type.
+        ask: Function that answers questions about types with unknown names.
     """
     weights = {name: weigh_event(name) for name in types}
     unknown = [name for name, weight in weights.items() if weight is None]
@@ -90,7 +93,7 @@ def choose_events(types: Mapping[str, int], num_blank: int, ask: Ask) -> EventCh
             if (answer := ask(_about(name, types[name]))) != UNANSWERED:
                 weights[name] = None if answer == LEAVE_OUT else int(answer)
                 unknown.remove(name)
-    # Undone is no interest: such rows are left out, as those a person says are none.
+    # Weight 0 becomes None: rows of events that undo another are left out.
     found = {name: weight or None for name, weight in weights.items()}
     found |= dict.fromkeys(unknown, 1)
     doubt = ""
@@ -119,11 +122,12 @@ def _about(name: str, count: int) -> Question:
 
 
 def propose_targets(weights: Mapping[str, int | None], num_steps: int = 0) -> tuple[str, ...]:
-    """The types worth predicting: those of the highest weight.
+    """Return the event types to predict: those with the highest weight.
 
     Args:
-        weights: Weight of each type.
-        num_steps: How many lower weights are taken in, where those are too few to learn from.
+        weights: Weight of each event type.
+        num_steps: Number of lower weights whose types are also targets. They are needed if the
+            types of the highest weight are too few to learn from.
     """
     steps = sorted({weight for weight in weights.values() if weight}, reverse=True)
     lowest = steps[min(num_steps, len(steps) - 1)] if steps else 0
@@ -131,13 +135,17 @@ def propose_targets(weights: Mapping[str, int | None], num_steps: int = 0) -> tu
 
 
 def settle_targets(choice: EventChoice, rows: pl.DataFrame, names: Sequence[str]) -> EventChoice:
-    """The same with the fewest types as targets that are enough to test on.
+    """Choose the fewest target types that leave enough users to test on.
 
     Args:
-        choice: As the types' names have it.
-        rows: ``user_id`` and ``event`` (places in ``names``) of what filters leave: three or more
-            of each user, all of types that count, so that all of them as targets are enough.
-        names: The types.
+        choice: Choice that was made from the names of the types.
+        rows: Rows that the filters leave, with columns ``user_id`` and ``event`` (position in
+            ``names``). Each user has three or more rows, all of types with a weight, so enough
+            users are left if all types are targets.
+        names: Names of the event types.
+
+    Returns:
+        The same choice with these targets.
     """
     enough = min(ENOUGH_USERS, rows["user_id"].n_unique() // 10)
     num_weights = len({weight for weight in choice.weights.values() if weight})
@@ -153,17 +161,21 @@ def settle_targets(choice: EventChoice, rows: pl.DataFrame, names: Sequence[str]
 
 
 def count_targets(rows: pl.DataFrame, choice: EventChoice | None, types: EventTypes | None) -> int:
-    """Events that training predicts in an epoch, about: all but the last two and the first.
+    """Return the approximate number of events that training predicts in an epoch.
+
+    The last two targets of a user are held out for validation and test. Without event types, the
+    first event of a user is not predicted either, because nothing precedes it.
 
     Args:
-        rows: ``user_id`` and, where events have types, ``event``, of what filters leave.
-        choice: What is predicted; None for all.
-        types: The types by their places in ``event``; None where they count for nothing.
+        rows: Rows that the filters leave, with column ``user_id`` and, if events have types,
+            ``event``.
+        choice: Choice of the target types. None predicts all events.
+        types: Event types by their position in ``event``. None if types have no weights.
     """
     if types is not None and choice is not None:
         places = [types.names.index(name) for name in choice.targets]
         rows = rows.filter(pl.col(EVENT).is_in(places))
-        held_out = 2  # Before the first target there may be events of other types.
+        held_out = 2  # The first target counts too, because events of other types may precede it.
     else:
         held_out = 3
     per_user = rows.group_by("user_id").len()["len"].cast(pl.Int64) - held_out

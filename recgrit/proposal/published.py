@@ -1,4 +1,4 @@
-"""The configurations of published data sets that come with recgrit."""
+"""The configurations of published data sets that are part of recgrit."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import recgrit
 from recgrit.config import read_yaml
 from recgrit.errors import ConfigError
 
-# In the package a link to the folder in the checkout; where links are no folders, that itself.
+# The package has a link to the folder of the checkout. On systems without links, the folder itself
+# is used.
 _PACKAGE = Path(recgrit.__file__).parent
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def list_configs() -> dict[str, Path]:
-    """The YAML of each published data set by its name, such as ``movielens-100k``."""
+    """Return the path of each published data set's YAML by its name, such as ``movielens-100k``."""
     folder = next((path for path in _FOLDERS if path.is_dir()), _FOLDERS[0])
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_config(name: str) -> Path:
-    """The YAML of a data set.
+    """Return the path of a published data set's YAML.
 
     Args:
-        name: Of the YAML, as `list_configs` has it, or of the data source (``amazon2014/Beauty``).
+        name: Name of the YAML in `list_configs`, or name of the data source, such as
+            ``amazon2014/Beauty``.
 
     Raises:
-        ConfigError: There is none of this name; lists those there are.
+        ConfigError: No YAML has this name. The message lists all names.
     """
     configs = list_configs()
     if name in configs:
@@ -45,10 +47,10 @@ def find_config(name: str) -> Path:
 
 
 def copy_config(name: str, out: Path) -> str:
-    """The text of a data set's YAML, its command naming the file that it goes to.
+    """Return the text of a data set's YAML, with ``out`` as the file name in its example command.
 
     Raises:
-        ConfigError: There is none of this name.
+        ConfigError: No YAML has this name.
     """
     path = find_config(name)
     return path.read_text(encoding="utf-8").replace(f"configs/{path.name}", str(out))

@@ -1,4 +1,4 @@
-"""What only a person can know: asked in a terminal, taken as proposed, or refused."""
+"""Questions about the files that only the user can answer, and ways to answer them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Question:
-    """Something that the files leave open.
+    """A question that the files do not answer.
 
     Args:
-        text: The question.
-        options: The answers there are.
-        default: The one that is likely; None where nothing speaks for any.
-        setting: The setting that answers it.
-        unanswered: What is done where nobody is there to answer; None needs an answer.
+        text: Text of the question.
+        options: Possible answers.
+        default: Likely answer. None if no answer is likely.
+        setting: Setting that answers the question.
+        unanswered: Value to use if nobody can answer. None if an answer is required.
     """
 
     text: str
@@ -34,10 +34,10 @@ Ask = Callable[[Question], str]
 
 
 def take_default(question: Question) -> str:
-    """The likely answer, which is said.
+    """Return the likely answer, and log it as a warning.
 
     Raises:
-        ConfigError: None is likely, and one is needed.
+        ConfigError: No answer is likely, and one is required.
     """
     if question.unanswered is not None:
         return question.unanswered
@@ -51,10 +51,10 @@ def take_default(question: Question) -> str:
 
 
 def refuse(question: Question) -> str:
-    """Nobody is there to answer.
+    """Answer no question: return its value for the unanswered case, or raise an error.
 
     Raises:
-        ConfigError: An answer is needed; names the setting.
+        ConfigError: An answer is required. The message names the setting.
     """
     if question.unanswered is not None:
         return question.unanswered

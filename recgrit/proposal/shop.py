@@ -1,4 +1,4 @@
-"""A configuration for a log of interactions and an item table that somebody brings."""
+"""Examination of a user's log and item table, to propose a configuration for them."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ from recgrit.proposal.suspicions import (
 
 logger = logging.getLogger(__name__)
 
-# Rows by which columns are found; all rows count for all else.
+# Number of rows that columns are detected from. Everything else is computed from all rows.
 SAMPLE = 100_000
 PREFIX = "data.table."
-# Share of interactions with an item the user had before, below which they change little.
+# If the share of repeated interactions is below this, repeats change little and are kept.
 FEW_REPEATS = 0.05
-# Columns of amounts, of which negative ones are returns.
+# Names of columns with amounts. A negative amount is probably a return.
 _AMOUNTS = ("qty", "quantity", "amount", "count", "units", "menge")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShopFacts:
-    """What was found in a shop's files.
+    """Everything that was found in a shop's files.
 
     Args:
         events: Where the log is, as it was given.
@@ -109,7 +109,7 @@ def look_at(
     overrides: Sequence[str] = (),
     ask: Ask,
 ) -> ShopFacts:
-    """Find out what a configuration has to say of a shop's files.
+    """Examine a shop's files, to find everything that a configuration needs.
 
     Args:
         events: The log: a file, a folder or a pattern.
@@ -119,8 +119,8 @@ def look_at(
         ask: Answers what the files leave open.
 
     Raises:
-        ConfigError: A question stays open, or a setting is not one of ``data.table``.
-        DataError: A file cannot be read, or holds nothing to learn from.
+        ConfigError: A question has no answer, or a setting is not one of ``data.table``.
+        DataError: A file cannot be read, or has nothing to learn from.
     """
     known = _read_overrides(overrides, items, users)
     table = Table(**TableConfig(**known).model_dump())
@@ -182,7 +182,7 @@ def _read_overrides(
 
 
 def _open(path: Path, table: Table, *, of_items: bool) -> list[TableFile]:
-    """The tables in a file, those without columns left out."""
+    """Open the tables in a file, without tables that have no columns."""
     wanted = [table.described_id] if of_items else [table.user_id, table.item_id, table.timestamp]
     names = table.item_columns if of_items else table.columns
     found = [
@@ -198,13 +198,13 @@ def _open(path: Path, table: Table, *, of_items: bool) -> list[TableFile]:
 
 
 def _require_columns(log: pl.DataFrame, first: TableFile) -> None:
-    """Stop where a log has fewer columns than it takes to say who took what and when."""
+    """Raise an error if a log has fewer columns than the three for user, item and time."""
     if log.width >= 3:
         return
     hint = ""
     if first.text is not None:
         found = re.search(r"[~^ #/*+@§]", log.columns[0])
-        # In quotes of YAML too, where ~ alone is nothing.
+        # The character is quoted for YAML, where ~ alone means null.
         setting = f"data.table.separator=\"'{found[0] if found else '~'}'\""
         hint = f" If another character stands between the fields, add {setting}."
     raise DataError(
@@ -214,7 +214,7 @@ def _require_columns(log: pl.DataFrame, first: TableFile) -> None:
 
 
 def _sample(tables: Sequence[TableFile], path: Path) -> pl.DataFrame:
-    """The first rows, with all columns."""
+    """Return the first rows of some tables, with all columns."""
     parts: list[pl.DataFrame] = []
     for table in tables:
         for part in table.rows(table.columns):
@@ -235,7 +235,7 @@ def _sample(tables: Sequence[TableFile], path: Path) -> pl.DataFrame:
 def _read(
     events: Path, settings: dict[str, Any], event_types: EventTypes | None, ask: Ask
 ) -> RawData:
-    """All rows, as preparing reads them; dates that can be read in two ways are asked about."""
+    """Read all rows as `prepare` reads them, and ask about dates that can be read in two ways."""
     while True:
         table = Table(**TableConfig(**settings).model_dump(), event_types=event_types)
         try:
@@ -264,7 +264,7 @@ def _weigh_up(
     rows = drop_exact_duplicates(frame, suspects)
     user_ids, item_ids = raw.coded.user_ids, raw.coded.item_ids
     repeats = measure_repeats(rows)
-    # Again within a day is one visit; later on, people come back.
+    # A repeat within a day is probably the same visit. After more than a day, the user came back.
     keeps = repeats.share < FEW_REPEATS or repeats.soon < 0.5
     undone = () if event_types is None else event_types.left_out
     kept, left = choose_filters(
@@ -322,9 +322,10 @@ def _weigh_up(
 
 
 def _count_types(logs: Sequence[TableFile], event: str | None) -> tuple[dict[str, int], int]:
-    """How often each type of events is there, the most frequent first; rows that have none.
+    """Return the number of rows of each event type, and the number of rows without one.
 
-    Types with equal counts are in the order of their names: the same log gives the same file.
+    The most frequent type comes first. Types with equal counts are in the order of their names, so
+    that the same log always gives the same file.
     """
     types: dict[str, int] = {}
     num_blank = 0
@@ -339,7 +340,7 @@ def _count_types(logs: Sequence[TableFile], event: str | None) -> tuple[dict[str
 
 
 def _count_negative(logs: Sequence[TableFile], amounts: Sequence[str]) -> int:
-    """Rows with a negative number in the first of these columns."""
+    """Return the number of rows with a negative number in the first of these columns."""
     return sum(
         int((part[amounts[0]].cast(pl.Float64, strict=False) < 0).sum())
         for part in _parts(logs, amounts[:1])

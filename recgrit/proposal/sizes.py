@@ -1,6 +1,6 @@
-"""Filters, codebooks and a model that go with so much data.
+"""Choice of filters, codebook sizes and model sizes that suit the amount of data.
 
-The sizes are those of the configurations that come with recgrit for data sets of about that size.
+The sizes are those of the configurations of published data sets of about the same size.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from recgrit.data.k_core import cut_to_k_core
 from recgrit.data.partitions import MemoryStore
 from recgrit.errors import DataError
 
-# Fewest interactions of a user and of an item: the first that keeps `ENOUGH` is taken.
+# Least numbers of interactions of a user and of an item, strictest first. The first pair that
+# keeps the share ENOUGH of all interactions is chosen.
 FILTERS = ((5, 5), (3, 3), (3, 1))
 ENOUGH = 0.5
 LONG_HISTORY = 100
-# A step has so many targets that an epoch has at least so many steps: with a learning rate of .003,
-# training then converges within the epochs that it has.
+# Least number of training steps per epoch, which bounds the number of targets per step. With a
+# learning rate of .003, training then converges within its epochs.
 STEPS_PER_EPOCH = 16
 SMALLEST_BATCH, LARGEST_BATCH = 64, 1024
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What filters leave.
+    """The proposed filters, and the data that they leave.
 
     Args:
-        min_user: Fewest interactions of a user.
-        min_item: Fewest of an item.
-        num_users: Users left.
-        num_items: Items left.
-        num_interactions: Interactions left.
-        long_history: What nine of ten users have fewer interactions than.
+        min_user: Least number of interactions of a user.
+        min_item: Least number of interactions of an item.
+        num_users: Number of users that are left.
+        num_items: Number of items that are left.
+        num_interactions: Number of interactions that are left.
+        long_history: Number of interactions that nine of ten users do not exceed.
     """
 
     min_user: int
@@ -48,22 +49,22 @@ class Kept:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the stages.
+    """The proposed sizes of the tokenizer, the retriever and its training.
 
     Args:
-        num_levels: Codebooks.
-        codebook_size: Codes of each.
-        text_dim: Dimensions of the text's features.
-        model_dim: Of the retriever.
-        num_layers: Of the retriever.
-        num_heads: Of the retriever.
-        history_length: Items of a history that are read.
-        dropout: Of the retriever.
-        epochs: At most.
-        patience: Epochs without a better one before training ends.
-        batch_targets: Targets of a step.
-        learning_rate: Of the retriever.
-        warmup_steps: Steps of linear warm-up.
+        num_levels: Number of codebooks.
+        codebook_size: Number of codes of each codebook.
+        text_dim: Dimensions of the text features.
+        model_dim: Width of the retriever.
+        num_layers: Number of layers of the retriever.
+        num_heads: Number of attention heads of the retriever.
+        history_length: Largest number of items of a history that the retriever reads.
+        dropout: Dropout rate of the retriever.
+        epochs: Largest number of epochs.
+        patience: Number of epochs without an improvement after which training ends.
+        batch_targets: Number of targets per training step.
+        learning_rate: Learning rate of the retriever.
+        warmup_steps: Number of training steps with a linear warm-up of the learning rate.
     """
 
     num_levels: int
@@ -84,16 +85,21 @@ class Sizes:
 def choose_filters(
     rows: pl.DataFrame, num_users: int, num_items: int, *, counted: str
 ) -> tuple[Kept, pl.DataFrame]:
-    """The strictest of the usual filters that keeps half of the interactions, and what it keeps.
+    """Choose the strictest common filter that keeps half of the interactions, and apply it.
+
+    If no filter keeps half, the filter that keeps the most interactions is chosen.
 
     Args:
-        rows: ``user_id`` and ``item_id`` as codes.
-        num_users: How many codes of users there are.
-        num_items: Likewise, of items.
-        counted: What the rows are, for messages.
+        rows: Interactions, with columns ``user_id`` and ``item_id`` as codes from 0.
+        num_users: Number of user codes.
+        num_items: Number of item codes.
+        counted: Noun for the rows in messages, such as "interactions".
+
+    Returns:
+        The filter with the numbers that it leaves, and the rows that are left.
 
     Raises:
-        DataError: None leaves anything: nobody has three interactions.
+        DataError: No filter leaves anything, because no user has three interactions.
     """
     found = [_keep(rows, num_users, num_items, *least) for least in FILTERS]
     enough = [one for one in found if one[0].num_interactions >= ENOUGH * rows.height]
@@ -111,7 +117,7 @@ def choose_filters(
 def _keep(
     rows: pl.DataFrame, num_users: int, num_items: int, min_user: int, min_item: int
 ) -> tuple[Kept, npt.NDArray[np.bool_]]:
-    """What a filter leaves, and whether each row is of it."""
+    """Return the numbers that a filter leaves, and for each row whether it is left."""
     per_user = np.bincount(rows["user_id"].to_numpy(), minlength=num_users).astype(np.int64)
     per_item = np.bincount(rows["item_id"].to_numpy(), minlength=num_items).astype(np.int64)
     cut_to_k_core(
@@ -136,11 +142,11 @@ def _keep(
 
 
 def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
-    """Sizes for what is kept.
+    """Choose sizes that suit the filtered data.
 
     Args:
-        kept: What filters leave.
-        num_targets: Events that training predicts in an epoch.
+        kept: The filters and the data that they leave.
+        num_targets: Number of events that training predicts in an epoch.
     """
     items, interactions = kept.num_items, kept.num_interactions
     if items <= 300:
@@ -151,11 +157,10 @@ def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
         levels, codes = 3, 256
     else:
         levels, codes = (2, 1024) if items <= 50_000 else (3, 1024)
-    # No more codes than a quarter of the items: most would stand for one item or none.
+    # With more codes than a quarter of the items, most codes would have one item or none.
     codes = min(codes, max(2, _power_of_two(items // 4)))
     history = next(n for n in (20, 50, LONG_HISTORY) if n >= min(kept.long_history, LONG_HISTORY))
-    # Where few events are targets, large steps would be few, and training would end long before it
-    # has converged.
+    # With few targets, large steps would be too few, and training would end before it converges.
     batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, _power_of_two(num_targets // STEPS_PER_EPOCH)))
     is_small, is_large = interactions < 20_000, interactions >= 150_000
     return Sizes(
@@ -176,5 +181,5 @@ def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
 
 
 def _power_of_two(number: int) -> int:
-    """The largest that is no larger; 0 of 0."""
+    """Return the largest power of two that is at most ``number``; 0 for 0."""
     return 2 ** (number.bit_length() - 1) if number > 0 else 0

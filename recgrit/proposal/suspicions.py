@@ -1,4 +1,4 @@
-"""What in a shop's data looks like a mistake, or like something that knows the future."""
+"""Warnings about a shop's data that look like a mistake, or like columns that reveal the future."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from recgrit.data.id_columns import STAND_INS
 
 DAY = 86_400
 _CLOCK = r"^\s*\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?\s*$"
-# Ids of people who are nobody: a till, or whoever was not logged in.
+# User ids that stand for many people, such as everybody who was not logged in.
 NOBODY = {*STAND_INS, "guest", "anonymous", "anon", "unknown", "test", "0", "-1", ""}
-# Names of columns of items that are counted from what people did, tested days included.
+# Names of item columns that may be counted from interactions, also from those of the test period.
 _COUNTED = re.compile(
     r"(?i)(best.?sell|popular|rank|views|clicks|sales|sold|orders|purchases|rating|reviews|trend)"
 )
 
 
 class Repeats(NamedTuple):
-    """How often a user meets an item again.
+    """How often users interact with the same item again.
 
     Args:
-        share: Of the interactions, how many are with an item the user had before.
-        soon: Of these, how many within a day after the time before.
+        share: Share of all interactions with an item that the user interacted with before.
+        soon: Share of these interactions that are less than a day after the previous one.
     """
 
     share: float
@@ -35,10 +35,11 @@ class Repeats(NamedTuple):
 
 
 def measure_repeats(rows: pl.DataFrame) -> Repeats:
-    """Interactions with an item that the user interacted with before.
+    """Measure how often users interact with the same item again.
 
     Args:
-        rows: ``user_id``, ``item_id`` and ``timestamp`` (seconds), exact duplicates dropped.
+        rows: Interactions, with columns ``user_id``, ``item_id`` and ``timestamp`` (seconds),
+            without exact duplicates.
     """
     again = find_repeats(rows).sort("user_id", "item_id", "timestamp")
     pair = ["user_id", "item_id"]
@@ -49,10 +50,10 @@ def measure_repeats(rows: pl.DataFrame) -> Repeats:
 
 
 def find_clock(log: pl.DataFrame) -> str | None:
-    """The column of a log that holds times of day; None where there is none.
+    """Return the column of a log that has times of day; None if there is none.
 
     Args:
-        log: Some rows, with all columns.
+        log: Some rows of the log, with all columns.
     """
     for name, column in log.to_dict().items():
         given = column.drop_nulls()
@@ -70,14 +71,14 @@ def suspect_log(
     user_ids: pl.Series,
     clock: str | None,
 ) -> Iterator[str]:
-    """What looks odd in a log, a sentence each.
+    """Return warnings about a log, one sentence or two for each problem.
 
     Args:
-        rows: With codes for ids, exact duplicates dropped.
-        num_read: Rows of the files.
-        num_duplicates: Exact duplicates among them.
-        user_ids: The id of each code.
-        clock: The column that holds times of day; None where there is none.
+        rows: Interactions with codes for ids, without exact duplicates.
+        num_read: Number of rows in the files.
+        num_duplicates: Number of exact duplicates among these rows.
+        user_ids: User id of each code.
+        clock: Column with times of day. None if there is none.
     """
     if num_duplicates > 0.01 * num_read:
         yield (
@@ -129,12 +130,12 @@ def suspect_log(
 
 
 def suspect_items(items: pl.DataFrame, log_ids: pl.Series, used: tuple[str, ...]) -> Iterator[str]:
-    """What looks odd in an item table, a sentence each.
+    """Return warnings about an item table, one sentence for each problem.
 
     Args:
-        items: With ``item_id`` and ``title``.
-        log_ids: Ids of the items in the log, each once.
-        used: Columns that item texts are made of.
+        items: Item table, with columns ``item_id`` and ``title``.
+        log_ids: Ids of the items in the log, without repeats.
+        used: Columns that the item texts are made of.
     """
     counted = [name for name in used if _COUNTED.search(name)]
     if counted:

@@ -1,4 +1,4 @@
-"""A proposed configuration as YAML, with what was found beside each setting."""
+"""Writing of a proposed configuration as YAML, with comments that explain each setting."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ COMMENT_COLUMN = 34
 
 
 def write_shop_config(facts: ShopFacts, out: Path) -> str:
-    """The YAML for a shop, which loads as it is.
+    """Return the YAML for a shop's files, which can be used unchanged.
 
     Args:
-        facts: What was found in its files.
-        out: Where it will be written; its name becomes that of the run.
+        facts: Everything that was found in the files.
+        out: Path that the YAML will be written to. Its name without the ending becomes the run's
+            name.
     """
     lines = [
         f"# Made by 'recgrit init' from {_plain(facts.events)}"
@@ -121,7 +122,7 @@ def _explain_repeats(facts: ShopFacts, soon: str) -> list[str]:
 
 
 def _events(facts: ShopFacts) -> list[str]:
-    """What the types of events are worth; with marks before the lines where that is in doubt."""
+    """Return the lines about event types. They are comments if the weights are uncertain."""
     choice = facts.events_choice
     if choice is None:
         return []
@@ -249,7 +250,7 @@ def _per_leaf(codes: int, items: int) -> str:
 
 def _line(name: str, value: Any, comment: str, depth: int) -> str:
     text = f"{'  ' * depth}{name}: {_scalar(value)}"
-    # Without a blank before it a mark belongs to the value.
+    # A blank must precede the comment mark. Without it, YAML reads the mark as part of the value.
     return f"{text:<{COMMENT_COLUMN - 3}} # {_plain(comment)}" if comment else text
 
 
@@ -259,7 +260,7 @@ def _commented(name: str, value: Any, comment: str) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Return a value as YAML on one line."""
     value = list(value) if isinstance(value, tuple) else value
     value = str(value) if isinstance(value, Path) else value
     text = yaml.safe_dump(
@@ -269,5 +270,5 @@ def _scalar(value: Any) -> str:
 
 
 def _plain(value: object) -> str:
-    """Text on one line of a comment."""
+    """Return a value as text on one line, for a comment."""
     return " ".join(show_control(str(value)).split())

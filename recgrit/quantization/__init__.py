@@ -1,7 +1,7 @@
 """GRIT-VQ: residual vector quantization with a radius surrogate and an integrated transform.
 
-``from recgrit.quantization import GRITVQ, ResidualGRITVQ`` is all that a model of your own needs;
-torch is imported at that moment, not before.
+A model of your own needs only ``from recgrit.quantization import GRITVQ, ResidualGRITVQ``. torch is
+imported when one of these names is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which code a vector gets: the nearest, one that is drawn, or the best path through all levels.
+"""Functions that assign codes to vectors: nearest, sampled, beam-searched or balanced codes.
 
 All functions compare squared distances and compute them in float32. If all codes of a level have
-the same length, the nearest code is also the one with the most similar direction, so the same rule
-serves normalized levels.
+the same length, the nearest code is also the code with the highest cosine similarity. The same
+functions therefore serve normalized levels.
 
 Shapes: B vectors, D dimensions, L levels, K codes, W paths.
 """
@@ -18,21 +18,30 @@ from torch import Tensor
 
 from recgrit.quantization.quantizer import is_graph_captured
 
-# Rows assigned at once, fewer where there are many codes: scores stay in the processor's cache.
+# Largest number of rows and of scores in one piece on a CPU, so that the scores stay in the
+# processor's cache.
 CPU_ROWS = 1024
 CPU_SCORES = 2**20
-# A GPU is busy with as many scores as this, 256 MiB.
+# Number of scores in one piece on a GPU, 256 MiB. This many scores keep a GPU busy.
 GPU_SCORES = 2**26
-# Changes of the prices that keep codes equally used, and steps of their size.
+# Number of changes of the prices in balanced assignment, and the size of the first change relative
+# to the mean squared distance to the nearest code.
 NUM_PRICES = 100
 FIRST_PRICE = 0.3
 
 
 @torch.no_grad()
 def nearest_codes(rows: Tensor, codes: Tensor) -> Tensor:
-    """Index of the nearest of the codes ``[K, D]`` for each row ``[B, D]``, int64 ``[B]``.
+    """Return the index of the nearest code for each row.
 
-    Of equally near codes the first.
+    The first of several equally near codes is chosen.
+
+    Args:
+        rows: Vectors to assign, ``[B, D]``.
+        codes: Codes to choose from, ``[K, D]``.
+
+    Returns:
+        Indices of codes, int64 ``[B]``.
     """
     offset = -0.5 * codes.square().sum(dim=-1)
     if is_graph_captured(rows):
@@ -44,7 +53,7 @@ def nearest_codes(rows: Tensor, codes: Tensor) -> Tensor:
         for part, found in zip(rows.split(max(1, size)), chosen.split(max(1, size)), strict=True):
             products = scores[: len(part)]
             torch.addmm(offset, part, codes.T, out=products)
-            if products.is_cpu:  # numpy's argmax of a row is twice as fast.
+            if products.is_cpu:  # The argmax of numpy is twice as fast here.
                 products.numpy().argmax(axis=1, out=found.numpy())
             else:
                 torch.argmax(products, dim=-1, out=found)
@@ -55,31 +64,45 @@ def nearest_codes(rows: Tensor, codes: Tensor) -> Tensor:
 def sample_codes(
     rows: Tensor, codes: Tensor, temperature: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Codes drawn from ``softmax(-d² / (T u))``, int64 ``[B]``.
+    """Draw a code for each row with probabilities ``softmax(-d² / (T u))``.
 
-    ``d`` is the distance of a code and ``u`` the mean squared distance to the nearest one, so that
-    a temperature means the same at every level and in every unit of the data.
+    ``d`` is the distance between the row and a code. ``u`` is the mean squared distance of all rows
+    to their nearest code. Division by ``u`` gives a temperature the same effect at every level and
+    for every scale of the data.
 
     Args:
-        rows: ``[B, D]``.
-        codes: ``[K, D]``.
-        temperature: T.
-        generator: Draws.
+        rows: Vectors to assign, ``[B, D]``.
+        codes: Codes to choose from, ``[K, D]``.
+        temperature: The temperature T, above 0. A low temperature mostly draws the nearest code.
+        generator: Source of the random numbers. None uses the default generator of torch.
+
+    Returns:
+        Indices of codes, int64 ``[B]``.
     """
     distances = torch.cdist(rows, codes).square()
     unit = distances.amin(dim=-1).mean().clamp_min(1e-12)
     odds = (-distances / (temperature * unit)).softmax(dim=-1)
-    # Exponential races: the winner is drawn by the odds, and nobody waits for a sum.
+    # The largest ratio of a probability to exponential noise is at each code with its probability.
+    # This draw needs no cumulative sum.
     races = torch.empty_like(odds).exponential_(generator=generator)
     return (odds / races).argmax(dim=-1)
 
 
 @torch.no_grad()
 def search_codes(rows: Tensor, codebooks: Sequence[Tensor], width: int) -> Tensor:
-    """Codes ``[B, L]`` of the best of ``width`` paths: the sum that is nearest to the row.
+    """Search the codes of all levels whose sum is nearest to each row, by beam search.
 
-    Greedy assignment takes the best code of each level and may miss a pair of codes that fits
-    better together. With ``width=1`` this is greedy assignment.
+    Greedy assignment takes the best code of each level. It can miss a pair of codes that fits
+    better together. The beam search keeps the ``width`` best paths after each level, where a path
+    is a code per level.
+
+    Args:
+        rows: Vectors to assign, ``[B, D]``.
+        codebooks: Codes of each level, L tensors ``[K, D]``.
+        width: Number of paths W that are kept after each level. 1 is greedy assignment.
+
+    Returns:
+        Codes of the best path of each row, int64 ``[B, L]``.
     """
     num_rows = rows_at_once(rows, width * max(len(codes) for codes in codebooks))
     with exact_products():
@@ -107,10 +130,18 @@ def _search_part(rows: Tensor, codebooks: Sequence[Tensor], width: int) -> Tenso
 
 @torch.no_grad()
 def balance_codes(rows: Tensor, codes: Tensor) -> Tensor:
-    """Codes int64 ``[B]`` that rows ``[B, D]`` use about equally often.
+    """Return a code for each row such that all codes are used about equally often.
 
-    A price per code is added to the squared distance, and rises while more rows take the code than
-    its part (the dual of optimal transport). All rows have to be given at once.
+    Each code has a price that is added to its squared distance. The price rises while more than
+    ``B / K`` rows choose the code, and falls while fewer rows do. This solves the dual of an
+    optimal transport problem.
+
+    Args:
+        rows: Vectors to assign, ``[B, D]``. All vectors have to be given in one call.
+        codes: Codes to choose from, ``[K, D]``.
+
+    Returns:
+        Indices of codes, int64 ``[B]``.
     """
     wanted = len(rows) / len(codes)
     prices = codes.new_zeros(len(codes))
@@ -122,27 +153,52 @@ def balance_codes(rows: Tensor, codes: Tensor) -> Tensor:
 
 
 def cheapest_codes(rows: Tensor, codes: Tensor, prices: Tensor) -> Tensor:
-    """The code of least squared distance plus price ``[K]``, int64 ``[B]``."""
+    """Return the code with the lowest sum of squared distance and price for each row.
+
+    Args:
+        rows: Vectors to assign, ``[B, D]``.
+        codes: Codes to choose from, ``[K, D]``.
+        prices: Price of each code, ``[K]``.
+
+    Returns:
+        Indices of codes, int64 ``[B]``.
+    """
     offset = -0.5 * (codes.square().sum(dim=-1) + prices)
     parts = rows.split(rows_at_once(rows, len(codes)))
     return torch.cat([torch.addmm(offset, part, codes.T).argmax(dim=-1) for part in parts])
 
 
 def first_price_step(rows: Tensor, codes: Tensor) -> Tensor:
-    """How much a price changes at first: a part of the mean squared distance, a scalar."""
+    """Return the size of the first change of a price, a scalar tensor.
+
+    It is `FIRST_PRICE` times the mean squared distance of the rows ``[B, D]`` to their nearest
+    codes ``[K, D]``.
+    """
     nearest = F.embedding(nearest_codes(rows, codes), codes)
     step: Tensor = FIRST_PRICE * (rows - nearest).square().sum(dim=-1).mean()
     return step
 
 
 def price_change(counts: Tensor, wanted: float, step: Tensor, number: int) -> Tensor:
-    """Change number ``number``, from 1, of the prices ``[K]`` of codes used ``counts`` times."""
+    """Return the change of each code's price after one round of assignment.
+
+    Args:
+        counts: Number of rows that chose each code in this round, ``[K]``.
+        wanted: Number of rows that each code would have if all codes were used equally often.
+        step: Size of the first change, from `first_price_step`.
+        number: Number of the round, from 1. Later rounds make smaller changes.
+    """
     size: float = number**-0.5
     return size * step * (counts / wanted - 1).clamp(-1, 1)
 
 
 def rows_at_once(rows: Tensor, num_scores: int) -> int:
-    """Rows to assign in one piece where each has this many scores."""
+    """Return the number of rows to assign in one piece, which limits the memory for scores.
+
+    Args:
+        rows: The vectors to assign; their device decides the limit.
+        num_scores: Number of scores that one row needs.
+    """
     if rows.is_cpu:
         return min(CPU_ROWS, max(128, CPU_SCORES // num_scores))
     return max(1024, GPU_SCORES // num_scores)
@@ -150,7 +206,10 @@ def rows_at_once(rows: Tensor, num_scores: int) -> int:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Multiply float32 matrices in float32: with TF32 or bfloat16 vectors change their codes."""
+    """Compute matrix products in full float32 precision inside the block.
+
+    With TF32 or bfloat16 products, some vectors would get other codes.
+    """
     if torch.compiler.is_compiling():
         yield
         return

@@ -1,8 +1,11 @@
-"""What stands around the quantizer: nothing, or a small MLP encoder and decoder.
+"""Modules that encode features before quantization and decode them after it.
 
-Quantizing the features themselves reconstructs better; behind a narrow autoencoder fewer items
-collide. Features are centred first in both cases: a mean of many standard deviations would eat the
-float32 digits that distances are made of.
+An autoencoder without MLPs quantizes the features themselves, which gives a lower reconstruction
+error. A narrow MLP autoencoder gives fewer collisions of IDs. Features are centred first in both
+cases, because a mean of many standard deviations would cost the distances most of their float32
+digits.
+
+Shapes: B vectors, N items, F dimensions of the features, D dimensions of the latent vectors.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from recgrit.quantization.quantizer import Quantized, Quantizer
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A reconstruction and how it came about.
+    """Output of a `QuantizedAutoencoder`: a reconstruction, its error and the quantized vectors.
 
     Args:
-        reconstruction: ``[B, F]``, in the units of the input.
-        reconstruction_loss: Scalar, squared error of the scaled features, summed over dimensions,
-            averaged over vectors.
-        quantized: What the quantizer returned.
+        reconstruction: Reconstructed features in the units of the input, ``[B, F]``.
+        reconstruction_loss: Squared error of the scaled features, summed over dimensions and
+            averaged over vectors; a scalar.
+        quantized: Output of the quantizer.
     """
 
     reconstruction: Tensor
@@ -34,15 +37,18 @@ class Tokenized:
 
 
 class QuantizedAutoencoder(nn.Module):
-    """Centring, optional MLP encoder, residual quantizer, optional MLP decoder.
+    """A quantizer with centring and scaling of its input, and an optional MLP encoder and decoder.
 
     Args:
-        feature_dim: F, size of the item features.
-        quantizer: Any quantizer; its ``dim`` is F without MLPs and the code dimension
-            with them.
-        hidden_dims: Layer widths of the encoder, mirrored in the decoder; None for no MLPs.
-        code_dim: Size of the latent; needed with ``hidden_dims``.
-        residual: Add each MLP, which starts at 0, to its input; the latent has F dimensions then.
+        feature_dim: Number of dimensions F of the item features.
+        quantizer: The quantizer of the latent vectors. Its ``dim`` is F without MLPs or with
+            ``residual``, and ``code_dim`` otherwise.
+        hidden_dims: Layer widths of the encoder. The decoder has them in reverse order. None builds
+            no MLPs, so that the features themselves are quantized.
+        code_dim: Number of dimensions of the latent vectors, used with ``hidden_dims`` only. With
+            ``residual`` it must be F.
+        residual: Whether each MLP is added to its input instead of replacing it. The added part is
+            0 at the start.
     """
 
     mean: Tensor
@@ -72,36 +78,41 @@ class QuantizedAutoencoder(nn.Module):
                 self.encoder, self.decoder = _Residual(self.encoder), _Residual(self.decoder)
 
     def fit_normalization_(self, features: Tensor) -> None:
-        """Take the mean of the features, and one scale that gives them unit mean square norm."""
+        """Set the mean of the features, and one scale that gives them a mean square norm of 1.
+
+        Args:
+            features: Item features, ``[N, F]``.
+        """
         fit_scale_(self.mean, self.scale, features)
 
     def encode_latent(self, features: Tensor) -> Tensor:
-        """Latents ``[B, D]`` of features ``[B, F]``."""
+        """Return the latent vectors ``[B, D]`` of features ``[B, F]``."""
         latent: Tensor = self.encoder((features.float() - self.mean) / self.scale)
         return latent
 
     def forward(self, features: Tensor) -> Tokenized:
-        """Quantize and reconstruct ``[B, F]``."""
+        """Encode, quantize and reconstruct features ``[B, F]``."""
         quantized = self.quantizer(self.encode_latent(features))
         reconstruction = self.decoder(quantized.quantized)
         scaled = (features - self.mean) / self.scale
         error = (reconstruction - scaled).square().sum(dim=-1)
         return Tokenized(
             reconstruction=reconstruction * self.scale + self.mean,
-            # Of no items it is 0: a rank may have none of a batch.
+            # The loss of no items is 0. A process may have no items of a batch.
             reconstruction_loss=error.sum() / max(1, len(error)),
             quantized=quantized,
         )
 
 
 class FeatureEncoder(nn.Module):
-    """A linear map plus a small MLP, from features ``[..., F]`` to vectors ``[..., D]``.
+    """The sum of a linear map and a small MLP, from features ``[..., F]`` to vectors ``[..., D]``.
 
     Args:
-        feature_dim: F.
-        dim: D.
-        hidden_dim: Width of the MLP, which starts small beside the linear map.
-        std: Of each dimension of the linear map's output at the start.
+        feature_dim: Number of dimensions F of the features.
+        dim: Number of dimensions D of the output vectors.
+        hidden_dim: Width of the hidden layer of the MLP. At the start, the output of the MLP is
+            small relative to that of the linear map.
+        std: Standard deviation of each dimension of the linear map's output at the start.
     """
 
     mean: Tensor
@@ -123,25 +134,30 @@ class FeatureEncoder(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def fit_scale_(self, features: Tensor) -> None:
-        """Take the mean of the features, and one scale that gives them unit mean square norm."""
+        """Set the mean of the features, and one scale that gives them a mean square norm of 1.
+
+        Args:
+            features: Item features, ``[N, F]``.
+        """
         fit_scale_(self.mean, self.scale, features)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Vectors of features."""
+        """Return the vectors ``[..., D]`` of features ``[..., F]``."""
         scaled = (features.float() - self.mean) / self.scale
         vectors: Tensor = self.linear(scaled) + self.output(F.gelu(self.hidden(scaled)))
         return vectors
 
 
 class LearnedTokenizer(nn.Module):
-    """A tokenizer of item vectors that were learned from sequences.
+    """A tokenizer of item vectors that were learned from histories.
 
-    Items that stand in training histories have latents of their own, which lie in a file; those
-    that come later have what the encoder makes of their features.
+    An item in the training histories has a learned latent vector, which is stored in a file. An
+    item that is added later has no learned vector, so the encoder computes its latent vector from
+    its features.
 
     Args:
-        feature_dim: F.
-        quantizer: Of latents of D dimensions.
+        feature_dim: Number of dimensions F of the item features.
+        quantizer: The quantizer of the latent vectors, which have D dimensions.
     """
 
     center: Tensor
@@ -155,24 +171,30 @@ class LearnedTokenizer(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def encode_latent(self, features: Tensor) -> Tensor:
-        """Latents ``[B, D]`` of features ``[B, F]``."""
+        """Return the latent vectors ``[B, D]`` of features ``[B, F]``."""
         latent: Tensor = (self.encoder(features) - self.center) / self.scale
         return latent
 
 
-# What gives features their codes: both have a ``quantizer`` and ``encode_latent``.
+# A module that gives features their codes. Both classes have ``quantizer`` and ``encode_latent``.
 Tokenizer = QuantizedAutoencoder | LearnedTokenizer
 
 
 def fit_scale_(mean: Tensor, scale: Tensor, features: Tensor) -> None:
-    """Set a mean ``[F]``, and the scale that gives features ``[N, F]`` unit mean square norm."""
+    """Set a mean, and one scale that gives features a mean square norm of 1.
+
+    Args:
+        mean: Tensor ``[F]`` that receives the mean of the features.
+        scale: Scalar tensor that receives the scale.
+        features: Item features, ``[N, F]``.
+    """
     mean.copy_(features.mean(dim=0))
     norm = (features - mean).square().sum(dim=-1).mean().sqrt()
     scale.copy_(norm.clamp_min(1e-12))
 
 
 class _Residual(nn.Module):
-    """An MLP added to its input, of which nothing is added at the start."""
+    """An MLP that is added to its input, with a learned weight that is 0 at the start."""
 
     def __init__(self, mlp: nn.Module) -> None:
         super().__init__()
@@ -180,7 +202,7 @@ class _Residual(nn.Module):
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, F]`` -> ``[B, F]``."""
+        """Add the weighted output of the MLP to ``x``; ``[B, F]`` gives ``[B, F]``."""
         added: Tensor = x + self.weight * self.mlp(x)
         return added
 

@@ -1,8 +1,8 @@
-"""Quantizers to compare GRIT-VQ with, under the same roof and one contract.
+"""Quantizers to compare GRIT-VQ with, all with the interface of `Quantizer`.
 
-Most differ from GRIT-VQ in what trains the codes, not in how a stack assigns and decodes; they are
-settings of the same stack, so that a comparison compares the method and nothing else. All start
-from the same k-means; those that learn reset dead codes by the same rule.
+Most baselines differ from GRIT-VQ in what trains the codes, and not in how a stack assigns and
+decodes. They are settings of the same stack, so that a comparison varies the method only. The
+stacks start from the same k-means. Those that learn, except SimVQ, reset dead codes by one rule.
 
 ============== ==================================== ===========================================
 name           gradient to the encoder              what trains the codes
@@ -14,13 +14,14 @@ ema            straight through                     moving averages, decay .99
 simvq          straight through                     codebook loss on W alone; codes frozen
                                                     (arXiv 2411.02038)
 rotation       rotation trick (arXiv 2410.06424)    moving averages, decay .99
-diveq          DiVeQ                                the same step, noise included
+diveq          DiVeQ                                DiVeQ, noise included
 rq_kmeans      straight through                     nothing after k-means, level by level
-opq            none (a rotation and k-means)        nothing; one subspace a level, unordered
-identity       everything                           has no codes: the ceiling of an ablation
+opq            straight through                     nothing after a rotation and k-means; one
+                                                    subspace per level, levels have no order
+identity       the whole gradient                   no codes: upper bound of an ablation
 ============== ==================================== ===========================================
 
-Shapes: B vectors, D dimensions, L levels, K codes.
+Shapes: B vectors, N vectors to start from, D dimensions, L levels, K codes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from recgrit.quantization.quantizer import (
 from recgrit.quantization.residual import ResidualGRITVQ
 
 _PLAIN: dict[str, Any] = {"radius": "straight_through", "transform": "identity"}
-# What of ResidualGRITVQ's settings makes each baseline.
+# Settings of ResidualGRITVQ that define each baseline. They override the user's settings.
 STACKS: dict[str, dict[str, Any]] = {
     "grit": {},
     "straight_through": {**_PLAIN, "codebook_weight": 1.0, "commitment_weight": 0.25},
@@ -68,16 +69,17 @@ STACKS: dict[str, dict[str, Any]] = {
 
 
 class OptimizedProductQuantizer(nn.Module):
-    """OPQ by faiss: a rotation, then one k-means per subspace; codes have no order.
+    """Optimized product quantization (OPQ) by faiss: a rotation, then k-means in each subspace.
+
+    Its levels have no order, because each level quantizes another subspace of the vectors.
 
     Args:
-        dim: D.
-        num_levels: Subspaces.
-        codebook_size: K, a power of two.
+        dim: Number of dimensions D of the vectors.
+        num_levels: Number of subspaces, one per level.
+        codebook_size: Number of codes K of each level, a power of two.
 
     Raises:
         QuantizerError: K is not a power of two, or there are more subspaces than dimensions.
-        ConfigError: faiss is not installed.
     """
 
     rotation: Tensor
@@ -98,7 +100,17 @@ class OptimizedProductQuantizer(nn.Module):
 
     @torch.no_grad()
     def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
-        """Fit rotation and centroids to ``[N, D]``; its subspaces are not balanced."""
+        """Fit the rotation and the centroids of all subspaces to vectors.
+
+        Args:
+            vectors: Vectors, ``[N, D]``.
+            seed: Seed of k-means.
+            balanced: Has no effect; the clusters are not balanced.
+
+        Raises:
+            ConfigError: faiss is not installed.
+            QuantizerError: There are fewer vectors than codes of a level.
+        """
         try:
             import faiss
         except ImportError:
@@ -117,7 +129,7 @@ class OptimizedProductQuantizer(nn.Module):
         product.cp.seed = seed
         product.cp.min_points_per_centroid = 1
         product.cp.max_points_per_centroid = len(data)
-        rotation.pq = product  # Else it trains one of its own, with 256 centroids.
+        rotation.pq = product  # Otherwise faiss trains another quantizer with 256 centroids.
         rotation.train(data)
         self.rotation.copy_(
             torch.from_numpy(faiss.vector_to_array(rotation.A).reshape(-1, self.dim))
@@ -128,7 +140,7 @@ class OptimizedProductQuantizer(nn.Module):
         )
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantize ``[..., D]``, straight through."""
+        """Quantize vectors ``[..., D]``; the gradient goes straight through to the vectors."""
         layout, rows = Layout.take(latent, self.dim, mask=mask)
         with full_precision(rows):
             flat = rows.float()
@@ -154,13 +166,13 @@ class OptimizedProductQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, latent: Tensor) -> Tensor:
-        """Nearest centroid per subspace, int64 ``[..., L]``."""
+        """Return the nearest centroid in each subspace, int64 ``[..., L]``."""
         layout, rows = Layout.take(latent, self.dim)
         with full_precision(rows):
             return layout.codes(self._assign(rows.float())[0])
 
     def _assign(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes ``[B, L]``, and what each level is given, ``[L, B, D / L]``."""
+        """Return codes ``[B, L]``, and the input of each level, ``[L, B, D / L]``."""
         parts = self._rotate(flat).transpose(0, 1)
         codes = [
             nearest_codes(part, book) for part, book in zip(parts, self.centroids, strict=True)
@@ -169,7 +181,7 @@ class OptimizedProductQuantizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Centroids put together and rotated back, ``[..., D]``."""
+        """Return the centroids of all subspaces, concatenated and rotated back, ``[..., D]``."""
         parts = [
             F.embedding(codes[..., level].clamp_min(0), book)
             for level, book in enumerate(self.centroids)
@@ -183,11 +195,11 @@ class OptimizedProductQuantizer(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> int:
-        """Nothing to keep up."""
+        """Do nothing and return 0, because the quantizer needs no maintenance."""
         return 0
 
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """The last subspace of ``[B, D]``, and its centroids ``[K, D / L]``."""
+        """Return the last subspace of vectors ``[B, D]``, and its centroids ``[K, D / L]``."""
         return self._rotate(latent.float())[:, -1], self.centroids[-1]
 
     def _rotate(self, flat: Tensor) -> Tensor:
@@ -195,7 +207,13 @@ class OptimizedProductQuantizer(nn.Module):
 
 
 class IdentityQuantizer(nn.Module):
-    """Lets vectors through; its one code per level says nothing."""
+    """A quantizer that returns its input unchanged, and has one code per level without meaning.
+
+    Args:
+        dim: Number of dimensions D of the vectors.
+        num_levels: Number of levels.
+        codebook_size: Has no effect; each level has one code.
+    """
 
     def __init__(self, dim: int, num_levels: int = 1, codebook_size: int = 1) -> None:
         super().__init__()
@@ -203,7 +221,7 @@ class IdentityQuantizer(nn.Module):
         self.codebook_sizes = (1,) * int(num_levels)
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
-        """The latent itself."""
+        """Return the vectors themselves, with code 0 at each level."""
         layout, rows = Layout.take(latent, self.dim, mask=mask)
         zero = rows.new_zeros((), dtype=torch.float32)
         return Quantized(
@@ -221,22 +239,22 @@ class IdentityQuantizer(nn.Module):
         )
 
     def encode(self, latent: Tensor) -> Tensor:
-        """The one code of each level, int64 ``[..., L]``."""
+        """Return code 0 for each level, int64 ``[..., L]``."""
         layout, rows = Layout.take(latent, self.dim)
         return layout.codes(self._no_codes(rows))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """There is nothing to decode.
+        """Raise an error, because the codes of this quantizer hold no vectors.
 
         Raises:
-            QuantizerError: Always: the vectors went through and were not kept.
+            QuantizerError: Always.
         """
         raise QuantizerError(
             "The identity quantizer keeps no vectors, so its codes stand for none: use its output."
         )
 
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """What it is given, ``[B, D]``, and one code of zeros."""
+        """Return the vectors ``[B, D]`` themselves, and one code of zeros."""
         return latent.float(), latent.new_zeros(1, self.dim, dtype=torch.float32)
 
     def _no_codes(self, rows: Tensor) -> Tensor:
@@ -245,7 +263,7 @@ class IdentityQuantizer(nn.Module):
         )
 
     def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
-        """Nothing to fit."""
+        """Check the shape of the vectors; nothing is fitted."""
         Layout.take(vectors, self.dim)
 
     def after_step(
@@ -254,19 +272,26 @@ class IdentityQuantizer(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> int:
-        """Nothing to keep up."""
+        """Do nothing and return 0, because the quantizer needs no maintenance."""
         return 0
 
 
 def build_quantizer(
     name: str, dim: int, num_levels: int, codebook_size: int | tuple[int, ...], **settings: Any
 ) -> Quantizer:
-    """A quantizer by name.
+    """Build a quantizer by its name.
 
-    ``settings`` are those of `ResidualGRITVQ`; what makes a baseline what it is goes before them.
+    Args:
+        name: ``grit`` or the name of a baseline in this module.
+        dim: Number of dimensions D of the vectors.
+        num_levels: Number of levels L.
+        codebook_size: Number of codes K: one number for all levels, or one number per level.
+        **settings: Settings of `ResidualGRITVQ`. Settings that define the baseline override them.
+            They have no effect on ``opq`` and ``identity``.
 
     Raises:
-        ConfigError: Unknown name, or one codebook size per level where all must be equal.
+        ConfigError: The name is unknown, or the quantizer needs the same number of codes at all
+            levels.
     """
     if name in STACKS:
         return ResidualGRITVQ(dim, num_levels, codebook_size, **(settings | STACKS[name]))

@@ -1,17 +1,17 @@
-"""One level of the stack: a codebook seen through its integrated transform.
+"""One level of a stack: a codebook whose codes pass through an integrated transform.
 
-Residuals shrink from level to level and grow alike in length, so that a plain nearest-code rule
-spends later levels on how long a residual is rather than where it points. Levels may therefore be
-*normalized* on both sides: residuals are compared by direction with codes of unit length, and one
-gain per level restores the scale. Normalizing only the codes, as published for single codebooks,
-ruins residual stacks: their residuals are not of unit length.
+Residuals get shorter from level to level. With a plain nearest-code rule, later levels spend their
+codes on the length of a residual rather than on its direction. A level may therefore be
+*normalized* on both sides: the directions of residuals are compared with codes of unit length, and
+one gain per level restores the scale. Normalizing only the codes, as published for single
+codebooks, makes later levels nearly useless, because their residuals do not have unit length.
 
-Codes are learned in one of three ways: *joint*, by gradients, with the transform; *frozen*, where
-only the transform learns; or by *moving averages* of the vectors they serve (``ema``), mapped back
-through ``W``, which needs an ``M`` of identity.
+Codes are learned in one of three ways. *joint* trains them by gradients, together with the
+transform. *frozen* trains only the transform. *ema* sets them to moving averages of the vectors
+that are assigned to them, mapped back through ``W``; it needs a transform that mixes no codes
+(``M`` is the identity).
 
-Parameters may have any floating dtype; what is computed with them is float32, and so are the
-statistics.
+Parameters may have any floating-point dtype. Computations and statistics are in float32.
 
 Shapes: B vectors, K codes, D dimensions.
 """
@@ -36,11 +36,13 @@ Normalization = Literal["none", "codes", "two_sided"]
 
 
 class WithStatistics(nn.Module):
-    """A module whose own buffers stay float32: small shares of large sums vanish in bfloat16.
+    """A module whose own buffers stay float32 if the module is converted to another dtype.
 
-    What is recorded between two steps differs from process to process. `record` keeps it out of the
-    buffers, which DistributedDataParallel overwrites with those of the first process, but in the
-    state, and on the device of the module.
+    In bfloat16, small shares of large sums would be lost.
+
+    The statistics that are recorded between two steps differ from process to process. `record`
+    therefore does not make them buffers, which DistributedDataParallel overwrites with the values
+    of the first process. They are still saved with the state and moved with the module.
     """
 
     def __init__(self) -> None:
@@ -48,7 +50,12 @@ class WithStatistics(nn.Module):
         self._records: list[str] = []
 
     def record(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor as an attribute of this name."""
+        """Store a tensor as an attribute that is saved with the state but is not a buffer.
+
+        Args:
+            name: Name of the attribute.
+            tensor: Initial value.
+        """
         self._records.append(name)
         setattr(self, name, tensor)
 
@@ -61,7 +68,7 @@ class WithStatistics(nn.Module):
         device = fn(torch.zeros(0, device=next(iter(kept.values())).device)).device
         for name in self._records:
             tensor = getattr(self, name)
-            # Without values there are none to move.
+            # A tensor on the meta device has no values, so zeros take its place.
             empty = tensor.is_meta and device.type != "meta"
             moved = torch.zeros_like(tensor, device=device) if empty else tensor.to(device)
             setattr(self, name, moved)
@@ -96,19 +103,21 @@ class WithStatistics(nn.Module):
 
 
 class Codebook(WithStatistics):
-    """K codes of one level, their transform and, if normalized on both sides, their gain.
+    """The codes of one level, with their transform and, if normalized on both sides, their gain.
 
     Args:
-        codebook_size: K.
-        dim: D.
-        transform: Kind of the integrated transform.
-        rank: Rank of the transform's mixing over codes.
-        normalization: ``two_sided`` compares directions and scales by one gain, ``codes`` gives
-            unit codes to residuals as they are, ``none`` leaves both.
-        learning: How the codes are learned.
+        codebook_size: Number of codes K.
+        dim: Number of dimensions D of the codes.
+        transform: Kind of the integrated transform: ``linear``, ``attention`` or ``identity``.
+        rank: Rank of the part of the transform that mixes codes. 0 mixes no codes.
+        normalization: ``two_sided`` compares directions of residuals and codes, and scales the
+            codes by one gain. ``codes`` gives the codes unit length and leaves the residuals as
+            they are. ``none`` changes neither.
+        learning: How the codes are learned: ``joint`` by gradients, ``frozen`` (only the transform
+            learns), or ``ema`` by moving averages.
 
     Raises:
-        ConfigError: Moving averages of codes that a transform mixes.
+        ConfigError: ``ema`` is combined with a transform that mixes codes.
     """
 
     mask: Tensor | None
@@ -143,20 +152,26 @@ class Codebook(WithStatistics):
         self.gain = nn.Parameter(torch.ones(()))
         self.learn_(True)
         self.register_buffer("mask", None)
-        # Vectors served since the last step, and since the last reset.
+        # Number of vectors per code since the last step, and since the last reset.
         self.record("counts", torch.zeros(codebook_size))
         self.register_buffer("uses", torch.zeros(codebook_size))
         if learning == "ema":
-            # Sums of what each code served since the last step, and what its gain is made of.
+            # Since the last step: sum of each code's vectors, and the two sums that give the gain.
             self.record("sums", torch.zeros(codebook_size, dim))
             self.record("projections", torch.zeros(2))
-            # Shares of the vectors served, and the codes times them: free of the batch size.
+            # Moving averages of each code's share of the vectors, and of the code times this share.
+            # Shares do not depend on the batch size.
             self.register_buffer("ema_counts", torch.full((codebook_size,), 1 / codebook_size))
             self.register_buffer("ema_sums", self.embedding.detach() / codebook_size)
             self.register_buffer("ema_gain", torch.ones(2))
 
     def learn_(self, learning: bool) -> None:
-        """Let gradients into what is learned by them, or into nothing."""
+        """Set which parameters get gradients.
+
+        Args:
+            learning: True gives gradients to all parameters that are learned by gradients. False
+                gives them to none.
+        """
         self.requires_grad_(learning)
         self.embedding.requires_grad_(learning and self.learning == "joint")
         self.gain.requires_grad_(
@@ -164,7 +179,11 @@ class Codebook(WithStatistics):
         )
 
     def limit_(self, mask: Tensor) -> None:
-        """Let the codes say something of some dimensions only: bool ``[D]``."""
+        """Restrict the codes to some dimensions; they are 0 in all others.
+
+        Args:
+            mask: Whether the codes use each dimension, bool ``[D]``.
+        """
         self.mask = mask.to(self.gain.device, torch.float32)
 
     def _masked(self, vectors: Tensor) -> Tensor:
@@ -172,11 +191,18 @@ class Codebook(WithStatistics):
 
     @property
     def codebook_size(self) -> int:
-        """K."""
+        """Number of codes K."""
         return self.embedding.shape[0]
 
     def effective(self, rows: Tensor | None = None) -> Tensor:
-        """The codes in use, float32 ``[K, D]``, or some ``rows`` of them ``[n, D]``."""
+        """Return the codes that assignment uses: transformed, masked and normalized.
+
+        Args:
+            rows: Indices of the n codes to return. None returns all codes.
+
+        Returns:
+            Codes, float32 ``[K, D]`` or ``[n, D]``.
+        """
         with full_precision(self.embedding):
             codes = self._masked(self.transform(snapshot(self.embedding), rows))
             if self.normalization == "none":
@@ -187,15 +213,24 @@ class Codebook(WithStatistics):
             return codes * snapshot(self.gain).float()
 
     def directions(self, residual: Tensor) -> Tensor:
-        """What the codes stand for: the residuals, or their directions on a two-sided level."""
+        """Return the vectors that the codes approximate.
+
+        These are the residuals ``[B, D]`` in the dimensions of the codes, scaled to unit length if
+        the level is normalized on both sides.
+        """
         seen = self._masked(residual)
         return F.normalize(seen, dim=-1) if self.normalization == "two_sided" else seen
 
     @torch.no_grad()
     def fit_init_(self, residual: Tensor, *, seed: int, balanced: bool = False) -> None:
-        """K-means on the residuals ``[N, D]`` of all items: their directions, if two-sided.
+        """Start the codes by k-means on residuals; on their directions if normalized on both sides.
 
-        The gain then is the least-squares one, and is learned from there like the codes.
+        The gain starts at its least-squares value. It is learned from there like the codes.
+
+        Args:
+            residual: Input of this level for all items, ``[N, D]``.
+            seed: Seed of k-means.
+            balanced: Whether to keep the clusters about equally large.
         """
         centroids = fit_kmeans(
             self.directions(residual),
@@ -221,11 +256,17 @@ class Codebook(WithStatistics):
 
     @torch.no_grad()
     def place_(self, indices: Tensor, targets: Tensor) -> None:
-        """Make codes ``indices`` equal ``targets`` ``[n, D]`` (up to length, if normalized).
+        """Set some codes so that, after the transform, they equal given vectors.
 
-        Writes ``E_i = x W⁻¹`` and takes the mixing away from code i. Since every code sees
-        ``Bᵀ E``, codes with mixing of their own drift a little with it; they are within one step of
-        being trained back. Moving averages start anew with an even share at the target.
+        If the level is normalized, only the directions are equal. With the transform
+        ``E' = M E W``, code i before the transform becomes ``x W⁻¹`` for its vector x, and its
+        mixing is set to 0. The mixing of every other code contains all codes, so codes with mixing
+        move slightly too; one training step undoes a change of this size. Moving averages of the
+        placed codes restart at the vector, with the weight of an evenly used code.
+
+        Args:
+            indices: Indices of n codes.
+            targets: The vectors, ``[n, D]``.
         """
         placed = self.transform.untransform(targets)
         self.embedding[indices] = placed.to(self.embedding.dtype)
@@ -237,12 +278,13 @@ class Codebook(WithStatistics):
 
     @torch.no_grad()
     def record_(self, residual: Tensor, codes: Tensor, weights: Tensor) -> None:
-        """Take note of a batch: how often each code is used, and for moving averages of what.
+        """Record how often a batch uses each code and, for moving averages, the sum of its vectors.
 
         Args:
-            residual: ``[B, D]``.
-            codes: ``[B]``, what they were assigned.
-            weights: ``[B]``, 1 for what counts and 0 for what does not.
+            residual: Input of this level, ``[B, D]``.
+            codes: Assigned codes, ``[B]``.
+            weights: Weight of each vector, ``[B]``: 1 for a vector that counts and 0 for a vector
+                that does not.
         """
         self.counts.index_add_(0, codes, weights)
         if self.learning != "ema":
@@ -255,20 +297,25 @@ class Codebook(WithStatistics):
             self.projections += torch.stack([along @ weights, weights.sum()])
 
     def recorded(self) -> list[Tensor]:
-        """What `record_` has added up since the last step; several processes add theirs up."""
+        """Return the tensors in which `record_` adds up batches since the last step.
+
+        Several processes sum these tensors before they update the codes.
+        """
         return [self.counts, *([self.sums, self.projections] if self.learning == "ema" else [])]
 
     def forget_(self) -> None:
-        """Forget what was recorded."""
+        """Set all records and the use counts to 0."""
         for tensor in (*self.recorded(), self.uses):
             tensor.zero_()
 
     @torch.no_grad()
     def learn_from_record_(self, decay: float) -> None:
-        """Act upon what was recorded: codes with moving averages become means of what they served.
+        """Add the recorded counts to the use counts, update moving averages, and clear the records.
+
+        With ``ema``, each code becomes the moving average of the vectors that were assigned to it.
 
         Args:
-            decay: Weight of the past.
+            decay: Weight of the past in the moving averages, from 0 to 1.
         """
         self.uses += self.counts
         if self.learning == "ema":

@@ -1,4 +1,7 @@
-"""Settings of the tokenizer; free of torch, so that a config is read in no time."""
+"""Settings of the tokenizer.
+
+This module does not import torch, so that a configuration is read without delay.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +13,92 @@ from pydantic import Field, field_validator, model_validator
 from recgrit.config import Config
 from recgrit.errors import ConfigError
 
-# Far more than is of use: what is larger is a mistake, and would take all memory first.
+# Largest allowed values, far above useful ones. A larger value is a mistake that would otherwise
+# show only when the memory is full.
 MAX_DIM, MAX_HIDDEN, MAX_CODES = 65_536, 64, 2**20
 
 
 class TokenizerConfig(Config):
-    """Settings of the tokenizer.
+    """Settings of the tokenizer, which gives each item a semantic ID of one code per level.
 
     Args:
-        objective: What the IDs are fitted to: the ``reconstruction`` of features, or the
-            reconstruction of ``item_vectors`` that predict the ``next_item``; with ``next_item``
-            codebooks and vectors then learn this prediction together, through the quantizer.
-        quantizer: ``grit``, or a baseline of `recgrit.quantization.baselines` to compare with; what
-            makes a baseline what it is goes before the settings below.
-        num_levels: Codebooks in the stack.
-        codebook_size: Codes per level: one number, or one per level.
-        radius: How the gradient splits between encoder and codes.
-        surrogate: ``additive``, or ``multiplicative`` to the paper's letter.
-        direction_noise: Relative noise on the surrogate's direction.
-        transform: Kind of the integrated transform.
-        transform_rank: Rank of the integrated transform's mixing over codes.
-        codebook_learning: ``joint`` by gradients, ``frozen``, or ``ema`` (with transform_rank 0).
-        normalization: ``two_sided`` compares directions, ``codes`` is as published, or ``none``.
-        normalized_from: First level, from 0, that is normalized; ``num_levels`` for none.
-        autoencoder: ``none`` quantizes the features themselves, ``mlp`` a latent of ``code_dim``,
-            ``residual`` the features plus what an MLP, which starts at 0, makes of them.
-        hidden_dims: Layer widths of the MLP encoder.
-        code_dim: Size of the MLP's latent.
-        init: ``kmeans`` on all items, ``balanced_kmeans`` whose clusters are about equally large,
-            or ``random`` codes.
-        epochs: Passes over the items; 0 keeps the start.
-        batch_size: Items per step.
-        learning_rate: Of Adam, falling to 0 along a cosine.
-        commitment_weight: Pulls latents to their codes (``mlp`` only).
-        codebook_weight: Pulls codes to their latents.
-        usage_weight: Rewards an even use of the codes; costs a softmax over all of them.
-        reset_interval: Steps between resets of dead codes; null for none.
-        cache_interval: Steps between refreshes of the codebooks that items are assigned by.
-        item_weight: Power of an item's training interactions by which it weighs in the fit: 0
-            weighs all items alike, 1 by their interactions. What many people interact with then
-            gets finer codes.
-        level_blocks: Parts of the features, such as ``[text, image]``, each quantized by one of the
-            first levels alone; the levels after them quantize what is left of all. Null for levels
-            that all quantize everything.
-        sample_items: Items to fit to, drawn at random where there are more; all are assigned.
-        control: A negative control, which has to recommend worse: ``permuted`` gives every item the
-            ID of another, ``random`` draws codes; ``none`` is the tokenizer as it is.
-        semantic_ids_path: A published ``NAME.index.json`` whose IDs the items get in place of
-            fitted ones; what is set above then matters no more.
-        unique_ids: ``greedy`` moves colliding items to free codes, ``sinkhorn`` spreads them evenly
-            over the last level first, ``disambiguation`` adds a level.
+        objective: What the IDs are fitted to. ``reconstruction`` fits them to the item features.
+            ``item_vectors`` first learns item vectors that predict the next item of a history, and
+            fits the IDs to these vectors. ``next_item`` starts like ``item_vectors``; then the
+            vectors and the codebooks learn this prediction together, and its gradient passes
+            through the quantizer.
+        quantizer: Kind of quantizer. ``grit`` is GRIT-VQ. All others are baselines of
+            `recgrit.quantization.baselines` to compare GRIT-VQ with. A setting that defines a
+            baseline overrides the settings below.
+        num_levels: Number of codebooks in the stack. An ID has one code per level.
+        codebook_size: Number of codes per level. Give one number for all levels, such as ``256``,
+            or one number per level, such as ``[256, 256, 64]``.
+        radius: Family of the radius, which splits the gradient between the encoder and the codes.
+            ``euclidean`` gives the codes all of the gradient along the gap between a vector and its
+            code. ``straight_through`` gives the codes no gradient. The other families give the
+            codes a share that depends on the length of the gap.
+        surrogate: Form of the radius surrogate. ``additive`` has the Jacobians that the GRIT-VQ
+            paper states. ``multiplicative`` is the formula of the paper taken literally. Both are
+            equal for the Euclidean radius.
+        direction_noise: Standard deviation of the noise on the direction of the gap in the backward
+            pass, relative to the length of the gap. 0 adds no noise.
+        transform: Kind of the integrated transform, through which all codes of a level move
+            together. ``linear`` mixes the codes by a matrix of low rank, ``attention`` by attention
+            over all codes of the level, and ``identity`` applies no transform.
+        transform_rank: Rank of the part of the transform that mixes codes. 0 keeps only the linear
+            map over dimensions, which all codes share.
+        codebook_learning: How the codes are learned. ``joint`` trains them by gradients. ``frozen``
+            trains the transform only. ``ema`` sets them to moving averages of the vectors that are
+            assigned to them, and needs ``transform_rank=0`` or ``transform=identity``.
+        normalization: How the levels from ``normalized_from`` on are normalized. ``two_sided``
+            compares the directions of residuals and codes, and scales the codes by one learned gain
+            per level. ``codes`` gives the codes unit length and leaves the residuals as they are,
+            as published. ``none`` normalizes nothing.
+        normalized_from: First level, from 0, that is normalized. Set it to ``num_levels`` to
+            normalize no level.
+        autoencoder: What encodes the features before they are quantized. ``none`` quantizes the
+            features themselves. ``mlp`` quantizes a latent vector of ``code_dim`` dimensions that
+            an MLP computes. ``residual`` quantizes the features plus the output of an MLP, which is
+            0 at the start.
+        hidden_dims: Layer widths of the MLP encoder, with ``autoencoder=mlp`` or ``residual``. The
+            decoder has the same widths in reverse order.
+        code_dim: Number of dimensions of the latent vector, with ``autoencoder=mlp``.
+        init: How the codes start. ``kmeans`` runs k-means on the items to fit to.
+            ``balanced_kmeans`` keeps the clusters about equally large. ``random`` draws the codes.
+        epochs: Number of passes over the items. 0 keeps the codes as they start.
+        batch_size: Number of items per training step.
+        learning_rate: Learning rate of Adam at the start. It falls to 0 along a cosine.
+        commitment_weight: Weight of the loss that pulls latent vectors to their codes. It has an
+            effect only where latent vectors are learned: with ``autoencoder=mlp`` or ``residual``,
+            or with ``objective=next_item``.
+        codebook_weight: Weight of the loss that pulls codes to their latent vectors. Raise it if
+            nothing else trains the codes, as with ``radius=straight_through``.
+        usage_weight: Weight of the loss that rewards an even use of the codes. Above 0, each step
+            costs a softmax over all codes.
+        reset_interval: Number of steps between dead-code resets, which place unused codes on badly
+            quantized items. Null switches the resets off.
+        cache_interval: Number of steps for which items are assigned by the same copy of the
+            transformed codebooks. A value above 1 saves time for small batches with large
+            codebooks.
+        item_weight: Exponent of an item's number of training interactions in its weight in the fit.
+            0 gives all items the same weight. 1 weighs each item by its interactions, which gives
+            finer codes to items that many people interact with.
+        level_blocks: Parts of the features, such as ``[text, image]``, that the first levels
+            quantize, one part per level. The levels after them quantize what remains of all parts.
+            Null lets every level quantize all features.
+        sample_items: Largest number of items to fit to. A larger catalogue is sampled at random for
+            the fit. All items get codes.
+        control: Negative control, which should give worse recommendations than real IDs.
+            ``permuted`` gives every item the ID of another item. ``random`` draws the codes.
+            ``none`` keeps the IDs of the tokenizer.
+        semantic_ids_path: File with published IDs, ``NAME.index.json``, which the items get in
+            place of fitted IDs. No tokenizer is fitted then, so the settings of the fit have no
+            effect, and ``unique_ids`` has to be ``disambiguation``. Null fits the IDs.
+        unique_ids: How items with equal codes get different IDs. ``disambiguation`` adds a level
+            that numbers these items. ``greedy`` keeps the number of levels: all but one of the
+            items get the nearest free last code. ``sinkhorn`` first spreads these items evenly over
+            the codes of the last level. If more items share a prefix than the last level has codes,
+            ``greedy`` and ``sinkhorn`` use ``disambiguation`` instead.
     """
 
     objective: Literal["reconstruction", "item_vectors", "next_item"] = "reconstruction"
@@ -153,7 +192,7 @@ class TokenizerConfig(Config):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """One size per level.
+        """Number of codes of each level.
 
         Raises:
             ConfigError: A list of sizes does not have one entry per level.

@@ -1,4 +1,4 @@
-"""How well the codes are used, and what to change when they are not."""
+"""Diagnostics of codes: how evenly they are used, and what to change if they are not."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# A later level this much less even than the first is the "hourglass" of raw residuals.
+# A later level has collapsed if its perplexity per code is below this share of that of the first
+# level. Collapsed later levels are the "hourglass" of raw residuals.
 HOURGLASS_RATIO = 0.25
 
 
 @dataclass(frozen=True)
 class LevelDiagnostics:
-    """One level's use of its codebook.
+    """Measures of how one level uses its codebook.
 
     Args:
-        level: From 0.
-        codebook_size: Number of codes.
-        codebook_usage: Share of codes that some item has.
-        perplexity: exp of the entropy of the codes' frequencies: the number of equally used codes
-            that would be as even.
-        dead_codes: Codes no item has.
-        residual_norm: Mean length of what this level was given; NaN if not measured.
+        level: Number of the level, from 0.
+        codebook_size: Number of codes of the level.
+        codebook_usage: Share of the codes that at least one item has.
+        perplexity: Exponential of the entropy of the codes' frequencies. It is the number of
+            equally used codes that would have the same entropy.
+        dead_codes: Number of codes that no item has.
+        residual_norm: Mean length of the residuals that the level quantizes; NaN if it was not
+            measured.
         neighbours_kept: Fidelity of the levels up to this one: the share of an item's ten nearest
-            neighbours that are among the ten nearest after quantization; NaN if not measured.
+            neighbours that are still among its ten nearest neighbours after quantization. NaN if it
+            was not measured.
     """
 
     level: int
@@ -39,15 +42,17 @@ class LevelDiagnostics:
 
 @dataclass(frozen=True)
 class IdDiagnostics:
-    """How semantic IDs spread over a catalogue, before collisions are resolved.
+    """Measures of how semantic IDs spread over a catalogue, before collisions are resolved.
 
     Args:
-        levels: One entry per level.
-        unique_share: Number of different IDs over the number of items.
-        collision_rate: Share of items whose ID another item has too.
-        largest_bucket: Most items on one ID.
-        gini: Inequality of the items per ID, 0 if all IDs have equally many.
-        entropy_ratio: Entropy of the IDs over that of all-unique IDs; 1 is best.
+        levels: Diagnostics of each level.
+        unique_share: Number of different IDs divided by the number of items.
+        collision_rate: Share of the items whose ID another item has too.
+        largest_bucket: Largest number of items with the same ID.
+        gini: Gini coefficient of the number of items per ID. It is 0 if all IDs have equally many
+            items.
+        entropy_ratio: Entropy of the IDs divided by the entropy of IDs that are all different. 1 is
+            the best value.
     """
 
     levels: tuple[LevelDiagnostics, ...]
@@ -58,11 +63,11 @@ class IdDiagnostics:
     entropy_ratio: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able values."""
+        """Return the diagnostics as a dictionary of values that JSON can hold."""
         return asdict(self)
 
     def warnings(self) -> list[str]:
-        """What is wrong with these IDs and what to change; empty if they are fine."""
+        """Return one message per fault of these IDs, with what to change; empty without faults."""
         found = []
         first = self.levels[0]
         if first.perplexity < first.codebook_size / 2:
@@ -88,9 +93,17 @@ def diagnose_codes(
     residual_norms: tuple[float, ...] | None = None,
     neighbours_kept: tuple[float, ...] | None = None,
 ) -> IdDiagnostics:
-    """Diagnostics of the codes ``[N, L]`` of N items; codes of -1 are no code's use.
+    """Compute the diagnostics of the codes of all items.
 
-    Of no items nothing is used and nothing collides; mean lengths are NaN.
+    Without items, no code is used, no IDs collide, and the residual norms are NaN if they are not
+    given.
+
+    Args:
+        codes: Codes of N items at L levels, ``[N, L]``. A code of -1 means that the item has no
+            code at this level.
+        codebook_sizes: Number of codes of each level.
+        residual_norms: Mean length of each level's residuals. None if they were not measured.
+        neighbours_kept: Fidelity of each level. None if it was not measured.
 
     Example:
         >>> found = diagnose_codes(np.array([[0, 0], [0, 1], [1, 0], [1, 0]]), (2, 4))

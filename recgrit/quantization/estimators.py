@@ -1,7 +1,7 @@
-"""Gradient estimators: what a quantizer's output passes back to encoder and codes.
+"""Gradient estimators, which define the gradient that encoder and codes get through a quantizer.
 
-GRIT-VQ's radius surrogate, and two published alternatives to compare it with. All take the same two
-tensors, so that a stack of codebooks can be trained by any of them.
+The module contains the radius surrogate of GRIT-VQ and two published alternatives to compare it
+with. All estimators take the same two tensors, so any of them can train a stack of codebooks.
 
 Shapes: B vectors, D dimensions.
 """
@@ -19,23 +19,34 @@ from recgrit.quantization.radius import MIN_GAP, Radius, SurrogateForm, surrogat
 
 
 class GradientEstimator(Protocol):
-    """Turns latents and their codes into the quantizer's output."""
+    """A callable that combines latent vectors and their codes into the output of a quantizer."""
 
     def __call__(
         self, latent: Tensor, quantized: Tensor, *, mean_gap: Tensor, training: bool
     ) -> Tensor:
-        """Output ``[B, D]`` for latents and codes ``[B, D]``; equal to the codes in eval mode."""
+        """Return the output of the quantizer, with a gradient to latent vectors, codes or both.
+
+        Args:
+            latent: Vectors before quantization, ``[B, D]``.
+            quantized: Their codes, ``[B, D]``.
+            mean_gap: Running mean of the distance between a vector and its code, a scalar.
+            training: Whether the quantizer is in training. Otherwise the output equals the codes.
+
+        Returns:
+            The output, ``[B, D]``.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class RadiusSurrogate:
-    """GRIT-VQ's estimator, see `recgrit.quantization.radius`.
+    """The gradient estimator of GRIT-VQ, described in `recgrit.quantization.radius`.
 
     Args:
-        radius: The family of radii.
-        form: ``additive`` or ``multiplicative``.
-        direction_noise: Relative noise on the direction in training.
+        radius: Family of radii.
+        form: Form of the surrogate, ``additive`` or ``multiplicative``.
+        direction_noise: Standard deviation of the noise on the direction in training, relative to
+            the gap.
     """
 
     radius: Radius
@@ -45,7 +56,7 @@ class RadiusSurrogate:
     def __call__(
         self, latent: Tensor, quantized: Tensor, *, mean_gap: Tensor, training: bool
     ) -> Tensor:
-        """The codes, with the split gradient."""
+        """Return the codes with the gradient that the radius splits."""
         return surrogate_radius(
             latent,
             quantized,
@@ -58,16 +69,17 @@ class RadiusSurrogate:
 
 @dataclass(frozen=True)
 class RotationTrick:
-    """The encoder's gradient turned from the code's direction to the latent's.
+    """A gradient estimator that rotates the gradient from the code's direction to the vector's.
 
-    ``q̃ = sg[‖q‖/‖z‖ R] z`` with the rotation ``R`` that takes the direction of ``z`` to that of
-    ``q`` (arXiv 2410.06424, section 4.2). The codes get nothing.
+    The output is ``sg[‖q‖/‖z‖ R] z``, where ``sg`` stops the gradient and the rotation ``R`` maps
+    the direction of ``z`` to that of ``q`` (arXiv 2410.06424, section 4.2). The encoder gets this
+    gradient, and the codes get none.
     """
 
     def __call__(
         self, latent: Tensor, quantized: Tensor, *, mean_gap: Tensor, training: bool
     ) -> Tensor:
-        """The codes, to the bit, with the rotated gradient."""
+        """Return exactly the codes, with the rotated gradient to the latent vectors."""
         source = latent.detach()
         target = quantized.detach()
         unit_source = F.normalize(source, dim=-1)
@@ -87,13 +99,14 @@ class RotationTrick:
 
 @dataclass(frozen=True)
 class DiVeQ:
-    """The latent moved to its code's distance in a slightly noisy direction.
+    """A gradient estimator that moves a vector by its distance to its code, with a noisy direction.
 
-    ``z + ‖q - z‖ sg[v/‖v‖]`` with ``v = q - z + noise`` (Differentiable Vector Quantization). In
-    training the output is near the code, not the code.
+    The output is ``z + ‖q - z‖ sg[v/‖v‖]`` with ``v = q - z + noise``, where ``sg`` stops the
+    gradient (Differentiable Vector Quantization). In training, the output is therefore near the
+    code but not equal to it.
 
     Args:
-        noise_variance: Of each coordinate of the noise, in the unit of the data.
+        noise_variance: Variance of each coordinate of the noise, in squared units of the data.
     """
 
     noise_variance: float = 5e-3
@@ -101,12 +114,13 @@ class DiVeQ:
     def __call__(
         self, latent: Tensor, quantized: Tensor, *, mean_gap: Tensor, training: bool
     ) -> Tensor:
-        """The noisy step in training, the codes in eval mode."""
+        """Return the vectors moved near their codes in training, and the codes otherwise."""
         if not training:
             return quantized
         difference = quantized - latent
         noise = self.noise_variance**0.5 * torch.randn_like(difference)
         direction = F.normalize((difference + noise).detach(), dim=-1)
-        # The square root's gradient at zero is infinite; a latent on its code has none to give.
+        # The gradient of the square root is infinite at zero. A vector that equals its code has no
+        # gradient.
         gap = difference.square().sum(dim=-1, keepdim=True).clamp_min(MIN_GAP**2).sqrt()
         return latent + gap * direction

@@ -1,4 +1,4 @@
-"""Fidelity: how many of an item's nearest neighbours quantization keeps.
+"""Fidelity of a tokenizer: the share of an item's nearest neighbours that quantization keeps.
 
 Shapes: N items, D dimensions, L levels.
 """
@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Neighbours of an item that are compared.
+# Number of nearest neighbours of an item that are compared.
 NUM_NEIGHBOURS = 10
-# Items whose neighbours are compared, and items among which they are sought: evenly spread over the
-# catalogue where it has more, so that the time does not grow with it.
+# Largest number of items whose neighbours are compared, and of items that can be neighbours. In a
+# larger catalogue the items are evenly spread, so that the time does not grow with its size.
 NUM_QUERIES, MAX_ITEMS = 500, 65_536
 
 
@@ -23,19 +23,19 @@ NUM_QUERIES, MAX_ITEMS = 500, 65_536
 def measure_fidelity(
     vectors: Tensor, codes: Tensor, decode: Callable[[Tensor], Tensor]
 ) -> tuple[float, ...]:
-    """Share of the ten nearest items that are among the ten nearest after quantization, by level.
+    """Measure the share of an item's ten nearest items that remain among them after quantization.
 
-    Entry ``l`` compares the vectors with what their first ``l + 1`` codes decode to. Items of equal
-    codes are equally near: where they do not all fit among the ten, the share is the expected one
-    of a random choice.
+    Entry ``l`` of the result compares the vectors with the vectors that the first ``l + 1`` codes
+    decode to. Items with equal codes are equally near. If only some of them are among the ten
+    nearest, the result is the expected share of a random choice among them.
 
     Args:
-        vectors: What was quantized, ``[N, D]``.
-        codes: Of the same items, int64 ``[N, L]``.
-        decode: Vectors ``[n, D]`` of codes ``[n, l]`` of the first ``l`` levels.
+        vectors: Vectors before quantization, ``[N, D]``.
+        codes: Codes of the same items, int64 ``[N, L]``.
+        decode: Function from codes ``[n, l]`` of the first ``l`` levels to vectors ``[n, D]``.
 
     Returns:
-        One share per level; NaN each where there are fewer than 12 items.
+        One share per level. All shares are NaN if there are fewer than 12 items.
     """
     num_items, num_levels = codes.shape
     if num_items < NUM_NEIGHBOURS + 2:
@@ -51,7 +51,7 @@ def measure_fidelity(
     for level in range(1, num_levels + 1):
         prefixes, row = torch.unique(codes[:, :level], dim=0, return_inverse=True)
         decoded = decode(prefixes).float()
-        # By prefix, so that equal codes are equally far to the bit.
+        # Each prefix is decoded once, so that items with equal codes have exactly equal distances.
         quantized = torch.cdist(decoded[row[queries]], decoded)[:, row]
         quantized[torch.arange(len(queries)), queries] = torch.inf
         last = quantized.topk(NUM_NEIGHBOURS, largest=False).values[:, -1:]
@@ -63,11 +63,14 @@ def measure_fidelity(
 
 
 def spread_rows(num_items: int, most: int | None = None) -> npt.NDArray[np.int64]:
-    """Rows that are evenly spread over a catalogue, all where they are not more than ``most``.
+    """Return row numbers that are evenly spread over a catalogue.
 
     Args:
-        num_items: N.
-        most: None for as many as neighbours are sought among.
+        num_items: Number of items in the catalogue.
+        most: Largest number of rows to return. None uses `MAX_ITEMS`.
+
+    Returns:
+        Row numbers in ascending order; all rows if the catalogue has no more than ``most`` items.
     """
     count = min(num_items, MAX_ITEMS if most is None else most)
     return np.arange(count, dtype=np.int64) * num_items // max(1, count)

@@ -1,11 +1,15 @@
-"""Fitting a tokenizer to item features: k-means start, joint training, dead-code resets.
+"""The fit of a tokenizer to item features: k-means start, joint training, dead-code resets.
 
-What decides is the start and the resets: k-means on the residuals of *all* items, level by level,
-then joint training of the stack on the error of the whole sum, with codes that fall out of use
-placed on badly quantized items. The best epoch by reconstruction error over all items is kept.
+The start and the resets decide the quality. K-means runs level by level on the residuals of all
+items to fit to. Then the stack is trained jointly on the error of the sum of all levels. Codes that
+fall out of use are placed on badly quantized items. The weights of the epoch with the lowest
+reconstruction error over all these items are kept.
 
-In several processes (`recgrit.distributed`) the first makes the start, a step's items are divided,
-and what is counted is counted over all of them: they fit what one would, up to rounding of sums.
+On several processes (`recgrit.distributed`), the first process makes the start, each step's items
+are split, and all counts cover all processes. The result equals that of one process up to the
+rounding of sums.
+
+Shapes: N items, F dimensions of the features, L levels.
 """
 
 from __future__ import annotations
@@ -30,24 +34,26 @@ from recgrit.quantization.residual import ResidualGRITVQ
 
 logger = logging.getLogger(__name__)
 
-# No resets in the last part of training: a code placed then cannot settle any more.
+# Share of the training steps after which dead codes are no longer reset, because a code that is
+# placed later has no time to settle.
 RESET_UNTIL = 0.8
-# Rows per item, on average, where items weigh by their interactions.
+# Mean number of rows per item if items have weights.
 COPIES = 4
-# Rows encoded at once when all items are read.
+# Number of rows that are encoded at once when all items are read.
 ENCODE_CHUNK = 65_536
 
 
 @dataclass(frozen=True)
 class TokenizerEpoch:
-    """Progress after one epoch, over all items: 0 is the k-means start.
+    """Measures over all items to fit to, after one epoch of the fit.
 
     Args:
-        epoch: From 0.
-        reconstruction_loss: Mean squared error, summed over dimensions, of scaled features.
-        collision_rate: Share of items whose ID another item has too.
-        mean_gap: Mean distance between a latent and its quantization.
-        num_resets: Codes reset in this epoch.
+        epoch: Number of the epoch. 0 is the start, before any training.
+        reconstruction_loss: Squared error of the scaled features, summed over dimensions and
+            averaged over items.
+        collision_rate: Share of the items whose ID another item has too.
+        mean_gap: Mean distance between a latent vector and its quantized vector.
+        num_resets: Number of codes that were reset in this epoch.
     """
 
     epoch: int
@@ -59,13 +65,14 @@ class TokenizerEpoch:
 
 @dataclass(frozen=True)
 class FittedCodebooks:
-    """A tokenizer at its best epoch.
+    """Codebooks with the weights of their best epoch.
 
     Args:
         model: The autoencoder with its quantizer, in eval mode.
-        history: One entry per epoch.
-        best_epoch: The epoch kept.
-        num_fitted: Vectors that were fitted to; items that weigh more are there several times.
+        history: Measures of each epoch, the start included.
+        best_epoch: Number of the epoch whose weights are kept.
+        num_fitted: Number of vectors in the fit. An item with a high weight is counted several
+            times.
     """
 
     model: QuantizedAutoencoder
@@ -76,11 +83,11 @@ class FittedCodebooks:
 
 @dataclass(frozen=True)
 class FittedTokenizer(FittedCodebooks):
-    """A tokenizer at its best epoch, and what it makes of the items.
+    """Codebooks with the weights of their best epoch, and the codes of all items.
 
     Args:
-        codes: int64 ``[N, L]``, not yet unique.
-        diagnostics: Use of the codes.
+        codes: Codes of all items, int64 ``[N, L]``. Several items may have the same codes.
+        diagnostics: Measures of how the codes are used.
     """
 
     codes: Tensor
@@ -90,7 +97,13 @@ class FittedTokenizer(FittedCodebooks):
 def build_learned_tokenizer(
     feature_dim: int, vector_dim: int, config: TokenizerConfig
 ) -> LearnedTokenizer:
-    """An untrained tokenizer of learned item vectors of this size."""
+    """Build an untrained tokenizer of learned item vectors.
+
+    Args:
+        feature_dim: Number of dimensions of the item features.
+        vector_dim: Number of dimensions of the learned item vectors.
+        config: Settings of the tokenizer.
+    """
     return LearnedTokenizer(feature_dim, _build_quantizer(vector_dim, config))
 
 
@@ -106,12 +119,17 @@ def _build_quantizer(dim: int, config: TokenizerConfig) -> Quantizer:
 
 
 def build_tokenizer(feature_dim: int, config: TokenizerConfig) -> QuantizedAutoencoder:
-    """An untrained tokenizer of features of this size."""
+    """Build an untrained tokenizer of item features.
+
+    Args:
+        feature_dim: Number of dimensions of the item features.
+        config: Settings of the tokenizer.
+    """
     code_dim = config.code_dim if config.autoencoder == "mlp" else feature_dim
     quantizer = _build_quantizer(code_dim, config)
     for level in range(len(config.level_blocks or ())):
         assert isinstance(quantizer, ResidualGRITVQ)
-        quantizer.limit_level_(level, slice(None))  # Until a fit or a file says to what.
+        quantizer.limit_level_(level, slice(None))  # A fit or a file sets the columns later.
     return QuantizedAutoencoder(
         feature_dim,
         quantizer,
@@ -146,7 +164,19 @@ def fit_tokenizer(
     counts: Tensor | None = None,
     columns: Mapping[str, slice] | None = None,
 ) -> FittedTokenizer:
-    """`fit_codebooks`, and assign every item its codes."""
+    """Fit codebooks as `fit_codebooks` does, and assign codes to all items.
+
+    Args:
+        features: Item features, ``[N, F]``.
+        config: Settings of the tokenizer.
+        seed: Seed of all random numbers.
+        counts: Number of training interactions of each item, ``[N]``. None gives all items the same
+            weight.
+        columns: Columns of each part of the features, by name. None if the features have no parts.
+
+    Raises:
+        ConfigError: As for `fit_codebooks`.
+    """
     fitted = fit_codebooks(features, config, seed=seed, counts=counts, columns=columns)
     codes, norms = assign_codes(fitted.model.quantizer, features, fitted.model.encode_latent)
     diagnostics = diagnose_codes(codes.cpu().numpy(), config.codebook_sizes, norms)
@@ -166,22 +196,22 @@ def fit_codebooks(
     counts: Tensor | None = None,
     columns: Mapping[str, slice] | None = None,
 ) -> FittedCodebooks:
-    """Fit codebooks to item features, or to a sample of them where there are many.
+    """Fit codebooks to item features, or to a sample of them if the catalogue is large.
 
-    Each of several processes is given all features, and has all of what is returned.
+    On several processes, each process passes all features and gets the full result.
 
     Args:
-        features: ``[N, F]``.
-        config: Of the tokenizer.
-        seed: Fixes all that is drawn.
-        counts: Training interactions of each item, ``[N]``, by which `config.item_weight` weighs
-            items; None weighs all alike.
-        columns: Where the parts of the features stand that `config.level_blocks` names.
+        features: Item features, ``[N, F]``.
+        config: Settings of the tokenizer.
+        seed: Seed of all random numbers.
+        counts: Number of training interactions of each item, ``[N]``, from which
+            ``config.item_weight`` computes weights. None gives all items the same weight.
+        columns: Columns of each part of the features, by name, for ``config.level_blocks``. None if
+            the features have no parts.
 
     Raises:
-        ConfigError: A codebook is larger than the catalogue, all IDs together are fewer than
-            the items and no further level tells items apart, or a level is limited to a part that
-            the features do not have.
+        ConfigError: A codebook is larger than the catalogue; or there are fewer IDs than items and
+            no disambiguation level; or a level is limited to a part that the features do not have.
     """
     _check_capacity(len(features), config)
     torch.manual_seed(seed)
@@ -197,7 +227,7 @@ def fit_codebooks(
             )
     state = model.state_dict()
     distributed.take_from_first_(state.values())
-    model.load_state_dict(state)  # What is counted on the host, too.
+    model.load_state_dict(state)  # This also copies the counts that Python keeps.
     distributed.seed_apart(seed, epoch=0)
     history, best_epoch = _train(model, sample, config, generator)
     model.eval()
@@ -223,7 +253,7 @@ def _train(
     config: TokenizerConfig,
     generator: torch.Generator,
 ) -> tuple[list[TokenizerEpoch], int]:
-    """Train to the end and go back to the best epoch."""
+    """Train all epochs, load the weights of the best one, and return the history and its number."""
     history = [_measure(model, features, epoch=0, num_resets=0)]
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     moving = isinstance(model.quantizer, ResidualGRITVQ) and model.quantizer.learns_by_averages
@@ -267,14 +297,18 @@ def _train(
 def assign_codes(
     quantizer: Quantizer, features: Tensor, encode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Codes ``[N, L]`` and the mean residual norm per level, a chunk of items at a time.
+    """Assign codes to all items, one chunk of items at a time.
 
-    Besides the codes, memory does not grow with N: ``features`` may lie in a file.
+    Apart from the codes, the memory does not grow with the number of items. The features may
+    therefore be a memory-mapped file.
 
     Args:
-        quantizer: In eval mode.
-        features: Of the items, ``[N, F]``.
-        encode: From features to what is quantized.
+        quantizer: The quantizer, in eval mode.
+        features: Item features, ``[N, F]``.
+        encode: Function from features to the latent vectors that are quantized.
+
+    Returns:
+        Codes ``[N, L]``, and the mean length of each level's residuals.
     """
     codes = []
     norms = torch.zeros(len(quantizer.codebook_sizes), dtype=torch.float64)
@@ -317,7 +351,7 @@ def _encode_all(model: QuantizedAutoencoder, features: Tensor) -> Tensor:
 def _draw_sample(
     features: Tensor, config: TokenizerConfig, seed: int, counts: Tensor | None
 ) -> Tensor:
-    """Rows to fit to: items that weigh more are there more often."""
+    """Return the rows of features to fit to, where items with a higher weight are more frequent."""
     generator = torch.Generator().manual_seed(seed)
     if counts is not None and config.item_weight > 0:
         rows = _draw_weighted(counts.cpu(), config, generator)
@@ -332,7 +366,7 @@ def _draw_weighted(counts: Tensor, config: TokenizerConfig, generator: torch.Gen
     weights = counts.clamp_min(1).double() ** config.item_weight
     if len(counts) > config.sample_items:
         return torch.multinomial(weights, config.sample_items, generator=generator)
-    # Every item at least once, so that no code is placed without regard to the rare ones.
+    # Every item has at least one row, so that the codes also fit rare items.
     wanted = min(COPIES * len(counts), config.sample_items) * weights / weights.sum()
     extra = torch.rand(len(counts), generator=generator, dtype=torch.float64) < wanted.frac()
     copies = (wanted.floor() + extra).clamp_min(1).long()

@@ -1,12 +1,12 @@
-"""GRIT-VQ with one codebook, as a VQ-VAE takes it: vectors in, codes and vectors out.
+"""GRIT-VQ with one codebook, as used in a VQ-VAE: vectors in, codes and quantized vectors out.
 
-Three numbers suffice::
+Example of use in a model with an encoder and a decoder::
 
     vq = GRITVQ(dim=64, codebook_size=512)
     result = vq(encoder(images))                  # [B, N, 64] -> .quantized, .codes [B, N], .loss
     loss = reconstruction_loss(decoder(result.quantized)) + result.loss
 
-Shapes: D dimensions, K codes.
+Shapes: D dimensions of the vectors, C dimensions of the codes, K codes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from recgrit.quantization.residual import ResidualGRITVQ
 
 
 class GRITVQ(ResidualGRITVQ):
-    """A GRIT-VQ codebook: radius surrogate and integrated transform (arXiv 2602.01140).
+    """A GRIT-VQ codebook with radius surrogate and integrated transform (arXiv 2602.01140).
 
-    This is a stack of one level. Its codes have no dimension for levels.
+    It is a `ResidualGRITVQ` of one level whose codes have no dimension for levels.
 
     Example:
         >>> import torch
@@ -34,10 +34,10 @@ class GRITVQ(ResidualGRITVQ):
         (torch.Size([4, 10, 8]), torch.Size([4, 10]))
 
     Args:
-        dim: D, size of the vectors.
-        codebook_size: K.
-        **settings: See `ResidualGRITVQ`. Its levels are normalized from the second on, so this one
-            is plain unless ``normalized_from=0``.
+        dim: Number of dimensions D of the vectors.
+        codebook_size: Number of codes K.
+        **settings: Further settings of `ResidualGRITVQ`. The level is not normalized unless
+            ``normalized_from=0``.
     """
 
     def __init__(self, dim: int, codebook_size: int = 512, **settings: Any) -> None:
@@ -45,10 +45,13 @@ class GRITVQ(ResidualGRITVQ):
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """A quantizer of settings that `save` wrote.
+        """Build a quantizer from settings that `save` wrote.
+
+        Args:
+            settings: Settings by name.
 
         Raises:
-            QuantizerError: They are of several levels.
+            QuantizerError: The settings are those of a stack with several levels.
         """
         values = dict(settings)
         num_levels, sizes = values.pop("num_levels"), values.pop("codebook_size")
@@ -60,26 +63,50 @@ class GRITVQ(ResidualGRITVQ):
 
     @property
     def codebook(self) -> Tensor:
-        """The codes that assignment compares with, ``[K, C]``, transformed; a copy."""
+        """A copy of the transformed codes that assignment compares vectors with, ``[K, C]``."""
         return self.codebooks[0]
 
     def effective_codebook(self) -> Tensor:
-        """What each code adds to a vector, ``[K, D]``, with gradients to the codes."""
+        """Return the contribution of each code to a vector, ``[K, D]``, with gradients to codes."""
         return self.effective_codebooks()[0]
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantize ``[..., D]``; codes are ``[...]``."""
+        """Quantize vectors.
+
+        Args:
+            latent: Vectors, ``[..., D]``.
+            mask: bool ``[...]``; False where there is no vector. None means that all vectors are
+                present.
+
+        Returns:
+            The quantized vectors with their codes ``[...]``.
+        """
         result = super().forward(latent, mask)
         return replace(result, codes=result.codes.squeeze(-1))
 
     def encode(self, latent: Tensor, **options: Any) -> Tensor:
-        """Codes of ``[..., D]``, int64 ``[...]``; ``options`` as for `ResidualGRITVQ.encode`."""
+        """Return the codes of vectors.
+
+        Args:
+            latent: Vectors, ``[..., D]``.
+            **options: Options of `ResidualGRITVQ.encode`.
+
+        Returns:
+            Codes, int64 ``[...]``.
+        """
         return super().encode(latent, **options).squeeze(-1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors ``[..., D]`` that codes ``[...]`` stand for; 0 for a code of -1."""
+        """Return the vectors ``[..., D]`` that codes ``[...]`` decode to; 0 for a code of -1."""
         return super().decode(codes.unsqueeze(-1))
 
     def code_vectors(self, codes: Tensor) -> Tensor:
-        """What codes ``[...]`` add to a vector, float32 ``[..., D]``, with gradients; 0 for -1."""
+        """Return the contribution of each code to its vector, with gradients to the codes.
+
+        Args:
+            codes: Codes, ``[...]``. A code of -1 contributes 0.
+
+        Returns:
+            Contributions, float32 ``[..., D]``.
+        """
         return super().code_vectors(codes.unsqueeze(-1)).squeeze(-2)

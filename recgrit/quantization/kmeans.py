@@ -1,4 +1,4 @@
-"""K-means centroids, by faiss where it is installed and by torch where it is not."""
+"""K-means centroids, computed by faiss if it is installed and by torch otherwise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recgrit.quantization.assignment import (
 )
 
 NUM_ITERATIONS = 25
-# Means of balanced clusters are taken after every so many changes of their prices.
+# Number of changes of the prices between two updates of the centroids of balanced clusters.
 PRICES_PER_MEAN = 5
 
 
@@ -31,14 +31,17 @@ def fit_kmeans(
     spherical: bool = False,
     balanced: bool = False,
 ) -> Tensor:
-    """Centroids ``[K, D]`` of all vectors ``[N, D]``, seeded with k-means++.
+    """Compute the k-means centroids of vectors, started with k-means++.
 
     Args:
-        vectors: What to cluster; N ≥ K.
-        num_centroids: K.
-        seed: Makes the result repeatable.
-        spherical: Cluster directions: centroids have unit length.
-        balanced: Keep the clusters about equally large.
+        vectors: Vectors to cluster, ``[N, D]``, with at least as many vectors as centroids.
+        num_centroids: Number of centroids K.
+        seed: Seed of the random numbers, which makes the result repeatable.
+        spherical: Whether to cluster directions. The centroids then have unit length.
+        balanced: Whether to keep the clusters about equally large.
+
+    Returns:
+        The centroids, ``[K, D]``, on the device of the vectors.
     """
     data = vectors.detach().float().cpu().contiguous()
     if importlib.util.find_spec("faiss") is not None:
@@ -51,10 +54,12 @@ def fit_kmeans(
 
 
 def _balance(data: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
-    """Centroids of clusters that a price per cluster keeps about equally large.
+    """Move centroids so that their clusters are about equally large.
 
-    Vectors that are assigned later pay no price: their clusters are as balanced as the centroids
-    alone make them, unless they are assigned by `balance_codes` in turn.
+    While the centroids are fitted, each cluster has a price that is added to its squared distances
+    and rises while the cluster is too large. Vectors that are assigned later pay no price. Their
+    clusters are then only as balanced as the centroids alone make them, unless `balance_codes`
+    assigns them.
     """
     wanted = len(data) / len(centroids)
     prices = data.new_zeros(len(centroids))
@@ -80,10 +85,10 @@ def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool)
         niter=NUM_ITERATIONS,
         seed=seed,
         spherical=spherical,
-        # All vectors count, and few of them are no reason for a warning on standard output.
+        # These limits make faiss use all vectors, and print no warning if there are few.
         min_points_per_centroid=1,
         max_points_per_centroid=data.shape[0],
-        # Not yet run on a GPU by us. Sums in another order move centroids by rounding only.
+        # The GPU path is untested. Sums in another order change the centroids by rounding only.
         gpu=faiss.get_num_gpus() > 0,
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
@@ -92,7 +97,10 @@ def _fit_faiss(data: np.ndarray, num_centroids: int, seed: int, spherical: bool)
 
 
 def _fit_torch(data: Tensor, num_centroids: int, seed: int, spherical: bool) -> Tensor:
-    """Lloyd's iterations; a centroid without vectors moves to the vector that is served worst."""
+    """Run Lloyd's iterations in torch.
+
+    A centroid without vectors moves to one of the vectors with the largest error.
+    """
     generator = torch.Generator().manual_seed(seed)
     centroids = _choose_starts(data, num_centroids, generator)
     for _ in range(NUM_ITERATIONS):
@@ -109,10 +117,19 @@ def _fit_torch(data: Tensor, num_centroids: int, seed: int, spherical: bool) -> 
 
 
 def _choose_starts(data: Tensor, num_centroids: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-means++ of ``[N, D]``: ``[K, D]`` vectors that are far from one another.
+    """Choose K of N vectors as starts of k-means, by greedy k-means++.
 
-    A vector is drawn by its squared distance to the nearest start so far; of a few that are drawn,
-    the one that lowers the sum of these distances most is kept.
+    Candidates are drawn with a probability proportional to their squared distance to the nearest
+    start so far. Of several candidates, the one that lowers the sum of these distances most becomes
+    a start.
+
+    Args:
+        data: Vectors, ``[N, D]``.
+        num_centroids: Number of starts K.
+        generator: Source of the random numbers.
+
+    Returns:
+        The starts, ``[K, D]``.
     """
     num_draws = 2 + int(math.log(num_centroids))
     chosen = [int(torch.randint(len(data), (1,), generator=generator))]

@@ -1,12 +1,13 @@
-"""Codebook maintenance between training steps: moving averages, running gap, dead-code resets.
+"""Codebook maintenance between training steps: moving averages, running mean gap, dead-code resets.
 
-It stands outside of gradients: a batch is recorded in the forward pass, and acted upon once the
-optimizer has stepped, so that the codes a backward pass refers to never change under it. On several
-processes counts and sums are added up, and codes are reset from the vectors of all of them.
+Maintenance uses no gradients. The forward pass records each batch. The codes change only after the
+optimizer's step, so that they never change between a forward pass and its backward pass. On several
+processes, counts and sums are added up, and codes are reset to vectors of all processes.
 
-What was recorded are buffers: it moves, and is saved and resumed, with the module.
+The records are part of the module's state. They are saved, loaded and moved between devices with
+the module.
 
-Shapes: B vectors, D dimensions, L levels, K codes.
+Shapes: B vectors, D dimensions of the codes, L levels, K codes.
 """
 
 from __future__ import annotations
@@ -23,17 +24,20 @@ from recgrit.quantization.quantizer import QuantizerError
 
 # Weight of the past in the running mean of the gap.
 GAP_DECAY = 0.99
-# Steps between two looks at the spectrum of W, and at whether all vectors were finite.
+# Number of steps between two checks of the spectrum of W and of whether all vectors were finite.
 CHECK_INTERVAL = 50
 
 
 class CodebookMaintenance(WithStatistics):
-    """Statistics since the last step, and what is done with them.
+    """The statistics that training batches leave, and the maintenance of the codes that uses them.
+
+    The *gap* of a vector is its distance to the sum of its codes.
 
     Args:
-        ema_decay: Weight of the past in moving averages.
-        reset_interval: Steps between resets of dead codes; None for none.
-        dead_below: A code is dead when it is used less than this fraction of an even use.
+        ema_decay: Weight of the past in moving averages, from 0 to 1.
+        reset_interval: Number of steps between dead-code resets. None switches them off.
+        dead_below: Threshold of a dead code. A code is dead if it was used less than this fraction
+            of the mean use of the codes of its level since the last reset.
     """
 
     recorded: Tensor
@@ -46,17 +50,17 @@ class CodebookMaintenance(WithStatistics):
         self.dead_below = dead_below
         self.num_steps = 0
         self.register_buffer("mean_gap", torch.zeros(()))
-        # Of the gaps since the last step the sum, and how many vectors and batches they are of.
+        # Sum of the gaps, number of vectors and number of batches since the last step.
         self.record("recorded", torch.zeros(3))
-        # Codes ``[B, L]`` and residuals of the batch that a reset draws from.
+        # Codes ``[B, L]`` and residuals of the batch whose vectors a reset draws from.
         self.batch: tuple[Tensor, list[Tensor]] | None = None
 
     def get_extra_state(self) -> Tensor:
-        """What is counted on the host: steps, and the interval of resets, 0 for none."""
+        """Return the number of steps and the reset interval, where 0 means no resets."""
         return torch.tensor([self.num_steps, self.reset_interval or 0])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from where `get_extra_state` was asked."""
+        """Restore the number of steps and the reset interval from `get_extra_state`."""
         self.num_steps = int(state[0])
         self.reset_interval = int(state[1]) or None
 
@@ -89,7 +93,7 @@ class CodebookMaintenance(WithStatistics):
         return self
 
     def is_due(self, step: int) -> bool:
-        """Whether codes are reset at a step."""
+        """Return whether dead codes are reset at a step, counted from 1."""
         return self.reset_interval is not None and step % self.reset_interval == 0
 
     @torch.no_grad()
@@ -103,15 +107,17 @@ class CodebookMaintenance(WithStatistics):
         *,
         keep_batch: bool,
     ) -> None:
-        """Take note of a batch.
+        """Record a training batch.
 
         Args:
-            levels: The codebooks.
-            codes: ``[B, L]``.
-            residuals: L tensors ``[B, D]``.
-            gap: ``[B]``.
-            weights: ``[B, L]``, 1 for what counts and 0 for what does not.
-            keep_batch: Whether a reset may follow, which places codes on vectors of this batch.
+            levels: The codebooks, one per level.
+            codes: Assigned codes, ``[B, L]``.
+            residuals: Input of each level, L tensors ``[B, D]``.
+            gap: Distance of each vector to the sum of its codes, ``[B]``.
+            weights: Weight of each vector at each level, ``[B, L]``: 1 for a vector that counts and
+                0 for a vector that does not.
+            keep_batch: Whether to keep codes and residuals until the next step, because a dead-code
+                reset places codes on these residuals.
         """
         present = weights[:, 0]
         batch = torch.stack([gap @ present, present.sum(), present.new_ones(())])
@@ -128,15 +134,26 @@ class CodebookMaintenance(WithStatistics):
         optimizer: torch.optim.Optimizer | None,
         generator: torch.Generator | None,
     ) -> int:
-        """Act upon what was recorded; returns how many codes were reset.
+        """Update the mean gap and the codes from the records, then reset dead codes if this is due.
+
+        Args:
+            levels: The codebooks, one per level.
+            optimizer: Optimizer of the codes. Its moments of reset codes are set to 0. None if
+                there is no optimizer.
+            generator: Source of the random numbers that choose the vectors for reset codes. None
+                uses the default generator of torch.
+
+        Returns:
+            The number of codes that were reset.
 
         Raises:
-            QuantizerError: Some vector since the last look was not finite.
+            QuantizerError: A recorded vector was not finite. This is checked every `CHECK_INTERVAL`
+                steps.
         """
         self.num_steps += 1
         distributed.sum_([self.recorded, *(part for level in levels for part in level.recorded())])
         latest = self.recorded[0] / self.recorded[1].clamp_min(1)
-        # What is not a number stays so until it is found.
+        # A NaN stays in the running mean until a check finds it.
         moved = torch.where(
             self.mean_gap == 0, latest, torch.lerp(latest, self.mean_gap, GAP_DECAY)
         )
@@ -156,7 +173,7 @@ class CodebookMaintenance(WithStatistics):
         if not self.is_due(self.num_steps):
             return 0
         num_reset = 0
-        if batch is not None:  # None where resets were switched on since the forward pass.
+        if batch is not None:  # None if resets were switched on after the forward pass.
             codes = distributed.gather_rows(batch[0])
             for i, level in enumerate(levels):
                 residual = distributed.gather_rows(batch[1][i])
@@ -168,7 +185,7 @@ class CodebookMaintenance(WithStatistics):
         return num_reset
 
     def forget_(self, levels: list[Codebook]) -> None:
-        """Forget what was recorded."""
+        """Delete the records of all batches since the last step, also those of the codebooks."""
         self.recorded.zero_()
         self.batch = None
         for level in levels:
@@ -183,10 +200,13 @@ def _reset_dead_codes(
     optimizer: torch.optim.Optimizer | None,
     generator: torch.Generator | None,
 ) -> int:
-    """Place dead codes on badly quantized vectors of the last batch; returns how many.
+    """Move dead codes of one level to badly quantized vectors of the last batch.
 
-    The optimizer's moments of the rows go too, or they would drag the new code towards the old
-    place.
+    A vector is drawn with a probability proportional to its squared error. The optimizer's moments
+    of the moved codes are set to 0, because they would move the new code towards its old place.
+
+    Returns:
+        The number of codes that were moved.
     """
     residual, codes = residual[codes >= 0], codes[codes >= 0]
     dead = (level.uses < dead_below * level.uses.mean()).nonzero().squeeze(-1)
@@ -196,7 +216,7 @@ def _reset_dead_codes(
     error = (residual - level.effective()[codes]).square().sum(dim=-1).cpu() + 1e-12
     picks = torch.multinomial(error, len(dead), generator=generator).to(residual.device)
     targets = residual[picks]
-    # Processes may draw from generators of their own: the first one's draw holds.
+    # Each process may have its own generator, so all processes use the draw of the first.
     distributed.take_from_first_([targets])
     level.place_(dead, targets)
     if optimizer is not None:
@@ -212,6 +232,6 @@ def _forget_moments(optimizer: torch.optim.Optimizer, level: Codebook, rows: Ten
     states: Mapping[Any, Mapping[str, Any]] = optimizer.state
     for parameter in parameters:
         for value in states.get(parameter, {}).values():
-            # Whatever has a row per code, such as both moments of Adam or SGD's momentum.
+            # Moments have the shape of the parameter, such as both of Adam or the one of SGD.
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value[rows] = 0.0

@@ -1,6 +1,6 @@
-"""Codes of fewer dimensions than the vectors: learned linear maps there and back.
+"""Learned linear maps between vectors and codes of fewer dimensions.
 
-Shapes: N vectors, D dimensions, C dimensions of the codes.
+Shapes: N vectors, K codes, D dimensions of the vectors, C dimensions of the codes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Projection(nn.Module):
     """Linear maps from vectors ``[..., D]`` to ``[..., C]`` and back, computed in float32.
 
     Args:
-        dim: D.
-        code_dim: C.
+        dim: Number of dimensions D of the vectors.
+        code_dim: Number of dimensions C of the codes.
     """
 
     def __init__(self, dim: int, code_dim: int) -> None:
@@ -27,29 +27,42 @@ class Projection(nn.Module):
         self.out = nn.Linear(code_dim, dim)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """``[..., D]`` -> ``[..., C]``."""
+        """Project vectors ``[..., D]`` to the dimensions of the codes, ``[..., C]``."""
         weight, bias = snapshot(self.into.weight), snapshot(self.into.bias)
         with full_precision(vectors):
             return F.linear(vectors.float(), weight.float(), bias.float())
 
     def back(self, latent: Tensor) -> Tensor:
-        """``[..., C]`` -> ``[..., D]``."""
+        """Project vectors ``[..., C]`` back to the dimensions of the input, ``[..., D]``."""
         weight, bias = snapshot(self.out.weight), snapshot(self.out.bias)
         with full_precision(latent):
             return F.linear(latent, weight.float(), bias.float())
 
     def lift(self, codes: Tensor) -> Tensor:
-        """What codes ``[K, C]`` add to a vector, ``[K, D]``: `back` without its constant."""
+        """Return the contribution of each code to a vector in the dimensions of the input.
+
+        Args:
+            codes: Codes, ``[K, C]``.
+
+        Returns:
+            Contributions ``[K, D]``. They lack the bias of `back`, so that contributions of several
+            levels can be added up.
+        """
         with full_precision(codes):
             return F.linear(codes, snapshot(self.out.weight).float())
 
     @torch.no_grad()
     def fit_(self, vectors: Tensor) -> None:
-        """Start as the principal components of ``[N, D]``."""
+        """Start the maps as the principal components of vectors.
+
+        Args:
+            vectors: The vectors, ``[N, D]``.
+        """
         mean = vectors.mean(dim=0)
         covariance = (vectors - mean).T @ (vectors - mean) / len(vectors)
         _, directions = torch.linalg.eigh(covariance.double())
-        # Ascending: the last ones carry most. A larger codebook_dim than D leaves rows of 0.
+        # Eigenvalues ascend, so the last directions have most variance. If C is larger than D, the
+        # remaining rows stay 0.
         rows = directions.T.flip(0)[: self.into.out_features].float()
         self.into.weight.zero_()[: len(rows)] = rows
         self.out.weight.copy_(self.into.weight.T)

@@ -1,6 +1,7 @@
-"""What every quantizer takes and returns, whatever trains it.
+"""The interface of all quantizers: what they take and what they return.
 
-Shapes: B vectors (any number of leading dimensions), D dimensions, L levels, K codes.
+Shapes: B vectors (any number of leading dimensions), D dimensions of the vectors, C dimensions of
+the codes (equal to D unless vectors are projected), L levels, K codes.
 """
 
 from __future__ import annotations
@@ -20,29 +21,34 @@ from recgrit.quantization.diagnostics import IdDiagnostics, diagnose_codes
 
 
 class QuantizerError(RecgritError, ValueError):
-    """Vectors or sizes that a quantizer cannot work with."""
+    """Raised if a quantizer cannot work with the given vectors, codes, sizes or settings."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a quantizer returns.
+    """The output of a quantizer.
 
     Args:
-        quantized: ``[..., D]`` in the input's dtype, the chosen codes' sum, with the estimator's
-            gradient; 0 where the mask is False.
-        codes: int64 ``[..., L]`` (``[...]`` from `GRITVQ`); -1 where the mask is False, and for
-            levels that ``level_dropout`` left out.
-        loss: Scalar to add to your own: the three below by their weights.
-        commitment_loss: ``‖z - sg[q]‖²``, summed over dimensions, averaged over vectors.
-        codebook_loss: ``‖sg[z] - q‖²``, likewise. Without a weight it has no gradient.
-        usage_loss: 1 - entropy of the mean soft assignment / log K, averaged over levels: 0 for an
-            even use of all codes. Computed only with a weight, else 0.
-        residuals: L tensors ``[B, D]``, what each level was given, flattened and detached; rows of
-            masked vectors say nothing.
-        codebook_sizes: K of each level.
-        left: ``[B, D]``, what all levels left over, detached.
-        rest: ``[B, D]``, what the levels in use left over, with the gradient of the vectors.
-        present: float32 ``[B]``, 1 for a vector and 0 where the mask is False.
+        quantized: Quantized vectors, ``[..., D]`` in the dtype of the input: the sum of the chosen
+            codes, with the gradient of the estimator. They are 0 where the mask is False.
+        codes: Chosen codes, int64 ``[..., L]`` (``[...]`` from `GRITVQ`). They are -1 where the
+            mask is False, and at levels that ``level_dropout`` left out.
+        loss: Scalar to add to your own loss: the weighted sum of the three losses below.
+        commitment_loss: ``‖z - sg[q]‖²`` of vectors z and the sums q of their codes, summed over
+            dimensions and averaged over vectors; ``sg`` stops the gradient. It pulls vectors to
+            their codes.
+        codebook_loss: ``‖sg[z] - q‖²``, summed over dimensions and averaged over vectors. It pulls
+            codes to their vectors. Without a weight it has no gradient.
+        usage_loss: 1 minus the entropy of the mean soft assignment divided by log K, averaged over
+            levels. It is 0 if all codes are used evenly. Without a weight it is not computed and is
+            0.
+        residuals: Input of each level, L tensors ``[B, C]`` without gradient. Rows where the mask
+            is False have no meaning.
+        codebook_sizes: Number of codes K of each level.
+        left: Residuals after all levels, ``[B, C]`` without gradient.
+        rest: Vectors minus the codes of the levels that are in use, ``[B, C]``, with the gradient
+            of the vectors.
+        present: float32 ``[B]``: 1 for a vector and 0 where the mask is False.
     """
 
     quantized: Tensor
@@ -59,7 +65,10 @@ class Quantized:
 
     @property
     def level_losses(self) -> Tensor:
-        """Commitment loss ``[L]`` of the first level alone, of the first two, and so on."""
+        """Commitment loss of each prefix of levels, ``[L]``.
+
+        Entry 0 uses the code of the first level alone, entry 1 the sum of the first two, and so on.
+        """
         live = self.rest - self.rest.detach()
         left = [residual + live for residual in (*self.residuals[1:], self.left)]
         errors = torch.stack([rows.square().sum(dim=-1) for rows in left])
@@ -67,7 +76,7 @@ class Quantized:
 
     @cached_property
     def diagnostics(self) -> IdDiagnostics:
-        """Usage, perplexity and residual norm per level, and collisions, of this batch alone."""
+        """Usage, perplexity and residual norm of each level, and collisions, of this batch only."""
         present = self.present.bool().cpu()
         codes = self.codes.reshape(len(present), len(self.codebook_sizes)).cpu()[present]
         norms = tuple(r.norm(dim=-1).cpu()[present].mean().item() for r in self.residuals)
@@ -75,30 +84,50 @@ class Quantized:
 
 
 class Quantizer(Protocol):
-    """A module from vectors to codes and back. All of ours pass one contract test."""
+    """The interface of a module that maps vectors to codes and back.
+
+    All quantizers of this package pass one contract test.
+    """
 
     dim: int
     training: bool
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """K of each level."""
+        """Number of codes K of each level."""
         ...
 
     def __call__(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantize ``[..., D]``, leaving out where ``mask`` ``[...]`` is False."""
+        """Quantize vectors.
+
+        Args:
+            latent: Vectors, ``[..., D]``.
+            mask: bool ``[...]``; False where there is no vector. None means that all vectors are
+                present.
+        """
         ...
 
     def encode(self, latent: Tensor) -> Tensor:
-        """Codes of ``[..., D]``, int64 ``[..., L]``."""
+        """Return the codes of vectors ``[..., D]``, int64 ``[..., L]``."""
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors that codes stand for, float32 ``[..., D]``; -1 stands for no vector, 0."""
+        """Return the vectors that codes decode to, float32 ``[..., D]``.
+
+        Args:
+            codes: Codes, ``[..., L]``. A code of -1 means that there is no vector; the result is
+                then 0.
+        """
         ...
 
     def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
-        """Start from all vectors ``[N, D]``, if asked with clusters about equally large."""
+        """Start the codes from vectors.
+
+        Args:
+            vectors: All vectors, ``[N, D]``.
+            seed: Seed of the random numbers.
+            balanced: Whether to start from clusters that are about equally large.
+        """
         ...
 
     def after_step(
@@ -107,23 +136,41 @@ class Quantizer(Protocol):
         *,
         generator: torch.Generator | None = None,
     ) -> int:
-        """Codebook maintenance between two steps; returns how many dead codes were reset."""
+        """Run the codebook maintenance between two training steps, such as dead-code resets.
+
+        Args:
+            optimizer: Optimizer of the codes. Its moments of reset codes are set to 0. None if
+                there is none.
+            generator: Source of the random numbers. None uses the default generator of torch.
+
+        Returns:
+            The number of codes that were reset.
+        """
         ...
 
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last level is given for ``[B, D]``, and its codes ``[K, D]``."""
+        """Return the input of the last level, and the codes of that level.
+
+        Args:
+            latent: Vectors, ``[B, D]``.
+
+        Returns:
+            Residuals ``[B, C]`` and codes ``[K, C]``.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How vectors lie in a tensor: `take` flattens them, `vectors` and `codes` put rows back.
+    """The arrangement of vectors in a tensor.
+
+    `take` flattens vectors to rows. `vectors` and `codes` put rows back into the arrangement.
 
     Args:
-        leading: Sizes of all dimensions but that of the vectors.
-        channel_first: Whether dimension 1 is that of the vectors, and not the last.
-        dtype: Of the vectors.
-        mask: bool ``[B]``, False where there is no vector; None for everywhere one.
+        leading: Sizes of all dimensions of the tensor except the dimension of the vectors.
+        channel_first: Whether the vectors lie along dimension 1 instead of the last dimension.
+        dtype: Dtype of the vectors.
+        mask: bool ``[B]``; False where there is no vector. None means that all vectors are present.
     """
 
     leading: torch.Size
@@ -140,17 +187,21 @@ class Layout:
         mask: Tensor | None = None,
         channel_first: bool | None = False,
     ) -> tuple[Self, Tensor]:
-        """The layout of vectors, and the vectors as rows ``[B, D]``, 0 where the mask is False.
+        """Return the layout of vectors, and the vectors as rows ``[B, D]``, 0 where masked out.
 
         Args:
-            latent: ``[..., D]`` or, with ``channel_first``, ``[B, D, ...]``.
-            dim: D.
-            mask: bool, of the leading dimensions or the first few of them.
-            channel_first: None for the last dimension, unless both would do.
+            latent: Vectors, ``[..., D]`` or, with ``channel_first``, ``[B, D, ...]``.
+            dim: Number of dimensions D of the vectors.
+            mask: bool of the shape of the leading dimensions, or of the first few of them; False
+                where there is no vector. None means that all vectors are present.
+            channel_first: Whether the vectors lie along dimension 1. None means the last dimension,
+                and raises an error for four or more dimensions if dimension 1 and the last
+                dimension both have size D.
 
         Raises:
-            QuantizerError: No tensor of floating point, the dimension is not ``dim``, either could
-                be meant, the mask does not fit, or a value is not finite.
+            QuantizerError: ``latent`` is not a floating-point tensor, its dimension is not ``dim``,
+                the dimension of the vectors is ambiguous, the mask does not fit, or a value is not
+                finite.
         """
         if not isinstance(latent, Tensor) or not latent.is_floating_point():
             kind = latent.dtype if isinstance(latent, Tensor) else type(latent).__name__
@@ -192,30 +243,34 @@ class Layout:
         return cls(leading, place == 1, latent.dtype, mask), rows
 
     def present(self, rows: Tensor) -> Tensor:
-        """float32 ``[B]`` for rows ``[B, D]``: 0 where the mask is False, else 1."""
+        """Return float32 ``[B]`` for B rows: 1 for a vector and 0 where the mask is False."""
         if self.mask is None:
             return rows.new_ones(rows.shape[0], dtype=torch.float32)
         return self.mask.float()
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """Rows ``[B, D]`` in the layout and dtype of the vectors, 0 where the mask is False."""
+        """Return rows in the shape and dtype of the vectors; 0 where the mask is False.
+
+        Args:
+            rows: Rows ``[B, D]``.
+        """
         if self.mask is not None:
             rows = rows.masked_fill(~self.mask.unsqueeze(-1), 0.0)
         placed = rows.to(self.dtype).reshape(*self.leading, rows.shape[-1])
         return placed.movedim(-1, 1) if self.channel_first and placed.ndim > 1 else placed
 
     def codes(self, rows: Tensor) -> Tensor:
-        """Codes ``[B, L]`` as ``[..., L]``, -1 where the mask is False."""
+        """Return codes ``[B, L]`` in the shape ``[..., L]``; -1 where the mask is False."""
         if self.mask is not None:
             rows = rows.masked_fill(~self.mask.unsqueeze(-1), -1)
         return rows.reshape(*self.leading, rows.shape[-1])
 
 
 def is_graph_captured(tensor: Tensor) -> bool:
-    """Whether a graph is being made of what is done with a tensor: Python must not look at values.
+    """Return whether torch captures the operations on a tensor in a graph.
 
-    True inside torch.compile and torch.export, under the transforms of torch.func, and for tensors
-    on the meta device.
+    Python code must not read the tensor's values then. This is the case inside torch.compile and
+    torch.export, under the transforms of torch.func, and for tensors on the meta device.
     """
     return (
         torch.compiler.is_compiling()
@@ -225,22 +280,24 @@ def is_graph_captured(tensor: Tensor) -> bool:
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
-    """A context without autocast on the device of a tensor."""
+    """Return a context that switches autocast off on the device of a tensor."""
     if tensor.is_meta:
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _check_finite(rows: Tensor) -> None:
-    """Refuse NaN and infinite values ``[B, D]``, where looking at them makes nobody wait.
+    """Raise an error if rows ``[B, D]`` on the CPU contain NaN or infinite values.
 
-    Elsewhere `recgrit.quantization.maintenance` finds them.
+    On other devices, reading the values would force a synchronisation.
+    `recgrit.quantization.maintenance` finds the values there.
     """
     if is_graph_captured(rows) or not rows.is_cpu:
         return
-    if rows.dtype == torch.float64:  # What is computed with has no such large numbers.
+    if rows.dtype == torch.float64:  # Computations in float32 make large numbers infinite.
         rows = rows.float()
-    # The sum is not finite where a value is not: half the time of looking at each of them.
+    # If a value is not finite, the sum is not finite either. The sum takes half the time of a check
+    # of each value.
     if not rows.sum().isfinite() and not rows.isfinite().all():
         num_bad = int((~rows.isfinite()).any(dim=-1).sum())
         raise QuantizerError(
@@ -250,12 +307,19 @@ def _check_finite(rows: Tensor) -> None:
 
 
 def check_sizes(dim: int, num_levels: int, codebook_size: int | Sequence[int]) -> tuple[int, ...]:
-    """K of each level, from one number for all levels or one per level; any integer type will do.
+    """Return the number of codes of each level.
+
+    Args:
+        dim: Number of dimensions of the vectors, which is checked too.
+        num_levels: Number of levels.
+        codebook_size: One number for all levels, or one number per level. Any integer type is
+            allowed.
 
     Raises:
-        QuantizerError: A size is not a positive integer, or there is not one per level.
+        QuantizerError: A size is not a positive integer, or the number of sizes is not the number
+            of levels.
     """
-    if hasattr(codebook_size, "tolist"):  # numpy's.
+    if hasattr(codebook_size, "tolist"):  # An array or a number of numpy.
         codebook_size = codebook_size.tolist()
     try:
         num_levels = operator.index(num_levels)

@@ -1,28 +1,30 @@
-"""The radius surrogate: how the gradient at a quantizer splits between encoder and codes.
+"""The radius surrogate, which splits the gradient at a quantizer between encoder and codes.
 
-Forward, a quantizer replaces a latent ``z`` by its code ``q``. That step has no useful gradient, so
-one is supplied. The straight-through estimator hands the whole gradient to the encoder and leaves
-the codes without any. GRIT-VQ (arXiv 2602.01140) moves along the direction ``s = (q - z) / δ`` by a
-scalar radius ``ρ(δ)`` of the gap ``δ = ‖q - z‖``. There are two ways to write that down:
+In the forward pass, a quantizer replaces a latent vector ``z`` by its code ``q``. This step has no
+useful gradient, so a surrogate supplies one. The straight-through estimator gives the whole
+gradient to the encoder and none to the codes. GRIT-VQ (arXiv 2602.01140) describes the step from
+``z`` to ``q`` by a direction ``s = (q - z) / δ`` and a scalar radius ``ρ(δ)`` of the gap
+``δ = ‖q - z‖``. This can be written in two forms, where ``sg`` stops the gradient.
 
-**Additive**, ``z + sg[q - z] + (ρ - sg[ρ]) sg[s]``, has the Jacobians the paper states and is the
-default:
+The **additive** form, ``z + sg[q - z] + (ρ - sg[ρ]) sg[s]``, has the Jacobians that the paper
+states. It is the default:
 
     J_z = I - ρ'(δ) s sᵀ        J_q = ρ'(δ) s sᵀ        ρ' clamped to [0, 1]
 
-**Multiplicative**, ``z + ρ sg[(q - z) / ρ]``, is the paper's formula to the letter. Differentiated,
-it has the elasticity ``ε = δ ρ'/ρ`` in the place of ρ':
+The **multiplicative** form, ``z + ρ sg[(q - z) / ρ]``, is the paper's formula taken literally. Its
+derivative has the elasticity ``ε = δ ρ'/ρ`` in place of ρ':
 
     J_z = I - ε(δ) s sᵀ         J_q = ε(δ) s sᵀ         ε clamped to [0, 2]
 
-Both agree for the Euclidean radius. Elsewhere they differ much: a Huber radius has ε in (1, 2],
-which flips the encoder's gradient along ``s``; a power radius has ε = α at every gap. Above 2 the
-map expands, hence the clamp.
+Both forms agree for the Euclidean radius. They differ much for other radii: a Huber radius has ε in
+(1, 2], which reverses the encoder's gradient along ``s``; a power radius has ε = α at every gap. ε
+is clamped because the map expands above 2.
 
-In both, ``J_z + J_q = I``: the radius *splits* the gradient. ρ' = 0 is the straight-through
-estimator; ρ' = 1 gives the codes the whole part along ``s``. The backward pass is written in closed
-form: no square root stands in the graph, a gap of zero gives no NaN, and only ``s`` and one number
-per vector are kept for it. Differentiated twice, ``s`` and ρ' are constants, as the formulas say.
+In both forms ``J_z + J_q = I``: the radius *splits* the gradient. ρ' = 0 is the straight-through
+estimator. ρ' = 1 gives the codes the whole part of the gradient along ``s``. The backward pass is
+computed in closed form. It contains no square root, and a gap of zero gives no NaN. It stores only
+``s`` and one number per vector. In second derivatives, ``s`` and ρ' are constants, as the formulas
+say.
 
 Shapes: B vectors, D dimensions.
 """
@@ -36,46 +38,58 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-# Below this gap a direction is rounding noise; the encoder then gets the whole gradient.
+# Below this gap the direction is rounding noise. The encoder then gets the whole gradient.
 MIN_GAP = 1e-12
 
 SurrogateForm = Literal["additive", "multiplicative"]
 
 
 class Radius(Protocol):
-    """A family of radii ρ(δ). ``mean_gap`` is the quantizer's running mean of δ, a scalar.
+    """A family of radii ρ(δ), where the gap δ is the distance between a vector and its code.
 
-    Thresholds are multiples of that mean, so that a family means the same whatever the unit of the
-    data and however far training has come.
+    A radius splits the gradient at a quantizer. The slope ρ'(δ) is the share of the gradient along
+    the gap that the code gets; the encoder gets the rest.
+
+    Thresholds of a family are multiples of ``mean_gap``, the quantizer's running mean of δ, a
+    scalar. A threshold therefore has the same effect for every scale of the data and at every time
+    in training.
     """
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """ρ(δ) for gaps ``[B, 1]``."""
+        """Return the radius ρ(δ) of each gap δ, ``[B, 1]``."""
         ...
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """ρ'(δ) for gaps ``[B, 1]``."""
+        """Return the derivative ρ'(δ) of the radius at each gap δ, ``[B, 1]``."""
         ...
 
 
 @dataclass(frozen=True)
 class EuclideanRadius:
-    """ρ(δ) = δ: the codes take the whole gradient along the gap, the encoder the rest."""
+    """The radius ρ(δ) = δ of the gap δ between a vector and its code.
+
+    The code gets the whole gradient along the gap, and the encoder gets the rest.
+    """
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """δ."""
+        """Return the radius ρ(δ) = δ of each gap δ, ``[B, 1]``."""
         return gap
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """1 everywhere."""
+        """Return the derivative ρ'(δ) = 1 at each gap δ, ``[B, 1]``."""
         return torch.ones_like(gap)
 
 
 @dataclass(frozen=True)
 class PowerRadius:
-    """ρ(δ) = δ^α: for α > 1 far latents move the codes more, for α < 1 near ones do.
+    """The radius ρ(δ) = δ^α of the gap δ between a vector and its code.
 
-    The slope depends on the unit of the data, and reaches its clamp at 1 soon on either side.
+    For α > 1, vectors far from their code move it more than near vectors do. For α < 1, near
+    vectors move it more. The slope depends on the unit of the data. It soon reaches its upper bound
+    1: at large gaps for α > 1, and at small gaps for α < 1.
+
+    Args:
+        alpha: Exponent α, above 0.
     """
 
     alpha: float = 1.5
@@ -84,20 +98,23 @@ class PowerRadius:
         _check_positive("alpha", self.alpha)
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """δ^α."""
+        """Return the radius ρ(δ) = δ^α of each gap δ, ``[B, 1]``."""
         return gap.pow(self.alpha)
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """α δ^(α - 1)."""
+        """Return the derivative ρ'(δ) = α δ^(α - 1) at each gap δ, ``[B, 1]``."""
         return self.alpha * gap.clamp_min(MIN_GAP).pow(self.alpha - 1)
 
 
 @dataclass(frozen=True)
 class HuberRadius:
-    """ρ(δ) = δ²/2τ up to τ, then δ - τ/2: near latents leave their code in peace.
+    """The radius δ²/2τ of a gap δ up to the threshold τ, and δ - τ/2 of a larger gap.
+
+    The gap δ is the distance between a vector and its code. Vectors near their code move it only a
+    little.
 
     Args:
-        threshold: τ in mean gaps.
+        threshold: Threshold τ as a multiple of the mean gap.
     """
 
     threshold: float = 1.0
@@ -106,21 +123,24 @@ class HuberRadius:
         _check_positive("threshold", self.threshold)
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """δ²/2τ or δ - τ/2."""
+        """Return the radius of each gap δ, ``[B, 1]``: δ²/2τ up to τ, and δ - τ/2 above it."""
         tau = self.threshold * mean_gap
         return torch.where(gap <= tau, gap.square() / (2 * tau), gap - tau / 2)
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """min(δ/τ, 1)."""
+        """Return the derivative ρ'(δ) = min(δ/τ, 1) at each gap δ, ``[B, 1]``."""
         return (gap / (self.threshold * mean_gap)).clamp_max(1.0)
 
 
 @dataclass(frozen=True)
 class PseudoHuberRadius:
-    """ρ(δ) = τ(√(1 + (δ/τ)²) - 1): Huber's without a corner.
+    """The radius ρ(δ) = τ(√(1 + (δ/τ)²) - 1), a smooth version of the Huber radius.
+
+    The gap δ is the distance between a vector and its code. Vectors near their code move it only a
+    little.
 
     Args:
-        threshold: τ in mean gaps.
+        threshold: Scale τ as a multiple of the mean gap.
     """
 
     threshold: float = 1.0
@@ -129,23 +149,28 @@ class PseudoHuberRadius:
         _check_positive("threshold", self.threshold)
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """τ(√(1 + (δ/τ)²) - 1), written so that small gaps keep their digits."""
+        """Return the radius ρ(δ) = τ(√(1 + (δ/τ)²) - 1) of each gap δ, ``[B, 1]``.
+
+        The formula in the code is an equal one that is exact for small gaps.
+        """
         tau = self.threshold * mean_gap
         ratio = (gap / tau).square()
         return tau * ratio / ((1 + ratio).sqrt() + 1)
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """(δ/τ) / √(1 + (δ/τ)²)."""
+        """Return the derivative ρ'(δ) = (δ/τ) / √(1 + (δ/τ)²) at each gap δ, ``[B, 1]``."""
         ratio = gap / (self.threshold * mean_gap)
         return ratio / (1 + ratio.square()).sqrt()
 
 
 @dataclass(frozen=True)
 class ClippedRadius:
-    """ρ(δ) = min(δ, τ): latents too far away move their code no more.
+    """The radius ρ(δ) = min(δ, τ) of the gap δ between a vector and its code.
+
+    Vectors farther from their code than the threshold τ do not move it.
 
     Args:
-        threshold: τ in mean gaps.
+        threshold: Threshold τ as a multiple of the mean gap.
     """
 
     threshold: float = 2.0
@@ -154,34 +179,39 @@ class ClippedRadius:
         _check_positive("threshold", self.threshold)
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """min(δ, τ)."""
+        """Return the radius ρ(δ) = min(δ, τ) of each gap δ, ``[B, 1]``."""
         return torch.minimum(gap, self.threshold * mean_gap)
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """1 up to τ, then 0."""
+        """Return the derivative at each gap ``[B, 1]``: 1 up to the threshold, and 0 above it."""
         return (gap <= self.threshold * mean_gap).to(gap.dtype)
 
 
 @dataclass(frozen=True)
 class StraightThrough:
-    """ρ' = 0: the codes get nothing; a codebook loss or moving averages have to train them."""
+    """The constant radius ρ(δ) = 1, which makes the surrogate the straight-through estimator.
+
+    The codes get no gradient from the surrogate. A codebook loss or moving averages have to train
+    them.
+    """
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """1, a constant."""
+        """Return the radius ρ(δ) = 1 of each gap δ, ``[B, 1]``."""
         return torch.ones_like(gap)
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """0 everywhere."""
+        """Return the derivative ρ'(δ) = 0 at each gap δ, ``[B, 1]``."""
         return torch.zeros_like(gap)
 
 
 @dataclass(frozen=True)
 class CustomRadius:
-    """A radius of your own, by its formula and its derivative.
+    """A radius of your own, given by its formula and its derivative.
 
     Args:
-        rho: ρ(δ), elementwise.
-        rho_prime: ρ'(δ), elementwise; only the multiplicative surrogate asks for ``rho`` too.
+        rho: Elementwise function ρ(δ) of the gap δ between a vector and its code. Only the
+            multiplicative surrogate uses it.
+        rho_prime: Elementwise function ρ'(δ), the derivative of ρ.
 
     Example:
         >>> logarithmic = CustomRadius(lambda gap: gap.log1p(), lambda gap: 1 / (1 + gap))
@@ -193,16 +223,16 @@ class CustomRadius:
     rho_prime: Callable[[Tensor], Tensor]
 
     def value(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """ρ(δ)."""
+        """Return ``rho`` of each gap, ``[B, 1]``."""
         return self.rho(gap)
 
     def slope(self, gap: Tensor, mean_gap: Tensor) -> Tensor:
-        """ρ'(δ)."""
+        """Return ``rho_prime`` of each gap, ``[B, 1]``."""
         return self.rho_prime(gap)
 
 
 class _RadiusSurrogate(torch.autograd.Function):
-    # Per-sample gradients: torch.func.vmap goes through forward and backward as they are.
+    # torch.func.vmap can map forward and backward as they are, which gives gradients per sample.
     generate_vmap_rule = True
 
     @staticmethod
@@ -257,18 +287,21 @@ def surrogate_radius(
     form: SurrogateForm = "additive",
     direction_noise: float = 0.0,
 ) -> Tensor:
-    """``quantized`` in the forward pass; the split gradient of the module's header backward.
+    """Return ``quantized`` with a gradient that is split between ``latent`` and ``quantized``.
+
+    The formulas of the split are in the description of this module.
 
     Args:
-        latent: ``[..., D]``, what was quantized.
-        quantized: ``[..., D]``, its code (for a residual stack: the sum over all levels, so that
-            the encoder's gradient does not grow with the number of levels).
-        radius: The family of radii.
-        mean_gap: Scalar that thresholds are relative to; the batch's own mean gap if None.
-        form: ``additive`` or ``multiplicative``.
-        direction_noise: Standard deviation of noise on the direction ``s`` of the backward pass,
-            relative to the gap. Ours: latents then pull their code around it, not only towards
-            them.
+        latent: Vectors before quantization, ``[..., D]``.
+        quantized: Their codes, ``[..., D]``. For a residual stack, pass the sum of all levels, so
+            that the encoder's gradient does not grow with the number of levels.
+        radius: Family of radii.
+        mean_gap: Scalar that the thresholds of the radius are multiples of. None uses the mean gap
+            of this batch.
+        form: Form of the surrogate, ``additive`` or ``multiplicative``.
+        direction_noise: Standard deviation of the noise on the direction ``s`` in the backward
+            pass, relative to the gap. With noise, vectors also move their code sideways and not
+            only towards them. The noise is an addition to the published method.
     """
     outputs: tuple[Tensor, ...] = _RadiusSurrogate.apply(  # type: ignore[no-untyped-call]
         latent, quantized, radius, mean_gap, form, direction_noise

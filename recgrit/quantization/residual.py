@@ -1,19 +1,20 @@
-"""Stacked GRIT-VQ: levels that each quantize what the levels before left over.
+"""Stacked GRIT-VQ, in which each level quantizes the residuals of the levels before.
 
-Two choices matter. Between levels the residual is *detached*: assignment is hard anyway, and
-chaining gradients through the levels starves the first. And there is **one surrogate on the sum**
-of all levels instead of one per level: summed straight-through estimators multiply the encoder's
-gradient by the number of levels. Each code still gets its gradient through the sum.
+Two choices matter for the gradients. The residual is *detached* between levels, because assignment
+is hard anyway, and gradients chained through the levels leave the first level almost none. And
+**one surrogate acts on the sum** of all levels, instead of one surrogate per level: the sum of
+straight-through estimators would multiply the encoder's gradient by the number of levels. Each code
+still gets its gradient through the sum.
 
-In training, codebook maintenance belongs between steps: moving averages, dead-code resets, spectral
-clip. Call `ResidualGRITVQ.after_step` with your optimizer after its step, also where a step follows
-several forwards. Whoever never calls it gets the same at the start of a later training forward,
-once no earlier output awaits its backward. On several processes, and in a graph that torch.compile
-makes of the module, nothing is done but to record: there `ResidualGRITVQ.after_step` has to be
-called.
+In training, codebook maintenance runs between steps: moving averages, dead-code resets, and
+clipping of the spectrum of ``W``. Call `ResidualGRITVQ.after_step` with your optimizer after each
+step of the optimizer, even if a step follows several forward passes. If it is never called, the
+maintenance runs at the start of a later training forward, as soon as no earlier output awaits its
+backward pass. On several processes, or in a graph made by torch.compile, batches are only recorded,
+so `ResidualGRITVQ.after_step` has to be called.
 
-Shapes: B vectors (any leading dimensions), D dimensions, C dimensions of the codes, L levels, K
-codes.
+Shapes: B vectors (any leading dimensions), D dimensions of the vectors, C dimensions of the codes,
+L levels, K codes.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ from recgrit.quantization.usage import usage_loss
 logger = logging.getLogger(__name__)
 
 _NOT_SETTINGS = ("self", "__class__")
-# Vectors for each code, before training starts the codes by k-means: of fewer, later levels would
-# have nothing to quantize.
+# Number of vectors per code that are collected before k-means starts the codes. With fewer vectors,
+# later levels would have nothing to quantize.
 START_VECTORS_PER_CODE = 4
 # Training batches without codebook maintenance after which a warning is logged.
 PATIENCE = 100
@@ -80,39 +81,53 @@ class ResidualGRITVQ(CodebookStack):
         (torch.Size([500, 3]), True)
 
     Args:
-        dim: D, size of the vectors.
-        num_levels: L.
-        codebook_size: K, one for all levels or one per level.
-        codebook_dim: C, size of the codes, lower than D with learned projections; None for D.
-        channel_first: Whether vectors lie in dimension 1, ``[B, D, ...]``, and not in the last;
-            None for the last, but refused for four dimensions and more where both have size D.
-        kmeans_init: Start the codes by k-means on the first training batches, unless `fit_init` was
-            called before; else they start at random.
-        radius: Splits the gradient between encoder and codes: a name or a `Radius`.
-        surrogate: ``additive`` or ``multiplicative``, or another `GradientEstimator`, which then
-            stands in for radius and noise.
-        direction_noise: Relative noise on the surrogate's direction in training.
-        transform: ``linear``, ``attention`` or ``identity``.
-        transform_rank: Rank of each level's mixing over codes; 0 leaves only W.
-        codebook_learning: ``joint``, ``frozen`` (only the transform learns) or ``ema``.
-        normalization: ``two_sided``, ``none``, or ``codes`` as published.
-        normalized_from: First level, from 0, that is normalized.
-        level_dropout: Share of the vectors in training that use only the first few levels, as many
-            as are drawn: prefixes of IDs then mean something on their own.
-        temperature: In training, codes are drawn from ``softmax(-d² / (temperature u))``, u being
-            the mean squared distance to the nearest code; 0 takes the nearest.
-        commitment_weight: Of the commitment loss.
-        codebook_weight: Of the codebook loss.
-        usage_weight: Of the usage loss; it costs a softmax over all codes.
-        ema_decay: Weight of the past in moving averages.
-        reset_interval: Steps between resets of dead codes; None for none.
-        dead_below: A code is dead when it is used less than this fraction of an even use.
-        cache_interval: Steps for which assignment in training uses the same transformed codebooks.
-            Worth it for small batches and large K only.
+        dim: Number of dimensions D of the vectors.
+        num_levels: Number of levels L.
+        codebook_size: Number of codes K: one number for all levels, or one number per level.
+        codebook_dim: Number of dimensions C of the codes. A value other than D adds learned linear
+            projections. None means D.
+        channel_first: Whether the vectors lie along dimension 1, as in ``[B, D, ...]``. None means
+            the last dimension, and raises an error for four or more dimensions if both have size D.
+        kmeans_init: Whether k-means on the first training batches starts the codes, unless
+            `fit_init` was called before. Otherwise the codes start at random.
+        radius: Family of the radius, which splits the gradient between encoder and codes: a name or
+            a `Radius`.
+        surrogate: Form of the radius surrogate, ``additive`` or ``multiplicative``. A
+            `GradientEstimator` replaces the surrogate; ``radius`` and ``direction_noise`` then have
+            no effect.
+        direction_noise: Standard deviation of the noise on the surrogate's direction in training,
+            relative to the gap.
+        transform: Kind of the integrated transform: ``linear``, ``attention`` or ``identity``.
+        transform_rank: Rank of the part of the transform that mixes the codes of a level. 0 keeps
+            only ``W``.
+        codebook_learning: How the codes are learned: ``joint`` by gradients, ``frozen`` (only the
+            transform learns), or ``ema`` by moving averages.
+        normalization: ``two_sided`` compares directions of residuals and codes, ``codes``
+            normalizes the codes only, as published, and ``none`` normalizes nothing.
+        normalized_from: First level, from 0, that is normalized. With ``num_levels``, no level is
+            normalized.
+        level_dropout: Share of the vectors in training that use only the first few levels. Their
+            number is drawn for each vector. With level dropout, prefixes of IDs become meaningful
+            on their own.
+        temperature: Temperature of the assignment in training. Codes are drawn from
+            ``softmax(-d² / (temperature u))``, where d is the distance to a code and u the mean
+            squared distance to the nearest code. 0 takes the nearest code.
+        commitment_weight: Weight of the commitment loss, which pulls vectors to their codes.
+        codebook_weight: Weight of the codebook loss, which pulls codes to their vectors.
+        usage_weight: Weight of the usage loss, which rewards an even use of the codes. Above 0,
+            each step costs a softmax over all codes.
+        ema_decay: Weight of the past in moving averages, from 0 to 1.
+        reset_interval: Number of steps between dead-code resets. None switches them off.
+        dead_below: Threshold of a dead code. A code is dead if it is used less than this fraction
+            of an even use.
+        cache_interval: Number of steps for which assignment in training uses the same copy of the
+            transformed codebooks. A value above 1 saves time only for small batches with many
+            codes.
 
     Raises:
-        QuantizerError: A size is not positive, or the codebook sizes do not match the levels.
-        ConfigError: Settings that exclude one another.
+        QuantizerError: A size is not positive, the number of codebook sizes is not the number of
+            levels, or a setting is unknown or out of range.
+        ConfigError: Two settings exclude each other.
     """
 
     def __init__(
@@ -163,7 +178,7 @@ class ResidualGRITVQ(CodebookStack):
                 "normalization='codes' gives unit codes to residuals that are not of unit length: "
                 "later levels then hardly help. normalization='two_sided' mends it."
             )
-        # Numbers may be numpy's: a file takes Python's.
+        # Numbers of numpy become Python numbers, because `save` writes JSON.
         plain = {n: x.item() if isinstance(x, np.generic) else x for n, x in settings.items()}
         self.settings = plain | {
             "dim": int(dim),
@@ -184,23 +199,27 @@ class ResidualGRITVQ(CodebookStack):
         self.maintenance = CodebookMaintenance(ema_decay, reset_interval, dead_below)
         self._in_flight = InFlight()
         self._frozen = False
-        # What gradients train, for after a freeze.
+        # Names of the trained parameters, which `unfreeze` restores.
         self._learned = {name for name, p in self.named_parameters() if p.requires_grad}
         self._started = not kmeans_init
         self._waiting: list[Tensor] = []  # Vectors that k-means will start from.
-        self._num_recorded = 0  # Training batches since the last maintenance,
-        self._ripe = False  # and whether a gradient was asked for in one of them.
+        self._num_recorded = 0  # Training batches since the last maintenance.
+        self._ripe = False  # Whether gradients were enabled in one of them.
         self._called_by_user = False
         self._warned = False
         self._cache: list[Tensor] | None = None
 
     def get_extra_state(self) -> Tensor:
-        """State that is kept in Python: the start, freezing, and batches since the last step."""
+        """Return the state that is kept in Python and not in tensors.
+
+        It contains whether the codes have started, whether learning is frozen, and what is known of
+        the batches since the last maintenance.
+        """
         known = self._started, self._frozen, self._num_recorded, self._ripe, self._called_by_user
         return torch.tensor(known).long()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from where `get_extra_state` was asked."""
+        """Restore the state from `get_extra_state`."""
         started, frozen, num_recorded, ripe, called = state.tolist()
         self._started, self._num_recorded = bool(started), num_recorded
         self._ripe, self._called_by_user = bool(ripe), bool(called)
@@ -237,7 +256,11 @@ class ResidualGRITVQ(CodebookStack):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Switch modes; warn if many training batches were recorded without maintenance."""
+        """Switch between training and eval mode.
+
+        On the switch to eval mode, a warning is logged if many training batches were recorded
+        without codebook maintenance.
+        """
         if self.training and not mode and not self.center.is_meta:
             self._warn_of_waiting(int(self.maintenance.recorded[2]))
         super().train(mode)
@@ -245,7 +268,10 @@ class ResidualGRITVQ(CodebookStack):
 
     @property
     def reset_interval(self) -> int | None:
-        """Steps between resets of dead codes; set it to None to end them, as late in training."""
+        """Number of steps between dead-code resets.
+
+        Set it to None to stop the resets, for example in the last part of training.
+        """
         return self.maintenance.reset_interval
 
     @reset_interval.setter
@@ -254,26 +280,28 @@ class ResidualGRITVQ(CodebookStack):
 
     @property
     def mean_gap(self) -> Tensor:
-        """Running mean of the distance between a vector and its codes' sum, a scalar."""
+        """Running mean of the distance between a vector and the sum of its codes, a scalar."""
         return self.maintenance.mean_gap
 
     def forward(self, latent: Tensor, mask: Tensor | None = None) -> Quantized:
-        """Quantize ``[..., D]``; computed in float32 whatever the dtype and the autocast.
+        """Quantize vectors, in float32 for every dtype and under autocast.
 
         Args:
-            latent: The vectors; ``[B, D, ...]`` with ``channel_first``.
-            mask: bool ``[...]``, or its first dimensions; False where there is no vector.
+            latent: Vectors, ``[..., D]``, or ``[B, D, ...]`` with ``channel_first``.
+            mask: bool of the shape of the leading dimensions, or of the first few of them; False
+                where there is no vector. None means that all vectors are present.
 
         Raises:
-            QuantizerError: Wrong dimension, or values that are not finite (on the CPU at once,
-                elsewhere from `after_step`, some steps later).
+            QuantizerError: The vectors have a wrong dimension or values that are not finite. Such
+                values are found at once on the CPU, and some steps later by `after_step` on other
+                devices.
         """
         layout, rows = Layout.take(latent, self.dim, mask=mask, channel_first=self.channel_first)
         learning = self.training and not self._frozen
         if not learning or is_graph_captured(latent):
             return self._quantize(layout, rows, learning=learning)
         with self._in_flight.lock:
-            if not is_in_backward():  # Of a checkpoint that was recorded when it was first passed.
+            if not is_in_backward():  # A recomputed batch is recorded already.
                 self._keep_up(layout, rows.detach())
             ticket = self._in_flight.open()
         result = self._quantize(layout, rows, learning=True)
@@ -337,16 +365,23 @@ class ResidualGRITVQ(CodebookStack):
             )
 
     def _draw_levels(self, present: Tensor) -> Tensor:
-        """float32 ``[B, L]``: 1 for levels that are used, at least the first."""
+        """Draw which levels each vector uses under level dropout; all vectors use the first.
+
+        Args:
+            present: float32 ``[B]``, which gives the number of vectors and their device.
+
+        Returns:
+            float32 ``[B, L]``: 1 for a level in use and 0 for a level that is left out.
+        """
         cuts = torch.randint(1, self.num_levels + 1, present.shape, device=present.device)
         dropped = torch.rand_like(present) < self.level_dropout
         order = torch.arange(self.num_levels, device=present.device)
         return (order < cuts.where(dropped, self.num_levels).unsqueeze(1)).float()
 
     def _record(self, codes: Tensor, residuals: list[Tensor], gap: Tensor, weights: Tensor) -> None:
-        """Take note of a batch for `_maintain`."""
+        """Record a training batch, from which `_maintain` later updates the codes."""
         levels, upkeep = self._codebooks(), self.maintenance
-        if is_graph_captured(gap):  # Numbers of the host would be constants of the graph.
+        if is_graph_captured(gap):  # Python numbers would be constants of the graph.
             upkeep.record_(levels, codes, residuals, gap, weights, keep_batch=True)
             return
         with self._in_flight.lock:
@@ -358,7 +393,7 @@ class ResidualGRITVQ(CodebookStack):
             self._num_recorded += 1
 
     def _keep_up(self, layout: Layout, rows: Tensor) -> None:
-        """Start the codes, run maintenance or warn, before a training batch ``[B, D]``.
+        """Start the codes, run due maintenance or log a warning, before a batch of rows ``[B, D]``.
 
         Codes do not change while an earlier output awaits its backward pass.
         """
@@ -366,7 +401,7 @@ class ResidualGRITVQ(CodebookStack):
             self._collect_start(rows if layout.mask is None else rows[layout.mask])
         if self._num_recorded == 0:
             return
-        # Several processes cannot know of one another's outputs: there it is for after_step alone.
+        # A process knows no open outputs of others. Only after_step does maintenance there.
         by_hand = self._called_by_user or distributed.world_size() > 1
         if self._ripe and not by_hand and not self._in_flight:
             self._maintain(None, None)
@@ -391,13 +426,13 @@ class ResidualGRITVQ(CodebookStack):
         )
 
     def _collect_start(self, rows: Tensor) -> None:
-        """Start by k-means once there are enough vectors ``[B, D]``, of all processes together."""
+        """Collect vectors ``[B, D]`` of all processes until they suffice to start k-means."""
         rows = distributed.gather_rows(rows.float())
         wanted = START_VECTORS_PER_CODE * max(self.codebook_sizes)
         if sum(map(len, self._waiting)) < wanted:
             self._waiting.append(rows)
-        # The graphs of earlier outputs hold copies of what moves now. A checkpoint holds none: it
-        # would be computed anew with other codes.
+        # Graphs of earlier outputs have copies of the codes that move now. A gradient checkpoint
+        # has none: its forward pass would be computed again with other codes.
         in_use = bool(self._in_flight) and distributed.world_size() == 1
         if sum(map(len, self._waiting)) < wanted or in_use:
             return
@@ -405,24 +440,30 @@ class ResidualGRITVQ(CodebookStack):
         self._start(lambda: self._fit_start(torch.cat(self._waiting), seed=seed))
 
     def _start(self, fit: Callable[[], Tensor]) -> None:
-        """Start the codes in the first process, by what returns the mean gap, for all of them."""
+        """Start the codes in the first process and copy them to all processes.
+
+        Args:
+            fit: Function that starts the codes and returns the mean distance between a vector and
+                the sum of its codes.
+        """
         gap = fit() if distributed.is_first() else self.mean_gap.clone()
         distributed.take_from_first_([*self.parameters(), *self.buffers(), gap])
         self._forget_past(gap)
 
     @torch.no_grad()
     def fit_init(self, vectors: Tensor, *, seed: int = 0, balanced: bool = False) -> None:
-        """Place every level's codes by k-means on what the levels before left of ``[N, D]``.
+        """Start the codes of each level by k-means on the residuals of the levels before.
 
         Projections start as principal components.
 
         Args:
-            vectors: ``[N, D]``, or in any layout that `forward` takes.
-            seed: Of k-means.
-            balanced: Keep the clusters about equally large.
+            vectors: Vectors ``[N, D]``, or in any layout that `forward` takes.
+            seed: Seed of k-means.
+            balanced: Whether to keep the clusters about equally large.
 
         Raises:
-            QuantizerError: Wrong dimension, values that are not finite, or too few vectors.
+            QuantizerError: The vectors have a wrong dimension or values that are not finite, or
+                there are fewer vectors than codes of a level.
         """
         _, rows = Layout.take(vectors, self.dim, channel_first=self.channel_first)
         if len(rows) < max(self.codebook_sizes):
@@ -434,23 +475,27 @@ class ResidualGRITVQ(CodebookStack):
         self._forget_past(gap)
 
     def _forget_past(self, mean_gap: Tensor) -> None:
-        """Drop statistics of the old codes after a new start."""
+        """Delete all records of the old codes after a new start.
+
+        Args:
+            mean_gap: Mean distance between a vector and the sum of its new codes, a scalar.
+        """
         self.mean_gap.copy_(mean_gap)
         self.maintenance.forget_(self._codebooks())
         self._started, self._waiting, self._cache = True, [], None
         self._num_recorded, self._ripe = 0, False
 
     def freeze(self) -> None:
-        """Stop learning: no gradients, moving averages or resets, even in training mode."""
+        """Stop all learning, also in training mode: gradients, moving averages and resets."""
         self._learned = {name for name, p in self.named_parameters() if p.requires_grad}
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-            parameter.grad = None  # Or an optimizer would go on with it.
+            parameter.grad = None  # Otherwise an optimizer would still apply it.
         self.maintenance.forget_(self._codebooks())
         self._frozen, self._num_recorded, self._ripe = True, 0, False
 
     def unfreeze(self) -> None:
-        """Resume learning; parameters that were not trained before `freeze` stay untrained."""
+        """Resume learning. Parameters that were not trained before `freeze` stay untrained."""
         if self._frozen:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name in self._learned)
@@ -463,23 +508,26 @@ class ResidualGRITVQ(CodebookStack):
         *,
         generator: torch.Generator | None = None,
     ) -> int:
-        """Codebook maintenance after an optimizer's step.
+        """Run the codebook maintenance after a step of the optimizer.
 
-        It updates moving averages, resets dead codes and clips the spectrum of W. On several
-        processes (torch.distributed) all must call it alike, after as many training forwards, be
-        they of no vectors: counts and sums are added up, and codes are reset from the vectors of
-        all, so that all processes stay equal.
+        The maintenance updates moving averages, resets dead codes and clips the spectrum of ``W``.
+        On several processes (torch.distributed), all processes must call it equally often, after
+        equally many training forward passes, even if a forward pass has no vectors. Counts and sums
+        are added up over the processes, and codes are reset to vectors of all processes, so the
+        codes stay equal.
 
         Args:
-            optimizer: Its state of reset codes is cleared; else old moments would drag them away.
-            generator: Draws where reset codes go.
+            optimizer: Optimizer of the codes. Its moments of reset codes are set to 0, because old
+                moments would move these codes away. None if there is none.
+            generator: Source of the random numbers that choose the vectors for reset codes. None
+                uses the default generator of torch.
 
         Returns:
-            The number of codes reset.
+            The number of codes that were reset.
 
         Raises:
-            QuantizerError: Some vector since the last look, which is every 50 steps, was not
-                finite.
+            QuantizerError: A vector since the last check was not finite. There is a check every 50
+                steps.
         """
         self._called_by_user = True
         with self._in_flight.lock:
@@ -493,7 +541,7 @@ class ResidualGRITVQ(CodebookStack):
         if self._frozen or (self._num_recorded == 0 and batch is None):
             return 0
         self._num_recorded, self._ripe = 0, False
-        if not self._started and batch is not None:  # In a compiled graph nobody collects a start.
+        if not self._started and batch is not None:  # A compiled graph collects no start vectors.
             rows = batch[1][0][batch[0][:, 0] >= 0] + self.center
             self._waiting.append(distributed.gather_rows(rows))
             if sum(map(len, self._waiting)) >= START_VECTORS_PER_CODE * max(self.codebook_sizes):
@@ -505,11 +553,14 @@ class ResidualGRITVQ(CodebookStack):
         return num_reset
 
     def save(self, path: str | Path) -> None:
-        """Write settings and weights as one safetensors file.
+        """Write settings and weights to one safetensors file.
+
+        Args:
+            path: The file to write.
 
         Raises:
-            QuantizerError: A radius or estimator of your own: only names and the radii of this
-                package can be written down. Save ``state_dict()`` instead.
+            QuantizerError: The quantizer has a radius or an estimator of your own, which a file
+                cannot describe. Save ``state_dict()`` instead.
         """
         from safetensors.torch import save_file
 
@@ -528,12 +579,12 @@ class ResidualGRITVQ(CodebookStack):
 
     @classmethod
     def of_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """A quantizer of settings that `save` wrote."""
+        """Build a quantizer from settings that `save` wrote."""
         return cls(**settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; in eval mode."""
+        """Read a quantizer from a file that `save` wrote, in eval mode."""
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
@@ -548,11 +599,20 @@ class ResidualGRITVQ(CodebookStack):
     def _assign(
         self, latent: Tensor, kept: Tensor | None, *, learning: bool
     ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        """Codes, what each level was given and all left over, and the sum of the levels kept.
+        """Assign codes and add up the levels that are in use.
 
-        In training, where codes are cached or outnumber the vectors, assignment looks at codebooks
-        without gradients, and only the codes in use are transformed with them: the same values up
-        to rounding, for less time and memory.
+        If the codes are cached or outnumber the vectors in training, assignment uses codebooks
+        without gradients, and only the chosen codes are transformed with gradients. The values are
+        the same up to rounding, for less time and memory.
+
+        Args:
+            latent: Vectors, ``[B, C]``.
+            kept: 1 for the levels that each vector uses, ``[B, L]``. None uses all levels.
+            learning: Whether the quantizer is in training.
+
+        Returns:
+            The codes ``[B, L]``, the input of each level, the residuals after all levels, and the
+            sum of the codes of the levels in use.
         """
         levels = self._codebooks()
         temperature = self.temperature if learning else 0.0
@@ -571,7 +631,13 @@ class ResidualGRITVQ(CodebookStack):
         return codes, residuals, left, self._add_up(used, kept)
 
     def _typical_gap(self, gap: Tensor, present: Tensor, *, learning: bool) -> Tensor:
-        """The running mean of the gap ``[B]``, or the batch's before there is one."""
+        """Return the running mean of the gap or, as long as it is 0, the mean over a batch.
+
+        Args:
+            gap: Distance between each vector and the sum of its codes, ``[B]``.
+            present: 1 for a vector and 0 where the mask is False, ``[B]``.
+            learning: Whether the quantizer is in training.
+        """
         if learning and distributed.world_size() > 1 and self.maintenance.num_steps == 0:
             batch_mean = distributed.mean_of_rows(gap, present)
         else:
@@ -580,7 +646,7 @@ class ResidualGRITVQ(CodebookStack):
 
 
 def _may_record(rows: Tensor) -> bool:
-    """Whether buffers may be written: not in an exported graph, nor under torch.func."""
+    """Return whether buffers may be written, which is not so in exported graphs and torch.func."""
     if not is_graph_captured(rows):
         return True
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()

@@ -1,4 +1,4 @@
-"""Settings of a stack of codebooks: which are valid, and the gradient estimator that they name."""
+"""Checks of a quantizer's settings, and the gradient estimator that the settings name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHOICES = {
     "normalization": get_args(Normalization),
     "transform": get_args(TransformKind),
 }
-# Smallest and largest values of numbers; None for no largest.
+# Smallest and largest allowed value of each number. None means that there is no largest value.
 _RANGES: dict[str, tuple[float, float | None]] = {
     "direction_noise": (0, None),
     "transform_rank": (0, None),
@@ -43,10 +43,16 @@ _RANGES: dict[str, tuple[float, float | None]] = {
 def build_estimator(
     radius: str | Radius, surrogate: SurrogateForm | GradientEstimator, direction_noise: float
 ) -> GradientEstimator:
-    """The estimator that settings name.
+    """Return the gradient estimator that the settings of a quantizer name.
+
+    Args:
+        radius: Name of a radius family, or a `Radius`.
+        surrogate: Form of the radius surrogate. A `GradientEstimator` is returned as it is; the two
+            other arguments then have no effect.
+        direction_noise: Relative noise on the direction of the surrogate in training.
 
     Raises:
-        QuantizerError: The radius or the surrogate has no such name.
+        QuantizerError: No radius or no surrogate has the given name.
     """
     if isinstance(radius, str):
         if radius not in RADII:
@@ -60,10 +66,13 @@ def build_estimator(
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that name nothing or lie out of range.
+    """Raise an error if a setting of `ResidualGRITVQ` has an unknown name or is out of range.
+
+    Args:
+        settings: Settings of `ResidualGRITVQ` by name.
 
     Raises:
-        QuantizerError: One does.
+        QuantizerError: A choice is unknown, or a number is out of range.
     """
     for name, choices in _CHOICES.items():
         if settings[name] not in choices:
@@ -78,7 +87,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def warn_of_codes_without_gradient(estimator: GradientEstimator) -> None:
-    """Say so where neither the estimator nor a loss trains the codes."""
+    """Log a warning if the estimator gives the codes no gradient.
+
+    Args:
+        estimator: The gradient estimator of a quantizer whose losses do not train the codes either.
+    """
     plain = isinstance(estimator, RadiusSurrogate) and isinstance(estimator.radius, StraightThrough)
     if plain or isinstance(estimator, RotationTrick):
         logger.warning(

@@ -1,7 +1,7 @@
-"""The codebooks of a stack, and what is done with them without learning: codes and back.
+"""A stack of codebooks and its use without training: vectors to codes, and codes to vectors.
 
-Shapes: B vectors (any leading dimensions), D dimensions, C dimensions of the codes, L levels, K
-codes.
+Shapes: B vectors (any leading dimensions), D dimensions of the vectors, C dimensions of the codes,
+L levels, K codes.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from recgrit.quantization.quantizer import (
     is_graph_captured,
 )
 
-# A mean of this many times the spread eats digits of the distances: it is taken off first.
+# If the mean of the vectors is longer than this multiple of their spread, it is subtracted first.
+# Otherwise it would cost the distances float32 digits.
 LARGE_MEAN = 3.0
 
 
 class CodebookStack(WithStatistics):
-    """Codebooks that each quantize what those before left over.
+    """A stack of codebooks, in which each quantizes the residuals of the levels before.
 
     Args:
-        dim: D.
-        levels: The codebooks, of C dimensions.
-        code_dim: C; projections are learned where it is not D.
-        channel_first: Whether vectors lie in dimension 1; None for the last, unless both would do.
+        dim: Number of dimensions D of the vectors.
+        levels: The codebooks, whose codes have C dimensions.
+        code_dim: Number of dimensions C of the codes. If it is not D, linear projections are
+            learned.
+        channel_first: Whether the vectors lie along dimension 1. None means the last dimension, and
+            raises an error for four or more dimensions if both have size D.
     """
 
     center: Tensor
@@ -57,11 +60,13 @@ class CodebookStack(WithStatistics):
         return [level for level in self.levels if isinstance(level, Codebook)]
 
     def limit_level_(self, level: int, columns: slice) -> None:
-        """Let one level quantize some dimensions only; the other levels see the rest.
+        """Restrict the codes of one level to some dimensions; the level then quantizes only these.
+
+        Levels without a restriction quantize the residuals in all dimensions.
 
         Args:
-            level: From 0.
-            columns: Of the C dimensions of the codes.
+            level: Number of the level, from 0.
+            columns: The dimensions, out of the C dimensions of the codes.
         """
         codes = self._codebooks()[level]
         mask = torch.zeros(codes.embedding.shape[1], dtype=torch.bool)
@@ -70,25 +75,29 @@ class CodebookStack(WithStatistics):
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Number of levels L."""
         return len(self.levels)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """K of each level."""
+        """Number of codes K of each level."""
         return tuple(level.codebook_size for level in self._codebooks())
 
     @property
     def codebooks(self) -> list[Tensor]:
-        """The codes that assignment compares with: one ``[K, C]`` per level, copied."""
+        """Copies of the codes that assignment compares vectors with, one ``[K, C]`` per level."""
         with torch.no_grad():
-            # Without a transform these are the parameters themselves, which go on learning.
+            # Without a transform these would be the parameters, which change in training.
             return [level.effective().clone() for level in self._codebooks()]
 
     def effective_codebooks(self) -> list[Tensor]:
-        """What each code adds to a vector: one ``[K, D]`` per level, with gradients to the codes.
+        """Return the contribution of each code to a vector, with gradients to the codes.
 
-        Codes of a vector, none of them -1, decode to `offset` plus the sum of their rows.
+        A vector whose codes are all at least 0 decodes to the sum of their contributions plus
+        `offset`.
+
+        Returns:
+            Contributions, one tensor ``[K, D]`` per level.
         """
         books = [level.effective() for level in self._codebooks()]
         if self.projection is None:
@@ -97,7 +106,7 @@ class CodebookStack(WithStatistics):
 
     @property
     def offset(self) -> Tensor:
-        """What every decoded vector has beside its codes, ``[D]``."""
+        """The constant ``[D]`` that decoding adds to the contributions of a vector's codes."""
         return self._project_out(self.center)
 
     @torch.no_grad()
@@ -110,19 +119,26 @@ class CodebookStack(WithStatistics):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Codes of ``[..., D]``, int64 ``[..., L]``: the nearest of each level, or others.
+        """Return the codes of vectors: by default the nearest code at each level.
+
+        At most one of ``beam_width``, ``balanced`` and ``temperature`` can be set.
 
         Args:
-            latent: The vectors.
-            beam_width: Paths through the levels that are followed: more of them find codes whose
-                sum is nearer to the vector.
-            balanced: Use the codes of each level about equally often; all vectors have to be given
-                at once.
-            temperature: Draw codes, as in training.
-            generator: Draws.
+            latent: Vectors, ``[..., D]``.
+            beam_width: Number of paths through the levels to keep. More paths find codes whose sum
+                is nearer to the vector. 1 takes the nearest code at each level.
+            balanced: Whether to use the codes of each level about equally often. All vectors have
+                to be given in one call.
+            temperature: Temperature at which codes are drawn, as in training. 0 draws no codes.
+            generator: Source of the random numbers for ``temperature``. None uses the default
+                generator of torch.
+
+        Returns:
+            Codes, int64 ``[..., L]``.
 
         Raises:
-            QuantizerError: Wrong dimension, values that are not finite, or two ways at once.
+            QuantizerError: The vectors have a wrong dimension or values that are not finite, or
+                more than one way of assignment is set.
         """
         if (beam_width > 1) + balanced + (temperature > 0) > 1:
             raise QuantizerError("Choose one of beam_width, balanced and temperature.")
@@ -145,12 +161,18 @@ class CodebookStack(WithStatistics):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors ``[..., D]`` that codes ``[..., l]`` stand for, l of the first levels or all.
+        """Return the vectors that codes decode to.
 
-        A level of -1 adds nothing; a first code of -1 stands for no vector, 0.
+        Args:
+            codes: Codes ``[..., l]`` of the first l levels, or of all levels. A code of -1 adds
+                nothing. A code of -1 at the first level means that there is no vector; the result
+                is then 0.
+
+        Returns:
+            Vectors, ``[..., D]``.
 
         Raises:
-            QuantizerError: More levels than there are, or a code that a level does not have.
+            QuantizerError: There are more codes than levels, or a code does not exist at its level.
         """
         self._check_codes(codes)
         with full_precision(codes):
@@ -167,13 +189,20 @@ class CodebookStack(WithStatistics):
         return Layout(codes.shape[:-1], bool(self.channel_first), dtype, None).vectors(total)
 
     def code_vectors(self, codes: Tensor) -> Tensor:
-        """What the codes ``[..., l]`` of each level add, float32 ``[..., l, D]``; 0 for -1.
+        """Return the contribution of each code to its vector, with gradients to all parameters.
 
-        With gradients to codes, transform and projection. Their sum and `offset` is what the codes
-        decode to.
+        The gradients reach codes, transform and projection. The sum of the contributions plus
+        `offset` is the vector that the codes decode to.
+
+        Args:
+            codes: Codes ``[..., l]`` of the first l levels, or of all levels. A code of -1
+                contributes 0.
+
+        Returns:
+            Contributions, float32 ``[..., l, D]``.
 
         Raises:
-            QuantizerError: More levels than there are, or a code that a level does not have.
+            QuantizerError: There are more codes than levels, or a code does not exist at its level.
         """
         self._check_codes(codes)
         books = self.effective_codebooks()[: codes.shape[-1]]
@@ -205,7 +234,11 @@ class CodebookStack(WithStatistics):
 
     @torch.no_grad()
     def _fit_start(self, rows: Tensor, *, seed: int, balanced: bool = False) -> Tensor:
-        """Start projections and codes from rows ``[N, D]``; returns the mean gap, a scalar."""
+        """Start projections and codes from rows ``[N, D]``.
+
+        Returns:
+            The mean distance between a vector and the sum of its codes, a scalar.
+        """
         if self.projection is not None:
             with full_precision(rows):
                 self.projection.fit_(rows)
@@ -213,7 +246,11 @@ class CodebookStack(WithStatistics):
 
     @torch.no_grad()
     def _fit_levels(self, flat: Tensor, *, seed: int, balanced: bool = False) -> Tensor:
-        """Start the codes from ``[N, C]``; returns the mean gap, a scalar."""
+        """Start the codes from vectors ``[N, C]``.
+
+        Returns:
+            The mean distance between a vector and the sum of its codes, a scalar.
+        """
         with full_precision(flat):
             return self._place_levels(flat, seed=seed, balanced=balanced)
 
@@ -231,7 +268,14 @@ class CodebookStack(WithStatistics):
 
     @torch.no_grad()
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last level is given for ``[B, D]``, and its codes ``[K, C]``."""
+        """Return the input of the last level, and the codes of that level.
+
+        Args:
+            latent: Vectors, ``[B, D]``.
+
+        Returns:
+            Residuals ``[B, C]`` and codes ``[K, C]``.
+        """
         codebooks = self.codebooks
         with full_precision(latent):
             residual = self._project_in(latent) - self.center
@@ -240,9 +284,14 @@ class CodebookStack(WithStatistics):
         return residual, codebooks[-1]
 
     def _add_up(self, vectors: list[Tensor], weights: Tensor | None = None) -> Tensor:
-        """Levels ``[B, C]`` become a sum, in one order wherever they do.
+        """Return the sum of the codes of all levels, always added in the same order.
 
-        A later level counts as often as its weight ``[B, L]`` says, 0 or 1.
+        The fixed order makes the output of a forward pass equal to the decoded codes.
+
+        Args:
+            vectors: Codes of each level, L tensors ``[B, C]``.
+            weights: Weight 0 or 1 of each level, ``[B, L]``; the first level always counts. None
+                counts all levels.
         """
         total = vectors[0]
         for i, vector in enumerate(vectors[1:], start=1):
@@ -250,18 +299,28 @@ class CodebookStack(WithStatistics):
         return total + self.center
 
     def _project_in(self, rows: Tensor) -> Tensor:
-        """``[B, D]`` -> float32 ``[B, C]``."""
+        """Project vectors ``[B, D]`` to the dimensions of the codes, float32 ``[B, C]``."""
         return rows.float() if self.projection is None else self.projection(rows)
 
     def _project_out(self, rows: Tensor) -> Tensor:
-        """``[..., C]`` -> ``[..., D]``."""
+        """Project vectors ``[..., C]`` back to the dimensions of the input, ``[..., D]``."""
         return rows if self.projection is None else self.projection.back(rows)
 
 
 def walk_levels(
     latent: Tensor, codebooks: Iterable[Tensor], temperature: float
 ) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
-    """Codes ``[B, L]``, what each level was given and all left over, and each level's vectors."""
+    """Assign codes to vectors level by level, and subtract each chosen code from the residual.
+
+    Args:
+        latent: Vectors, ``[B, C]``.
+        codebooks: Codes of each level, L tensors ``[K, C]``.
+        temperature: Temperature at which codes are drawn. 0 takes the nearest code.
+
+    Returns:
+        The codes ``[B, L]``; the input ``[B, C]`` of each level; the residuals after all levels;
+        and the chosen codes as vectors ``[B, C]`` of each level.
+    """
     residual, residuals, chosen, vectors = latent, [], [], []
     for codes in codebooks:
         residuals.append(residual)

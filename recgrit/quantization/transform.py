@@ -1,16 +1,16 @@
-"""The integrated transform: all codes of a level move together.
+"""The integrated transform, through which all codes of a level move together.
 
-The codebook in use is ``E' = M E W`` with ``M`` over codes and ``W`` over dimensions, GRIT-VQ
-(arXiv 2602.01140). A step on any used code moves the shared parts and through them every code, used
-or not. ``M`` is one of
+The codebook in use is ``E' = M E W``, where ``M`` mixes codes and ``W`` is a linear map over
+dimensions (GRIT-VQ, arXiv 2602.01140). A gradient step on any used code changes the shared
+parameters, and through them all codes of the level, used or not. ``M`` has one of these forms:
 
-- **linear**, ``I + A Bᵀ`` of rank r: a refresh costs O(K r D + K D²). ``A`` starts at zero and
-  ``B`` at random, so that training starts from ``E`` exactly and can leave it: were both zero,
-  neither would ever get a gradient. Row i of ``A`` learns only when code i is used; ``B`` is
-  shared. With r ≥ D, ``M`` is as free as codes that are learned one by one.
-- **attention**, ``I + diag(g) softmax(Q Kᵀ/√r)`` with queries and keys projected from the codes:
-  O(K² D), hence refused above `MAX_ATTENTION_CODES`. ``g`` starts at zero.
-- nothing: ``W`` alone, or neither.
+- **linear**: ``I + A Bᵀ`` of rank r. Computing the codebook costs O(K r D + K D²). ``A`` starts at
+  zero and ``B`` at random, so training starts exactly from ``E``. If both started at zero, neither
+  would ever get a gradient. Row i of ``A`` learns only when code i is used; ``B`` is shared. With r
+  ≥ D, ``M`` is as free as codes that are learned one by one.
+- **attention**: ``I + diag(g) softmax(Q Kᵀ/√r)``, with queries and keys projected from the codes.
+  It costs O(K² D), so it is refused above `MAX_ATTENTION_CODES` codes. ``g`` starts at zero.
+- **identity matrix**: only ``W`` is applied, or no transform at all.
 
 Shapes: K codes, D dimensions, r rank, n chosen rows.
 """
@@ -26,23 +26,29 @@ from recgrit.errors import ConfigError
 
 TransformKind = Literal["identity", "linear", "attention"]
 
-# The [K, K] weights of the attention transform take 64 MiB here and grow with the square.
+# Largest number of codes of the attention transform. Its [K, K] weights then need 64 MiB.
 MAX_ATTENTION_CODES = 4096
-# Power iterations before the bounds of the spectrum are believed.
+# Number of power iterations that estimate the bounds of the spectrum.
 POWER_ITERATIONS = 8
 
 
 def snapshot(parameter: Tensor) -> Tensor:
-    """A parameter as it is now, for a graph that may outlive it.
+    """Return a copy of a parameter if gradients are enabled, else the parameter itself.
 
-    Codebook maintenance writes into parameters between two steps. An output whose backward pass
-    comes later than that still has the gradients of the codes it was made of.
+    Codebook maintenance writes into parameters between two steps. With a copy in the graph, a
+    backward pass that runs after the maintenance still computes the gradients of the codes that
+    made the output.
     """
     return parameter.clone() if torch.is_grad_enabled() else parameter
 
 
 class LowRankMixing(nn.Module):
-    """What ``A Bᵀ E`` adds to the codes ``E``."""
+    """The part ``A Bᵀ E`` that the linear transform adds to the codes ``E``.
+
+    Args:
+        codebook_size: Number of codes K.
+        rank: Rank r of ``A`` and ``B``.
+    """
 
     def __init__(self, codebook_size: int, rank: int) -> None:
         super().__init__()
@@ -50,19 +56,25 @@ class LowRankMixing(nn.Module):
         self.mix_in = nn.Parameter(torch.randn(codebook_size, rank) / codebook_size**0.5)  # B
 
     def forward(self, codes: Tensor, rows: Tensor | None = None) -> Tensor:
-        """``[K, D]``, or only some rows of it, ``[n, D]``."""
+        """Return the added part for all codes, ``[K, D]``, or for n chosen ``rows``, ``[n, D]``."""
         mix_out = snapshot(self.mix_out) if rows is None else self.mix_out[rows]
         mixed: Tensor = mix_out.float() @ (snapshot(self.mix_in).float().T @ codes)
         return mixed
 
     @property
     def per_code(self) -> nn.Parameter:
-        """The parameter with a row per code; zero there means that nothing is added."""
+        """The parameter ``A`` with one row per code. A row of zeros adds nothing to its code."""
         return self.mix_out
 
 
 class AttentionMixing(nn.Module):
-    """What each code takes from the others by attention over all of them."""
+    """The part that the attention transform adds to each code: a gated mean of all codes.
+
+    Args:
+        codebook_size: Number of codes K.
+        dim: Number of dimensions D.
+        rank: Number of dimensions r of queries and keys.
+    """
 
     def __init__(self, codebook_size: int, dim: int, rank: int) -> None:
         if codebook_size > MAX_ATTENTION_CODES:
@@ -76,7 +88,7 @@ class AttentionMixing(nn.Module):
         self.gate = nn.Parameter(torch.zeros(codebook_size, 1))
 
     def forward(self, codes: Tensor, rows: Tensor | None = None) -> Tensor:
-        """``[K, D]``, or only some rows of it, ``[n, D]``."""
+        """Return the added part for all codes, ``[K, D]``, or for n chosen ``rows``, ``[n, D]``."""
         asking, gate = codes, snapshot(self.gate)
         if rows is not None:
             asking, gate = codes[rows], self.gate[rows]
@@ -88,21 +100,21 @@ class AttentionMixing(nn.Module):
 
     @property
     def per_code(self) -> nn.Parameter:
-        """The parameter with a row per code; zero there means that nothing is added."""
+        """The gate ``g`` with one row per code. A row of zero adds nothing to its code."""
         return self.gate
 
 
 class IntegratedTransform(nn.Module):
-    """``E' = M E W`` for a codebook ``[K, D]``.
+    """The transform ``E' = M E W`` of a codebook ``E`` of K codes with D dimensions.
 
     Args:
-        codebook_size: K.
-        dim: D.
-        kind: ``linear``, ``attention``, or ``identity`` for neither M nor W.
-        rank: r; 0 leaves only W.
+        codebook_size: Number of codes K.
+        dim: Number of dimensions D.
+        kind: Form of ``M``: ``linear`` or ``attention``. ``identity`` has neither ``M`` nor ``W``.
+        rank: Rank r of ``M``. 0 keeps only ``W``.
 
     Raises:
-        ConfigError: Attention over too many codes.
+        ConfigError: ``kind`` is ``attention`` and there are more than `MAX_ATTENTION_CODES` codes.
     """
 
     def __init__(
@@ -122,7 +134,15 @@ class IntegratedTransform(nn.Module):
         self.rotate = nn.Parameter(torch.eye(dim))
 
     def forward(self, codes: Tensor, rows: Tensor | None = None) -> Tensor:
-        """``[K, D]`` -> ``[K, D]``, or only the transformed ``rows``, ``[n, D]``; in float32."""
+        """Transform codes in float32.
+
+        Args:
+            codes: Codes, ``[K, D]``.
+            rows: Indices of n codes to return. None returns all codes.
+
+        Returns:
+            Transformed codes, ``[K, D]`` or ``[n, D]``.
+        """
         codes = codes.float()
         result: Tensor = codes if rows is None else codes[rows]
         if self.mixing is not None:
@@ -131,7 +151,7 @@ class IntegratedTransform(nn.Module):
 
     @torch.no_grad()
     def reset_(self) -> None:
-        """Back to the identity."""
+        """Reset the transform to the identity."""
         if self.mixing is not None:
             self.mixing.per_code.zero_()
         if self.rotate is not None:
@@ -139,7 +159,7 @@ class IntegratedTransform(nn.Module):
 
     @torch.no_grad()
     def untransform(self, targets: Tensor) -> Tensor:
-        """The codes that ``W`` takes to ``targets`` ``[n, D]``."""
+        """Return the vectors ``[n, D]`` that ``W`` maps to ``targets`` ``[n, D]``."""
         if self.rotate is None:
             return targets
         codes: Tensor = torch.linalg.solve(self.rotate.float(), targets, left=False)
@@ -147,16 +167,21 @@ class IntegratedTransform(nn.Module):
 
     @torch.no_grad()
     def clip_spectrum_(self, low: float = 0.5, high: float = 2.0) -> None:
-        """Bring the singular values of W back between ``low`` and ``high``.
+        """Clip the singular values of ``W`` to the range from ``low`` to ``high``.
 
-        A few power iterations on W and on its inverse say whether any value is near a bound; only
-        then is W decomposed. From k-means codes it never is; from random codes it happens.
+        A few power iterations on ``W`` and its inverse estimate whether a value is near a bound.
+        ``W`` is decomposed only then. This never happens with codes from k-means, but it can happen
+        with random codes.
+
+        Args:
+            low: Smallest allowed singular value.
+            high: Largest allowed singular value.
         """
         if self.rotate is None:
             return
         matrix = self.rotate.float()
         gram = matrix.T @ matrix
-        margin = 0.9  # Power iterations come from below and stop short.
+        margin = 0.9  # Power iterations approach the value from below.
         largest = _largest_eigenvalue(gram)
         smallest = 1 / _largest_eigenvalue(torch.linalg.inv_ex(gram).inverse)
         if largest < (margin * high) ** 2 and smallest > (low / margin) ** 2:
@@ -167,7 +192,7 @@ class IntegratedTransform(nn.Module):
 
 
 def _largest_eigenvalue(matrix: Tensor) -> Tensor:
-    """Of a symmetric positive matrix, by power iteration from the row sums' direction."""
+    """Return the largest eigenvalue of a symmetric positive matrix, by power iteration."""
     vector = matrix.abs().sum(dim=1)
     for _ in range(POWER_ITERATIONS):
         vector = matrix @ (vector / vector.norm().clamp_min(1e-30))

@@ -1,4 +1,4 @@
-"""The usage loss: codes that are used unevenly cost something.
+"""The usage loss, which is high if a level uses its codes unevenly.
 
 Shapes: B vectors, L levels, K codes, C dimensions of the codes.
 """
@@ -16,17 +16,21 @@ from recgrit import distributed
 def usage_loss(
     residuals: list[Tensor], codebooks: list[Tensor], weights: Tensor, *, all_processes: bool
 ) -> Tensor:
-    """1 - normalised entropy of the mean soft assignment, averaged over levels.
+    """Return 1 minus the normalised entropy of the mean soft assignment, averaged over the levels.
 
-    The softmax is over squared distances in units of their mean to the nearest code, so that it is
-    as soft as the level's own gap is wide.
+    A soft assignment is a softmax over the negative squared distances of a vector to all codes of a
+    level. The distances are divided by the mean squared distance to the nearest code of the level,
+    so that the softness does not depend on the scale of the data. The loss is 0 if all codes are
+    used equally often.
 
     Args:
-        residuals: L tensors ``[B, C]``.
-        codebooks: L tensors ``[K, C]``.
-        weights: ``[B, L]``, 1 for what counts and 0 for what does not.
-        all_processes: Take the mean over the vectors of all processes, and of the gradient this
-            process's part: to be weighted by vectors, as a mean's is.
+        residuals: Input of each level, L tensors ``[B, C]``.
+        codebooks: Codes of each level, L tensors ``[K, C]``.
+        weights: Weight of each vector at each level, ``[B, L]``: 1 for a vector that counts and 0
+            for a vector that does not.
+        all_processes: Whether to take the mean assignment over the vectors of all processes. The
+            gradient covers the vectors of this process only, as for a mean over a batch; the caller
+            weighs it by the number of vectors.
     """
     losses = []
     for level, (residual, codes) in enumerate(zip(residuals, codebooks, strict=True)):

@@ -1,6 +1,6 @@
-"""Pages that show a run, or several side by side: one self-contained HTML file each.
+"""HTML pages that show one run, or compare several models. Each page is one self-contained file.
 
-What is shown is computed first, as frozen dataclasses (`contents.py` gathers them); the figures are
-built from these alone, and the template places them. A page holds everything it needs, plotly's
-code included, and asks nothing of any server.
+The content of a page is computed first, as frozen dataclasses (`contents.py` collects them). The
+figures are drawn from these dataclasses, and a template puts them into the page. A page includes
+everything it needs, also the code of plotly, and makes no network request.
 """

@@ -1,4 +1,7 @@
-"""The items of a run for a table to search, and what shared an ID before IDs were made unique."""
+"""The searchable item table of a page, and the items whose IDs collide.
+
+Items collide if their IDs are equal without the disambiguation level.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy.typing as npt
 from recgrit.reporting.tree import shorten
 from recgrit.semantic_ids.table import SemanticIdTable, format_semantic_id
 
-# More rows make a page that is slow to open.
+# Largest number of rows of the item table. A page with more rows is slow to open.
 MAX_ROWS = 15_000
 NUM_BUCKETS_SHOWN = 8
 NUM_TITLES_SHOWN = 6
@@ -18,15 +21,16 @@ NUM_TITLES_SHOWN = 6
 
 @dataclass(frozen=True)
 class ItemRows:
-    """Items to search.
+    """The rows of the searchable item table.
 
     Args:
-        item_ids: External ids.
-        titles: Empty where a title is only the id again.
-        codes: The ID of each.
-        counts: Interactions with each in training.
-        num_items: Size of the catalogue: more than rows if these are a sample.
-        sample: What the rows are if not all: said on the page.
+        item_ids: External id of each item.
+        titles: Title of each item, empty if the title is the same as the id.
+        codes: Semantic ID of each item, one code per level.
+        counts: Number of training interactions of each item.
+        num_items: Number of items in the catalogue. It is larger than the number of rows if they
+            are a sample.
+        sample: Text that says which items the rows are; empty if they are all items.
     """
 
     item_ids: tuple[str, ...]
@@ -39,12 +43,12 @@ class ItemRows:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Items that shared an ID.
+    """Several items that shared one ID.
 
     Args:
-        prefix: What they share, as text.
-        num_items: How many.
-        titles: Some of them.
+        prefix: The shared codes as text.
+        num_items: Number of items that share them.
+        titles: Titles of some of these items.
     """
 
     prefix: str
@@ -54,11 +58,11 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Collisions:
-    """Items that one more level tells apart.
+    """The collisions of IDs, which the disambiguation level resolves.
 
     Args:
-        num_ids: Number of IDs by the number of items on each, from 1.
-        largest: The fullest IDs.
+        num_ids: Number of IDs by the number of items per ID. Key 1 counts the IDs of a single item.
+        largest: The IDs with the most items.
     """
 
     num_ids: dict[int, int]
@@ -66,7 +70,15 @@ class Collisions:
 
 
 def list_items(table: SemanticIdTable, counts: npt.NDArray[np.int64]) -> ItemRows:
-    """All items in catalogue order or, of a large one, those with the most interactions."""
+    """Return the items for the searchable table, in the order of the catalogue.
+
+    If the catalogue has more than `MAX_ROWS` items, only those with the most interactions are
+    returned.
+
+    Args:
+        table: ID table of all items.
+        counts: Number of training interactions of each item, int64 ``[N]`` for N items.
+    """
     rows = np.arange(len(table))
     sample = ""
     if len(table) > MAX_ROWS:
@@ -87,7 +99,10 @@ def list_items(table: SemanticIdTable, counts: npt.NDArray[np.int64]) -> ItemRow
 
 
 def find_collisions(table: SemanticIdTable) -> Collisions | None:
-    """The IDs that several items share but for the disambiguation level; None without one."""
+    """Find IDs that several items share without the disambiguation level.
+
+    The result is None if the IDs have no disambiguation level.
+    """
     if table.disambiguation_level is None:
         return None
     prefixes, bucket_of_item, sizes = np.unique(

@@ -1,4 +1,4 @@
-"""The page that shows several models side by side."""
+"""The HTML page that compares several models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recgrit.reporting.scores import FLOOR, metric_title
 
 
 def render_comparison(comparison: Comparison) -> str:
-    """The page about several models."""
+    """Return the HTML page that compares several models."""
     own = [compared for compared in comparison.rows if not compared.row.is_baseline]
     return render(
         "compare.html.jinja",
@@ -39,19 +39,19 @@ def render_comparison(comparison: Comparison) -> str:
 
 
 def color_rows(comparison: Comparison) -> dict[str, str]:
-    """A colour for each row; popularity beside others is grey."""
+    """Return the colour of each row, by the row's name. Popularity is grey if it is a baseline."""
     floor = [c.name for c in comparison.rows if c.row.is_baseline and c.row.kind == FLOOR]
     others = [compared.name for compared in comparison.rows if compared.name not in floor]
     return assign_colors(others) | dict.fromkeys(floor, GREY)
 
 
 def metrics_of(comparison: Comparison) -> list[tuple[str, View]]:
-    """The metrics that are compared, each with the targets and lists it is of."""
+    """Return the compared metrics, each with the targets and lists that it is measured on."""
     return list(dict.fromkeys((d.metric, d.view) for d in comparison.differences))
 
 
 def build_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Every figure of the page, as plotly's JSON."""
+    """Return every figure of the page as plotly's JSON, by the figure's name in the template."""
     colors = color_rows(comparison)
     figures = {
         f"difference_{metric.partition('_')[0]}{view.key.removeprefix('test')}": draw_differences(
@@ -78,7 +78,10 @@ def build_figures(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 
 def draw_sizes(comparison: Comparison, colors: dict[str, str]) -> go.Figure:
-    """NDCG on test, seen items filtered out, over the trained parameters of each row."""
+    """Draw NDCG on test over the number of trained parameters of each row.
+
+    The lists have seen items filtered out. Rows without trained parameters are left out.
+    """
     metric = next(name for name in comparison.headline if name.startswith("ndcg"))
     figure = build_figure("trained parameters", f"{metric_title(metric)} masked")
     for compared in comparison.rows:
@@ -100,7 +103,7 @@ def draw_sizes(comparison: Comparison, colors: dict[str, str]) -> go.Figure:
 
 
 def draw_differences(differences: Sequence[Difference], colors: dict[str, str]) -> go.Figure:
-    """Each row's difference from the first with its interval, and the line of no difference."""
+    """Draw each row's difference from the first row with its interval, and a line at zero."""
     figure = build_figure("difference from the first row", "", height=110 + 44 * len(differences))
     for found in differences:
         value = found.value
@@ -129,7 +132,7 @@ def draw_differences(differences: Sequence[Difference], colors: dict[str, str]) 
 
 
 def draw_scores(comparison: Comparison, metric: str, colors: dict[str, str]) -> go.Figure:
-    """One metric on test over list lengths, nothing masked."""
+    """Draw one metric on test over list lengths, with seen items kept in the lists."""
     figure = build_figure("length of the list", metric_title(f"{metric}_at_k").split("@")[0])
     for compared in comparison.rows:
         scores = compared.of_view(ALL).scores

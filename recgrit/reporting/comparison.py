@@ -1,4 +1,4 @@
-"""Several models on one split, compared target by target."""
+"""The comparison of several models on the same split, with differences paired by target."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from recgrit.reporting.scores import (
 )
 from recgrit.runs import Run
 
-# Places and bookkeeping: two runs that differ in these are alike.
+# Settings of paths and bookkeeping. They do not change results, so a comparison ignores them.
 UNIMPORTANT = ("run.", "data.download_dir", "data.path", "data.mirrors", "tracking.", "engine.")
 
 
 @dataclass(frozen=True)
 class View:
-    """Which targets and lists of test a number is of.
+    """A selection of test targets and of a kind of lists, on which metrics are measured.
 
     Args:
-        masked: Whether seen items were filtered out of the lists.
-        new_items: Whether targets that stand in the history before them are left out.
+        masked: Whether seen items are filtered out of the lists.
+        new_items: Whether only those targets count whose item is not in the history before them.
     """
 
     masked: bool
@@ -47,16 +47,16 @@ class View:
 
     @property
     def label(self) -> str:
-        """What stands behind a metric's name."""
+        """The text that follows a metric's name: ``new items``, ``masked``, or nothing."""
         return "new items" if self.new_items else "masked" if self.masked else ""
 
     @property
     def key(self) -> str:
-        """What it is called in JSON."""
+        """The name of the view in JSON, such as ``test_masked``."""
         return f"test_{self.label.replace(' ', '_')}".rstrip("_")
 
     def title(self, metric: str) -> str:
-        """A metric of this view as it is shown."""
+        """Return the title of a metric in this view, such as ``NDCG@10 masked``."""
         return f"{metric_title(metric)} {self.label}".rstrip()
 
 
@@ -66,12 +66,12 @@ NEW_ITEMS = View(masked=True, new_items=True)
 
 @dataclass(frozen=True)
 class RowScores:
-    """What a row's model reached on test: means over targets and seeds.
+    """The scores of a row's model on test: means over targets and seeds.
 
     Args:
-        view: Of which targets and lists.
-        search: How the lists were found.
-        scores: By name, such as ``recall_at_10``, with intervals over users and seeds.
+        view: The targets and lists that the scores are measured on.
+        search: How the lists were found, such as by beam search.
+        scores: Scores by metric, such as ``recall_at_10``, with intervals over users and seeds.
     """
 
     view: View
@@ -81,15 +81,15 @@ class RowScores:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One of the models.
+    """One model of a comparison, with its scores and details.
 
     Args:
-        row: Its name, kind and runs.
-        scores: By view; where many targets are repeats, that of new items comes first.
-        tokenizer: The tokenize stage's summary, of its first seed; None without IDs.
-        training: Its training under its first seed; None without epochs.
-        lists: Quality of its lists under its first seed; None if nothing was recommended.
-        fingerprints: Of its stages by seed; empty for a baseline.
+        row: Name, kind and runs of the model.
+        scores: Scores of each view. If many targets are repeats, the view of new items comes first.
+        tokenizer: Summary of the tokenize stage of the first seed. None for a model without IDs.
+        training: Training of the first seed. None for a model that is not trained in epochs.
+        lists: Quality of the lists of the first seed. None if nothing was recommended.
+        fingerprints: Fingerprint of each stage, by seed and stage; empty for a baseline.
     """
 
     row: Row
@@ -101,16 +101,16 @@ class ComparedRow:
 
     @property
     def name(self) -> str:
-        """The row's name."""
+        """The name of the row."""
         return self.row.name
 
     def of_view(self, view: View) -> RowScores:
-        """The scores of one view."""
+        """Return the scores of one view."""
         return next(found for found in self.scores if found.view == view)
 
     @property
     def num_parameters(self) -> int | None:
-        """Trained parameters; None for a model that is not trained in epochs."""
+        """The number of trained parameters; None for a model that is not trained in epochs."""
         if self.training is None:
             return None
         return int(sum(self.training.summary["num_parameters"].values()))
@@ -118,13 +118,13 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row less the first row.
+    """The difference between a row's metric and the first row's metric.
 
     Args:
         row: Name of the row.
-        metric: Such as ``recall_at_10``.
-        view: Of which targets and lists.
-        value: The difference with its interval over users and seeds.
+        metric: Name of the metric, such as ``recall_at_10``.
+        view: The targets and lists that the metric is measured on.
+        value: The difference, with its interval over users and seeds.
     """
 
     row: str
@@ -135,19 +135,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side; the others are compared with the first.
+    """Several models, of which all others are compared with the first.
 
     Args:
-        rows: In the order of the runs; baselines come last.
-        ks: List lengths that all of them were evaluated at.
-        num_users: Users whose targets were measured.
-        num_targets: These targets.
-        differences: Of every other row from the first.
-        breakdowns: Recall over groups of targets, by row.
-        settings: Values by row of the settings that are not the same in all, as JSON.
-        data: The summary of the data they share.
-        created: When this was computed, UTC.
-        repeats: Targets that stand in the history before them; None where they are few.
+        rows: One row per model, in the order of the runs; baselines come last.
+        ks: List lengths that all rows were evaluated at.
+        num_users: Number of users whose targets are measured.
+        num_targets: Number of targets that are measured.
+        differences: Differences of all other rows from the first.
+        breakdowns: Recall of each row over groups of targets.
+        settings: Settings that differ between the rows: by setting, the value of each row as JSON.
+        data: Summary of the data that all runs share.
+        created: Time when the comparison was computed, in UTC.
+        repeats: Targets whose item is in the history before them. None if they are few.
     """
 
     rows: tuple[ComparedRow, ...]
@@ -163,26 +163,26 @@ class Comparison:
 
     @property
     def base(self) -> ComparedRow:
-        """The row that the others are compared with."""
+        """The first row, which all others are compared with."""
         return self.rows[0]
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Those that all rows have scores of, in the order to speak of them."""
+        """The views that all rows have scores of, in the order in which they are shown."""
         return tuple(found.view for found in self.base.scores)
 
     @property
     def headline(self) -> tuple[str, ...]:
-        """The metrics to speak of first, such as ``recall_at_10``."""
+        """The names of the metrics that are shown first, such as ``recall_at_10``."""
         return tuple(f"{metric.lower()}_at_{headline_k(self.ks)}" for metric in HEADLINES)
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Measure runs, and the differences of their models from the first one's.
+    """Measure the models of several runs, and their differences from the first run's model.
 
     Raises:
-        ConfigError: There are fewer than two, or their splits or targets differ.
-        ArtifactError: One of them is not evaluated.
+        ConfigError: There are fewer than two runs, or their splits or targets differ.
+        ArtifactError: A run is not evaluated.
     """
     if len(runs) < 2:
         raise ConfigError("Comparing takes at least two runs: recgrit compare RUN RUN...")
@@ -215,7 +215,15 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
 
 
 def _members_of_views(report: EvaluationReport, repeats: Repeats) -> dict[View, Members]:
-    """The views to compare by, and the targets of each: bool [T]."""
+    """Return the views to compare by, each with the targets that count.
+
+    Args:
+        report: Report with the ranks of T targets.
+        repeats: Which targets are repeats.
+
+    Returns:
+        For each view, whether each target counts: bool ``[T]``.
+    """
     everything = np.ones(len(report.ranks), np.bool_)
     views = {ALL: everything, MASKED: everything}
     if not repeats.are_many or repeats.is_repeat.all():
@@ -243,7 +251,11 @@ def _require_same_split(first: Run, other: Run) -> None:
 
 
 def _common_protocol(rows: Sequence[Row]) -> tuple[tuple[int, ...], EvaluationReport]:
-    """List lengths that all rows have, and a report that says which targets were measured."""
+    """Return the list lengths that all rows have, and a report with the measured targets.
+
+    Raises:
+        ConfigError: Runs are evaluated on different targets, or have no list length in common.
+    """
     base = rows[0].first.report("test")
     ks = set(base.ks)
     for row in rows:
@@ -299,7 +311,7 @@ def _score(row: Row, ks: Sequence[int], views: Mapping[View, Members]) -> tuple[
 
 
 def _mean(row: Row, masked: bool, metric: str, k: int, members: Members) -> Score:
-    """The mean over some targets and all seeds; with a single user it has no interval."""
+    """Return the mean over some targets and all seeds. With a single user it has no interval."""
     reports = list(row.reports(masked=masked).values())
     values = np.stack([METRICS[metric](report.ranks[members], k) for report in reports])
     owners = reports[0].users[members]
@@ -332,7 +344,10 @@ def _break_down(rows: Sequence[Row], run: Run, k: int) -> tuple[Breakdown, ...]:
 
 
 def _settings_apart(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
-    """Settings of each row's first run, and the seeds of all."""
+    """Return the settings that differ between rows: by setting, the value of each row.
+
+    The values are those of each row's first run. The seeds are those of all runs of a row.
+    """
     values = [
         dict(flat_settings(row.first.config.model_dump(mode="json")))
         | {"seed": ", ".join(map(str, row.runs))}

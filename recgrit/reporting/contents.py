@@ -1,6 +1,7 @@
-"""Everything a page about one run shows, computed and typed; parts a run lacks are named.
+"""The contents of the page about one run, computed and typed.
 
-A part that the run's model has no use for, such as semantic IDs for popularity, is left out.
+A part that a run lacks is named with the reason. A part that the run's model does not use, such as
+semantic IDs for popularity, is left out.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class IdContents:
-    """What the tokenizer left.
+    """Everything that a run's page shows about semantic IDs.
 
     Args:
-        summary: Of the stage's manifest: diagnostics by level and more.
-        epochs: The tokenizer's training; None where the run did not train it.
-        learning: What became of IDs that learned the next item, by epoch; None for others.
-        usage: Items of each code by level, most used first.
+        summary: Summary from the manifest of the tokenize stage, with diagnostics of each level.
+        epochs: The tokenizer's training, one row per epoch. None if the run did not train a
+            tokenizer.
+        learning: Shares of items whose learned ID changed, one row per epoch. None if the IDs were
+            not learned with next-item prediction.
+        usage: For each level, the number of items of each code, most used code first.
         tree: The tree of IDs.
-        likeness: How alike items are by shared codes.
-        items: To search.
-        collisions: None where no level tells items apart.
-        labels_in_text: Whether the tree's labels stand in the texts that IDs are made from; None
-            where nothing tells what these were made from.
+        likeness: Similarity of items by the number of codes that they share.
+        items: Rows of the searchable item table.
+        collisions: Items that shared an ID. None if the IDs have no disambiguation level.
+        labels_in_text: Whether the tree's labels come from a field that is part of the encoded item
+            texts. None if it is unknown what the IDs were made from.
     """
 
     summary: dict[str, Any]
@@ -57,7 +60,7 @@ class IdContents:
     labels_in_text: bool | None
 
     def explain_labels(self) -> str:
-        """What regions of one colour in the tree mean, in a sentence."""
+        """Return a sentence that explains what regions of one colour in the tree mean."""
         same = "Regions of one colour mean that codes are semantic"
         if self.labels_in_text is None:
             return f"{same}."
@@ -68,7 +71,12 @@ class IdContents:
 
 @dataclass(frozen=True)
 class TrainingContents:
-    """The model's training: its manifest's summary, and its epochs."""
+    """Everything that a page shows about the model's training.
+
+    Args:
+        summary: Summary from the manifest of the train stage.
+        epochs: Losses and validation metrics, one row per epoch.
+    """
 
     summary: dict[str, Any]
     epochs: pl.DataFrame
@@ -76,18 +84,20 @@ class TrainingContents:
 
 @dataclass(frozen=True)
 class EvaluationContents:
-    """Metrics of all models, over groups of targets, and examples.
+    """Everything that a run's page shows about the evaluation.
 
     Args:
-        scores: Of every model on every split.
-        breakdowns: Over groups of test targets.
-        users: Some users with their lists.
-        ties: How interactions with equal timestamps were ordered.
-        beam_agreement: Share of the exact top 10 that the beam finds; None where all is exact.
-        repeats: Test targets that stand in the history before them; None where they are few.
-        folds: Of every window of time, where several were asked for and are made.
-        new_items: Of every model on all other test targets, in masked lists; empty where repeats
-            are few, or all there is.
+        scores: Scores of every model on every split.
+        breakdowns: Scores over groups of test targets.
+        users: Example users with their lists.
+        ties: How interactions with equal timestamps were ordered, as text.
+        beam_agreement: Share of the exact top 10 that the beam search finds. None if every list is
+            exact.
+        repeats: Test targets whose item is in the history before them. None if they are few.
+        folds: Results of all windows of time. None if the run has a single window, or folds are
+            missing.
+        new_items: Scores of every model on the test targets that are not repeats, with seen items
+            filtered out. Empty if repeats are few, or if all targets are repeats.
     """
 
     scores: tuple[ModelScores, ...]
@@ -102,19 +112,20 @@ class EvaluationContents:
 
 @dataclass(frozen=True)
 class RunContents:
-    """One run.
+    """Everything that the page about one run shows.
 
     Args:
-        name: Its folder's name.
-        model: The kind of its model.
-        data: The summary of the prepared data, with the funnel.
-        origin: Where it comes from.
-        created: When the last of its stages was made, UTC.
-        missing: Why parts are None though the model needs them, by stage.
-        ids: None if not tokenized, or if the model needs no IDs.
-        training: None if not trained, or if there is nothing to train in epochs.
-        evaluation: None if not evaluated.
-        lists: None if nothing was recommended.
+        name: Name of the run's folder.
+        model: Kind of the run's model.
+        data: Summary of the prepared data, with the number of rows that each filter left.
+        origin: Settings, versions and commands that repeat the run.
+        created: Time when the last stage was made, in UTC.
+        missing: For each stage that the model needs but that cannot be shown, the reason.
+        ids: Contents about IDs. None if the run is not tokenized, or if the model needs no IDs.
+        training: Contents about training. None if the model is not trained, or not trained in
+            epochs.
+        evaluation: Contents about the evaluation. None if the run is not evaluated.
+        lists: Quality of the recommended lists. None if nothing was recommended.
     """
 
     name: str
@@ -130,20 +141,20 @@ class RunContents:
 
     @property
     def shows_ids(self) -> bool:
-        """Whether the page speaks of IDs: of those there are, or of why there are none yet."""
+        """Whether the page has a section on IDs, with their contents or why they are missing."""
         return self.ids is not None or "tokenize" in self.missing
 
     @property
     def shows_training(self) -> bool:
-        """Whether the page speaks of training: of its epochs, or of why there are none yet."""
+        """Whether the page has a section on training, with its epochs or why they are missing."""
         return self.training is not None or "train" in self.missing
 
 
 def gather_contents(run: Run) -> RunContents:
-    """Compute what there is of a run.
+    """Compute the contents of a run's page from the stages that the run has.
 
     Raises:
-        ArtifactError: Not even its data are prepared, or files are damaged.
+        ArtifactError: The data are not prepared, or files are damaged.
     """
     data = run.manifest("prepare").summary
     stages = run.stages()
@@ -168,9 +179,9 @@ def gather_contents(run: Run) -> RunContents:
 
 
 def why_missing(run: Run, stage: str) -> str:
-    """Why a stage's results cannot be shown, and what to do; empty if they can.
+    """Return the reason why a stage's results cannot be shown, and what to do; empty if they can.
 
-    Results of a stage whose parent does not fit its own parents are not shown either.
+    Results are also not shown if a parent of the stage does not fit the parent's own parents.
     """
     if not stage_directory(run.directory, stage).is_dir():
         command = "run" if stage == "recommend" else stage
@@ -213,7 +224,7 @@ def _read_ids(run: Run) -> IdContents:
 
 
 def _labels_in_text(run: Run, field: str) -> bool | None:
-    """Whether a field of the items stands in the texts that were encoded."""
+    """Return whether a field of the items is part of the encoded texts; None if unknown."""
     manifest = run.manifest("embed") if run.has("embed") else None
     tokenizer = run.manifest("tokenize").config["tokenizer"]
     if manifest is None or tokenizer.get("semantic_ids_path"):
@@ -232,7 +243,7 @@ def _read_learning(run: Run) -> pl.DataFrame | None:
 
 
 def read_training(run: Run) -> TrainingContents | None:
-    """The training of a run's model; None for a model that has no epochs."""
+    """Return the training of a run's model; None for a model that is not trained in epochs."""
     if EPOCHS_NAME not in run.manifest("train").files:
         return None
     return TrainingContents(run.manifest("train").summary, read_epochs(run, "train"))
@@ -267,7 +278,7 @@ def _read_evaluation(run: Run) -> EvaluationContents:
 
 
 def read_epochs(run: Run, stage: str, name: str = EPOCHS_NAME) -> pl.DataFrame:
-    """What each epoch of a stage reached.
+    """Return the training log of a stage, one row per epoch.
 
     Raises:
         ArtifactError: The file is missing or damaged.

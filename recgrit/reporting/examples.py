@@ -1,4 +1,4 @@
-"""Some users: their history, what they were recommended, and whether it was right."""
+"""Example users of a page: their history, their recommendations, and the item they chose next."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from recgrit.runs import Run
 
 TOP_K = 10
 HISTORY_SHOWN = 8
-# (Label, lowest and highest rank, users): right at once, in the list, missed.
+# Kinds of example users: label, lowest rank and highest rank of the target, number of users.
 KINDS = (("found at once", 1, 1, 2), ("in the top 10", 2, TOP_K, 3), ("missed", MISSED, MISSED, 3))
 
 
 @dataclass(frozen=True)
 class ExampleItem:
-    """An item as it is shown: its title, and its semantic ID as text, empty where it has none."""
+    """An item as the page shows it.
+
+    Args:
+        title: Title of the item, shortened.
+        semantic_id: Semantic ID as text. Empty if the run has no semantic IDs.
+    """
 
     title: str
     semantic_id: str
@@ -27,16 +32,16 @@ class ExampleItem:
 
 @dataclass(frozen=True)
 class ExampleUser:
-    """One test target of a user.
+    """One test target of a user, with the list that was recommended.
 
     Args:
-        user_id: External id.
-        kind: How the search fared.
-        num_history: Items before the target.
-        history: The latest of these, the newest last.
-        target: What the user interacted with next.
-        recommended: The top 10 after this history, best first.
-        rank: The target's place among them, 0 if it is not.
+        user_id: External id of the user.
+        kind: Text that says whether the list has the target.
+        num_history: Number of items before the target.
+        history: The latest of these items, the newest last.
+        target: The item that the user interacted with next.
+        recommended: The top 10 items after this history, best first.
+        rank: Rank of the target in the list, from 1; 0 if the list does not have it.
     """
 
     user_id: str
@@ -49,7 +54,17 @@ class ExampleUser:
 
 
 def choose_targets(ranks: Ranks, *, seed: int) -> npt.NDArray[np.int64]:
-    """Rows of some targets of each kind, at random within it; the first few are of all kinds."""
+    """Choose test targets at random from each kind: rank 1, in the top 10, and missed.
+
+    The kinds alternate, so that the first few targets are of all kinds.
+
+    Args:
+        ranks: Rank of each test target.
+        seed: Seed of the random choice.
+
+    Returns:
+        Row numbers of the chosen targets, int64.
+    """
     draw = np.random.default_rng(seed)
     chosen: list[tuple[int, int]] = []
     for _, low, high, number in KINDS:
@@ -59,7 +74,12 @@ def choose_targets(ranks: Ranks, *, seed: int) -> npt.NDArray[np.int64]:
 
 
 def show_users(run: Run, *, seed: int) -> tuple[ExampleUser, ...]:
-    """Recommend to some users of the test split as its evaluation did, with titles."""
+    """Return example users of the test split with their history, target and recommended list.
+
+    Args:
+        run: An evaluated run. Its evaluation settings are used to recommend.
+        seed: Seed that selects the users.
+    """
     from recgrit.ranking import recommend_items
 
     masked = run.config.recommendation.exclude_seen

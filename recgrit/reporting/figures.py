@@ -1,7 +1,7 @@
-"""The figures of a page, from its contents alone.
+"""The figures of the page about one run, drawn from its contents alone.
 
-Colours are of middling lightness, so that they stand on white and on black alike; backgrounds,
-grids and text take the page's colours where it is drawn, and change with them.
+Colours have a medium lightness, so that they are visible on white and on black. Backgrounds, grids
+and text get the colours of the page in the browser, and change with its theme.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEIGHT = 300
 
 
 def build_figures(contents: RunContents) -> dict[str, dict[str, Any]]:
-    """Every figure of a run's page, as plotly's JSON, by the name its place has."""
+    """Return every figure of a run's page as plotly's JSON, by its name in the template."""
     figures: dict[str, go.Figure] = {}
     if contents.evaluation is not None:
         colors = color_models(contents.evaluation.scores)
@@ -55,7 +55,7 @@ def build_figures(contents: RunContents) -> dict[str, dict[str, Any]]:
 
 
 def as_json(figure: go.Figure) -> dict[str, Any]:
-    """Traces and layout as plain values."""
+    """Return the traces and the layout of a figure as plain values."""
     values: dict[str, Any] = json.loads(figure.to_json())
     return values
 
@@ -63,7 +63,7 @@ def as_json(figure: go.Figure) -> dict[str, Any]:
 def build_figure(
     x_title: str, y_title: str, *, height: int = HEIGHT, tick_format: str = ""
 ) -> go.Figure:
-    """An empty figure in the style of all figures here."""
+    """Return an empty figure in the common style of all figures."""
     figure = go.Figure()
     figure.update_layout(
         template="none",
@@ -90,18 +90,18 @@ def build_figure(
 
 
 def color_models(scores: Sequence[ModelScores]) -> dict[str, str]:
-    """A colour for each model as it is shown: the run's own first, popularity in grey."""
+    """Return the colour of each model: the first for the run's own model, grey for popularity."""
     names = list(dict.fromkeys(s.name for s in sorted(scores, key=lambda s: not s.is_own)))
     return assign_colors([name for name in names if name != FLOOR]) | {FLOOR: GREY}
 
 
 def assign_colors(names: Sequence[str]) -> dict[str, str]:
-    """The colours of the palette in turn."""
+    """Return a colour of the palette for each name. The colours repeat if there are more names."""
     return {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
 
 
 def error_bars(scores: Sequence[Score]) -> dict[str, Any]:
-    """The ends of 95% intervals, for plotly."""
+    """Return plotly's settings for error bars that show the 95% intervals of some scores."""
     return {
         "type": "data",
         "symmetric": False,
@@ -114,13 +114,16 @@ def error_bars(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def _pale(color: str, is_pale: bool) -> str:
-    """The colour, or half of it, as a legend shows too (it ignores a trace's opacity)."""
+    """Return the colour, half transparent if ``is_pale``.
+
+    The colour itself is changed because a legend ignores the opacity of a trace.
+    """
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.5)" if is_pale else color
 
 
 def draw_scores(scores: Sequence[ModelScores], metric: str, colors: Mapping[str, str]) -> go.Figure:
-    """One metric on test over list lengths; masked lists are paler."""
+    """Draw one metric on test over list lengths. Bars of masked lists are paler."""
     tests = [found for found in scores if found.key.split == "test"]
     figure = build_figure("length of the list", metric_title(f"{metric}_at_k").split("@")[0])
     for found in tests:
@@ -146,11 +149,11 @@ X_TITLES = {
 
 
 def draw_breakdown(breakdown: Breakdown, colors: Mapping[str, str]) -> go.Figure:
-    """One metric by groups of targets, with the number of targets below each group."""
+    """Draw one metric by groups of targets, with the number of targets below each group."""
     x_title = X_TITLES.get(breakdown.key, breakdown.key)
     figure = build_figure(x_title, metric_title(breakdown.metric))
     models = list(dict.fromkeys(m for group in breakdown.groups for m in group.scores))
-    # Numbers in a second line; plotly would read a plain 1-4 as a date.
+    # Counts are in a second line. Without it, plotly would read a label such as 1-4 as a date.
     labels = [f"{group.label}<br>{_count(group.num_targets)}" for group in breakdown.groups]
     for model in models:
         values = [group.scores[model] for group in breakdown.groups]
@@ -195,7 +198,10 @@ def _draw_ids(ids: IdContents) -> dict[str, go.Figure]:
 
 
 def draw_learning(epochs: pl.DataFrame) -> go.Figure:
-    """How many items change their IDs while these learn the next item."""
+    """Draw, for each epoch, the share of items whose ID changes while the IDs are learned.
+
+    Such IDs are learned together with the prediction of the next item.
+    """
     figure = build_figure("epoch", "share of items")
     for name, label in {
         "moved": "another ID than an epoch before",
@@ -216,7 +222,10 @@ def draw_learning(epochs: pl.DataFrame) -> go.Figure:
 
 
 def draw_usage(usage: Sequence[Sequence[int]]) -> go.Figure:
-    """Items of each code, most used first, one line a level: flat is even, a cliff is collapse."""
+    """Draw the number of items of each code, most used first, with one line per level.
+
+    A flat line is even use. A steep fall means that few codes have most of the items.
+    """
     figure = build_figure("codes, most used first", "items of the code")
     for level, counts in enumerate(usage):
         figure.add_scatter(
@@ -230,7 +239,7 @@ def draw_usage(usage: Sequence[Sequence[int]]) -> go.Figure:
 
 
 def level_name(level: int) -> str:
-    """A level by its place and its letter.
+    """Return the name of a level, with its number and the letter of its tokens.
 
     Example:
         >>> level_name(1)
@@ -240,7 +249,10 @@ def level_name(level: int) -> str:
 
 
 def draw_perplexity(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """How many codes are used, and as how many equally used ones that counts."""
+    """Draw the codebook size, the number of used codes and the perplexity of each level.
+
+    The perplexity is the number of equally used codes that would have the same entropy.
+    """
     figure = build_figure("", "codes")
     names = [level_name(level["level"]) for level in levels]
     for name, color, values in (
@@ -255,7 +267,7 @@ def draw_perplexity(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def draw_residuals(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """What is left for each level to code."""
+    """Draw the mean length of the residual that each level quantizes."""
     figure = build_figure("", "mean length of the residual")
     figure.add_bar(
         x=[level_name(level["level"]) for level in levels],
@@ -267,7 +279,7 @@ def draw_residuals(levels: Sequence[Mapping[str, Any]]) -> go.Figure:
 
 
 def draw_likeness(likeness: Sequence[Likeness]) -> go.Figure:
-    """Likeness of two items by the codes they share."""
+    """Draw the similarity of two items by the number of first codes that they share."""
     figure = build_figure("first codes that two items share", "mean of pairs")
     names = [f"{row.shared_levels or 'any two'}<br>{_count(row.num_items)}" for row in likeness]
     figure.add_bar(
@@ -290,7 +302,7 @@ def draw_likeness(likeness: Sequence[Likeness]) -> go.Figure:
 
 
 def draw_collisions(collisions: Collisions) -> go.Figure:
-    """Number of IDs by the items on each, on a log scale: most have one."""
+    """Draw the number of IDs by the number of items per ID. The scale is logarithmic."""
     figure = build_figure("items on one ID", "IDs")
     figure.add_bar(
         x=[str(n) for n in collisions.num_ids],
@@ -314,7 +326,7 @@ def _draw_training(training: TrainingContents) -> dict[str, go.Figure]:
         add_line(quality, numbers, epochs[column].to_list(), name)
     figures = {"loss": loss, "quality": quality}
     by_level = list(zip(*epochs["level_accuracy"].to_list(), strict=True))
-    if len(by_level) > 1:  # One level is a model that chooses among all items at once.
+    if len(by_level) > 1:  # With one level, a model chooses among all items at once.
         figures["levels"] = build_figure("epoch", "right child of the prefix", tick_format=".0%")
         for level, values in enumerate(by_level):
             add_line(figures["levels"], numbers, list(values), level_name(level))
@@ -327,7 +339,7 @@ def _draw_training(training: TrainingContents) -> dict[str, go.Figure]:
 def add_line(
     figure: go.Figure, x: list[int], y: list[float], name: str, color: str | None = None
 ) -> None:
-    """A curve over epochs; each has its mark while there are few."""
+    """Add a curve over epochs to a figure. With at most 30 epochs, each has a marker."""
     figure.add_scatter(
         x=x,
         y=y,
@@ -339,7 +351,7 @@ def add_line(
 
 
 def draw_times_listed(lists: ListsOfRun) -> go.Figure:
-    """How often items are recommended: how many never are, how many to everybody."""
+    """Draw how many items are in no recommended list, in one list, and in more lists."""
     figure = build_figure(f"lists of {lists.top_k} an item is in", "items")
     figure.add_bar(
         x=list(lists.listed),

@@ -1,4 +1,4 @@
-"""Are IDs semantic? How alike items are by the number of codes their IDs share."""
+"""The similarity of items by the number of codes that they share, to see if IDs are semantic."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ NUM_PAIRS = 20_000
 
 @dataclass(frozen=True)
 class Likeness:
-    """Pairs of items whose IDs begin with the same codes.
+    """The mean similarity of pairs of items whose IDs begin with the same codes.
 
     Args:
-        shared_levels: At least so many codes are shared; 0 is a pair of any two items.
-        num_items: Items that share so many with some other.
-        num_pairs: Pairs drawn.
-        cosine: Mean cosine of their features.
-        common_tags: Mean share of common tags among all tags of the two (Jaccard); None where
+        shared_levels: Least number of first codes that the two items share. 0 is a pair of any two
+            items.
+        num_items: Number of items that share so many codes with at least one other item.
+        num_pairs: Number of pairs drawn.
+        cosine: Mean cosine similarity of the features of the two items.
+        common_tags: Mean share of common tags among all tags of the two items (Jaccard). None if
             items have no tags.
     """
 
@@ -37,15 +38,22 @@ class Likeness:
 def measure_likeness(
     table: SemanticIdTable, features: npt.NDArray[np.float32], tags: Tags, *, seed: int
 ) -> tuple[Likeness, ...]:
-    """Draw an item with company under its prefix, then one of the others there, many times.
+    """Measure the similarity of random pairs of items, for each number of shared first codes.
 
-    The disambiguation level means nothing and is not asked about.
+    A pair is an item that shares a prefix with others, and one of those others. The disambiguation
+    level has no meaning and is left out.
+
+    Args:
+        table: ID table of all items.
+        features: Features of all items, float32 ``[N, F]`` for N items and F features.
+        tags: Tags of the items.
+        seed: Seed of the random pairs.
     """
     trie = build_trie(table.codes)
     draw = np.random.default_rng(seed)
     num_levels = table.disambiguation_level
     if num_levels is None:
-        num_levels = table.id_length - 1  # Whole IDs are unique: nobody shares the last level.
+        num_levels = table.id_length - 1  # Whole IDs are unique, so no two items share all codes.
     place = np.empty(trie.num_items, dtype=np.int64)
     place[trie.leaf_items] = np.arange(trie.num_items)
     tag_sets: dict[int, set[str]] = {}
@@ -59,7 +67,7 @@ def measure_likeness(
         if not len(in_company):
             break
         first = draw.choice(in_company, NUM_PAIRS)
-        # One of the others: a place among all but one, moved past the item's own.
+        # Draw one of the other items: a place among all but one, moved past the first item.
         other = starts[first] + draw.integers(0, ends[first] - starts[first] - 1)
         second = trie.leaf_items[other + (other >= place[first])]
         found.append(

@@ -1,4 +1,4 @@
-"""What a run recommends: reach, popularity and variety of its lists, beside people's own."""
+"""The coverage, popularity and diversity of recommended lists, compared with people's own items."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ from recgrit.layout import LISTS_NAME, baseline_stage
 from recgrit.reporting.scores import FLOOR, name_model
 from recgrit.runs import Run
 
-# Enough for means to two decimals; all lists count for coverage.
+# Largest number of lists that means are computed from, enough for means to two decimals. Coverage
+# and the Gini index use all lists.
 MAX_LISTS = 20_000
 
 
 @dataclass(frozen=True)
 class ListQuality:
-    """Lists of one origin.
+    """The quality of lists from one source: a model, or people's own histories.
 
     Args:
-        name: A model as it is shown, or ``people’s own``: the last items of their histories.
-        coverage: Share of the catalogue in some list; None where that has no meaning.
-        popularity: Mean popularity percentile of what is listed; .5 is random.
-        interactions: Mean number of interactions in training of what is listed.
-        long_tail: Share of what is listed outside the 20% of items with the most interactions.
-        novelty: Mean self-information of what is listed, in bits: -log2 of the share of users who
-            took it.
-        gini: How unevenly the catalogue is listed, 0 if evenly; None where coverage is.
-        diversity: Mean cosine distance of two items of one list; None where items have no features.
+        name: Name of the model, or ``people’s own``: the last items of the users' histories.
+        coverage: Share of the catalogue that is in at least one list. None for people's own items.
+        popularity: Mean popularity percentile of the listed items. Random items have 0.5.
+        interactions: Mean number of training interactions of the listed items.
+        long_tail: Share of listed items that are not among the 20% of items with the most
+            interactions.
+        novelty: Mean self-information of the listed items in bits: -log2 of the share of users who
+            interacted with the item.
+        gini: Inequality of how often items are listed (Gini index); 0 if all are listed equally
+            often. None for people's own items.
+        diversity: Mean cosine distance between two items of a list. None if items have no features.
     """
 
     name: str
@@ -57,14 +60,15 @@ class ListQuality:
 
 @dataclass(frozen=True)
 class ListsOfRun:
-    """The lists of a run and what they are compared with.
+    """The quality of a run's lists, and of the lists that they are compared with.
 
     Args:
-        rows: The run's own first.
+        rows: Quality of each source, the run's own lists first.
         top_k: Length of the lists.
-        num_lists: Lists of the run.
-        num_sampled: Of these, how many the means are over.
-        listed: How many items are listed 0 times, once, 2 to 5 times and so on, by label.
+        num_lists: Number of lists of the run.
+        num_sampled: Number of these lists that the means are over.
+        listed: Number of items that are in no list, in one list, in 2 to 5 lists and so on, by
+            label.
     """
 
     rows: tuple[ListQuality, ...]
@@ -78,9 +82,17 @@ TIMES_LISTED = ((0, 0), (1, 1), (2, 5), (6, 20), (21, 100), (101, None))
 
 
 def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
-    """The recommendations of a run: int64 [U] users and int32 [U, K] items by rank.
+    """Read the recommendations of a run from its file.
 
-    Lists of users whom the filters left out of training are in the file too, and are passed over.
+    Lists of users that the filters left out of training are also in the file, and are skipped.
+
+    Returns:
+        Users, int64 ``[U]``, and items by rank, int32 ``[U, K]``. U is the number of users with a
+        list, and K the length of the longest list.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+        DataError: The lists have unknown users or items, or impossible ranks.
     """
     data = run.data.interactions
     known_users = pl.concat([data.user_ids, run.data.left_out.user_ids])
@@ -95,7 +107,7 @@ def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
             and frame["item_id"].is_in(data.item_ids.implode()).all(ignore_nulls=False)
             and frame.select("user_id", "rank").is_unique().all()
             and frame.select("user_id", "item_id").is_unique().all()
-            # No rank is left out: ranks differ, so the last is the length of the list.
+            # No rank is missing: ranks are unique, so the largest equals the length of the list.
             and frame.select(pl.col("rank").max().over("user_id") == pl.len().over("user_id"))
             .to_series()
             .all()
@@ -116,7 +128,12 @@ def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
 
 
 def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
-    """The quality of a run's lists, of popularity's, and of people's own latest items."""
+    """Measure the quality of a run's lists, popularity's lists, and people's own latest items.
+
+    Args:
+        run: A run with recommendations.
+        seed: Seed that selects the lists if there are more than `MAX_LISTS`.
+    """
     from recgrit.ranking import recommend_items
 
     users, lists = load_recommendations(run)
@@ -132,7 +149,13 @@ def measure_lists(run: Run, *, seed: int) -> ListsOfRun:
         chosen = np.sort(np.random.default_rng(seed).permutation(len(users))[:MAX_LISTS])
 
     def rate(name: str, items: Lists, everybodys: Lists | None) -> ListQuality:
-        """Means over some lists, and the reach of all of them, where that has a meaning."""
+        """Measure the quality of lists from one source.
+
+        Args:
+            name: Name of the source.
+            items: Lists that means are computed over.
+            everybodys: Lists of all users, for coverage and the Gini index. None omits these two.
+        """
         return ListQuality(
             name,
             None if everybodys is None else catalogue_coverage(everybodys, split.num_items),

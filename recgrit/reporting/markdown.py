@@ -1,4 +1,4 @@
-"""A comparison as Markdown tables, fit for a README."""
+"""Markdown tables of a comparison, for a README."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from recgrit.reporting.scores import Score, short_number
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """Means with half their intervals for each row, then differences from the first row.
+    """Return each row's means with half their intervals, and the differences from the first row.
 
     Args:
-        comparison: Rows on the same split.
+        comparison: The compared models.
 
     Returns:
-        Two tables, each with a line that says what it holds.
+        Two Markdown tables, each followed by a line that explains it.
     """
     targets, users = comparison.num_targets, comparison.num_users
     who = f"{users:,} users" if targets == users else f"{targets:,} targets of {users:,} users"
@@ -77,7 +77,7 @@ def _differences(comparison: Comparison) -> list[str]:
 
 
 def show_score(score: Score) -> str:
-    """A mean and half its interval.
+    """Return a mean and half the width of its interval as text.
 
     Example:
         >>> show_score(Score(0.0765, 0.07, 0.083))
@@ -89,7 +89,7 @@ def show_score(score: Score) -> str:
 
 
 def show_relative(difference: float, baseline: float) -> str:
-    """A difference as a share of what it is from; a dash where that is nothing.
+    """Return a difference as a percentage of the baseline, or a dash if the baseline is zero.
 
     Example:
         >>> show_relative(0.01, 0.1), show_relative(0.01, 0.0)
@@ -99,5 +99,5 @@ def show_relative(difference: float, baseline: float) -> str:
 
 
 def _text(name: str) -> str:
-    """A name that cannot end a cell."""
+    """Return a name in which no character can end a table cell."""
     return name.replace("|", "\\|")

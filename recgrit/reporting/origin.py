@@ -1,4 +1,4 @@
-"""Where a run comes from: settings, versions, seeds, stages, and the command that repeats it."""
+"""The origin of a run: settings, versions, seed, stages, and the commands that repeat it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from recgrit.experiment import CONFIG_NAME, ExperimentConfig, flat_settings
 from recgrit.runs import Run
 
-# Settings that name files which a run reads, and where it puts what it fetches.
+# Settings with the path of an input file, and the setting with the folder for downloads.
 PATHS = (
     "data.path",
     "data.table.items_path",
@@ -23,13 +23,22 @@ PATHS = (
     "recommendation.blocked_items",
 )
 FETCHED = {"data.download_dir": "downloads"}
-# What results may depend on.
+# Packages whose versions the page shows, because results may depend on them.
 PACKAGES = ("recgrit", "torch", "numpy", "polars", "scipy", "scikit-learn", "faiss-cpu", "plotly")
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage as its manifest has it."""
+    """The record of one stage, from the stage's manifest.
+
+    Args:
+        name: Name of the stage.
+        fingerprint: Fingerprint of the stage's artifact.
+        built_from: Names of the parent stages.
+        seconds: Duration of the stage in seconds.
+        created: Time when the stage was made, in UTC.
+        recgrit_version: Version of recgrit that made the stage.
+    """
 
     name: str
     fingerprint: str
@@ -41,20 +50,22 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Origin:
-    """All that is needed to repeat a run.
+    """Everything that is needed to repeat a run.
 
     Args:
-        command: Repeats it from the settings in its folder, into another one.
-        command_elsewhere: Repeats it from a copy of its settings and its files.
-        file_name: Of that copy.
-        paths: Settings that name files.
-        settings: The settings that the artifacts were made with, in full, as YAML.
-        changed: Those that differ from the defaults, by dotted name, as JSON.
-        waiting: Settings changed since and not run yet: as made, as planned, by dotted name.
-        seed: The run's seed.
-        stages: In order; those that have not run are left out.
-        inputs: SHA-256 of the raw files, by name.
-        versions: Of the software that wrote the page.
+        command: Command that repeats the run from the settings in its folder, into another folder.
+        command_elsewhere: Command that repeats the run on another machine, from a copy of its
+            settings and its input files.
+        file_name: File name of the copy of the settings.
+        paths: Names of settings that have the path of an input file.
+        settings: All settings that the artifacts were made with, as YAML.
+        changed: Settings that differ from the defaults: values as JSON by dotted name.
+        waiting: Settings that were changed but not run yet: by dotted name, the value that the
+            artifacts were made with and the new value.
+        seed: Seed of the run.
+        stages: Stages that have run, in order.
+        inputs: SHA-256 of each raw input file by file name.
+        versions: Versions of the software that wrote the page.
     """
 
     command: str
@@ -71,7 +82,7 @@ class Origin:
 
 
 def trace_origin(run: Run) -> Origin:
-    """Read it from the run's settings and manifests."""
+    """Return the origin of a run from its settings and manifests."""
     stages: list[StageRecord] = []
     inputs: dict[str, str] = {}
     for stage in run.stages():
@@ -117,14 +128,20 @@ def trace_origin(run: Run) -> Origin:
 
 
 def _repeat(config: Path, directory: Path, others: Mapping[str, str] | None = None) -> str:
-    """The command that makes a run anew; without another folder it would find all done."""
+    """Return the command that makes a run again in another folder.
+
+    In the run's own folder, all stages would be up to date.
+    """
     settings = {"run.dir": str(directory), **(others or {})}
     words = [str(config), *(f"{name}={value}" for name, value in settings.items())]
     return f"recgrit run {' '.join(map(shlex.quote, words))}"
 
 
 def changed_settings(config: ExperimentConfig) -> dict[str, str]:
-    """Settings other than the defaults, as JSON by dotted name; places are left out."""
+    """Return settings that differ from the defaults, as JSON by dotted name.
+
+    Settings of output folders are left out.
+    """
     defaults = dict(flat_settings(ExperimentConfig().model_dump(mode="json")))
     return {
         name: value
@@ -138,6 +155,6 @@ def _versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # Such as faiss-cpu where faiss-gpu is.
+        except PackageNotFoundError:  # For example, faiss-gpu is installed and not faiss-cpu.
             continue
     return found

@@ -1,4 +1,4 @@
-"""The page itself: contents and figures in one HTML file that needs nothing else."""
+"""The HTML page about a run: contents and figures in one self-contained file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from recgrit.reporting.tree import IdTree
 
 @dataclass(frozen=True)
 class Bar:
-    """One model in a card: its score, and where that and its interval lie, in percent of width."""
+    """One model's bar in a card of the page.
+
+    Args:
+        model: Name of the model on the page.
+        score: Score of the model.
+        color: Colour of the bar.
+        left: Position of the mean, in percent of the card's width.
+        low: Position of the interval's lower end, in percent of the card's width.
+        high: Position of the interval's upper end, in percent of the card's width.
+    """
 
     model: str
     score: Score
@@ -33,14 +42,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Card:
-    """A headline number.
+    """A card with one headline metric of all models.
 
     Args:
-        title: Such as ``Recall@10``.
-        note: The protocol in a word.
-        bars: The run's own model first.
-        ratio: Its score over the best baseline's; None without one or where that has nothing.
-        best: The name of that baseline.
+        title: Title of the metric, such as ``Recall@10``.
+        note: Which targets and lists the metric is measured on.
+        bars: One bar per model, the run's own model first.
+        ratio: Score of the run's own model divided by that of the best baseline. None if there is
+            no baseline, or if the best baseline has zero.
+        best: Name of the best baseline.
     """
 
     title: str
@@ -51,7 +61,7 @@ class Card:
 
 
 def render_report(contents: RunContents) -> str:
-    """The page about one run."""
+    """Return the HTML page about one run."""
     data: dict[str, Any] = {"figures": build_figures(contents)}
     if contents.ids is not None:
         items = contents.ids.items
@@ -72,7 +82,7 @@ def render_report(contents: RunContents) -> str:
 
 
 def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
-    """Fill a template; ``data`` is what its scripts read."""
+    """Fill a template with values, and with ``data`` that its scripts read as JSON."""
     environment = Environment(
         loader=PackageLoader("recgrit.reporting"),
         autoescape=True,
@@ -92,7 +102,7 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     loader = environment.loader
     assert loader is not None
     return environment.get_template(template).render(
-        # Our own code and plotly's, written by no user.
+        # These texts are not escaped: they are our own code and plotly's, without user input.
         style=Markup(loader.get_source(environment, "style.css")[0]),
         script=Markup(loader.get_source(environment, "page.js")[0]),
         plotly=Markup(plotly.offline.get_plotlyjs()),
@@ -104,7 +114,7 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
 
 
 def count_things(number: int, thing: str) -> str:
-    """A number of things.
+    """Return a number with a noun, in the plural if the number is not one.
 
     Example:
         >>> count_things(1, "item"), count_things(1200, "item")
@@ -114,7 +124,7 @@ def count_things(number: int, thing: str) -> str:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """A number, or a dash where there is none.
+    """Return a formatted number, or a dash for None and NaN.
 
     Example:
         >>> format_number(0.25, ".1%"), format_number(float("nan"), ".1%")
@@ -124,8 +134,8 @@ def format_number(value: float | None, form: str) -> str:
 
 
 def embed_json(values: Any) -> Markup:
-    """JSON that can stand in a script element whatever its strings hold; NaN becomes null."""
-    # No tag can begin without this sign.
+    """Return values as JSON that is safe inside a script element. NaN becomes null."""
+    # Without this character, no string can begin an HTML tag.
     text = json.dumps(_without_nan(values), ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 
@@ -141,7 +151,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def split_chips(semantic_id: str) -> list[str]:
-    """The codes of an ID as text, one by one.
+    """Return the codes of a semantic ID in text form as a list of short texts.
 
     Example:
         >>> split_chips("<a_12><b_7>")
@@ -151,7 +161,7 @@ def split_chips(semantic_id: str) -> list[str]:
 
 
 def pack_tree(tree: IdTree) -> dict[str, Any]:
-    """The nodes as columns: half the size of a list of objects."""
+    """Return the nodes of a tree as JSON columns, which take half the size of a list of objects."""
     return {
         "colors": [PALETTE[place % len(PALETTE)] for place in range(len(tree.colors))],
         **{
@@ -162,9 +172,10 @@ def pack_tree(tree: IdTree) -> dict[str, Any]:
 
 
 def make_cards(evaluation: EvaluationContents) -> tuple[Card, ...]:
-    """Each metric on test at the headline's list length, as it is and with histories masked.
+    """Return the cards of the headline metrics on test.
 
-    Before them, where many targets are repeats, that of the others.
+    There are cards for all items ranked and for seen items filtered out. If many targets are
+    repeats, cards for the targets that are not repeats come first.
     """
     tests = [found for found in evaluation.scores if found.key.split == "test"]
     colors = color_models(evaluation.scores)

@@ -1,4 +1,4 @@
-"""The rows of a comparison: runs that differ in their seed alone are one, and so are baselines."""
+"""The rows of a comparison: one row for runs that differ only in their seed, or for a baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recgrit.experiment import flat_settings
 from recgrit.layout import baseline_stage
 from recgrit.runs import Run
 
-# What says how a run is measured, not what its lists are.
+# Settings of the measurement, which do not change a run's lists.
 MEASURING = {f"evaluation.{name}" for name in ("ks", "num_bootstrap", "exact_users", "baselines")}
 _SEED_AT_END = re.compile(r"[-_. ]?seed[-_=. ]?\d+$")
 
@@ -24,10 +24,10 @@ class Row:
     """One model of a comparison, trained once for each seed.
 
     Args:
-        name: Told apart from the others'.
-        kind: Of the model.
-        runs: The runs that hold its reports, by seed.
-        is_baseline: Whether it is a baseline of these runs, not their own model.
+        name: Name of the row, unique within the comparison.
+        kind: Kind of the model.
+        runs: The runs that have the model's reports, by seed.
+        is_baseline: Whether the model is a baseline of these runs and not their own model.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Row:
 
     @property
     def first(self) -> Run:
-        """The run that stands for all where one is shown."""
+        """The run of the lowest seed, which represents the row if only one run is shown."""
         return next(iter(self.runs.values()))
 
     def reports(self, *, masked: bool) -> dict[int, EvaluationReport]:
-        """Its reports on test by seed."""
+        """Return the reports of the row's model on test, by seed."""
         return {
             seed: run.report("test", masked=masked, model=self.kind)
             for seed, run in self.runs.items()
@@ -49,12 +49,12 @@ class Row:
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[Row, ...]:
-    """Runs that differ in their seed alone as one row each, in the order of the first of each.
+    """Group runs that differ only in their seed into rows, in the order of first appearance.
 
-    The same seed twice makes two rows. A row is named after the folder of its first run without
-    the seed's number at the end, as ``wide`` for ``runs/wide-seed-0``; where that leaves nothing,
-    after the folder above, as for ``runs/wide/seed-0``. Rows that would share a name are named by
-    their paths.
+    Two runs with the same settings and the same seed make two rows. A row is named after the folder
+    of its first run without the seed number at the end: ``wide`` for ``runs/wide-seed-0``. If
+    nothing is left, it is named after the parent folder, as for ``runs/wide/seed-0``. If two rows
+    would get the same name, all rows are named by their paths.
     """
     grouped: list[tuple[object, dict[int, Run]]] = []
     for run in runs:
@@ -74,7 +74,11 @@ def group_runs(runs: Sequence[Run]) -> tuple[Row, ...]:
 
 
 def find_baselines(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The baselines beside these rows' models, each once where it ranks alike in all runs."""
+    """Return the baselines of these rows' runs as rows.
+
+    A baseline that gives equal ranks in several runs is one row. A baseline that gives the same
+    ranks as a row's own model of the same kind is left out.
+    """
     found: list[Row] = []
     names = {row.name for row in rows}
     for row in rows:
@@ -102,7 +106,10 @@ def find_baselines(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def _rank_alike(first: Row, second: Row) -> bool:
-    """Whether two models rank alike on the seeds that both have, or on all if they share none."""
+    """Return whether two models give equal ranks to all targets.
+
+    They are compared on their common seeds, or on all pairs of seeds if they have none in common.
+    """
     common = first.runs.keys() & second.runs.keys()
     pairs = [(seed, seed) for seed in common] or itertools.product(first.runs, second.runs)
     return all(
@@ -116,13 +123,13 @@ def _rank_alike(first: Row, second: Row) -> bool:
 
 
 def own_stages(run: Run) -> list[str]:
-    """The stages that the reports of a run's own model come from."""
+    """Return the stages that the reports of a run's own model depend on."""
     baselines = {baseline_stage(kind) for kind in run.config.baselines}
     return [stage for stage in run.stages() if stage not in baselines | {"recommend"}]
 
 
 def _recipe_of(run: Run) -> object:
-    """What a run's lists depend on beside the seed, as its stages recorded it."""
+    """Return everything that a run's lists depend on except the seed, as its stages recorded it."""
     recipe = {}
     for stage in own_stages(run):
         manifest = run.manifest(stage)
@@ -136,7 +143,7 @@ def _recipe_of(run: Run) -> object:
 
 
 def _name_rows(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Folder names where they tell rows apart, else the paths, and numbers as a last resort."""
+    """Return row names: folder names if they are unique, else paths, else paths with numbers."""
     folders = [run.directory.absolute() for run in runs]
     for names in (
         [_SEED_AT_END.sub("", folder.name) or folder.parent.name for folder in folders],

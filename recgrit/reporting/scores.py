@@ -1,4 +1,4 @@
-"""Metrics of a run's reports with their intervals, over all targets and over groups of them."""
+"""Metrics of a run's reports with their intervals, over all targets and over groups of targets."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from recgrit.evaluation.groups import Members, group_by_segments, group_targets
 from recgrit.evaluation.metrics import METRICS, SERENDIPITY
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 
-# The model whose lists are the same for everybody: what any other has to beat.
+# The model whose lists are the same for all users. It is the lowest baseline.
 FLOOR = "popularity"
 
-# Categories shown, those of the most targets first.
+# Largest number of categories to show. Categories with the most targets come first.
 MAX_CATEGORIES = 12
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over targets and its 95% interval."""
+    """A mean over targets with its 95% interval.
+
+    Args:
+        mean: Mean over targets.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
 
     mean: float
     low: float
@@ -32,17 +38,17 @@ class Score:
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What one model reached under one protocol.
+    """The scores of one model on one split, for lists with or without seen items.
 
     Args:
-        key: The model's kind, the split, and whether seen items were filtered out.
-        name: The model as it is shown (`name_model`).
-        is_own: Whether it is the run's own model, not a baseline.
-        num_users: Users whose targets were measured.
-        num_targets: These targets.
-        search: How its lists were found.
+        key: Kind of the model, split, and whether seen items were filtered out.
+        name: Name of the model on the page (`name_model`).
+        is_own: Whether the model is the run's own model and not a baseline.
+        num_users: Number of users whose targets are measured.
+        num_targets: Number of targets that are measured.
+        search: How the lists were found, such as by beam search.
         ks: List lengths.
-        scores: By name, such as ``recall_at_10``; all that the report has.
+        scores: Scores by metric, such as ``recall_at_10``, for all metrics of the report.
     """
 
     key: ReportKey
@@ -57,12 +63,12 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Group:
-    """Targets that have something in common, and what each model reached on them.
+    """A group of targets that have a property in common, and the score of each model on them.
 
     Args:
-        label: Such as ``5–9``.
-        num_targets: Targets in it.
-        scores: By model, as it is shown.
+        label: Label of the group, such as ``5–9``.
+        num_targets: Number of targets in the group.
+        scores: Scores by the model's name on the page.
     """
 
     label: str
@@ -72,13 +78,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """One metric over groups of targets that together are all targets, or of categories.
+    """One metric over groups of targets, such as recall by the length of the history.
+
+    The groups together are all targets, except those of ``category``, which may overlap.
 
     Args:
-        key: What the groups differ in: ``history``, ``popularity``, ``cold``, ``new``,
-            ``segment: `` and a column, or ``category``.
-        metric: Such as ``recall_at_10``.
-        groups: Groups without targets are left out.
+        key: The property that targets are grouped by. ``history``: number of items before the
+            target. ``popularity``: training interactions of the target's item. ``cold``: whether
+            the item is in training. ``new``: whether the user is in training. ``segment: `` and a
+            column: value of a column of the users' table. ``category``: category of the item.
+        metric: Name of the metric, such as ``recall_at_10``.
+        groups: The groups. Groups without targets are left out.
     """
 
     key: str
@@ -87,11 +97,11 @@ class Breakdown:
 
 
 def name_model(kind: str, own: str) -> str:
-    """A model as it is shown beside others.
+    """Return the name of a model on the page, which marks the run's own model.
 
     Args:
-        kind: Of the model.
-        own: The kind of the run's own model.
+        kind: Kind of the model.
+        own: Kind of the run's own model.
 
     Example:
         >>> name_model("trie", "trie"), name_model("item_knn", "trie")
@@ -101,12 +111,12 @@ def name_model(kind: str, own: str) -> str:
 
 
 def headline_k(ks: Sequence[int]) -> int:
-    """The list length to speak of first: 10 where it was evaluated, else the longest."""
+    """Return the list length that a page shows first: 10 if it was evaluated, else the longest."""
     return 10 if 10 in ks else max(ks)
 
 
 def metric_title(name: str) -> str:
-    """A metric as it is shown.
+    """Return the title of a metric from its name.
 
     Example:
         >>> metric_title("ndcg_at_10"), metric_title("mrr_at_5")
@@ -118,7 +128,7 @@ def metric_title(name: str) -> str:
 
 
 def short_number(value: float) -> str:
-    """Four decimals without the leading zero, as papers print them.
+    """Return a number with four decimals and without the leading zero, as papers print it.
 
     Example:
         >>> short_number(0.0765), short_number(1.0)
@@ -130,11 +140,11 @@ def short_number(value: float) -> str:
 def collect_scores(
     reports: Mapping[ReportKey, EvaluationReport], own: str
 ) -> tuple[ModelScores, ...]:
-    """Every report of a run: test before validation, the run's own model first.
+    """Return the scores of all reports of a run: test before validation, the run's own model first.
 
     Args:
-        reports: A run's reports.
-        own: The kind of the run's own model.
+        reports: Reports of a run.
+        own: Kind of the run's own model.
     """
     found = [
         ModelScores(
@@ -162,16 +172,17 @@ def break_down(
     segments: Sequence[str] = (),
     categories: pl.DataFrame | None = None,
 ) -> tuple[Breakdown, ...]:
-    """A run's results on test over groups of targets, for each model.
+    """Return a run's results on test over groups of targets, for each model.
 
     Args:
-        reports: A run's reports; those of test that keep seen items are used.
-        split: The split they were measured on.
-        own: The kind of the run's own model.
-        metric: A name of `METRICS`, at `headline_k`.
-        users: What is known of users, row i ``user_idx`` i; None for nothing.
-        segments: Columns of it by which targets are grouped too.
-        categories: Columns ``item_idx`` and ``tag``, the categories of items; None for none.
+        reports: Reports of a run. Those on test that keep seen items are used.
+        split: The split that the reports were measured on.
+        own: Kind of the run's own model.
+        metric: A name of `METRICS`. Its list length is `headline_k`.
+        users: Table of users; row i describes ``user_idx`` i. None if there is no such table.
+        segments: Columns of ``users`` to group targets by.
+        categories: Columns ``item_idx`` and ``tag`` with the categories of items. None adds no
+            groups by category.
     """
     models = {
         name_model(key.model, own): report
@@ -198,7 +209,10 @@ def _group_by_category(
     metric: str,
     measure: Callable[[Members], dict[str, Score]],
 ) -> Breakdown:
-    """Targets by their category; one that has several is in the group of each."""
+    """Group targets by the categories of their items, and measure the models on each group.
+
+    A target whose item has several categories is in several groups.
+    """
     targets = report.per_target.select("item_idx").with_row_index("target")
     pairs = targets.join(categories, on="item_idx")
     largest = pairs["tag"].value_counts().sort(["count", "tag"], descending=[True, False])
@@ -211,7 +225,7 @@ def _group_by_category(
 
 
 def _score(report: EvaluationReport, members: Members, metric: str, k: int) -> Score:
-    """The mean over some of a report's targets, with its bootstrap interval."""
+    """Return the mean over some of a report's targets, with its bootstrap interval."""
     ranks = report.ranks[members]
     values = METRICS[metric](ranks, k)
     bounds = bootstrap_intervals(
@@ -229,12 +243,12 @@ def measure_groups(
     metric: str,
     measure: Callable[[Members], dict[str, Score]],
 ) -> tuple[Breakdown, ...]:
-    """What models reach on groups of targets.
+    """Measure models on groups of targets.
 
     Args:
-        grouped: By key and label.
-        metric: What is measured, such as ``recall_at_10``.
-        measure: The scores of some targets, by model.
+        grouped: For each property and each label, the targets of the group.
+        metric: Name of the metric, such as ``recall_at_10``.
+        measure: Function that returns the score of each model on some targets.
     """
     return tuple(
         Breakdown(

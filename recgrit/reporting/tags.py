@@ -1,4 +1,4 @@
-"""Categories, genres or words that say what items are, and which of them are typical of a group."""
+"""Tags that describe items, such as genres or words, and the tags that are typical of a group."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import polars as pl
 from recgrit.data.items import ItemTable
 
 WORDS_OF_TITLE = "words of the title"
-# In this order: the first that the source has.
+# Columns that tags are read from. The first one that the source has is used.
 TAG_FIELDS = ("genres", "categories")
-# A text field counts as tags if it has at most this many values an item.
+# A text column is used for tags if it has at most this many different values per item.
 MAX_VALUE_SHARE = 0.5
 MIN_WORD_LENGTH = 3
 
-# Tags on more of the items than this colour nothing: they do not tell parts apart.
+# A tag that a larger share of items has gets no colour, because it does not separate groups.
 MAX_COLOR_SHARE = 0.6
 NUM_COLORS = 9
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What is known of items, as item-tag pairs.
+    """The tags of items, as pairs of item and tag.
 
     Args:
-        field: The column of the item table, or ``words of the title``.
-        pairs: Columns ``item_idx`` int32 and ``tag`` str, no pair twice.
-        num_items: Size of the catalogue.
+        field: Column of the item table that the tags come from, or ``words of the title``.
+        pairs: Columns ``item_idx`` int32 and ``tag`` str, without repeated pairs.
+        num_items: Number of items in the catalogue.
     """
 
     field: str
@@ -36,9 +36,11 @@ class Tags:
 
 
 def read_tags(items: ItemTable) -> Tags:
-    """The tags of a catalogue: a list of genres or categories where there is one.
+    """Return the tags of a catalogue.
 
-    Else the text column with the fewest values, such as a brand, and at last the words of titles.
+    Tags come from a column of lists, such as genres or categories. If there is no such column, they
+    come from the text column with the fewest different values, such as a brand. If there is none
+    either, they are the words of titles.
     """
     frame = items.frame.with_row_index("item_idx").cast({"item_idx": pl.Int32})
     lists = [name for name, dtype in items.frame.schema.items() if dtype == pl.List(pl.String)]
@@ -68,20 +70,20 @@ def _fewest_values(items: ItemTable) -> str | None:
 
 
 def typical_tags(tags: Tags, groups: pl.DataFrame, *, limit: int = 3) -> pl.DataFrame:
-    """The tags that set each group of items apart from the whole catalogue.
+    """Return the tags that distinguish each group of items from the whole catalogue.
 
-    Ranked by ``share * log(lift)``, with the lift being the tag's share in the group over its share
-    in the catalogue: a tag that everything has counts nothing, and one rare item does not win
-    over what most of the group has in common.
+    Tags are ranked by ``share * log(lift)``. The lift is the tag's share in the group divided by
+    its share in the catalogue. A tag that all items have therefore gets zero, and a rare tag of one
+    item ranks below a tag that most of the group has.
 
     Args:
-        tags: Of the catalogue.
-        groups: Columns ``item_idx`` int32 and ``group``; one row per item of a group.
-        limit: Tags of each group.
+        tags: Tags of the catalogue.
+        groups: Columns ``item_idx`` int32 and ``group``, with one row per item of a group.
+        limit: Largest number of tags per group.
 
     Returns:
-        Columns ``group``, ``tag``, ``share``, ``lift``; best first within a group. Tags that are
-        rarer in the group than elsewhere are left out.
+        Columns ``group``, ``tag``, ``share``, ``lift``, best first within a group. Tags that are
+        rarer in the group than in the catalogue are left out.
     """
     sizes = groups.group_by("group").len("size")
     overall = tags.pairs.group_by("tag").len("total")
@@ -105,7 +107,10 @@ def typical_tags(tags: Tags, groups: pl.DataFrame, *, limit: int = 3) -> pl.Data
 
 
 def color_tags(tags: Tags) -> list[str]:
-    """A few tags that together tell as many items apart as possible, by greedy choice."""
+    """Return a few tags to colour items by, which together cover as many items as possible.
+
+    They are chosen greedily: each tag covers the most items that are not covered yet.
+    """
     counts = tags.pairs.group_by("tag").len("total")
     usable = counts.filter(pl.col("total") <= MAX_COLOR_SHARE * tags.num_items)["tag"]
     left = tags.pairs.filter(pl.col("tag").is_in(usable.implode()))

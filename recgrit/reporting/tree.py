@@ -1,8 +1,8 @@
-"""The tree of semantic IDs as a page can draw it: what is below each prefix, and in whose words.
+"""The tree of semantic IDs that a page draws, with typical tags and example items of each prefix.
 
-All first codes are shown and, as far as a browser can draw them, all prefixes of two codes; below
-those a sample of items. What is left out is drawn as one node that says how much it stands for, so
-that areas stay true.
+All first codes are drawn. Prefixes of two codes are drawn as far as a browser can draw them, and
+below them a sample of items. One node stands for everything that is left out at a place, so that
+areas stay proportional to numbers of items.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from recgrit.reporting.tags import Tags, color_tags, typical_tags
 from recgrit.semantic_ids.table import SemanticIdTable, format_semantic_id
 from recgrit.semantic_ids.trie import Trie, build_trie
 
-# All pairs of codes are drawn if they are so few, else the largest of them.
+# All prefixes of two codes are drawn if there are at most MAX_PREFIXES. Otherwise only the
+# LARGEST_PREFIXES with the most items are drawn.
 MAX_PREFIXES = 8_000
 LARGEST_PREFIXES = 2_500
 MAX_ITEMS = 6_000
@@ -29,15 +30,17 @@ NO_COLOR = -1
 
 @dataclass(frozen=True)
 class TreeNode:
-    """One node as it is drawn.
+    """One node of the drawn tree.
 
     Args:
-        parent: Place of the parent among the nodes; the root has -1.
-        prefix: Its codes as text, empty for the root and for what was left out.
-        label: Its most typical tag, an item's title, or what was left out.
-        num_items: Items below.
-        color: Place among the tree's colours, or `NO_COLOR`.
-        typical: Its typical tags with their shares and lifts, as text.
+        parent: Position of the parent among the nodes; -1 for the root.
+        prefix: Codes of the node as text. Empty for the root and for nodes that stand for what was
+            left out.
+        label: Most typical tag of the node, title of its item, or number of items and prefixes that
+            were left out.
+        num_items: Number of items below the node.
+        color: Position among the tree's colours, or `NO_COLOR`.
+        typical: Typical tags with their shares and lifts, as text.
         examples: Titles of the items below with the most interactions.
     """
 
@@ -52,16 +55,16 @@ class TreeNode:
 
 @dataclass(frozen=True)
 class IdTree:
-    """The tree and what its colours mean.
+    """The drawn tree of IDs, and the meaning of its colours.
 
     Args:
-        nodes: Parents before their children, the root first.
-        colors: The tag of each colour.
-        field: Where tags come from, such as ``genres``.
-        num_first: First codes in use.
-        num_prefixes: Prefixes of two codes in use.
-        num_prefixes_shown: Of these, how many have a node of their own.
-        num_items_shown: Items that do.
+        nodes: All nodes, parents before their children, the root first.
+        colors: Tag of each colour.
+        field: Column that the tags come from, such as ``genres``.
+        num_first: Number of first codes in use.
+        num_prefixes: Number of prefixes of two codes in use.
+        num_prefixes_shown: Number of these prefixes that have a node of their own.
+        num_items_shown: Number of items that have a node of their own.
     """
 
     nodes: tuple[TreeNode, ...]
@@ -75,7 +78,7 @@ class IdTree:
 
 @dataclass
 class _Words:
-    """What typical tags, colours and examples the nodes have, by node number of the trie."""
+    """Typical tags, labels, colours and example items, by node number of the trie."""
 
     typical: dict[int, str] = field(default_factory=dict)
     label: dict[int, str] = field(default_factory=dict)
@@ -84,7 +87,7 @@ class _Words:
 
 
 def shorten(title: str) -> str:
-    """A title that fits a line.
+    """Return a title that has at most `LONGEST_TITLE` characters. A longer title ends with "…".
 
     Example:
         >>> shorten("x" * 57)[-2:]
@@ -94,12 +97,13 @@ def shorten(title: str) -> str:
 
 
 def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]) -> IdTree:
-    """The tree of a catalogue.
+    """Build the tree of a catalogue's IDs.
 
     Args:
-        table: Everybody's ID.
-        tags: What is known of the items.
-        counts: int64 [num_items], interactions with each; items with the most are the examples.
+        table: ID table of all items.
+        tags: Tags of the items.
+        counts: Number of interactions of each item, int64 ``[N]`` for N items. Items with the most
+            interactions are the examples.
     """
     trie = build_trie(table.codes)
     depth = 2 if table.id_length > 1 and table.disambiguation_level != 1 else 1
@@ -158,7 +162,7 @@ def build_tree(table: SemanticIdTable, tags: Tags, counts: npt.NDArray[np.int64]
         )
         return len(nodes) - 1
 
-    # Neighbouring tiles of one colour make regions one can see.
+    # Nodes are sorted by colour, so that neighbouring tiles of one colour form a visible region.
     for first in sorted(firsts, key=lambda v: (words.color.get(v, 99), -_size(trie, v))):
         at = add_node(int(first), 0, 1)
         if depth == 1:
@@ -196,7 +200,16 @@ def _size(trie: Trie, node: int | np.int64) -> int:
 
 
 def _largest(trie: Trie, nodes: npt.NDArray[np.int64], limit: int) -> npt.NDArray[np.bool_]:
-    """Whether each node of the trie is among the ``limit`` of these with the most items."""
+    """Mark the nodes of the trie that have the most items.
+
+    Args:
+        trie: The trie of all IDs.
+        nodes: Node numbers to choose from.
+        limit: Number of nodes to mark.
+
+    Returns:
+        Whether each node of the trie is marked, bool.
+    """
     sizes = trie.leaf_ends[nodes] - trie.leaf_starts[nodes]
     kept = np.zeros(trie.num_nodes, dtype=np.bool_)
     kept[nodes[np.argsort(-sizes, kind="stable")[:limit]]] = True
@@ -204,7 +217,10 @@ def _largest(trie: Trie, nodes: npt.NDArray[np.int64], limit: int) -> npt.NDArra
 
 
 def _items_per_prefix(trie: Trie, prefixes: npt.NDArray[np.int64], limit: int) -> int:
-    """The most items that each prefix can show without more than ``limit`` in all; at least one."""
+    """Return how many items each prefix may show, so that at most ``limit`` are shown in total.
+
+    The number is at least one.
+    """
     sizes = trie.leaf_ends[prefixes] - trie.leaf_starts[prefixes]
     sizes = sizes[sizes > 1]
     low, high = 1, int(sizes.max(initial=1))
@@ -242,7 +258,7 @@ def _describe(trie: Trie, depth: int, tags: Tags, counts: npt.NDArray[np.int64])
 
 
 def _item_colors(tags: Tags) -> dict[int, list[int]]:
-    """The colours each item may have, best first; items without any are left out."""
+    """Return the colours that each item may have, best first, without items that have none."""
     places = {tag: place for place, tag in enumerate(color_tags(tags))}
     found: dict[int, list[int]] = {}
     for item, tag in tags.pairs.filter(pl.col("tag").is_in(list(places))).iter_rows():

@@ -1,1 +1,1 @@
-"""The retriever: a causal history encoder and a code decoder that walks the trie of IDs."""
+"""The trie retriever: a causal history encoder, and a code decoder that walks the trie of IDs."""

@@ -1,6 +1,7 @@
-"""What attributes of items and users are to the history encoder.
+"""Vectors of item and user attributes, which the history encoder reads.
 
-Shapes: N items or users, C values of one, R rows of the table, D model dimensions.
+Shapes: B users, N items or users, C values of one item or user, R rows of the embedding table, D
+model dimensions.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from recgrit.data.attributes import Attributes
 
 
 class AttributeVectors(nn.Module):
-    """Sums over columns of the mean embedding of an item's, or user's, values.
+    """Vectors of items or users: the sum, over columns, of the mean embedding of their values.
 
-    Unknown values begin at 0, so that where training has none they add nothing.
+    Embeddings of unknown values start at 0, so a column without unknown values in training adds
+    nothing for them later.
 
     Args:
-        attributes: Of the whole catalogue, or of all users.
-        dim: D.
+        attributes: Attributes of the whole catalogue, or of all users.
+        dim: Number of model dimensions D.
     """
 
     codes: Tensor
@@ -31,13 +33,16 @@ class AttributeVectors(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
         with torch.no_grad():
             self.table.weight[[0, *attributes.unknown_rows]] = 0.0
-        # Of the catalogue, so not in the checkpoint.
+        # The codes belong to the catalogue, so they are not in the checkpoint.
         codes = torch.from_numpy(attributes.codes)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("weights", torch.from_numpy(attributes.weights), persistent=False)
 
     def forward(self, items: Tensor) -> Tensor:
-        """Vectors ``[..., D]`` of items ``[...]``."""
+        """Return the vectors ``[..., D]`` of items, or users, ``[...]``.
+
+        Shapes: D model dimensions.
+        """
         codes, weights = self.codes[items].flatten(0, -2), self.weights[items].flatten(0, -2)
         sums = F.embedding_bag(
             codes, self.table.weight, per_sample_weights=weights, mode="sum", padding_idx=0
@@ -46,13 +51,15 @@ class AttributeVectors(nn.Module):
 
 
 class UserToken(nn.Module):
-    """What stands before a history, made of its user's attributes.
+    """A module that computes the user token from a user's attributes.
+
+    The token is a vector that the history encoder reads before the first item of the history.
 
     Args:
-        attributes: The attributes of all users, and in the last row those of an unknown user.
-        dim: D.
-        dropout: Share of the users of a training step that are taken for unknown, so that unknown
-            ones can be served.
+        attributes: Attributes of all users, with those of an unknown user in the last row.
+        dim: Number of model dimensions D.
+        dropout: Share of the users of a training step that are treated as unknown, so that the
+            model can serve unknown users.
     """
 
     def __init__(self, attributes: Attributes, dim: int, *, dropout: float) -> None:
@@ -62,7 +69,15 @@ class UserToken(nn.Module):
         self.vectors = AttributeVectors(attributes, dim)
 
     def forward(self, users: Tensor | None, num_users: int) -> Tensor:
-        """Vectors ``[B, D]`` of users int64 ``[B]``; None, -1 and what is not known is unknown."""
+        """Return the tokens ``[B, D]`` of users.
+
+        Shapes: D model dimensions.
+
+        Args:
+            users: Row of each user, int64 ``[B]``. -1 and rows outside the table mean an unknown
+                user. None means that all users are unknown.
+            num_users: Number of users B.
+        """
         unknown = len(self.vectors.codes) - 1
         if users is None:
             rows = torch.full((num_users,), unknown, device=self.base.device)

@@ -1,8 +1,9 @@
-"""Rows for nodes in a table that is smaller than the trie: hashed buckets.
+"""Hashed rows for nodes in a table with fewer rows than the trie has nodes.
 
-A node's row is the hash of its parent's path, plus its code, modulo the size of the table. So
-siblings, which are told apart at every step, never share a row; what shares one is as good as drawn
-at random. Only codes go in, not node numbers: a node keeps its row when items are added.
+A node's row is the hash of its parent's path, plus its code, modulo the number of rows. Children of
+one node are compared at every step, and with these rows they never share one. Which other nodes
+share a row is as good as random. The hash uses codes and no node numbers, so a node keeps its row
+when items are added.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ import numpy.typing as npt
 from recgrit.errors import ConfigError
 from recgrit.semantic_ids.trie import Trie
 
-# The increment and the finaliser of splitmix64, a generator of random numbers.
+# Constants of splitmix64, a generator of random numbers: its increment and its finaliser.
 INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def assign_buckets(trie: Trie, num_buckets: int) -> npt.NDArray[np.int32]:
-    """The row of each node, int32 ``[V]``; the root, nobody's child, has row 0.
+    """Return the row of each node, int32 ``[V]`` for V nodes; the root has row 0.
 
     Args:
-        trie: The trie of the whole catalogue.
-        num_buckets: Rows of the table.
+        trie: Trie of the whole catalogue.
+        num_buckets: Number of rows of the table.
     """
     rows = np.zeros(trie.num_nodes, dtype=np.int32)
     size = np.uint64(num_buckets)
     hashes = mix(np.zeros(1, dtype=np.uint64))
     for depth in range(trie.num_levels):
         first, last, end = (int(start) for start in trie.level_starts[depth : depth + 3])
-        # Breadth-first numbering: the next level is the lists of children, in order.
+        # Nodes are numbered breadth-first, so the next level is the lists of children, in order.
         hashes = np.repeat(hashes, np.diff(trie.child_starts[first : last + 1]))
         codes = trie.node_codes[last:end].astype(np.uint64)
         rows[last:end] = (hashes % size + codes) % size
@@ -40,11 +41,11 @@ def assign_buckets(trie: Trie, num_buckets: int) -> npt.NDArray[np.int32]:
 
 
 def check_buckets(num_buckets: int, codebook_sizes: list[int]) -> None:
-    """Refuse a table in which siblings would share rows.
+    """Raise an error if children of one node would share rows.
 
     Args:
-        num_buckets: Rows of the table.
-        codebook_sizes: Codes of each level.
+        num_buckets: Number of rows of the table.
+        codebook_sizes: Number of codes of each level.
 
     Raises:
         ConfigError: A codebook is larger than the table.
@@ -60,7 +61,7 @@ def check_buckets(num_buckets: int, codebook_sizes: list[int]) -> None:
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread numbers over 64 bits, one to one.
+    """Map each number to a hash of 64 bits; different numbers get different hashes.
 
     Example:
         >>> [hex(value) for value in mix(np.array([0, 1], dtype=np.uint64) + INCREMENT)]

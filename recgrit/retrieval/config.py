@@ -1,4 +1,4 @@
-"""Settings of the retriever and of recommendations; free of torch."""
+"""Settings of the retriever and of recommendations. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ PREFIXES_PER_ITEM = 2
 
 
 def search_width(beam_width: int, top_k: int, num_items: int) -> int:
-    """Prefixes to keep at each level where ``top_k`` items are wanted: at least two for each.
+    """Return the number of prefixes to keep at each level: at least two per requested item.
 
-    With one prefix for each, most users miss some item of the exact list:
-    docs/explanation/trie_softmax.md has the measurements. No level has more prefixes than there
-    are items.
+    With one prefix per requested item, most users miss an item of the exact list. The measurements
+    are in docs/explanation/trie_softmax.md. A level never has more prefixes than there are items.
+
+    Args:
+        beam_width: Beam width from the settings.
+        top_k: Number of items to recommend.
+        num_items: Number of items in the catalogue.
 
     >>> search_width(50, 10, 1000), search_width(50, 40, 1000), search_width(50, 40, 60)
     (50, 80, 60)
@@ -30,32 +34,47 @@ def search_width(beam_width: int, top_k: int, num_items: int) -> int:
 class RetrieverConfig(TransformerConfig):
     """Settings of the retriever and its training.
 
+    The retriever chooses an item's ID code by code, on a walk down the trie (prefix tree) of all
+    IDs.
+
     Args:
-        node_dropout: Fraction of nodes that use the fallback vector in a training step.
-        tree_levels: Codes of an ID that are chosen one after another; what is left of it tells
-            apart, at once, the items that share them. None for all codes.
-        label_smoothing: Fraction of each target spread over its siblings.
-        neighbours: Kinds of neighbours of the history's last items that count beside the model:
-            what stands ``near`` them in other histories, what comes ``next`` there, and what is
-            ``alike`` by its text. How much each counts is fitted on validation targets.
-        seen_scores: Learn a score for items that the history holds already.
-        size: What the trained parameters grow with. ``catalogue`` gives every node of the trie a
-            vector of its own, ``prefixes`` those above several items; ``constant`` gives none and
-            leaves it to the codes, so that a new item lacks nothing that others have.
-        node_buckets: With ``constant``, rows of a table that nodes share by a hash, children of one
-            node never: at least as many as the largest codebook has codes; 0 for no table.
-        item_attributes: Columns of the item table, such as ``[category, price]``, whose values the
-            history encoder reads beside the items: words and lists of words as they are, numbers by
-            tenths of the training items. What is missing, or rare in training, is unknown.
-        user_attributes: Columns of the users' table, such as ``[segment]``, that the history
-            encoder reads in a token before the history, in the same way. Users whom the training
-            did not see are unknown, and so is a share ``node_dropout`` of the others in a training
-            step.
-        trie_softmax: Normalise over the children of a node; false over all codes of the level.
-        valid_beam_width: Beam width of validation while training.
-        init_from: A bundle, or the folder of a run, to train on from: its items keep their IDs, new
-            ones get theirs as by ``recgrit append``, and the training begins with its weights.
-            None to train from scratch.
+        node_dropout: Share of the embeddings of trie nodes that a shared fallback embedding
+            replaces in each training step. This trains the fallback, which scores items without
+            training interactions.
+        tree_levels: Number of codes of an ID that are chosen one after another. One last step then
+            chooses among the items that share these codes. None chooses all codes one after
+            another. Set it for long IDs.
+        label_smoothing: Share of each target's probability that is spread evenly over all children
+            of the same node. 0 switches label smoothing off.
+        neighbours: Kinds of items whose scores are raised because they are neighbours of the
+            history's last items. ``near`` items are close to them in other histories. ``next``
+            items directly follow them in other histories. ``alike`` items have similar texts. The
+            strength of each kind is fitted on validation targets. An empty list uses the model
+            alone.
+        seen_scores: Whether to learn a score that is added to items that the history already
+            contains. The model learns with it whether users return to the same items.
+        size: Nodes of the trie that get their own embedding, which decides whether the model grows
+            with the catalogue. ``catalogue`` means every node. ``prefixes`` means the nodes above
+            several items. ``constant`` means no node: the model uses the codes alone, so that a new
+            item is scored like all others.
+        node_buckets: With ``size=constant``, number of rows of a further embedding table that nodes
+            share by a hash. Children of one node never share a row. Allowed values are 0, which
+            means no table, and at least the size of the largest codebook.
+        item_attributes: Columns of the item table, such as ``[category, price]``, that the history
+            encoder reads for each item. Words and lists of words are used as they are. Numbers are
+            replaced by the tenth of the training items that they fall in. Missing values and values
+            that are rare in training count as unknown.
+        user_attributes: Columns of the user table, such as ``[segment]``, that the history encoder
+            reads in a token before the history. Values are treated as in ``item_attributes``. Users
+            outside the training count as unknown. In each training step a share ``node_dropout`` of
+            the other users also counts as unknown.
+        trie_softmax: Whether probabilities are normalised over the children of the current node.
+            False normalises over all codes of the level, as published retrievers do.
+        valid_beam_width: Number of prefixes that the beam search keeps per level in the validation
+            during training.
+        init_from: Bundle or run folder whose trained weights the training starts from. Its items
+            keep their IDs. New items get IDs as ``recgrit append`` assigns them. None trains from
+            scratch.
     """
 
     node_dropout: float = Field(0.05, ge=0, lt=1)

@@ -1,15 +1,15 @@
-"""Beam search down the trie, and exact scores of every item: for any model that walks the trie.
+"""Beam search down the trie, and exact scores of every item, for any model that walks the trie.
 
-Both walk the trie of the whole catalogue, so an ID that does not exist cannot come out, and no item
-comes out twice. A score is log P(item | history) as the model has it. Counted neighbours change it
-to the log of a mixture, plus an additive bonus. A prefix has the mixture of its two probabilities
-and the largest bonus below it: no item below a prefix scores more than the prefix. A filter removes
-items and never renormalises what is left: prefixes without an allowed leaf are dropped on the way
-down.
+Both walk the trie of the whole catalogue, so an ID that does not exist is never returned, and no
+item is returned twice. A score is the model's log P(item | history). Neighbours change it to the
+log of a mixture, plus an additive bonus. A prefix gets the mixture of the model's and the
+neighbours' probabilities of all items below it, and the largest bonus below it. No item below a
+prefix therefore scores more than the prefix. A filter removes items and does not renormalise the
+others: prefixes without an allowed leaf are dropped on the way down.
 
-What neighbours and filters change is looked up from the few nodes above their items, not from the
-many candidates. Where shapes are fixed, the search never waits for what was computed: no number is
-read back before the lists are.
+Neighbours and filters affect few nodes. The search looks these nodes up instead of checking all
+candidates. With fixed shapes, the search never waits for a result: no number is read back to the
+host before the lists are complete.
 
 Shapes: B users, W beams, C children, E entries, K listed items, N items.
 """
@@ -31,30 +31,54 @@ from recgrit.retrieval.trie_tensors import TrieTensors
 
 
 class Walk(Protocol):
-    """A model on its way down the trie after some histories.
+    """A model's walk down the trie after the histories of B users, as a beam search uses it.
 
-    What a beam carries of the codes chosen so far is its entry of a tensor ``[B, W, ...]``, in the
-    methods below ``chosen``; None stands for no code yet.
+    The walk keeps a summary of the codes that each beam has chosen. The summary is the tensor
+    ``chosen``, which is ``[B, W, ...]`` for W beams per user, or None at the root.
     """
 
     @property
     def num_users(self) -> int:
-        """B."""
+        """Number of users B."""
 
     def expand(self, chosen: Tensor | None, frontier: Frontier, level: int) -> Tensor:
-        """Log-probabilities of the children given their node, ``[B, W, C]``; -inf for none."""
+        """Return the log-probability of each child given its parent node.
+
+        Shapes: B users, W beams per user, C children per beam.
+
+        Args:
+            chosen: Summary of the codes chosen before, ``[B, W, ...]``. None at the root.
+            frontier: Nodes of the beams and their children.
+            level: Level of the children.
+
+        Returns:
+            Log-probabilities ``[B, W, C]``, with -inf for missing children.
+        """
 
     def extend(self, chosen: Tensor | None, nodes: Tensor, level: int) -> Tensor:
-        """What beams carry on that choose nodes ``[B, W]`` of a level, ``[B, W, ...]``."""
+        """Update ``chosen`` after each beam has chosen a node.
+
+        Shapes: B users, W beams per user.
+
+        Args:
+            chosen: Summary of the codes chosen before, ``[B, W, ...]``. None at the root.
+            nodes: Node that each beam has chosen ``[B, W]``.
+            level: Level of the nodes.
+
+        Returns:
+            Summary that includes the new nodes, ``[B, W, ...]``.
+        """
 
 
 @dataclass(frozen=True)
 class LeafFilter:
-    """Which leaves may come out.
+    """A filter that selects the leaves that may be recommended. Each leaf of the trie is an item.
 
     Args:
-        excluded: Leaves to keep out, one set per user; of those that are allowed.
-        allowed_before: ``[N + 1]``, allowed leaves among the first ones; None if all are allowed.
+        excluded: Leaves to filter out, one set per user. They are among the allowed leaves. None
+            filters out no leaves.
+        allowed_before: Number of allowed leaves before each leaf position ``[N + 1]`` of N leaves.
+            None allows all leaves.
     """
 
     excluded: LeafSets | None
@@ -64,12 +88,13 @@ class LeafFilter:
     def build(
         cls, trie: TrieTensors, *, excluded: Histories | None, allowed: Tensor | None
     ) -> LeafFilter | None:
-        """A filter from items, or None if it would let everything through.
+        """Build a filter from items, or return None if there is nothing to filter out.
 
         Args:
-            trie: Whose leaves it is for.
-            excluded: Items to keep out, one row per user.
-            allowed: bool ``[N]``, items that may come out at all.
+            trie: Trie whose leaves are filtered.
+            excluded: Items to filter out, one row per user. None filters out no user's items.
+            allowed: Whether each item may be recommended to any user, bool ``[N]``. None allows all
+                items.
         """
         if excluded is None and allowed is None:
             return None
@@ -84,7 +109,14 @@ class LeafFilter:
         return cls(sets, allowed_before)
 
     def passes(self, starts: Tensor, ends: Tensor) -> Tensor:
-        """Whether any leaf from ``starts`` to ``ends`` ``[B, C]`` may come out, bool ``[B, C]``."""
+        """Return whether any leaf of each range may be recommended, bool ``[B, C]``.
+
+        Shapes: B users, C ranges per user.
+
+        Args:
+            starts: First leaf of each range ``[B, C]``.
+            ends: Position after the last leaf of each range ``[B, C]``.
+        """
         num_allowed = ends - starts
         if self.allowed_before is not None:
             num_allowed = self.allowed_before[ends] - self.allowed_before[starts]
@@ -104,18 +136,18 @@ def beam_search(
     neighbours: LeafWeights | None = None,
     leaf_filter: LeafFilter | None = None,
 ) -> Ranked:
-    """The best items by beam search.
+    """Find the items with the highest scores by beam search.
 
-    With ``beam_width`` ≥ ``top_k``, min(top_k, allowed items) items always come back: each kept
-    prefix has at least one allowed leaf.
+    With ``beam_width`` ≥ ``top_k``, the search always finds min(top_k, allowed items) items,
+    because each kept prefix has at least one allowed leaf.
 
     Args:
-        trie: Of the whole catalogue.
-        walk: A model after the histories.
-        beam_width: W, prefixes kept at each level.
-        top_k: K, items wanted; at most W.
-        neighbours: Probabilities to mix in; None for none.
-        leaf_filter: Which items may come out; None for all.
+        trie: Trie of the whole catalogue.
+        walk: Walk of a model after the histories.
+        beam_width: Number of prefixes W to keep at each level.
+        top_k: Number of items K to return, at most W.
+        neighbours: Mixture weights and additive bonuses of leaves. None uses the model alone.
+        leaf_filter: Filter of the leaves that may be recommended. None allows all.
 
     Raises:
         ValueError: ``top_k`` exceeds ``beam_width``.
@@ -127,7 +159,7 @@ def beam_search(
     chosen: Tensor | None = None
     for level in range(trie.num_levels):
         width = trie.most_children[level] if trie.fixed_shapes else None
-        # At first all are at the root.
+        # At level 0 all users are at the root.
         frontier = Frontier.build(trie.child_starts, nodes, width, shared=level == 0)
         log_probs = walk.expand(chosen, frontier, level)
         log_probs_of_prefixes = (scores.unsqueeze(-1) + log_probs).flatten(1)
@@ -139,8 +171,9 @@ def beam_search(
             candidates = _drop_filtered(trie, candidates, frontier, leaf_filter, level)
         best = candidates.topk(min(beam_width, candidates.shape[1]), dim=-1)
         scores = log_probs_of_prefixes.gather(1, best.indices)
-        # Where fewer prefixes are left than beams, the spare beams end at a leaf: no children. So
-        # do those of NaN, which weights that are too large give; whoever lists items refuses them.
+        # If fewer prefixes than beams are left, the spare beams move to a leaf, which has no
+        # children. Beams with NaN, which too large weights produce, move there too. The code that
+        # lists the items refuses NaN.
         nodes = frontier.nodes_of(best.indices)
         nodes = nodes.masked_fill(~(best.values > NEVER), trie.num_nodes - 1)
         if level + 1 == trie.num_levels:
@@ -151,7 +184,7 @@ def beam_search(
         chosen = walk.extend(chosen, nodes, level)
     items = trie.leaf_items[nodes - trie.first_leaf]
     items = items.masked_fill(best.values == NEVER, NO_ITEM)
-    missing = max(0, top_k - items.shape[1])  # A small trie has fewer candidates than asked for.
+    missing = max(0, top_k - items.shape[1])  # A small trie may have fewer than top_k candidates.
     return Ranked(
         items=F.pad(items[:, :top_k], (0, missing), value=NO_ITEM),
         scores=F.pad(best.values[:, :top_k], (0, missing), value=NEVER),
@@ -162,10 +195,17 @@ def beam_search(
 def score_all_items(
     trie: TrieTensors, walk: Walk, *, neighbours: LeafWeights | None = None
 ) -> Tensor:
-    """The score of every item, ``[B, N]``: one pass over the trie's levels.
+    """Return the score of every item ``[B, N]``, computed in one pass over the trie's levels.
 
-    Costs one query per user and inner node: for small catalogues, and as the check on the beam.
-    Arguments as for `beam_search`.
+    The pass costs one query per user and inner node. It suits small catalogues and checks of the
+    beam search.
+
+    Shapes: B users, N items.
+
+    Args:
+        trie: Trie of the whole catalogue.
+        walk: Walk of a model after the histories.
+        neighbours: Mixture weights and additive bonuses of leaves. None uses the model alone.
     """
     scores = torch.zeros(walk.num_users, 1, device=trie.device)
     nodes = torch.zeros(walk.num_users, 1, dtype=torch.long, device=trie.device)
@@ -174,7 +214,7 @@ def score_all_items(
         frontier = Frontier.build(trie.child_starts, nodes, shared=True)
         log_probs = walk.expand(chosen, frontier, level)
         filled = frontier.present[0]
-        # Breadth-first order: what is kept is the next level, in order.
+        # Nodes are in breadth-first order, so the existing children are the next level, in order.
         scores = (scores.unsqueeze(-1) + log_probs)[:, filled]
         nodes = frontier.children[:1, filled].expand(walk.num_users, -1)
         parents = filled.nonzero()[:, 0]
@@ -190,11 +230,20 @@ def score_all_items(
 def weigh_candidates(
     trie: TrieTensors, frontier: Frontier, leaf_weights: LeafWeights, level: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What candidates are given: all the weights below each, and the largest bonus.
+    """Return the sum of mixture weights and the largest bonus of the leaves below each candidate.
+
+    Shapes: B users, E entries per user.
+
+    Args:
+        trie: Trie of the whole catalogue.
+        frontier: Candidates of this level.
+        leaf_weights: Mixture weights and additive bonuses of leaves.
+        level: Level of the candidates.
 
     Returns:
-        ``columns`` int64 ``[B, E]``, the candidate above each leaf, -1 for none; and weights and
-        bonuses ``[B, E]``, all that a candidate has at one of its entries.
+        ``columns`` int64 ``[B, E]``, the candidate above each leaf or -1 if there is none; and
+        weights and bonuses ``[B, E]``. One entry of each candidate has its whole weight and bonus,
+        and its other entries have 0.
     """
     above = trie.nodes_above(leaf_weights.leaves, level)
     weights = merge_runs(above, leaf_weights.weights)
@@ -209,7 +258,10 @@ def _drop_filtered(
     leaf_filter: LeafFilter,
     level: int,
 ) -> Tensor:
-    """Candidates ``[B, W * C]`` with -inf for prefixes below which nothing may come out."""
+    """Return candidates ``[B, W * C]`` with -inf for prefixes without an allowed leaf.
+
+    Shapes: B users, W beams per user, C children per beam.
+    """
     if leaf_filter.allowed_before is not None:
         below = frontier.children.flatten(1)
         passes = leaf_filter.passes(trie.leaf_starts[below], trie.leaf_ends[below])
@@ -218,6 +270,6 @@ def _drop_filtered(
     above = trie.nodes_above(leaf_filter.excluded.leaves, level)
     dropped = ~leaf_filter.passes(trie.leaf_starts[above], trie.leaf_ends[above])
     found = frontier.find(above)
-    # The smaller of a candidate and infinity is the candidate.
+    # The minimum with infinity leaves a candidate unchanged.
     limits = candidates.new_full(found.shape, -NEVER).masked_fill_(dropped & (found >= 0), NEVER)
     return candidates.scatter_reduce(1, found.clamp_min(0), limits, "amin")

@@ -1,9 +1,9 @@
-"""Dropout whose random numbers cost little on a CPU.
+"""Dropout with random numbers that are cheap on a CPU.
 
-On a CPU torch takes 15 to 20 ns for each element of a mask. A transformer of this size then spends
-a third of its training on them. A generator that fills whole arrays takes 1 ns for 16 random bits.
-torch's generator seeds it at every call, so that a training is repeated and resumed as before. The
-rate is rounded to a multiple of 2**-16.
+On a CPU, torch takes 15 to 20 ns for each element of a mask. A transformer of this size then spends
+a third of its training time on masks. A generator that fills whole arrays takes 1 ns for 16 random
+bits. torch's generator seeds it at every call, so trainings stay reproducible and can be resumed.
+The rate is rounded to a multiple of 2**-16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STEPS = 2**16
 
 
 class Dropout(nn.Module):
-    """Sets elements to 0 at random in training, and scales the others up.
+    """A dropout layer: in training it sets random elements to 0 and scales up the others.
 
     Args:
         rate: Share of elements that become 0.
@@ -28,7 +28,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Return ``x`` with dropout in training, and ``x`` itself otherwise."""
         if not self.training or self.rate == 0.0:
             return x
         if not x.is_cpu or torch.compiler.is_compiling():
@@ -36,18 +36,21 @@ class Dropout(nn.Module):
         return x * draw_mask(x.shape, self.rate, x.dtype)
 
     def extra_repr(self) -> str:
-        """As torch's."""
+        """Return the rate, which torch shows in the module's representation."""
         return f"rate={self.rate}"
 
 
 def draw_mask(shape: torch.Size, rate: float, dtype: torch.dtype) -> Tensor:
-    """A random mask in main memory: 0 for ``rate`` of the elements, one value for the others.
+    """Draw a random dropout mask with mean 1 in main memory.
 
-    Its mean is 1.
+    Args:
+        shape: Shape of the mask.
+        rate: Share of elements that are 0. The other elements have one common value.
+        dtype: Number format of the mask.
     """
     size = shape.numel()
     seed = int(torch.randint(2**63 - 1, ()))
-    # Four numbers of 16 bits in each of 64.
+    # Each number of 64 bits gives four numbers of 16 bits.
     bits = np.random.SFC64(seed).random_raw(-(-size // 4)).view(np.uint16)[:size]
     threshold = round(rate * STEPS)
     kept = torch.from_numpy(bits >= np.uint16(min(threshold, STEPS - 1)))

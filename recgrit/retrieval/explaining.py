@@ -1,11 +1,11 @@
-"""Why an item is where it is in a list: the walk to it down the trie, level by level.
+"""Explanation of an item's score by the walk to the item down the trie, level by level.
 
-P(item | history) is a product over levels, of the probability of the item's code there given the
-codes before it. Each factor says how the item fared among its siblings, and how much of that came
-from the neighbours' counts and not from the transformer. Only the nodes on the way are opened: an
-explanation costs one step per level, whatever the catalogue's size.
+P(item | history) is a product over levels. The factor of a level is the probability of the item's
+code given the codes before it. Each factor shows how the item compares with its siblings, and how
+much of the probability comes from the neighbour counts instead of the transformer. Only the nodes
+on the way are expanded, so an explanation costs one step per level for a catalogue of any size.
 
-Shapes: C children, D model dimensions, L levels.
+Shapes: C children, D model dimensions, L levels, N items.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from recgrit.retrieval.frontier import Frontier
 from recgrit.retrieval.trie_ranker import TrieRanker
 from recgrit.semantic_ids.table import SemanticIdTable, semantic_id_tokens
 
-# What probability 0 is divided by.
+# Lower bound of a probability that is divided by.
 TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One level on the way to an item: the children of the node reached so far.
+    """The choice at one level on the way to an item, among the children of the node reached so far.
+
+    Shapes: C children.
 
     Args:
-        nodes: int64 ``[C]``.
-        chosen: Which of them leads on to the item.
-        probabilities: float64 ``[C]``, given the codes before and the history; they sum to 1 where
-            the retriever normalises over the trie.
-        neighbour_shares: float64 ``[C]``, how much of P of each prefix comes from the neighbours.
-        boosts: float64 ``[C]``, the neighbours' additive bonus in the score of each prefix.
+        nodes: Node numbers of the children, int64 ``[C]``.
+        chosen: Index of the child that leads to the item.
+        probabilities: Probability of each child given the codes before and the history, float64
+            ``[C]``. They sum to 1 if the retriever normalises over the trie.
+        neighbour_shares: Share of each prefix's probability that comes from the neighbours, float64
+            ``[C]``.
+        boosts: Neighbours' additive bonus in the score of each prefix, float64 ``[C]``.
     """
 
     nodes: npt.NDArray[np.int64]
@@ -50,10 +53,17 @@ class Choice:
 
 @torch.inference_mode()
 def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choice]:
-    """The choices that lead to an item after one history; their chosen probabilities multiply to P.
+    """Return the choices that lead to an item after one history.
 
-    A prefix has the probability of all items below it, and the mixture of the model's and the
-    neighbours' is taken there; a choice then is the ratio of a prefix to the one before.
+    The product of the chosen probabilities is P(item | history). The probability of a prefix is
+    that of all items below it, as a mixture of the model's and the neighbours' probabilities. The
+    probability of a choice is the ratio of the probability of its prefix to that of the prefix
+    before.
+
+    Args:
+        ranker: Ranker whose score is explained.
+        history: History of one user.
+        item: Item whose score is explained.
     """
     trie, walk = ranker.model.trie, ranker.read(history)
     neighbours = ranker.model.weigh_neighbours(history)
@@ -89,7 +99,10 @@ def walk_to_item(ranker: TrieRanker, history: Histories, item: int) -> list[Choi
 
 
 def _to_numpy(row: Tensor) -> npt.NDArray[np.float64]:
-    """A row ``[1, C]`` as an array ``[C]``."""
+    """Convert a row ``[1, C]`` to an array ``[C]``.
+
+    Shapes: C children.
+    """
     values: npt.NDArray[np.float64] = row[0].double().cpu().numpy()
     return values
 
@@ -103,23 +116,25 @@ def name_choices(
     num_siblings: int,
     num_titles: int,
 ) -> pl.DataFrame:
-    """Choices as a table with codes and titles.
+    """Return choices as a table with codes and titles.
 
     Args:
-        ranker: Whose trie they are of.
-        table: The catalogue.
-        choices: From `walk_to_item`.
-        counts: Interactions of each item ``[N]``: the items with most of them stand for a node.
-        num_siblings: Siblings of the chosen code shown at each level, those that score most.
-        num_titles: Titles shown of each code.
+        ranker: Ranker whose trie the choices belong to.
+        table: Semantic IDs and titles of the catalogue.
+        choices: Choices from `walk_to_item`.
+        counts: Number of interactions of each item ``[N]``. A node is described by the titles of
+            its items with the most interactions.
+        num_siblings: Maximum number of siblings of the chosen code to show at each level, best
+            scores first.
+        num_titles: Maximum number of titles to show per code.
 
     Returns:
-        As `recgrit.runs.Run.explain`.
+        A table with the columns of `recgrit.runs.Run.explain`.
     """
     trie = ranker.model.trie
     rows = []
     for level, choice in enumerate(choices):
-        with np.errstate(divide="ignore"):  # What is impossible comes last.
+        with np.errstate(divide="ignore"):  # Probability 0 gives -inf, which ranks last.
             scores = np.log(choice.probabilities) + choice.boosts
         order = np.argsort(-scores, kind="stable")
         ranks = np.empty_like(order)
@@ -129,7 +144,7 @@ def name_choices(
             node = int(choice.nodes[column])
             below = trie.leaf_items[trie.leaf_starts[node] : trie.leaf_ends[node]].cpu().numpy()
             typical = below[np.argsort(-counts[below], kind="stable")[:num_titles]]
-            # The last choice is of all codes that are left.
+            # The last choice is among all remaining codes.
             end = table.id_length if level + 1 == trie.num_levels else level + 1
             tokens = semantic_id_tokens(table.codes[int(below[0]), :end].tolist())
             rows.append(

@@ -1,10 +1,11 @@
-"""The children of the nodes that beams stand at: where they are, and their scores.
+"""The children of the nodes that a beam search has reached, and their scores.
 
-The children of a node are a range of node numbers, so their vectors lie side by side. On a CPU,
-nodes at which many beams stand are one matrix product each, all others together one sampled product
-(the dot products of a sparse pattern), which reads each vector once and copies none. How many there
-are of each depends on what was computed, which an accelerator would have to be waited for: there
-every node has as many candidates as the widest of its level, and those that are none score -inf.
+The children of a node are a range of node numbers, so their vectors are adjacent in memory. On a
+CPU, each node that many beams have reached is one matrix product. All other nodes together are one
+sampled product (the dot products of a sparse pattern), which reads each vector once and copies
+none. The sizes of these products depend on the data, and an accelerator would have to synchronise
+with the host to know them. On an accelerator, every node therefore has as many candidates as the
+widest node of its level, and missing candidates score -inf.
 
 Shapes: B users, W beams, R rows, C children, V nodes, E entries, K candidates, D model dimensions.
 """
@@ -22,24 +23,27 @@ from recgrit.ranking import NEVER
 from recgrit.retrieval.node_vectors import NodeLookup, NodeTable, look_up
 from recgrit.retrieval.ragged_products import sampled_products
 
-# With so many scores a node, a matrix product of its own beats a part of the sampled one.
+# Mean number of scores per node from which one matrix product per node is faster than the sampled
+# product.
 MIN_SCORES_OF_A_NODE = 1024
-# Numbers of node vectors that are copied at once: 1 GiB.
+# Maximum number of values of node vectors to copy at once: 1 GiB.
 MAX_COPIED = 2**28
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The nodes that beams stand at; their children, side by side, are the candidates.
+    """The nodes that the beams have reached. Their children are the candidates of the next level.
 
-    Candidate ``beam * width + i`` of a user is child i of the node of that beam; those behind a
-    node's last child are none.
+    Candidate ``beam * width + i`` of a user is child i of that beam's node. If the node has no
+    child i, the candidate is missing.
+
+    Shapes: B users, W beams per user.
 
     Args:
-        firsts: ``[B, W]``, the first child of each node.
-        counts: ``[B, W]``, how many children it has.
-        width: C, at least the most children of any node here.
-        shared: All users stand at the same nodes.
+        firsts: First child of each node ``[B, W]``.
+        counts: Number of children of each node ``[B, W]``.
+        width: Number of candidates per node C, at least the number of children of every node.
+        shared: Whether all users have reached the same nodes.
     """
 
     firsts: Tensor
@@ -51,13 +55,16 @@ class Frontier:
     def build(
         cls, child_starts: Tensor, nodes: Tensor, width: int | None = None, *, shared: bool = False
     ) -> Frontier:
-        """The children of nodes ``[B, W]`` of a trie with these ``child_starts``.
+        """Find the children of the nodes that the beams have reached.
+
+        Shapes: V nodes, B users, W beams per user.
 
         Args:
-            child_starts: Of the trie.
-            nodes: ``[B, W]``.
-            width: No node here has more children; None to find out, which reads a number back.
-            shared: All rows of ``nodes`` are the same.
+            child_starts: First child of each node of the trie ``[V + 1]``.
+            nodes: Node of each beam ``[B, W]``.
+            width: Upper bound of the number of children of a node. None counts them, which reads a
+                number back from an accelerator.
+            shared: Whether all rows of ``nodes`` are the same.
         """
         firsts = child_starts[nodes]
         counts = child_starts[nodes + 1] - firsts
@@ -65,24 +72,39 @@ class Frontier:
 
     @property
     def present(self) -> Tensor:
-        """Bool ``[B, W, C]``, which candidates there are."""
+        """Whether each candidate exists, bool ``[B, W, C]``.
+
+        Shapes: B users, W beams per user, C candidates per beam.
+        """
         columns = torch.arange(self.width, device=self.counts.device)
         return columns < self.counts.unsqueeze(-1)
 
     @property
     def children(self) -> Tensor:
-        """The nodes that all candidates are, ``[B, W, C]``; the root where there is none."""
+        """Node number of each candidate ``[B, W, C]``; missing candidates have 0, the root.
+
+        Shapes: B users, W beams per user, C candidates per beam.
+        """
         columns = torch.arange(self.width, device=self.counts.device)
         return (self.firsts.unsqueeze(-1) + columns).masked_fill_(~self.present, 0)
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """The first children in ascending order, and the beams that they belong to."""
+        """The first children in ascending order, and the beam of each."""
         found = self.firsts.contiguous().sort(dim=-1)
         return found.values, found.indices
 
     def find(self, nodes: Tensor) -> Tensor:
-        """Which candidates nodes ``[B, E]`` are, int64 ``[B, E]``; -1 for those that are none."""
+        """Return the candidate that each node is, or -1 for a node that is no candidate.
+
+        Shapes: B users, E nodes per user.
+
+        Args:
+            nodes: Node numbers ``[B, E]``.
+
+        Returns:
+            Candidates, int64 ``[B, E]``.
+        """
         firsts, beams = self._sorted
         nodes = nodes.to(firsts.dtype)
         place = (torch.searchsorted(firsts, nodes, right=True) - 1).clamp_min_(0)
@@ -92,7 +114,10 @@ class Frontier:
         return torch.where(inside, beams * self.width + children, -1)
 
     def nodes_of(self, candidates: Tensor) -> Tensor:
-        """The nodes that candidates ``[B, K]`` are."""
+        """Return the node number of each candidate ``[B, K]``.
+
+        Shapes: B users, K candidates per user.
+        """
         beams = candidates // self.width
         return self.firsts.gather(1, beams) + candidates % self.width
 
@@ -100,7 +125,20 @@ class Frontier:
 def score_children(
     queries: Tensor, firsts: Tensor, counts: Tensor, node_vectors: NodeTable, width: int
 ) -> Tensor:
-    """Scores of ranges of nodes by queries ``[R, D]``, ``[R, C]``; -inf behind a range's end."""
+    """Return the scores of each query with the children of its node.
+
+    Shapes: R queries, D model dimensions.
+
+    Args:
+        queries: Queries ``[R, D]``.
+        firsts: First child of each query's node ``[R]``.
+        counts: Number of children of each query's node ``[R]``.
+        node_vectors: Vectors of all nodes, or an object that computes them on request.
+        width: Number of columns C of the result.
+
+    Returns:
+        Scores, float32 ``[R, C]``, with -inf after the last child of a node.
+    """
     if not isinstance(node_vectors, Tensor):
         firsts, node_vectors = gather_ranges(firsts, counts, node_vectors)
     scores = queries.new_full((len(queries), width), NEVER, dtype=torch.float32)
@@ -121,10 +159,20 @@ def score_children(
 
 
 def score_in_fixed_shapes(queries: Tensor, frontier: Frontier, node_vectors: NodeTable) -> Tensor:
-    """As `score_children`, of all candidates of a frontier: no shape depends on what was computed.
+    """Return the scores of all candidates of a frontier; no shape depends on the data.
 
-    Vectors are copied, those of some nodes at a time, also of candidates there are not; once for
-    all users where these share their nodes.
+    The vectors of all candidates are copied, including missing candidates, for some nodes at a
+    time. If all users share their nodes, the vectors are copied once for all users.
+
+    Shapes: B users, W beams per user, D model dimensions, C candidates per beam.
+
+    Args:
+        queries: Queries ``[B * W, D]``.
+        frontier: Candidates to score.
+        node_vectors: Vectors of all nodes, or an object that computes them on request.
+
+    Returns:
+        Scores, float32 ``[B * W, C]``, with -inf for missing candidates.
     """
     if frontier.shared:
         nodes = frontier.children[0]
@@ -142,7 +190,9 @@ def score_in_fixed_shapes(queries: Tensor, frontier: Frontier, node_vectors: Nod
 
 
 def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, column and flat position of every entry of ragged slices ``starts[i] + 0 … counts[i]``.
+    """Return the row, column and flat position of every entry of ragged slices.
+
+    Slice i has ``counts[i]`` entries and begins at the flat position ``starts[i]``.
 
     Example:
         >>> [t.tolist() for t in ragged_index(torch.tensor([5, 0]), torch.tensor([2, 1]))]
@@ -157,7 +207,18 @@ def ragged_index(starts: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor
 def gather_ranges(
     firsts: Tensor, counts: Tensor, node_vectors: NodeLookup
 ) -> tuple[Tensor, Tensor]:
-    """The vectors of ranges of nodes, equal ranges once, and where each range starts among them."""
+    """Compute the vectors of ranges of nodes, and those of equal ranges only once.
+
+    Shapes: R ranges.
+
+    Args:
+        firsts: First node of each range ``[R]``.
+        counts: Number of nodes of each range ``[R]``.
+        node_vectors: Object that computes node vectors.
+
+    Returns:
+        The start of each range among the vectors ``[R]``, and the vectors.
+    """
     different, which = firsts.unique(return_inverse=True)
     sizes = torch.zeros_like(different).scatter_(0, which, counts)
     _, _, nodes = ragged_index(different, sizes)

@@ -1,10 +1,10 @@
-"""Sets and weights of leaves of the trie, one per row: what a history holds, what a list must not.
+"""Sets and weights of trie leaves, one per row, such as the seen items of each history.
 
-The leaves below a node of the trie are a range, so leaves kept in order answer for every node: how
-many of a set lie below it is two binary searches. The other way round, the nodes above a few leaves
-are few, so what a search has to change in thousands of candidates is asked of those nodes alone.
+The leaves below a node are a range. If a set of leaves is sorted, two binary searches count its
+leaves below any node. In the other direction, only few nodes are above a few leaves. A search
+therefore checks these nodes instead of thousands of candidates.
 
-Shapes: R rows, E entries, Q questions, C candidates.
+Shapes: R rows, E entries, Q requested ranges, C candidates.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LeafSets:
-    """One set of leaf positions per row.
+    """One set of trie leaves per row, such as the seen items of each user. Each leaf is an item.
+
+    Shapes: R rows, E entries per row.
 
     Args:
-        leaves: ``[R, E]``, ascending in each row; ``num_leaves`` stands for no leaf.
-        num_leaves: Leaves of the trie.
+        leaves: Leaves of each row ``[R, E]``, ascending. ``num_leaves`` stands for no leaf.
+        num_leaves: Number of leaves of the trie.
     """
 
     leaves: Tensor
@@ -32,7 +34,14 @@ class LeafSets:
 
     @classmethod
     def build(cls, leaves: Tensor, present: Tensor, num_leaves: int) -> LeafSets:
-        """Sets from leaves ``[R, E]``, of which those ``present`` bool ``[R, E]`` count once.
+        """Build the sets of the ``present`` leaves of each row, each leaf once.
+
+        Shapes: R rows, E entries per row.
+
+        Args:
+            leaves: Leaves of each row ``[R, E]``, in any order.
+            present: Whether each entry counts, bool ``[R, E]``.
+            num_leaves: Number of leaves of the trie.
 
         Example:
             >>> sets = LeafSets.build(torch.tensor([[3, 1, 3]]), torch.ones(1, 3).bool(), 4)
@@ -47,12 +56,26 @@ class LeafSets:
 
     @cached_property
     def keys(self) -> Tensor:
-        """int64 ``[R * E]``, ascending: row times ``num_leaves + 1`` plus leaf."""
+        """Sorted keys of all entries, int64 ``[R * E]``: row times ``num_leaves + 1`` plus leaf.
+
+        Shapes: R rows, E entries per row.
+        """
         rows = torch.arange(len(self.leaves), device=self.leaves.device).unsqueeze(-1)
         return (rows * (self.num_leaves + 1) + self.leaves).flatten()
 
     def count(self, rows: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-        """How many of the leaves ``starts`` to ``ends`` are in the set of each row, ``[Q]``."""
+        """Count the leaves of a row's set in each range of leaves.
+
+        Shapes: Q requested ranges.
+
+        Args:
+            rows: Row of each range ``[Q]``.
+            starts: First leaf of each range ``[Q]``.
+            ends: Leaf after the last leaf of each range ``[Q]``.
+
+        Returns:
+            Counts ``[Q]``.
+        """
         first = rows * (self.num_leaves + 1)
         upto: Tensor = torch.searchsorted(self.keys, first + ends)
         return upto - torch.searchsorted(self.keys, first + starts)
@@ -60,12 +83,18 @@ class LeafSets:
 
 @dataclass(frozen=True)
 class LeafWeights:
-    """What some leaves per row are given beside a model; all others are given nothing.
+    """Mixture weights and additive bonuses that neighbours give to some leaves of each row.
+
+    Each leaf of the trie is an item, and each row is a user. All other leaves have weight and bonus
+    0.
+
+    Shapes: R rows, E entries per row.
 
     Args:
-        leaves: ``[R, E]``, ascending in each row; of equal ones the first has all that is given.
-        weights: float64 ``[R, E]``, parts of the probability.
-        bonuses: float32 ``[R, E]``, added to scores, at least 0.
+        leaves: Leaves of each row ``[R, E]``, ascending. If a leaf is repeated, its first entry has
+            its whole weight and bonus, and the others have 0.
+        weights: Mixture weights, which are parts of the probability, float64 ``[R, E]``.
+        bonuses: Additive bonuses in the score, float32 ``[R, E]``, at least 0.
     """
 
     leaves: Tensor
@@ -73,17 +102,25 @@ class LeafWeights:
     bonuses: Tensor
 
     def mix(self, log_probs: Tensor, columns: Tensor, weights: Tensor, bonuses: Tensor) -> Tensor:
-        """Scores by a model's probabilities and what is given, ``[R, C]``.
+        """Combine a model's log-probabilities of candidates with their mixture weights and bonuses.
 
-        A score is the log of the mixture of both probabilities, plus the bonus. The mixture weight
-        of the model is what the weights of a row leave of 1. A prefix never scores less than what
-        comes below it, so that a search may go by scores.
+        A score is the log of the mixture of the model's and the neighbours' probability, plus the
+        bonus. The mixture weight of the model is 1 minus the sum of the row's weights. The score of
+        a prefix is never lower than the scores below it, so a search can compare prefixes by score.
+
+        Shapes: R rows, C candidates per row, E entries per row.
 
         Args:
-            log_probs: ``[R, C]``, the model's; -inf for what is no candidate.
-            columns: int64 ``[R, E]``, the candidate that each entry belongs to; -1 for none.
-            weights: ``[R, E]``, what it gets; no candidate gets more than one.
-            bonuses: ``[R, E]``, likewise.
+            log_probs: The model's log-probabilities ``[R, C]``, -inf for missing candidates.
+            columns: Candidate of each entry, int64 ``[R, E]``, or -1 for an entry without a
+                candidate.
+            weights: Mixture weight of each entry ``[R, E]``. At most one entry per candidate is
+                above 0.
+            bonuses: Additive bonus of each entry ``[R, E]``. At most one entry per candidate is
+                above 0.
+
+        Returns:
+            Scores, float32 ``[R, C]``.
 
         Example:
             >>> weights = torch.tensor([[0.1, 0.4]])
@@ -94,28 +131,33 @@ class LeafWeights:
         """
         mixed = log_probs + (1 - self.weights.sum(dim=-1, keepdim=True)).log().float()
         at = columns.clamp_min(0)
-        # The logarithm of 0 takes a CPU ten times as long as any other.
+        # On a CPU, the logarithm of 0 takes ten times as long as that of other numbers.
         logs = weights.float().clamp_min(torch.finfo(torch.float32).tiny).log()
         sums = torch.logaddexp(mixed.gather(1, at), logs) + bonuses
-        # A score only grows: the larger one is the new one, and nothing is less than none.
+        # Weights and bonuses only raise a score, so the maximum is the new score. Entries without a
+        # candidate are -inf and change nothing.
         sums = sums.masked_fill_(columns < 0, float("-inf"))
         return mixed.scatter_reduce_(1, at, sums, "amax")
 
 
 def merge_runs(keys: Tensor, values: Tensor, *, by: Literal["sum", "amax"] = "sum") -> Tensor:
-    """Values ``[R, E]`` of keys that ascend in each row: of equal keys, the last has it all.
+    """Merge the values of equal keys into one entry per key.
+
+    The last of the entries with a key gets the merged value. The others become 0.
+
+    Shapes: R rows, E entries per row.
 
     Args:
-        keys: ``[R, E]``.
-        values: At least 0.
-        by: The sum of a run's values, or the largest.
+        keys: Keys ``[R, E]``, ascending in each row.
+        values: Values ``[R, E]``, at least 0.
+        by: How to merge the values of a key: ``sum`` adds them, ``amax`` takes the largest.
 
     Example:
         >>> merge_runs(torch.tensor([[1, 3, 3]]), torch.tensor([[4.0, 1.0, 2.0]]))
         tensor([[4., 0., 3.]])
     """
     is_last = F.pad(keys[:, 1:] != keys[:, :-1], (0, 1), value=True)
-    # Runs are summed apart: differences of one running sum would lose what is small beside others.
+    # Each run is summed separately. Differences of one running sum would lose small values.
     run = F.pad(is_last[:, :-1].cumsum(dim=-1), (1, 0))
     merged = torch.zeros_like(values).scatter_reduce_(1, run, values, by)
     return torch.where(is_last, merged.gather(1, run), 0.0)
@@ -123,11 +165,13 @@ def merge_runs(keys: Tensor, values: Tensor, *, by: Literal["sum", "amax"] = "su
 
 @dataclass(frozen=True)
 class NodeSets:
-    """One set of nodes per row.
+    """One set of trie nodes per row.
+
+    Shapes: R rows, E entries per row.
 
     Args:
-        nodes: ``[R, E]``, ascending in each row; ``num_nodes`` stands for no node.
-        num_nodes: Nodes of the trie.
+        nodes: Nodes of each row ``[R, E]``, ascending. ``num_nodes`` stands for no node.
+        num_nodes: Number of nodes of the trie.
     """
 
     nodes: Tensor
@@ -135,7 +179,14 @@ class NodeSets:
 
     @classmethod
     def build(cls, nodes: Tensor, present: Tensor, num_nodes: int) -> NodeSets:
-        """Sets from nodes ``[R, E]``, of which those ``present`` bool ``[R, E]`` are meant.
+        """Build the sets of the ``present`` nodes of each row. Nodes may be repeated.
+
+        Shapes: R rows, E entries per row.
+
+        Args:
+            nodes: Nodes of each row ``[R, E]``, in any order.
+            present: Whether each entry counts, bool ``[R, E]``.
+            num_nodes: Number of nodes of the trie.
 
         Example:
             >>> sets = NodeSets.build(torch.tensor([[3, 1]]), torch.tensor([[True, False]]), 4)
@@ -146,5 +197,8 @@ class NodeSets:
 
     @property
     def is_first(self) -> Tensor:
-        """Bool ``[R, E]``, where a node stands in its row for the first time."""
+        """Whether each entry is the first of its node in its row, bool ``[R, E]``.
+
+        Shapes: R rows, E entries per row.
+        """
         return F.pad(self.nodes[:, 1:] != self.nodes[:, :-1], (1, 0), value=True)

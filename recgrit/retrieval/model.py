@@ -1,29 +1,30 @@
-"""The trie-softmax retriever: P(item | history) as a walk down the trie of semantic IDs.
+"""The trie-softmax retriever, which computes P(item | history) as a walk down the trie of IDs.
 
-Published semantic-ID retrievers take a softmax over all codes at every level and keep to existing
-IDs only while decoding. Here each step is normalised over the **children of the current node**, so
-that no probability goes to IDs that do not exist, the product over levels is a proper probability
-over items, and later levels, with few children, cost almost nothing.
+Published semantic-ID retrievers take a softmax over all codes at every level and restrict codes to
+existing IDs during decoding only. Here each step is normalised over the **children of the current
+node**. No probability goes to IDs that do not exist, the product over levels is a probability
+distribution over items, and later levels are cheap because they have few children.
 
-A *node vector* is the embedding of the level's code (shared by all nodes with that code: it
-generalises) plus an embedding of the node itself (it memorises). The first node on a path that
-leads to one item alone also has the embeddings of all codes that are left of that item's ID, as an
-edge of a compressed trie has: nothing is left to choose below it, so what the ID says of the item
-counts here. The vector of an item in a history is the sum of its path's node vectors. Below a node
-of one item nothing is chosen, so that the embeddings there tell histories what no choice needs.
-Nodes never trained on, and a random part of the others in training, have one learned fallback per
-level in place of their own embedding: so the fallback is trained, and new items can be scored. A
-disambiguation level has no code embedding, for its codes mean nothing.
+A *node vector* is the sum of two embeddings. The embedding of the level's code is shared by all
+nodes with that code, so it generalises. The embedding of the node itself memorises. If a node is
+the first on its path that leads to a single item, its vector also contains the embeddings of all
+remaining codes of that item's ID. Below such a node nothing is left to choose, so the remaining
+codes influence the score here. The vector of an item in a history is the sum of the node vectors on
+the item's path. Node embeddings below a single-item node therefore serve histories only.
 
-Long IDs need no long walk: behind the first ``tree_levels`` codes the trie may end in one choice
-among the items that share them, each with the embeddings of all its further codes. Those describe
-an item more and more finely, and their number does not grow with the catalogue.
+Nodes without a trained embedding use one learned fallback embedding per level. In training the
+fallback replaces a random share of the other node embeddings, so it is trained and new items can be
+scored. A disambiguation level has no code embeddings, because its codes have no meaning.
 
-A child all of whose items the history already holds gets a learned score per level on top. So the
-model learns from the data whether people come back for the same item. Vectors alone express this
-badly, for training makes them alike for items that follow one another. Nor do vectors remember
-which rare items stand near one another in histories, or share a brand, so
-`recgrit.retrieval.neighbours` adds to the scores when recommending.
+A long ID does not need a long walk. After the first ``tree_levels`` codes, the trie can end in one
+choice among the items that share these codes. Each of these items then has the embeddings of all
+its further codes. The number of code embeddings does not grow with the catalogue.
+
+If a history already contains all items below a child, a learned score per level is added to the
+child. The model learns with it whether users return to the same item. Node vectors alone express
+this badly, because training makes vectors of consecutive items similar. Node vectors also do not
+remember which rare items are near each other in histories or share a brand, so
+`recgrit.retrieval.neighbours` adds neighbour terms to the scores of recommendations.
 
 Shapes: B users, T history items, M targets, L levels of the trie, V nodes, N items, C children, D
 model dimensions.
@@ -62,7 +63,13 @@ from recgrit.semantic_ids.trie import build_trie, cut_ids
 
 
 class CodeDecoder(nn.Module):
-    """The query for the next code, from a state and the vectors of the nodes chosen so far."""
+    """A network that computes the query for the next code from a state and the chosen nodes.
+
+    Args:
+        dim: Number of model dimensions D.
+        num_levels: Number of levels of the trie. Each level has its own layers.
+        dropout: Dropout rate.
+    """
 
     def __init__(self, dim: int, *, num_levels: int, dropout: float) -> None:
         super().__init__()
@@ -79,47 +86,61 @@ class CodeDecoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_levels))
 
     def forward(self, state: Tensor, chosen: Tensor | None, level: int) -> Tensor:
-        """``[..., D]`` from states ``[..., D]`` and sums of node vectors ``[..., D]``."""
+        """Return the queries of one level.
+
+        Shapes: D model dimensions.
+
+        Args:
+            state: States of the history encoder ``[..., D]``.
+            chosen: Sums of the vectors of the nodes chosen so far ``[..., D]``. None at the root.
+            level: Level whose code is chosen next.
+
+        Returns:
+            Queries ``[..., D]``.
+        """
         x = state if chosen is None else state + chosen
         query: Tensor = self.norms[level](x + self.layers[level](x))
         return query
 
 
 class TrieRetriever(nn.Module):
-    """History encoder, node vectors and code decoder over one ID table.
+    """The retriever network: history encoder, node vectors and code decoder over one ID table.
 
     Args:
-        codes: int32 ``[N, -1]``, the IDs of the whole catalogue.
-        codebook_sizes: Of each of their levels.
-        disambiguation_level: The level that only tells items apart, if there is one.
-        tree_levels: Codes chosen one after another, before one choice among the items that share
-            them; None for all.
-        train_items: bool ``[N]``, the items that stand in training histories: only they are
-            candidates in training, lest a cold item become a permanent negative.
-        known_items: bool ``[N]``, the items the catalogue had in training; None for all. Those
-            added since leave the vectors of all nodes that were there as they are.
-        model_dim: D.
-        num_layers: Layers of the history encoder.
-        num_heads: Attention heads.
-        history_length: Longest history, in items.
-        dropout: Rate in encoder and decoder.
-        node_dropout: Fraction of node embeddings that the fallback replaces in a training step.
-        label_smoothing: Fraction of the target spread evenly over the siblings, at each level.
-        seen_scores: Learn a score for children of which the history holds every item.
-        neighbours: Kinds of neighbours of the history's items that count beside the model.
-        size: Which nodes have an embedding of their own: all that training chooses (``catalogue``),
+        codes: IDs of the whole catalogue, int32 ``[N, number of codes]``.
+        codebook_sizes: Codebook size of each level of the IDs.
+        disambiguation_level: Level whose codes only distinguish items with otherwise equal IDs.
+            None if there is no such level.
+        tree_levels: Number of codes that are chosen one after another, before one choice among the
+            items that share them. None chooses all codes one after another.
+        train_items: Items that occur in training histories, bool ``[N]``. Only these items are
+            candidates in training, because a cold item would otherwise always be a negative
+            example.
+        known_items: Items that the catalogue had in training, bool ``[N]``. Items added later do
+            not change the vectors of existing nodes. None means all items.
+        model_dim: Number of model dimensions D.
+        num_layers: Number of layers of the history encoder.
+        num_heads: Number of attention heads.
+        history_length: Maximum number of history items to read.
+        dropout: Dropout rate in encoder and decoder.
+        node_dropout: Share of node embeddings that the fallback replaces in a training step.
+        label_smoothing: Share of the target's probability that is spread evenly over the children
+            of the same node, at each level.
+        seen_scores: Whether to learn a score for children whose items are all in the history.
+        neighbours: Kinds of neighbours of the history's items that are added to the scores.
+        size: Nodes that have their own embedding: all nodes that training chooses (``catalogue``),
             those of them above several items (``prefixes``), or none (``constant``).
-        node_buckets: With ``constant``, rows of a table of embeddings that are shared by nodes that
-            are no siblings; 0 for none.
-        trie_softmax: Normalise over the children of a node; else over all codes of the level, as
-            published retrievers do, those that lead nowhere included.
-        attributes: Of the items, whose embeddings are added to the vectors that the encoder reads;
-            None for none.
-        user_attributes: Of users, and behind them of an unknown one, of which the encoder reads a
-            token before the history; None for none.
+        node_buckets: With ``constant``, number of rows of an embedding table that nodes share.
+            Children of one node never share a row. 0 means no table.
+        trie_softmax: Whether to normalise over the children of a node. False normalises over all
+            codes of the level, including codes that lead to no item, as published retrievers do.
+        attributes: Item attributes, whose embeddings are added to the vectors that the encoder
+            reads. None uses no attributes.
+        user_attributes: User attributes, with those of an unknown user in the last row. The encoder
+            reads them in a token before the history. None uses no token.
 
     Raises:
-        ConfigError: ``node_buckets`` is less than a codebook.
+        ConfigError: ``node_buckets`` is smaller than a codebook.
     """
 
     def __init__(
@@ -152,7 +173,8 @@ class TrieRetriever(nn.Module):
         known_items = torch.ones_like(train_items) if known_items is None else known_items
         self.trie_softmax = trie_softmax
         self.trie = TrieTensors(trie)
-        # Scores ask for small node vectors, states of unit variance for larger ones beside them.
+        # Scores need small node vectors. The encoder needs larger ones, because its states have
+        # unit variance. Its inputs are therefore scaled up.
         self.input_scale: float = model_dim**0.5
         self.label_smoothing = label_smoothing
         self.nodes = NodeVectors(
@@ -186,7 +208,7 @@ class TrieRetriever(nn.Module):
         self.planner = StepPlanner(
             trie,
             trie.restrict(train_items.numpy()),
-            # Where all codes of a level compete, an only child has to win as well.
+            # If all codes of a level compete, an only child has competitors too.
             fewest=2 if trie_softmax else 1,
             find_seen=seen_scores,
             keep_histories=attributes is not None,
@@ -194,28 +216,55 @@ class TrieRetriever(nn.Module):
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items N in the catalogue."""
         return self.trie.num_items
 
     def item_vectors(self, items: Tensor, node_vectors: NodeTable) -> Tensor:
-        """Input vectors ``[..., D]`` of items ``[...]``: sums over their paths and attributes."""
+        """Return the encoder's input vectors of items.
+
+        An item's vector is the sum of the node vectors on its path and of its attribute embeddings.
+
+        Shapes: D model dimensions.
+
+        Args:
+            items: Items, int64 ``[...]``.
+            node_vectors: Vectors of all nodes, or an object that computes them on request.
+
+        Returns:
+            Vectors ``[..., D]``.
+        """
         vectors = look_up(node_vectors, self.trie.paths[items]).sum(dim=-2)
         if self.attributes is not None:
             vectors = vectors + self.attributes(items)
         return self.input_scale * vectors
 
     def encode(self, histories: Tensor, node_vectors: NodeTable) -> Tensor:
-        """States ``[B, T, D]`` of histories ``[B, T]``; padding holds any item, at the end."""
+        """Return the states of histories after each of their items.
+
+        Shapes: B users, T history items, D model dimensions.
+
+        Args:
+            histories: Items ``[B, T]``, oldest first. Padding is at the end and may be any item.
+            node_vectors: Vectors of all nodes, or an object that computes them on request.
+
+        Returns:
+            States ``[B, T, D]``.
+        """
         vectors = self.item_vectors(histories, node_vectors)
         states: Tensor = self.encoder(vectors, self.read_users(None, len(vectors)))
         return states
 
     def read_users(self, users: Tensor | None, num_users: int) -> Tensor | None:
-        """What stands before the histories of users int64 ``[B]``, ``[B, D]``; None for nothing.
+        """Return the user token that the encoder reads before each history, ``[B, D]``.
+
+        The result is None if the model uses no user attributes.
+
+        Shapes: D model dimensions.
 
         Args:
-            users: Rows of the users' table, -1 for unknown; None if all are.
-            num_users: B.
+            users: Row of each user in the user table, int64 ``[B]``, or -1 for an unknown user.
+                None means that all users are unknown.
+            num_users: Number of users B.
         """
         if self.user_token is None:
             return None
@@ -223,21 +272,32 @@ class TrieRetriever(nn.Module):
         return token
 
     def find_seen(self, items: Tensor, present: Tensor) -> list[NodeSets]:
-        """Nodes all of whose items are in histories ``[R, E]``, for each level.
+        """Return for each level the nodes whose items are all in a history.
+
+        The result is empty if the model learns no scores for seen items.
+
+        Shapes: B users, T history items.
 
         Args:
-            items: int64 ``[R, E]``.
-            present: bool ``[R, E]``, which of them are meant.
+            items: Items of the histories, int64 ``[B, T]``.
+            present: Whether each entry is an item and not padding, bool ``[B, T]``.
         """
         return [] if self.seen_scores is None else self.trie.find_covered(items, present)
 
     def seen_score(self, level: int) -> Tensor:
-        """What is added to the score of a node of a level that a history holds all of."""
+        """Return the learned score for nodes of a level whose items are all in the history.
+
+        It is added to the scores of these nodes.
+        """
         assert self.seen_scores is not None
         return self.input_scale * self.seen_scores[level]
 
     def weigh_neighbours(self, histories: Histories) -> LeafWeights | None:
-        """What the neighbours of a history's items add to the probability of each leaf."""
+        """Return what the neighbours of a history's items add to the scores of the trie's leaves.
+
+        Each leaf is an item. The result has a mixture weight and an additive bonus per leaf. It is
+        None if the model uses no neighbours.
+        """
         if self.neighbours is None:
             return None
         seen = self.trie.find_leaves(histories.items, histories.present)
@@ -246,11 +306,15 @@ class TrieRetriever(nn.Module):
         )
 
     def plan(self, batch: Batch) -> StepPlan:
-        """What `loss` needs of a batch."""
+        """Compute on the host which nodes and candidates `loss` needs for a batch."""
         return self.planner.plan(batch)
 
     def loss(self, plan: StepPlan) -> TrainingLoss:
-        """Negative log-likelihood of the next item at every supervised position."""
+        """Return the mean negative log-likelihood of the targets and the accuracy of each level.
+
+        Args:
+            plan: Plan of the batch, from `plan`.
+        """
         num_items = plan.shape[0] * plan.shape[1]
         vectors = self.nodes.of(plan.asked, self.nodes.draw_dropped())  # [U, D]
         sums = self.input_scale * F.embedding_bag(plan.bags, vectors, plan.bag_starts, mode="sum")
@@ -264,7 +328,7 @@ class TrieRetriever(nn.Module):
         total = states.new_zeros((), dtype=torch.float32)
         accuracy = []
         for level, (choice, nodes) in enumerate(zip(plan.levels, by_level, strict=True)):
-            # An only child has probability 1: no need to score it.
+            # An only child has probability 1, so it is not scored.
             num_right = torch.full_like(total, plan.num_targets - len(choice.open))
             if len(choice.open):
                 before = chosen[level]
@@ -286,15 +350,22 @@ class TrieRetriever(nn.Module):
     def _score_choice(
         self, queries: Tensor, vectors: Tensor, choice: LevelPlan, level: int
     ) -> Tensor:
-        """Scores of the candidates of each open target, float32 ``[O, width]``; -inf for none.
+        """Return the scores of the candidates of each open target; missing candidates have -inf.
+
+        Shapes: O open targets, U nodes of this level that the step needs.
+
+        Shapes: D model dimensions.
 
         Args:
-            queries: ``[O, D]``.
-            vectors: ``[U', D]``, of the nodes of this level that the step asks for.
-            choice: Which of them compete.
-            level: Whose learned score nodes get that the history holds all of.
+            queries: Query of each open target ``[O, D]``.
+            vectors: Vectors of the nodes of this level ``[U, D]``.
+            choice: Plan of this level, which lists the candidates of each target.
+            level: Level whose learned score is added to nodes whose items are all in the history.
+
+        Returns:
+            Scores, float32 ``[O, choice.width]``.
         """
-        if level == 0:  # One node for all, the root: a matrix product.
+        if level == 0:  # All targets are at the root, so one matrix product suffices.
             scores = (queries @ F.embedding(choice.nodes, vectors).T).float()
         else:
             products = ragged_products(queries, vectors, choice.rows, choice.nodes, choice.by_node)
@@ -308,15 +379,20 @@ class TrieRetriever(nn.Module):
     def score_other_codes(
         self, queries: Tensor, firsts: Tensor, counts: Tensor, level: int
     ) -> Tensor:
-        """Scores of all codes of the level, ``[M, K]``; -inf for those that lead to a child.
+        """Return the scores of all codes of a level, with -inf for codes that lead to a child.
 
-        ``[M, 0]`` at a level whose nodes are items.
+        The other codes lead to no item. They compete with the children if ``trie_softmax`` is off.
+
+        Shapes: M targets, D model dimensions.
 
         Args:
-            queries: ``[M, D]``.
-            firsts: ``[M]``, the first child of each query's node.
-            counts: ``[M]``, how many children it has.
-            level: Level of the codes that are scored.
+            queries: Queries ``[M, D]``.
+            firsts: First child of each query's node ``[M]``.
+            counts: Number of children of each query's node ``[M]``.
+            level: Level of the codes.
+
+        Returns:
+            Scores ``[M, K]`` for K codes, or ``[M, 0]`` at a level whose nodes are items.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
         if not others.shape[1]:
@@ -324,7 +400,7 @@ class TrieRetriever(nn.Module):
         columns = torch.arange(self.trie.most_children[level], device=firsts.device)
         present = columns < counts.unsqueeze(-1)
         children = (firsts.unsqueeze(-1) + columns).masked_fill_(~present, 0)
-        # One column more, for what is no child.
+        # One further column receives the entries that are not children.
         num_codes = others.shape[1]
         codes = torch.where(present, self.trie.node_codes[children], num_codes).long()
         leads_on = others.new_zeros(len(others), num_codes + 1, dtype=torch.bool)
@@ -334,9 +410,14 @@ class TrieRetriever(nn.Module):
     def _negative_log_likelihood(
         self, scores: Tensor, columns: Tensor, weights: Tensor | None
     ) -> Tensor:
-        """Sum of -log P(right child) over rows of scores ``[M, C]``, smoothed over siblings.
+        """Return the sum of -log P(right child) over rows of scores, smoothed over all children.
 
-        Each times its weight ``[M]``, where there are weights.
+        Shapes: M targets, C children per target.
+
+        Args:
+            scores: Scores ``[M, C]``.
+            columns: Column of the right child in each row ``[M]``.
+            weights: Weight of each row ``[M]``. None weights all rows equally.
         """
         log_probs = scores.log_softmax(dim=-1)
         wanted = log_probs.gather(-1, columns.unsqueeze(-1)).squeeze(-1)
@@ -348,7 +429,7 @@ class TrieRetriever(nn.Module):
         return -(smoothed if weights is None else weights * smoothed).sum()
 
     def num_parameters(self) -> dict[str, int]:
-        """Trainable parameters by part."""
+        """Return the number of trainable parameters of each part, by name of the part."""
         nodes = self.nodes
         dim = nodes.node_embedding.embedding_dim
         of_nodes = {"embeddings of node buckets": nodes.node_embedding.weight.numel()}

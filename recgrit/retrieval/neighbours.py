@@ -1,19 +1,19 @@
-"""Items that go with those of a history: counted, not generalised.
+"""Item-to-item neighbour counts that are combined with the transformer's scores.
 
-A transformer trained with much dropout generalises well and remembers rare pairs of items badly;
-counts are the reverse. Language models gain from the same: Khandelwal et al. (ICLR 2020) mix the
-model's distribution with one over the nearest neighbours of its state in the training data. Here
-the neighbours are those of a history's last items, which needs a few small tables instead of a
+A transformer trained with much dropout generalises well but remembers rare pairs of items badly.
+Counts do the reverse. Language models gain from the same combination: Khandelwal et al. (ICLR 2020)
+mix the model's distribution with one over the nearest neighbours of its state in the training data.
+Here the neighbours are those of a history's last items. This needs a few small tables instead of a
 state for every training target. An item has neighbours of three kinds:
 
-- ``near``: what stands near it in training histories, in any order;
-- ``next``: what comes right after it there;
-- ``alike``: what shares rare words with it, such as a brand, which vectors of texts blur. An
-  untrained graph of transitions and texts does as well as many trained models (GraphRec, arXiv
+- ``near``: items close to it in training histories, in any order;
+- ``next``: items that directly follow it in training histories;
+- ``alike``: items that share rare words with it, such as a brand. Vectors of texts blur such words.
+  An untrained graph of transitions and texts does as well as many trained models (GraphRec, arXiv
   2605.07125).
 
-How much each kind counts is fitted on validation targets (`recgrit.retrieval.strengths`). Items
-without interactions have no counts: they get those of the items they are alike.
+The strength of each kind is fitted on validation targets (`recgrit.retrieval.strengths`). An item
+without interactions has no counts, so it gets the neighbours of its most similar items.
 
 Shapes: B users, T history items, N items, J neighbours, E entries.
 """
@@ -42,36 +42,42 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 KINDS: tuple[NeighbourKind, ...] = get_args(NeighbourKind)
-# Neighbours of each kind that an item keeps.
+# Maximum number of neighbours of each kind to keep per item.
 NUM_NEIGHBOURS: dict[NeighbourKind, int] = {"near": 50, "next": 20, "alike": 100}
-# Chosen on validation of Beauty and MovieLens-100K alike.
+# Both values were chosen on validation targets of Beauty and of MovieLens-100K.
 WINDOW = 20
 SHRINKAGE = 10.0
-# Items of a history that are asked for their neighbours, each this much less than the one after it.
+# Maximum number of a history's last items whose neighbours are used. Each counts DISCOUNT times as
+# much as the item after it.
 MAX_ASKED = 10
 DISCOUNT = 0.8
-# Similarities are sums over few users: squares keep the many small ones from outweighing the large.
+# Exponent of the summed similarities. Similarities are based on few users. Squares keep the many
+# small ones from outweighing the few large ones.
 SHARPNESS = 2
-# Fraction of all weight of a kind from which on its bonus counts.
+# Share of a kind's total weight at which its bonus becomes noticeable (log 2 at strength 1).
 COUNTED_FROM: dict[NeighbourKind, float] = {"near": 1e-5, "next": 1e-4}
-# Items that stand for one without interactions, those most like it; and items without interactions
-# that an item with counts has for neighbours at most.
+# Number of most similar items whose neighbours an item without interactions gets, and maximum
+# number of items without interactions among the neighbours of an item with counts.
 NUM_MOST_ALIKE = 20
 NUM_STAND_INS = 5
 
 
 @dataclass(frozen=True)
 class Strengths:
-    """How much neighbours count beside a model.
+    """Weights of the neighbour terms that are added to a model's scores.
 
     Args:
-        mixture: Weight of the near ones' part in the probability of an item.
-        near: Scale of a bonus in the score: an item with the fraction s of their weight scores
-            ``near * log(1 + s / COUNTED_FROM["near"])`` more than its log probability. What both
-            the model and the counts find likely then comes first, as in a product of experts
-            (Hinton, Neural Computation 2002); a mixture asks for one of them.
-        next: Likewise, of the share of those that come next.
-        alike: Scale of a bonus by the mean cosine with the history's items.
+        mixture: Mixture weight of the ``near`` neighbours' distribution in the probability of an
+            item.
+        near: Scale of the additive bonus for ``near`` items. An item with the share s of their
+            total weight gets ``near * log(1 + s / COUNTED_FROM["near"])`` on top of its log
+            probability. Items that both the model and the counts find likely then come first, as in
+            a product of experts (Hinton, Neural Computation 2002). In a mixture, one of the two is
+            enough.
+        next: Scale of the additive bonus for items that directly followed the history's items in
+            training. The bonus has the same form as that of ``near``.
+        alike: Scale of the additive bonus for items with similar texts. The bonus is the mean
+            cosine similarity with the history's items times this scale.
     """
 
     mixture: float = 0.1
@@ -80,7 +86,7 @@ class Strengths:
     alike: float = 8.0
 
     def only(self, kinds: Sequence[NeighbourKind]) -> Strengths:
-        """Without what other kinds add."""
+        """Return a copy with the weights of all kinds outside ``kinds`` set to zero."""
         none: dict[str, float] = {kind: 0.0 for kind in KINDS if kind not in kinds}
         return replace(self, **none if "near" in kinds else none | {"mixture": 0.0})
 
@@ -88,16 +94,17 @@ class Strengths:
 def find_similar(
     split: SequenceSplit, *, num_neighbours: int, window: int, shrinkage: float
 ) -> csr_array:
-    """The largest similarities of each item (row) with others, float64 ``[N, N]``.
+    """Return the largest similarities of each item (row) with other items, float64 ``[N, N]``.
 
-    The similarity is the cosine of how often two items stand near each other in training parts,
-    shrunk towards 0 where it rests on little (Sarwar et al., WWW 2001).
+    The similarity is a cosine: the number of times that two items are near each other in training
+    parts, divided by the square root of the product of their counts. ``shrinkage`` is added to the
+    divisor, so that similarities based on few counts are close to 0 (Sarwar et al., WWW 2001).
 
     Args:
-        split: The sequences.
-        num_neighbours: Most similar items kept of each item.
-        window: How many positions apart two items of a user may stand to count as a pair.
-        shrinkage: Added to the norm: small counts are trusted less.
+        split: Sequences to count. Only their training parts are read.
+        num_neighbours: Number of most similar items to keep per item.
+        window: Maximum distance, in positions of a history, at which two items count as a pair.
+        shrinkage: Number that is added to the divisor.
     """
     together = count_pairs(split, window)
     counts = split.train_item_counts()
@@ -109,7 +116,11 @@ def find_similar(
 
 
 def find_next(split: SequenceSplit) -> csr_array:
-    """How often each item (column) comes right after another (row), shares float64 ``[N, N]``."""
+    """Return the share of each item (column) among the items that directly follow another (row).
+
+    Returns:
+        Shares, float64 ``[N, N]``. A row sums to 1, or to 0 for an item that no other item follows.
+    """
     from scipy.sparse import coo_array, csr_array, diags_array
 
     mask = split.train_mask()
@@ -123,10 +134,10 @@ def find_next(split: SequenceSplit) -> csr_array:
 
 
 def _check_items(neighbours: nn.Module, _: object) -> None:
-    """Refuse a checkpoint that names items the catalogue does not have.
+    """Check after loading that all neighbours are items of the catalogue.
 
     Raises:
-        ValueError: It does.
+        ValueError: A checkpoint names an item that the catalogue does not have.
     """
     assert isinstance(neighbours, ItemNeighbours)
     for kind in neighbours.kinds:
@@ -139,14 +150,17 @@ def _check_items(neighbours: nn.Module, _: object) -> None:
 
 
 class ItemNeighbours(nn.Module):
-    """Each item's neighbours, and what they add to scores after a history.
+    """The neighbours of each item, which add terms to the scores of items after a history.
 
-    Part of the retriever's weights, so that a trained retriever needs no sequences to recommend.
+    The neighbours are part of the retriever's weights, so that a trained retriever recommends
+    without the training sequences.
 
     Args:
-        num_items: N; without neighbours until `count` or a checkpoint brings them.
-        kinds: Of neighbours.
-        strengths: How much they count, until a fit or a checkpoint says.
+        num_items: Number of items N in the catalogue. The tables are empty until `count` or a
+            checkpoint fills them.
+        kinds: Kinds of neighbours to use.
+        strengths: Initial weights of the neighbour terms, until they are fitted or loaded. None
+            uses the defaults of `Strengths`.
     """
 
     fitted: Tensor
@@ -171,7 +185,7 @@ class ItemNeighbours(nn.Module):
 
     @property
     def strengths(self) -> Strengths:
-        """How much the neighbours count."""
+        """Weights of the neighbour terms."""
         return Strengths(*self.fitted.tolist())
 
     @strengths.setter
@@ -179,11 +193,12 @@ class ItemNeighbours(nn.Module):
         self.fitted.copy_(torch.tensor(astuple(strengths), dtype=torch.float64))
 
     def count(self, split: SequenceSplit, likeness: Likeness | None = None) -> None:
-        """Count the neighbours in the training parts of these sequences.
+        """Count the neighbours of all items in the training parts of sequences.
 
         Args:
-            split: The sequences.
-            likeness: Of the items; None gives those without interactions no neighbours.
+            split: Sequences to count.
+            likeness: Similarity of the items. With None, items without interactions get no
+                neighbours, and no item gets ``alike`` neighbours.
         """
         everything = np.arange(self.num_items)
         has_counts = split.train_item_counts() > 0
@@ -206,12 +221,12 @@ class ItemNeighbours(nn.Module):
     def add_items(
         self, likeness: Likeness, known: npt.NDArray[np.bool_], added: npt.NDArray[np.bool_]
     ) -> None:
-        """Give neighbours to items that joined after the counting.
+        """Give neighbours to items that were added after the counting.
 
         Args:
-            likeness: Of all items.
-            known: bool ``[N]``, the items that were there.
-            added: bool ``[N]``, the items to give neighbours to; none that was there.
+            likeness: Similarity of all items.
+            known: Items that existed at the counting, bool ``[N]``.
+            added: Items to give neighbours to, bool ``[N]``. None of them is in ``known``.
         """
         from scipy.sparse import csr_array, diags_array
 
@@ -226,13 +241,19 @@ class ItemNeighbours(nn.Module):
     def _stand_in(
         self, likeness: Likeness, known: npt.NDArray[np.bool_], added: npt.NDArray[np.bool_]
     ) -> None:
-        """Give items without counts what the items most like them suggest.
+        """Give items without counts the neighbours of the most similar items that have counts.
 
-        Such an item is as near to those most like it as an item's nearest typically is, times
-        their cosine, and as near to any other as those are in the mean, weighted by cosines. It
-        comes next where those come next. An item with counts gets no more than `NUM_STAND_INS` of
-        them for neighbours, however many are like it: they stand beside what was counted and do not
-        take its place.
+        For ``near``, the similarity of such an item to each of its most similar items is their
+        cosine times the typical similarity of a counted item to its nearest neighbour. Its
+        similarity to all other items is the mean over its most similar items, weighted by cosines.
+        For ``next``, the item follows, and is followed by, the same items as its most similar
+        items. A counted item gets at most `NUM_STAND_INS` items without counts as neighbours, so
+        that they do not displace counted neighbours.
+
+        Args:
+            likeness: Similarity of all items.
+            known: Items that have counts, bool ``[N]``.
+            added: Items to give neighbours to, bool ``[N]``.
         """
         from scipy.sparse import csr_array, diags_array
 
@@ -258,7 +279,7 @@ class ItemNeighbours(nn.Module):
             )
 
     def _spread(self, rows: csr_array, items: npt.NDArray[np.int64]) -> csr_array:
-        """Rows ``[n, N]`` of some items in a table of all, float64 ``[N, N]``."""
+        """Place rows ``[n, N]`` of n items into a table of all items, float64 ``[N, N]``."""
         from scipy.sparse import csr_array
 
         entries = rows.tocoo()
@@ -267,7 +288,7 @@ class ItemNeighbours(nn.Module):
         return csr_array((entries.data.astype(np.float64), places), shape=shape)
 
     def _table(self, kind: NeighbourKind) -> csr_array:
-        """The neighbours of a kind, float64 ``[N, N]``."""
+        """Return the neighbours of a kind as a sparse table, float64 ``[N, N]``."""
         from scipy.sparse import csr_array
 
         items: Tensor = getattr(self, f"{kind}_items")
@@ -281,7 +302,12 @@ class ItemNeighbours(nn.Module):
         return table
 
     def _put(self, kind: NeighbourKind, table: csr_array) -> None:
-        """Replace all neighbours of a kind by rows of at most as many entries as are kept."""
+        """Replace all neighbours of a kind by the rows of a table.
+
+        Args:
+            kind: Kind of neighbours.
+            table: Sparse table ``[N, N]`` with at most ``NUM_NEIGHBOURS[kind]`` entries per row.
+        """
         items: Tensor = getattr(self, f"{kind}_items")
         values: Tensor = getattr(self, f"{kind}_values")
         rows = np.repeat(np.arange(self.num_items), np.diff(table.indptr))
@@ -292,9 +318,10 @@ class ItemNeighbours(nn.Module):
         values[rows, columns] = torch.from_numpy(table.data.astype(np.float32))
 
     def nearest_table(self) -> csr_array | None:
-        """What is near each item; where that is not counted, what comes next or is alike.
+        """Return the table of ``near`` items, or of the first kind that is used if ``near`` is not.
 
-        Sparse float64 ``[N, N]``; None if no kind is counted.
+        Returns:
+            Sparse float64 ``[N, N]``, or None if no kind is used.
         """
         return self._table(self.kinds[0]) if self.kinds else None
 
@@ -306,20 +333,21 @@ class ItemNeighbours(nn.Module):
         *,
         fixed_shapes: bool = False,
     ) -> LeafWeights:
-        """What the neighbours give to each leaf after each history.
+        """Return the mixture weight and additive bonus of each leaf that neighbours a history.
 
-        The parts of the probability of one history sum to the mixture weight, or to 0 where nothing
-        is near its items. Items of the history itself get nothing: whether people come back for
-        them is for the model to know.
+        Each leaf of the trie is an item. The mixture weights of one history sum to the mixture
+        strength, or to 0 if no item is ``near`` its items. Items of the history itself get nothing,
+        because the model learns whether users return to them.
 
         Args:
-            histories: ``[B, T]``.
-            leaf_of: ``[N]``, the leaf of each item.
-            seen: The leaves of each history.
-            fixed_shapes: As many entries whatever was found, so that no number is read back.
+            histories: Histories of B users.
+            leaf_of: Leaf of each item ``[N]``.
+            seen: Leaves of each history.
+            fixed_shapes: Whether the number of entries must not depend on the data. On an
+                accelerator no number then has to be read back to the host.
         """
         leaves, shares = self._share(histories, leaf_of, seen, fixed_shapes=fixed_shapes)
-        mixture, *scales = self.fitted.unbind()  # Never read back from a GPU.
+        mixture, *scales = self.fitted.unbind()  # Tensors: no number is read back from a GPU.
         bonuses = torch.zeros_like(leaves, dtype=torch.float64)
         for kind, scale in zip(KINDS, scales, strict=True):
             if kind in shares:
@@ -330,12 +358,21 @@ class ItemNeighbours(nn.Module):
     def _share(
         self, histories: Histories, leaf_of: Tensor, seen: LeafSets, *, fixed_shapes: bool = False
     ) -> tuple[Tensor, dict[NeighbourKind, Tensor]]:
-        """How near, next and alike leaves are to histories, arguments as for `weigh`.
+        """Return the share of each neighbouring leaf in the neighbours of a history, by kind.
+
+        Shapes: N items, E entries per user.
+
+        Args:
+            histories: Histories of B users.
+            leaf_of: Leaf of each item ``[N]``.
+            seen: Leaves of each history.
+            fixed_shapes: Whether the number of entries must not depend on the data.
 
         Returns:
-            Leaves int64 ``[B, E]``, ascending in each row; and by kind float64 ``[B, E]``, all that
-            a leaf has at the first of its entries: what is near sums to 1, what comes next to 1 at
-            most, and what is alike has a mean cosine.
+            Leaves, int64 ``[B, E]``, ascending in each row; and shares by kind, float64 ``[B, E]``.
+            If a leaf is repeated, its first entry has its whole share and the others have 0. The
+            shares of ``near`` sum to 1, those of ``next`` to at most 1, and those of ``alike`` are
+            mean cosines.
         """
         device = leaf_of.device
         steps = torch.arange(MAX_ASKED, device=device)
@@ -350,7 +387,8 @@ class ItemNeighbours(nn.Module):
             for kind in self.kinds
         }
         ordered, order = torch.cat([places for places, _ in found.values()], dim=1).sort(dim=-1)
-        # The leaves of a row are numbered as they ascend: each gets one entry, the last all others.
+        # The leaves of a row are numbered in ascending order. Each gets one entry, and the last
+        # leaf fills the remaining entries.
         is_next = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
         numbers = is_next.cumsum(dim=-1)
         size = ordered.shape[1] if fixed_shapes else int(numbers[:, -1].max()) + 1
@@ -376,10 +414,17 @@ class ItemNeighbours(nn.Module):
     def share_of_items(
         self, histories: Histories, items: Tensor
     ) -> tuple[dict[NeighbourKind, Tensor], Tensor]:
-        """How near, next and alike some items ``[B, K]`` are to histories; `NO_ITEM` is nothing.
+        """Return the share of given items in the neighbours of each history, by kind.
+
+        Shapes: K given items per user.
+
+        Args:
+            histories: Histories of B users.
+            items: Items ``[B, K]``. `NO_ITEM` gets the share 0.
 
         Returns:
-            By kind float64 ``[B, K]``; and bool ``[B, 1]``, whether anything is near a history.
+            Shares by kind, float64 ``[B, K]``; and whether any item is near each history, bool
+            ``[B, 1]``.
         """
         everything = torch.arange(self.num_items, device=items.device)
         seen = LeafSets.build(histories.items, histories.present, self.num_items)
@@ -391,6 +436,14 @@ class ItemNeighbours(nn.Module):
 
 
 def bonus_of(kind: NeighbourKind, share: Tensor) -> Tensor:
-    """What a share adds to a score, times the kind's strength."""
+    """Return the additive bonus of a share at strength 1.
+
+    The bonus of ``near`` and ``next`` is log(1 + share / ``COUNTED_FROM[kind]``). That of ``alike``
+    is the share itself, a mean cosine.
+
+    Args:
+        kind: Kind of neighbours.
+        share: Shares from `ItemNeighbours.share_of_items`, of any shape.
+    """
     unit = COUNTED_FROM.get(kind)
     return share if unit is None else torch.log1p(share / unit)

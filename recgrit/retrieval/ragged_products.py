@@ -1,6 +1,6 @@
-"""Products of queries with candidates of their own, whose number differs from query to query.
+"""Products of queries with candidate vectors, when the number of candidates differs per query.
 
-Shapes: O queries, C candidates of all of them, U nodes, D dimensions.
+Shapes: O queries, C candidates of all queries together, U nodes, D model dimensions.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from torch import Tensor
 def ragged_products(
     queries: Tensor, vectors: Tensor, rows: Tensor, nodes: Tensor, by_node: Tensor
 ) -> Tensor:
-    """The product of each candidate with its query, float32 ``[C]``, with gradients to both.
+    """Return the product of each candidate's vector with its query, with gradients to both.
 
-    On a CPU no vector is copied: each is multiplied where it stands, and its gradient is summed
-    node by node.
+    On a CPU no vector is copied: each is multiplied in place, and its gradients are summed per
+    node.
+
+    Shapes: O queries, D model dimensions, U nodes, C candidates of all queries together.
 
     Args:
-        queries: ``[O, D]``.
-        vectors: ``[U, D]``.
-        rows: int64 ``[C]``, the query of each candidate, ascending.
-        nodes: int64 ``[C]``, its vector.
-        by_node: int64 ``[C]``, the candidates in the order of their nodes.
+        queries: Queries ``[O, D]``.
+        vectors: Node vectors ``[U, D]``.
+        rows: Query of each candidate, int64 ``[C]``, ascending.
+        nodes: Vector of each candidate, int64 ``[C]``.
+        by_node: Indices of the candidates in the order of their nodes, int64 ``[C]``.
+
+    Returns:
+        Products, float32 ``[C]``.
     """
     products: Tensor = _RaggedProducts.apply(  # type: ignore[no-untyped-call]
         queries.float(), vectors.float(), rows, nodes, by_node
@@ -67,13 +72,16 @@ class _RaggedProducts(torch.autograd.Function):
 
 
 def sampled_products(queries: Tensor, vectors: Tensor, ends: Tensor, nodes: Tensor) -> Tensor:
-    """Products of queries ``[O, D]`` with vectors ``[U, D]`` of their own, ``[C]``.
+    """Return the product of each candidate's vector with its query ``[C]``, without gradients.
+
+    Shapes: C candidates of all queries together, D model dimensions, U nodes.
 
     Args:
-        queries: ``[O, D]``.
-        vectors: ``[U, D]``.
-        ends: int64 ``[O + 1]``, where the candidates of each query begin and the last ones end.
-        nodes: int64 ``[C]``, the vector of each candidate.
+        queries: Queries ``[O, D]``.
+        vectors: Node vectors ``[U, D]``.
+        ends: Index of the first candidate of each query, and as a last entry the number of
+            candidates, int64 of length O + 1.
+        nodes: Vector of each candidate, int64 ``[C]``.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -89,6 +97,6 @@ def sampled_products(queries: Tensor, vectors: Tensor, ends: Tensor, nodes: Tens
 
 
 def _starts(sorted_rows: Tensor, num_rows: int) -> Tensor:
-    """Where the entries of rows ``0 … num_rows - 1`` begin in a list that ascends."""
+    """Return where the entries of each of ``num_rows`` rows begin in an ascending list of rows."""
     wanted = torch.arange(num_rows, device=sorted_rows.device)
     return torch.searchsorted(sorted_rows, wanted)

@@ -1,14 +1,14 @@
-"""What a training step asks of the trie, found out on the host before the step begins.
+"""Plans of training steps, which list what a step needs from the trie before the step begins.
 
-Which nodes a step needs, which children compete for each target and which of them the history holds
-already follows from the batch and the trie alone. It is planned here with numpy, so that all shapes
-are known when the step runs: an accelerator never has to be waited for.
+The batch and the trie determine which nodes a step needs, which children compete for each target,
+and which of these children the history already contains. The plan is computed with numpy on the
+host. All shapes are then known when the step runs, and the host never waits for an accelerator.
 
-A node is *complete* from the position on at which a history holds all its items. This is found once
-a history, and not anew for each of its targets.
+A node is *complete* from the position at which a history contains all its items. Completeness is
+computed once per history instead of once per target.
 
-Shapes: B users, T history items, M targets, L levels, U nodes asked for, O open targets, C
-candidates of all open targets, E nodes that are complete somewhere.
+Shapes: B users, T history items, M targets, L levels, U needed nodes, O open targets, C candidates
+of all open targets, E nodes that are complete at some position.
 """
 
 from __future__ import annotations
@@ -29,21 +29,27 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """The choices of one level: which targets have one, and among which nodes.
+    """The part of a step plan for one level: its open targets and their candidates.
 
-    Nodes are places among those of the level that the step asks for. Each open target has a row of
-    ``width`` scores, of which some stand for no candidate.
+    A target is open if it has at least ``fewest`` candidates, a setting of `StepPlanner`. Nodes are
+    numbered within the nodes of the level that the step needs. Each open target has a row of
+    ``width`` scores, some of which have no candidate.
+
+    Shapes: C candidates of all open targets.
 
     Args:
-        open: int64 ``[O]``, the targets that have a choice.
-        rows: int64 ``[C]``, the open target of each candidate, ascending.
-        nodes: int64 ``[C]``, the candidates; at level 0 ``[width]``, the same for all targets.
-        places: int64 ``[C]``, where each stands in the table of scores ``[O * width]``.
-        by_node: int64 ``[C]``, the candidates in the order of their nodes.
-        columns: int64 ``[O]``, the column of the right candidate.
-        seen: int64, places in the table of scores of nodes that the history holds all of.
-        parents: int32 ``[O]``, the node that is left.
-        width: Most candidates of a target.
+        open: Open targets, int64 ``[O]``.
+        rows: Open target of each candidate, int64 ``[C]``, ascending.
+        nodes: Node of each candidate, int64 ``[C]``; at level 0 ``[width]``, the same for all
+            targets.
+        places: Position of each candidate in the flattened table of scores, int64 ``[C]``. The
+            table has O rows of ``width`` scores.
+        by_node: Candidates in the order of their nodes, int64 ``[C]``.
+        columns: Column of the right candidate, int64 ``[O]``.
+        seen: Positions in the flattened table of scores of nodes whose items are all in the
+            history, int64.
+        parents: Node whose children are the candidates, int32 ``[O]``.
+        width: Maximum number of candidates of a target.
     """
 
     open: Tensor
@@ -59,22 +65,25 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A batch and what its step asks of the trie.
+    """A batch, with the nodes and candidates that its training step needs.
+
+    Shapes: U needed nodes, L levels.
 
     Args:
-        positions: int64 ``[M]``, supervised positions of the flattened histories.
-        shape: B and T.
-        asked: int32 ``[U]``, the nodes that the step needs, ascending.
-        level_sizes: How many of them there are of the root and of each level.
-        bags: int64, places among ``asked`` of the nodes that are added up: those of each history
-            item, then those chosen before each later level of each target.
-        bag_starts: int64 ``[B * T + M * (L - 1)]``, where each sum begins in ``bags``.
-        levels: One plan per level.
-        num_targets: M.
-        weights: float32 ``[M]``, what each target counts in the loss; None where all count alike.
-        histories: int64 ``[B, T]``, for a retriever that reads more of items than their nodes; else
-            None.
-        people: int64 ``[B]``, whose histories they are; None where nobody knows.
+        positions: Supervised positions in the flattened histories, int64 ``[M]``.
+        shape: Number of users B and of history items T.
+        asked: Nodes that the step needs, int32 ``[U]``, ascending.
+        level_sizes: Number of needed nodes at the root and at each level.
+        bags: Positions in ``asked`` of the nodes to sum, int64. First come the nodes of each
+            history item, then the nodes chosen before each later level of each target.
+        bag_starts: Start of each sum in ``bags``, int64 ``[B * T + M * (L - 1)]``.
+        levels: Plan of each level.
+        num_targets: Number of targets M.
+        weights: Weight of each target in the loss, float32 ``[M]``. None weights all equally.
+        histories: Items of the histories, int64 ``[B, T]``, for a retriever that also reads item
+            attributes. None otherwise.
+        people: ``user_idx`` of each history's user, int64 ``[B]``, -1 for an unknown user. None if
+            all users are unknown.
     """
 
     positions: Tensor
@@ -90,26 +99,27 @@ class StepPlan:
     people: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Return a copy of the plan on another device."""
         levels = [replace(level, **_sent(level, device)) for level in self.levels]
         return replace(self, **_sent(self, device), levels=levels)
 
 
 def _sent(plan: StepPlan | LevelPlan, device: torch.device) -> dict[str, Any]:
-    """The tensors of a plan by name, on another device."""
+    """Return the tensors of a plan by name, copied to another device."""
     values = {field.name: getattr(plan, field.name) for field in fields(plan)}
     return {name: send(x, device) for name, x in values.items() if isinstance(x, Tensor)}
 
 
 class StepPlanner:
-    """Plans the steps of one retriever.
+    """A planner of training steps, which computes on the host what a step needs from the trie.
 
     Args:
-        trie: Of the whole catalogue.
-        candidates: The children of each node that training chooses from.
-        fewest: Children from which on there is a choice.
-        find_seen: Look for nodes that a history holds all of.
-        keep_histories: Put the items of the histories into the plans.
+        trie: Trie of the whole catalogue.
+        candidates: Children of each node that compete in training.
+        fewest: Minimum number of children from which a target is open, which means that it is
+            scored.
+        find_seen: Whether to find nodes whose items are all in the history.
+        keep_histories: Whether to put the items of the histories into the plans.
     """
 
     def __init__(
@@ -127,19 +137,19 @@ class StepPlanner:
         self.fewest = fewest
         self.find_seen = find_seen
         self.keep_histories = keep_histories
-        # Where each node stands among the candidates; -1 for none of them.
+        # Position of each node in the list of candidates, or -1 if it is not in the list.
         self.node_places = np.full(trie.num_nodes, -1, dtype=np.int32)
         self.node_places[self.nodes] = np.arange(len(self.nodes), dtype=np.int32)
-        # Scratch: which nodes a step asks for, and where they stand among them.
+        # Scratch arrays: whether a step needs each node, and the position of each needed node.
         self._is_asked = np.zeros(trie.num_nodes, dtype=bool)
         self._asked_places = np.zeros(trie.num_nodes, dtype=np.int64)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: a copy of a retriever plans alike, and the trie is large."""
+        """Return this planner itself: it also fits a copied retriever, and the trie is large."""
         return self
 
     def plan(self, batch: Batch) -> StepPlan:
-        """The plan of a batch on the host."""
+        """Compute the plan of a batch on the host."""
         histories, positions = batch.histories.numpy(), batch.positions.numpy()
         num_users, length = histories.shape
         paths = self.trie.paths[batch.targets.numpy()].astype(np.int64)  # [M, L]
@@ -196,7 +206,10 @@ class StepPlanner:
     def _candidates(
         self, parents: Ints, is_open: npt.NDArray[np.bool_], level: int
     ) -> tuple[Ints, Ints, Ints]:
-        """Row, column and node of each candidate of the open targets; at level 0 only nodes."""
+        """Return the row, column and node of each candidate of the open targets.
+
+        At level 0 all targets have the same candidates, so rows and columns are empty.
+        """
         if level == 0:
             nodes = self.nodes[: self.starts[1]].astype(np.int64)
             return np.zeros(0, np.int64), np.zeros(0, np.int64), nodes
@@ -206,7 +219,7 @@ class StepPlanner:
         return rows, columns, self.nodes[flat].astype(np.int64)
 
     def _ask(self, parts: list[npt.NDArray[np.integer[Any]]]) -> Ints:
-        """All nodes of the parts, ascending and each once; `_asked_places` then knows where."""
+        """Return the different nodes of all parts, ascending, and fill `_asked_places`."""
         for part in parts:
             self._is_asked[part] = True
         asked = np.flatnonzero(self._is_asked)
@@ -215,7 +228,7 @@ class StepPlanner:
         return asked
 
     def _bags(self, history_paths: npt.NDArray[np.int32], paths: Ints) -> tuple[Ints, Ints]:
-        """The nodes of every sum of node vectors of a step, and where each sum begins."""
+        """Return the nodes of every sum of node vectors of a step, and where each sum begins."""
         num_levels = paths.shape[1]
         flat = self._asked_places[history_paths.reshape(-1)]
         starts = [np.arange(0, len(flat), num_levels)]
@@ -228,10 +241,16 @@ class StepPlanner:
         return np.concatenate(bags), np.concatenate(starts)
 
     def _find_complete(self, histories: Ints) -> list[tuple[Ints, Ints, Ints]]:
-        """Users, nodes and the position from which on each node is complete, for each level."""
+        """Return the complete nodes of each level.
+
+        A node is complete from the history position at which all its items have occurred.
+
+        Returns:
+            For each level the user, the node and this position of each complete node.
+        """
         num_users, length = histories.shape
         keys = (np.arange(num_users)[:, None] * self.trie.num_items + histories).reshape(-1)
-        # Each item of a user once, where it stands first.
+        # Each item of a user counts once, at its first position.
         different, first = np.unique(keys, return_index=True)
         users, items = np.divmod(different, self.trie.num_items)
         positions = first % length
@@ -267,31 +286,38 @@ class StepPlanner:
         is_open: npt.NDArray[np.bool_],
         width: int,
     ) -> Ints:
-        """Places in a level's table of scores of candidates that are complete at their target.
+        """Return the positions, in a level's flattened table of scores, of complete candidates.
+
+        A candidate is complete if the history up to the target contains all its items.
+
+        Shapes: E nodes that are complete at some position, M targets.
 
         Args:
-            users: ``[E]``, whose node is complete,
-            nodes: ``[E]``, which it is, and
-            since: ``[E]``, the position from which on it is.
-            positions: ``[M]``, of the targets in the flattened histories.
-            length: T.
-            parents: ``[M]``, the node that each target has come to.
-            is_open: ``[M]``, whether it has a choice there.
-            width: Columns of the table.
+            users: User of each complete node ``[E]``.
+            nodes: Complete node ``[E]``.
+            since: History position from which each node is complete ``[E]``.
+            positions: Position of each target in the flattened histories ``[M]``.
+            length: Number of history items T.
+            parents: Node whose children are each target's candidates ``[M]``.
+            is_open: Whether each target is open at this level ``[M]``.
+            width: Number of columns of the table.
         """
         starts = np.searchsorted(positions, users * length + since)
         ends = np.searchsorted(positions, (users + 1) * length)
         which, _, targets = ragged(starts, ends - starts)
         columns = self.node_places[nodes[which]] - self.starts[parents[targets]]
         counts = self.starts[parents[targets] + 1] - self.starts[parents[targets]]
-        # The children of one node follow one another: others lie before or behind them.
+        # The children of one node are adjacent, so columns outside 0 … counts - 1 belong to other
+        # nodes.
         fits = (columns >= 0) & (columns < counts) & is_open[targets]
         rows = np.cumsum(is_open) - 1
         return rows[targets[fits]] * width + columns[fits]
 
 
 def ragged(starts: Ints, counts: Ints) -> tuple[Ints, Ints, Ints]:
-    """Row, column and flat position of every entry of slices ``starts[i] + 0 … counts[i]``.
+    """Return the row, column and flat position of every entry of ragged slices.
+
+    Slice i has ``counts[i]`` entries and begins at the flat position ``starts[i]``.
 
     Example:
         >>> [found.tolist() for found in ragged(np.array([5, 0]), np.array([2, 1]))]

@@ -1,4 +1,4 @@
-"""How much neighbours count beside a model, fitted on validation targets.
+"""Fitting of the neighbour strengths on validation targets.
 
 Shapes: B users, K candidates.
 """
@@ -25,10 +25,10 @@ from recgrit.training.validation import VALID_K, choose_valid_users
 
 logger = logging.getLogger(__name__)
 
-# Validation users by whom strengths are fitted, and items that are ranked anew for each of them.
+# Maximum number of validation users to fit on, and number of items to rank again for each.
 FIT_USERS = 4000
 FIT_CANDIDATES = 200
-# The values that strengths may take.
+# Values of each strength that are tried.
 LADDERS: dict[str, tuple[float, ...]] = {
     "mixture": (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9),
     "near": (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
@@ -40,18 +40,17 @@ LADDERS: dict[str, tuple[float, ...]] = {
 def fit_strengths(
     neighbours: ItemNeighbours, ranker: Ranker, split: SequenceSplit, *, seed: int
 ) -> None:
-    """Set how much neighbours count so that validation targets are ranked best.
+    """Set the neighbour strengths that rank the validation targets best.
 
-    The model's best items after each validation history are ranked anew by all combinations of
-    `LADDERS`; the one of the highest NDCG@10 stays.
+    The model's best items after each validation history are ranked again by all combinations of
+    `LADDERS`. The combination with the highest NDCG@10 is kept. Each of several processes reads a
+    share of the users, and all set the same strengths.
 
     Args:
-        neighbours: Of the model that the ranker ranks by.
-        ranker: Finds `FIT_CANDIDATES` items by the strengths at hand.
-        split: Whose validation targets.
-        seed: Draws the users, where there are more than `FIT_USERS`.
-
-    Each of several processes reads some of the users; all set the same.
+        neighbours: Neighbours of the ranker's model, whose strengths are set.
+        ranker: Ranker that finds `FIT_CANDIDATES` items per user with the current strengths.
+        split: Sequences whose validation targets are ranked.
+        seed: Seed of the draw of `FIT_USERS` users, if there are more.
     """
     users = choose_valid_users(split, FIT_USERS, seed)
     mine = users[distributed.share(len(users))]
@@ -76,13 +75,15 @@ def fit_strengths(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Candidates of some users, of those alone whose target is among them.
+    """Candidate items of the users whose target is among their candidates.
+
+    Shapes: B users, K candidates per user.
 
     Args:
-        probabilities: float64 ``[B, K]``, the model's.
-        shares: By kind, float64 ``[B, K]``.
-        near_anything: bool ``[B, 1]``, whether the near ones have a part of the probability.
-        is_target: bool ``[B, K]``, one of each user.
+        probabilities: The model's probability of each candidate, float64 ``[B, K]``.
+        shares: Neighbour share of each candidate by kind, float64 ``[B, K]``.
+        near_anything: Whether any item is ``near`` the user's history, bool ``[B, 1]``.
+        is_target: Whether a candidate is the target, bool ``[B, K]``. Each row has one target.
     """
 
     probabilities: Tensor
@@ -91,7 +92,7 @@ class _Candidates:
     is_target: Tensor
 
     def sum_ndcg(self, choices: Sequence[Strengths]) -> list[float]:
-        """NDCG@10 by each of some strengths, summed over the users."""
+        """Return the NDCG@10 with each of the given strengths, summed over the users."""
         units = {kind: bonus_of(kind, share) for kind, share in self.shares.items()}
         near = self.shares.get("near", torch.zeros_like(self.probabilities))
         log_mixed, found = {}, []
@@ -115,7 +116,7 @@ def _find_candidates(
     split: SequenceSplit,
     users: npt.NDArray[np.int64],
 ) -> _Candidates:
-    """The best items of some users by the strengths at hand, with what makes their scores."""
+    """Return the best items of users by the current strengths, and the parts of their scores."""
     starts, ends = split.offsets[:-1][users], split.target_positions("valid")[users]
     people = split.people_of(users)
     histories = last_items(split.items, starts, ends, ranker.history_length, people)
@@ -125,7 +126,7 @@ def _find_candidates(
     targets = torch.from_numpy(split.targets("valid", users)).to(items.device)
     is_target = items == targets.unsqueeze(-1)
     shares, near_anything = neighbours.share_of_items(histories, items)
-    # What the model found: the bonuses and the mixture taken off the score again.
+    # The model's own probability is the score without the bonuses and the mixture.
     strengths = neighbours.strengths
     log_mixed = ranked.scores.double()
     for kind, share in shares.items():

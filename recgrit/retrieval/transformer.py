@@ -1,4 +1,4 @@
-"""A causal transformer over a user's history: pre-norm, GELU, learned positions.
+"""A causal transformer over a user's history, with pre-norm layers, GELU and learned positions.
 
 Shapes: B users, T history items, D model dimensions, H heads.
 """
@@ -13,9 +13,14 @@ from recgrit.retrieval.dropout import Dropout
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which each position sees itself and what came before.
+    """Multi-head attention in which each position attends to itself and to earlier positions.
 
-    Histories are padded at their end, so that the causal mask alone keeps padding out.
+    Histories are padded at their end, so the causal mask alone excludes padding.
+
+    Args:
+        dim: Number of model dimensions D.
+        num_heads: Number of attention heads H, which divides D.
+        dropout: Dropout rate of the attention weights.
     """
 
     def __init__(self, dim: int, *, num_heads: int, dropout: float) -> None:
@@ -26,7 +31,10 @@ class CausalSelfAttention(nn.Module):
         self.project_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``."""
+        """Return the attended vectors ``[B, T, D]`` of vectors ``[B, T, D]``.
+
+        Shapes: B users, T history items, D model dimensions.
+        """
         num_users, length, dim = x.shape
         parts = self.project_in(x).view(num_users, length, 3, self.num_heads, -1)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each [B, H, T, D / H]
@@ -41,7 +49,17 @@ class CausalSelfAttention(nn.Module):
         return out
 
     def last(self, x: Tensor, ends: Tensor) -> Tensor:
-        """What `forward` has at positions ``[B]``, ``[B, D]``."""
+        """Return the result of `forward` at one position of each user only.
+
+        Shapes: B users, T history items, D model dimensions.
+
+        Args:
+            x: Vectors ``[B, T, D]``.
+            ends: Position of each user ``[B]``.
+
+        Returns:
+            Vectors ``[B, D]``.
+        """
         num_users, length, dim = x.shape
         weight, bias = self.project_in.weight, self.project_in.bias
         at = x[torch.arange(num_users, device=x.device), ends]
@@ -56,7 +74,12 @@ class CausalSelfAttention(nn.Module):
         return out
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention with `Dropout` on its weights; each ``[B, H, T, D / H]``."""
+        """Return causal attention with `Dropout` on its weights.
+
+        All tensors are ``[B, H, T, D / H]``.
+
+        Shapes: B users, H heads, T history items, D model dimensions.
+        """
         length = query.shape[2]
         later = torch.ones(length, length, dtype=torch.bool).triu(1)
         scores = query / query.shape[-1] ** 0.5 @ key.transpose(2, 3)
@@ -66,7 +89,14 @@ class CausalSelfAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward net, each behind a norm and beside a residual path."""
+    """A pre-norm transformer layer: attention and a feed-forward net, each with a residual path.
+
+    Args:
+        dim: Number of model dimensions D.
+        num_heads: Number of attention heads H, which divides D.
+        hidden_dim: Number of hidden units of the feed-forward net.
+        dropout: Dropout rate.
+    """
 
     def __init__(self, dim: int, *, num_heads: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
@@ -79,11 +109,24 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, D]`` -> ``[B, T, D]``."""
+        """Return the layer's output ``[B, T, D]`` for vectors ``[B, T, D]``.
+
+        Shapes: B users, T history items, D model dimensions.
+        """
         return self._feed(x + self.dropout(self.attention(self.attention_norm(x))))
 
     def last(self, x: Tensor, ends: Tensor) -> Tensor:
-        """What `forward` has at positions ``[B]``, ``[B, D]``."""
+        """Return the result of `forward` at one position of each user only.
+
+        Shapes: B users, T history items, D model dimensions.
+
+        Args:
+            x: Vectors ``[B, T, D]``.
+            ends: Position of each user ``[B]``.
+
+        Returns:
+            Vectors ``[B, D]``.
+        """
         at = x[torch.arange(x.shape[0], device=x.device), ends]
         return self._feed(at + self.attention.last(self.attention_norm(x), ends))
 
@@ -93,14 +136,14 @@ class TransformerLayer(nn.Module):
 
 
 class HistoryEncoder(nn.Module):
-    """One state per position of a history of item vectors.
+    """A transformer that returns one state per position of a history of item vectors.
 
     Args:
-        dim: D.
-        num_layers: Transformer layers.
-        num_heads: Attention heads; divides D.
-        history_length: Longest history, in items.
-        dropout: Rate everywhere in the encoder, its input included.
+        dim: Number of model dimensions D.
+        num_layers: Number of transformer layers.
+        num_heads: Number of attention heads, which divides D.
+        history_length: Maximum number of history items.
+        dropout: Dropout rate of all layers and of the input.
     """
 
     def __init__(
@@ -117,11 +160,14 @@ class HistoryEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, items: Tensor, first: Tensor | None = None) -> Tensor:
-        """Item vectors ``[B, T, D]`` -> states ``[B, T, D]``.
+        """Return the states ``[B, T, D]`` of histories.
+
+        Shapes: B users, T history items, D model dimensions.
 
         Args:
-            items: Of the history.
-            first: ``[B, D]``, what stands before it and has no state of its own; None for nothing.
+            items: Item vectors ``[B, T, D]``, oldest first.
+            first: Token before each history ``[B, D]``. It has no state of its own in the result.
+                None uses no token.
         """
         x = self.dropout(self._place(items, first))
         for layer in self.layers:
@@ -134,9 +180,19 @@ class HistoryEncoder(nn.Module):
         return x if first is None else torch.cat([first.unsqueeze(1).to(x.dtype), x], dim=1)
 
     def last(self, items: Tensor, ends: Tensor, first: Tensor | None = None) -> Tensor:
-        """The states at positions ``[B]`` of item vectors ``[B, T, D]``, ``[B, D]``; for ranking.
+        """Return the state at one position of each history, for ranking.
 
-        Of the last layer no other state is made. ``first`` is as in `forward`.
+        The last layer computes no other state.
+
+        Shapes: B users, T history items, D model dimensions.
+
+        Args:
+            items: Item vectors ``[B, T, D]``, oldest first.
+            ends: Position of each history whose state is returned ``[B]``.
+            first: Token before each history ``[B, D]``. None uses no token.
+
+        Returns:
+            States ``[B, D]``.
         """
         x = self._place(items, first)
         ends = ends if first is None else ends + 1

@@ -1,4 +1,4 @@
-"""The retriever as a ranker: encode each history once, then walk the trie."""
+"""The trie retriever as a ranker, which encodes each history once and then walks the trie."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from recgrit.retrieval.decoding import LeafFilter, beam_search, score_all_items
 from recgrit.retrieval.model import TrieRetriever
 from recgrit.retrieval.trie_walk import TrieWalk
 
-# Users decoded at once: bounds the memory of one beam step.
+# Maximum number of users to decode at once, which limits the memory of one beam step.
 BATCH_USERS = 128
-# Likewise for exact scoring, which asks one query per user and inner node of the trie.
+# Maximum number of queries at once in exact scoring, which has one query per user and inner node.
 EXACT_QUERIES = 131_072
 
 
 class TrieRanker:
-    """Ranks items by log P(item | history), plus the neighbours' bonus where there is one.
+    """A ranker that scores items by the retriever's log P(item | history) and its neighbour terms.
 
     Args:
-        model: A trained retriever; put in eval mode.
-        beam_width: Prefixes kept at each level, at least twice as many as items are asked for;
-            None scores every item.
-        allowed: bool ``[N]``, items that may be listed; None for all.
-        precision: bfloat16 runs the history encoder under autocast; scores stay float32.
-        neighbours: Let the neighbours count.
+        model: Trained retriever, which is put in eval mode.
+        beam_width: Number of prefixes to keep at each level. It is raised to at least two per
+            requested item. None scores every item.
+        allowed: Whether each item may be recommended, bool ``[N]``. None allows all items.
+        precision: Precision of the history encoder. bfloat16 uses autocast, and scores stay
+            float32.
+        neighbours: Whether to add the model's neighbour terms to the scores.
 
     Raises:
         DataError: No item is allowed.
@@ -52,24 +53,24 @@ class TrieRanker:
 
     @property
     def history_length(self) -> int:
-        """Items of a history that are read."""
+        """Maximum number of history items to read."""
         return self.model.encoder.history_length
 
     @property
     def batch_users(self) -> int:
-        """Users ranked at once."""
+        """Number of users to rank at once."""
         if self.beam_width is None:
             return min(BATCH_USERS, max(1, EXACT_QUERIES // self.model.trie.first_leaf))
         return BATCH_USERS
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.model.trie.device
 
     @torch.inference_mode()
     def read(self, histories: Histories) -> TrieWalk:
-        """Encode histories, and stand at the root."""
+        """Encode histories and return a walk that starts at the root."""
         model = self.model
         with torch.autocast(
             self.device.type, self.precision, enabled=self.precision != torch.float32
@@ -86,7 +87,13 @@ class TrieRanker:
 
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """The best items after these histories."""
+        """Return the items with the highest scores after each history.
+
+        Args:
+            histories: Histories of the users.
+            top_k: Number of items to return per user.
+            excluded: Items to filter out for each user. None filters out no items.
+        """
         trie, walk = self.model.trie, self.read(histories)
         neighbours = self.model.weigh_neighbours(histories) if self.neighbours else None
         if self.beam_width is None:

@@ -1,4 +1,4 @@
-"""The trie of a catalogue as tensors, and what items and leaves are in it.
+"""The trie of a catalogue as tensors, with look-ups from items and leaves to nodes.
 
 Shapes: V nodes, N items, L levels, R rows, E entries.
 """
@@ -14,12 +14,12 @@ from recgrit.semantic_ids.trie import Trie
 
 
 class TrieTensors(nn.Module):
-    """The arrays of a trie on the device of the module that holds them.
+    """The arrays of a trie as buffers, on the device of the module that contains them.
 
-    They are derived from the ID table and so are not in a checkpoint.
+    The arrays are derived from the ID table, so they are not in a checkpoint.
 
     Args:
-        trie: The trie of the whole catalogue.
+        trie: Trie of the whole catalogue.
     """
 
     paths: Tensor
@@ -33,7 +33,7 @@ class TrieTensors(nn.Module):
         super().__init__()
         self.num_levels = trie.num_levels
         self.first_leaf = trie.first_leaf
-        # Of any node, by the level of the children.
+        # Maximum number of children of a node, by the level of the children.
         self.most_children = [
             int(np.diff(trie.child_starts[first : end + 1]).max())
             for first, end in zip(trie.level_starts[:-2], trie.level_starts[1:-1], strict=True)
@@ -50,47 +50,66 @@ class TrieTensors(nn.Module):
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items N."""
         return self.paths.shape[0]
 
     @property
     def num_nodes(self) -> int:
-        """V."""
+        """Number of nodes V."""
         return len(self.leaf_ends)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.paths.device
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether no shape may depend on what was computed.
+        """Whether shapes must not depend on the data, which holds on every device except a CPU.
 
-        An accelerator would have to be waited for to know such a shape, with all that is queued.
+        On an accelerator, a shape that depends on the data forces a host-device synchronisation.
         """
         return self.device.type != "cpu"
 
     @property
     def item_leaves(self) -> Tensor:
-        """The leaf of each item, ``[N]``."""
+        """Leaf of each item, ``[N]``."""
         return self.paths[:, -1] - self.first_leaf
 
     def find_leaves(self, items: Tensor, present: Tensor) -> LeafSets:
-        """The leaves of items ``[R, E]``, of which those ``present`` ``[R, E]`` are meant."""
+        """Return the sets of leaves of items, one set per row.
+
+        Shapes: R rows, E entries per row.
+
+        Args:
+            items: Items of each row, int64 ``[R, E]``.
+            present: Whether each entry counts, bool ``[R, E]``.
+        """
         return LeafSets.build(self.paths[items, -1] - self.first_leaf, present, self.num_items)
 
     def nodes_above(self, leaves: Tensor, level: int) -> Tensor:
-        """The nodes of a level above leaves ``[R, E]``; above what is no leaf, that of the last."""
+        """Return the node of a level above each leaf ``[R, E]``.
+
+        Entries that stand for no leaf get the node above the last leaf.
+
+        Shapes: R rows, E entries per row.
+        """
         items = self.leaf_items[leaves.clamp_max(self.num_items - 1)]
         return self.paths[items, level]
 
     def find_covered(self, items: Tensor, present: Tensor) -> list[NodeSets]:
-        """The nodes all of whose items are among items ``[R, E]``, for each level.
+        """Find, for each level, the nodes whose items are all in a row of items.
+
+        A row is the history of a user, for example.
+
+        Shapes: R rows, E entries per row.
 
         Args:
-            items: int64 ``[R, E]``.
-            present: bool ``[R, E]``, which of them are meant.
+            items: Items of each row, int64 ``[R, E]``.
+            present: Whether each entry counts, bool ``[R, E]``.
+
+        Returns:
+            For each level, the set of such nodes of each row.
         """
         leaves = self.find_leaves(items, present)
         rows = torch.arange(len(items), device=items.device).unsqueeze(-1)
@@ -98,7 +117,7 @@ class TrieTensors(nn.Module):
         for level in range(self.num_levels):
             nodes = self.paths[items, level]
             starts, ends = self.leaf_starts[nodes], self.leaf_ends[nodes]
-            # Few nodes have so few items that a row can hold them all.
+            # Only a node with at most as many items as the row can be covered, and there are few.
             possible = present & (ends - starts <= items.shape[1])
             if self.fixed_shapes:
                 covered = possible & (leaves.count(rows, starts, ends) == ends - starts)

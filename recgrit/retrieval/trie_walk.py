@@ -1,6 +1,6 @@
-"""The trie model's walk down the trie: queries from states, scores of children, softmax.
+"""The trie model's walk down the trie: queries from states, scores of children, and softmax.
 
-Shapes: B users, W beams, C children, D model dimensions.
+Shapes: B users, W beams, C children, V nodes, D model dimensions.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from recgrit.retrieval.node_vectors import NodeTable, look_up
 
 @dataclass(frozen=True)
 class TrieWalk:
-    """A trie model after some histories; what a beam carries is the sum of its node vectors.
+    """The walk of a trie model after the histories of B users.
+
+    A beam's ``chosen`` entry is the sum of the vectors of its nodes.
+
+    Shapes: V nodes, D model dimensions.
 
     Args:
-        model: In eval mode.
-        node_vectors: What ``model.nodes.table()`` returned, or ``model.nodes()``, ``[V, D]``.
-        states: float32 ``[B, D]``, the last state of each history.
-        seen: What each history holds all of, from ``model.find_seen``.
+        model: Retriever in eval mode.
+        node_vectors: Node vectors from ``model.nodes.table()``, or all vectors ``[V, D]`` from
+            ``model.nodes()``.
+        states: Last state of each history, float32 ``[B, D]``.
+        seen: Nodes of each level whose items are all in a history, from ``model.find_seen``.
     """
 
     model: TrieRetriever
@@ -35,14 +40,24 @@ class TrieWalk:
 
     @property
     def num_users(self) -> int:
-        """B."""
+        """Number of users B."""
         return len(self.states)
 
     def expand(self, chosen: Tensor | None, frontier: Frontier, level: int) -> Tensor:
-        """Log-probabilities of the children given their node, ``[B, W, C]``; -inf for none.
+        """Return the log-probability of each child given its parent node.
 
-        An only child is certain, and most nodes of the last levels are: where shapes may follow
-        the data, it is neither asked for nor scored.
+        An only child has probability 1, and most nodes of the last levels have an only child. If
+        shapes may depend on the data, only children are not scored.
+
+        Shapes: B users, W beams per user, D model dimensions, C children per beam.
+
+        Args:
+            chosen: Sums of the vectors of the chosen nodes ``[B, W, D]``. None at the root.
+            frontier: Nodes of the beams and their children.
+            level: Level of the children.
+
+        Returns:
+            Log-probabilities ``[B, W, C]``, with -inf for missing children.
         """
         model, fixed_shapes = self.model, self.model.trie.fixed_shapes
         shape, counts = frontier.counts.shape, frontier.counts.flatten()
@@ -64,7 +79,7 @@ class TrieWalk:
         scores[:, 0].masked_fill_(~is_open, 0.0)
         if self.seen:
             found = frontier.find(self.seen[level].nodes)
-            # An item that a history holds twice counts once. What is no candidate adds 0 to one.
+            # Repeated nodes count once. A node that is no candidate adds 0 to candidate 0.
             known = (found >= 0) & self.seen[level].is_first
             added = torch.where(known, model.seen_score(level), 0.0)
             scores.view(self.num_users, -1).scatter_add_(1, found.clamp_min(0), added)
@@ -78,6 +93,17 @@ class TrieWalk:
         return scores.view(*shape, -1)
 
     def extend(self, chosen: Tensor | None, nodes: Tensor, level: int) -> Tensor:
-        """The sums ``[B, W, D]`` with the vectors of nodes ``[B, W]`` in them."""
+        """Add the vectors of newly chosen nodes to the sums of chosen node vectors.
+
+        Shapes: B users, W beams per user, D model dimensions.
+
+        Args:
+            chosen: Sums of the vectors of the nodes chosen before ``[B, W, D]``. None at the root.
+            nodes: Node that each beam has chosen ``[B, W]``.
+            level: Level of the nodes.
+
+        Returns:
+            Sums ``[B, W, D]``.
+        """
         vectors = self.model.input_scale * look_up(self.node_vectors, nodes)
         return vectors if chosen is None else vectors + chosen

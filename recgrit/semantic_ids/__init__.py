@@ -1,1 +1,1 @@
-"""Semantic IDs: the table of items and codes, unique IDs, and the trie of existing IDs."""
+"""Semantic IDs: the ID table of all items, unique IDs, and the trie of existing IDs."""

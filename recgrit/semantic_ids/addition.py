@@ -1,12 +1,13 @@
-"""IDs for items that come later, while no ID that was given ever moves.
+"""IDs for items that are added to a catalogue, without a change of existing IDs.
 
-The tokenizer stays as it is, so a new item gets the codes it would have had. Where another item has
-them already, the new one takes the nearest free last code under its prefix or, with a
-disambiguation level, the next number nobody had. Where a prefix is full, the nearest free ID that
-differs in the last two codes.
+The tokenizer stays unchanged, so a new item gets the codes that it would have got before. If
+another item has these codes, a table with a disambiguation level gives the new item the next number
+that no item had. A table without this level gives it the nearest free last code under its prefix.
+If all last codes under the prefix are in use, it gets the nearest free ID that differs in the last
+two codes.
 
-Shapes: N items that were there, n new ones, L levels without disambiguation, K codes of the last
-level, D dimensions.
+Shapes: N existing items, n new items, L levels without disambiguation, K codes of the last level, D
+dimensions, m IDs.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from recgrit.semantic_ids.collisions import (
 )
 from recgrit.semantic_ids.table import SemanticIdTable
 
-# Squared distances of one new item, by its row, from what IDs ``[m, L]`` stand for.
+# Function from the row of a new item and IDs ``[m, L]`` to the squared distances ``[m]`` between
+# the item and the vectors that the IDs decode to.
 ErrorsOf = Callable[[int, Codes], Vectors]
 
 
 @dataclass(frozen=True)
 class AddedIds:
-    """A longer table, whose first rows are those of the old one.
+    """A table with new items, whose first rows are the rows of the old table.
 
     Args:
-        table: All items.
-        num_moved: New items whose first choice of an ID was in use.
+        table: Table of all items, old and new.
+        num_moved: Number of new items whose first choice of an ID was not free.
     """
 
     table: SemanticIdTable
@@ -56,22 +58,24 @@ def add_items(
     last_codes: Vectors,
     errors_of: ErrorsOf,
 ) -> AddedIds:
-    """The table with new items after the old ones.
+    """Append new items to a table of semantic IDs.
 
-    Which of several new items gets a contested ID depends on distances and on hashes of their ids,
-    not on their order.
+    If several new items compete for an ID, distances and hashes of the item ids decide. The order
+    of the new items has no influence.
 
     Args:
-        table: The items that were there.
-        codes: ``[n, L]``, what the tokenizer gives the new ones.
-        item_ids: Their external ids, none of them in the table.
-        titles: Their titles.
-        residuals_of: What the last level quantized of new items, by their rows from 0.
-        last_codes: ``[K, D]``.
-        errors_of: How far a new item is from other IDs.
+        table: Table of the existing items.
+        codes: Codes that the tokenizer gives the new items, ``[n, L]``.
+        item_ids: Ids of the new items; none of them is in the table.
+        titles: Titles of the new items.
+        residuals_of: Function from rows of new items, counted from 0, to the residuals that the
+            last level of the quantizer quantizes, ``[n, D]``.
+        last_codes: Codes of the last level, ``[K, D]``.
+        errors_of: Function from the row of a new item and m IDs to the squared distances between
+            the item and these IDs, ``[m]``.
 
     Raises:
-        DataError: No ID is left near an item's own.
+        DataError: An item has no free ID that differs from its own in the last two codes only.
     """
     if not len(codes):
         return AddedIds(table, 0)
@@ -97,7 +101,12 @@ def add_items(
 
 
 def _take_next_numbers(old: Codes, codes: Codes, item_ids: pl.Series) -> tuple[Codes, int]:
-    """Codes ``[n, L + 1]``, and how many of them share an ID but for the last level."""
+    """Number new items after the items with the same codes.
+
+    Returns:
+        IDs of the new items, ``[n, L + 1]``, and the number of new items that are not the first
+        item with their codes.
+    """
     bucket, _ = number_rows(np.concatenate([old[:, :-1], codes]))
     next_number = np.zeros(int(bucket.max()) + 1, dtype=np.int64)
     np.maximum.at(next_number, bucket[: len(old)], old[:, -1] + 1)
@@ -113,12 +122,17 @@ def _take_free_codes(
     last_codes: Vectors,
     errors_of: ErrorsOf,
 ) -> tuple[Codes, int]:
-    """Codes ``[n, L]``, and how many of them are not what the tokenizer gave."""
+    """Give new items whose codes are in use the nearest free codes.
+
+    Returns:
+        IDs of the new items, ``[n, L]``, and the number of new items whose codes differ from the
+        tokenizer's.
+    """
     num_old = len(table)
     together = np.concatenate([table.codes.astype(np.int64), codes])
     prefix, counts = number_rows(together[:, :-1])
     num_left = len(last_codes) - np.bincount(prefix[:num_old], minlength=len(counts))
-    # Under a full prefix, the first by hash stay.
+    # If a prefix has too few free codes, the first new items by hash stay under it.
     order = np.lexsort((order_by_hash(item_ids, np.arange(len(codes))), prefix[num_old:]))
     ordered = prefix[num_old:][order]
     place_in_prefix = np.arange(len(order)) - np.searchsorted(ordered, ordered)
@@ -132,7 +146,7 @@ def _take_free_codes(
         last_codes,
         num_fixed=num_old,
     )
-    assert resolved is not None  # What does not fit was left out.
+    assert resolved is not None  # Items that do not fit were left out.
     found = codes.copy()
     found[fitting] = resolved[num_old:]
     given = resolved.astype(np.int64)
@@ -150,7 +164,7 @@ def _find_nearby(
     item_ids: pl.Series,
     errors_of: ErrorsOf,
 ) -> Codes:
-    """The nearest free ID that differs from an item's own in the last two codes at most."""
+    """Return the nearest free ID that differs from an item's own in at most the last two codes."""
     best: Codes | None = None
     least = np.inf
     if len(own) > 1:

@@ -1,14 +1,14 @@
-"""Making semantic IDs unique: by moving items to free codes, or by one more level.
+"""Ways to make semantic IDs unique: moving items to free codes, or adding a level.
 
-*Greedy resolution* keeps the ID's length: under each prefix the closest item keeps its last code
-and the others take the nearest free one. It cannot work where a prefix holds more items than the
-last level has codes; then, or by choice, a *disambiguation level* numbers the items that share an
-ID. A *Sinkhorn-balanced* last level first spreads the items that share an ID evenly over all last
-codes, as LC-Rec does (arXiv 2311.09049, section 3.2), and leaves what still collides to greedy
-resolution.
+*Greedy resolution* keeps the length of the ID. Under each prefix, the closest of the items with
+equal codes keeps its last code, and the others take the nearest free last codes. It is impossible
+if a prefix has more items than the last level has codes. In this case, or if it is requested, a
+*disambiguation level* numbers the items that share an ID. *Sinkhorn balancing* first spreads the
+items that share an ID evenly over all codes of the last level, as LC-Rec does (arXiv 2311.09049,
+section 3.2). Greedy resolution then resolves the remaining collisions.
 
-Everything is vectorised over the catalogue: keys of 64 bits are sorted instead of rows, and
-distances are computed only for items that share an ID, a block of prefixes at a time.
+All steps are vectorised over the catalogue. Keys of 64 bits are sorted instead of rows, and
+distances are computed only for items that share an ID, one block of prefixes at a time.
 
 Shapes: N items, L levels, K codes of the last level, D dimensions, n chosen rows.
 """
@@ -30,27 +30,31 @@ logger = logging.getLogger(__name__)
 
 Codes = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
-# What the last level was given for some rows of the catalogue, [n] -> [n, D].
+# Function from rows of the catalogue ``[n]`` to the residuals that the last level of the quantizer
+# quantizes, ``[n, D]``.
 ResidualsOf = Callable[[npt.NDArray[np.intp]], Vectors]
 
-# Items whose distances to all last codes are held at once.
+# Number of items whose distances to all last codes are in memory at once.
 BLOCK_ROWS = 32_768
-# The softness of the Sinkhorn plan, in mean differences between near and far codes.
+# Softness of the Sinkhorn plan: a share of the mean difference between the squared distances to a
+# code and to the nearest code.
 SINKHORN_SOFTNESS = 0.05
 SINKHORN_ITERATIONS = 50
 
 
 @dataclass(frozen=True)
 class UniqueIds:
-    """Unique IDs and what it took.
+    """Unique semantic IDs, and how they became unique.
 
     Args:
-        codes: int32 ``[N, L]`` or, with a disambiguation level, ``[N, L + 1]``.
-        codebook_sizes: One per level of ``codes``.
-        disambiguation_level: Index of the level that only tells items apart, None without one.
-        num_moved: Items whose last code was changed.
-        method: How the IDs became unique in the end.
-        seconds: What it took.
+        codes: Unique IDs, int32 ``[N, L]``, or ``[N, L + 1]`` with a disambiguation level.
+        codebook_sizes: Number of codes of each level in ``codes``.
+        disambiguation_level: Index of the level that only tells items apart; None if there is no
+            such level.
+        num_moved: Number of items whose last code was changed.
+        method: The method that made the IDs unique. ``none needed`` means that they were unique
+            already.
+        seconds: Duration of the work in seconds.
     """
 
     codes: npt.NDArray[np.int32]
@@ -62,10 +66,14 @@ class UniqueIds:
 
 
 def explain_method(method: str) -> str:
-    """How IDs became unique, in words.
+    """Describe in words how IDs become unique.
 
-    >>> explain_method("disambiguation")
-    'one more code that numbers the items of an ID (disambiguation)'
+    Args:
+        method: A value of `UniqueIds.method`.
+
+    Example:
+        >>> explain_method("disambiguation")
+        'one more code that numbers the items of an ID (disambiguation)'
     """
     return {
         "greedy": "giving the farther of two items another last code",
@@ -83,17 +91,18 @@ def make_unique(
     *,
     method: Literal["greedy", "sinkhorn", "disambiguation"],
 ) -> UniqueIds:
-    """Unique IDs from codes ``[N, L]``.
+    """Make the IDs of all items unique.
 
     Args:
-        codes: One row per item.
-        codebook_sizes: K of each level.
-        item_ids: External ids; their hash orders items that nothing else tells apart, so that IDs
-            do not depend on the order of rows.
-        residuals_of: What the last level quantized; asked only for items that share an ID.
-        last_codes: ``[K, D]``, the codes of the last level.
-        method: "greedy" and "sinkhorn" fall back to a disambiguation level where they cannot work,
-            and log it.
+        codes: Codes of all items, ``[N, L]``.
+        codebook_sizes: Number of codes of each level.
+        item_ids: Ids of the items. Hashes of the ids order items that nothing else distinguishes,
+            so that the result does not depend on the order of the rows.
+        residuals_of: Function from n rows to the residuals that the last level quantizes,
+            ``[n, D]``. It is called only for items that share an ID.
+        last_codes: Codes of the last level, ``[K, D]``.
+        method: ``greedy``, ``sinkhorn`` or ``disambiguation``. If ``greedy`` or ``sinkhorn`` is
+            impossible, a warning is logged and ``disambiguation`` is used.
     """
     started = time.perf_counter()
     if method != "disambiguation":
@@ -122,13 +131,13 @@ def make_unique(
 def disambiguate(
     codes: Codes, codebook_sizes: tuple[int, ...], item_ids: pl.Series, started: float | None = None
 ) -> UniqueIds:
-    """Unique IDs by one more level, which numbers the items that share an ID.
+    """Make IDs unique by one more level, which numbers the items that share an ID.
 
     Args:
-        codes: ``[N, L]``.
-        codebook_sizes: K of each level.
-        item_ids: External ids; their hash gives the order.
-        started: When the work on them began, by `time.perf_counter`.
+        codes: Codes of all items, ``[N, L]``.
+        codebook_sizes: Number of codes of each level.
+        item_ids: Ids of the items. Hashes of the ids give the order of the numbers.
+        started: Time from `time.perf_counter` when the work began. None means now.
     """
     started = time.perf_counter() if started is None else started
     digits = number_within_bucket(codes, item_ids)
@@ -150,18 +159,23 @@ def resolve_greedy(
     *,
     num_fixed: int = 0,
 ) -> npt.NDArray[np.int32] | None:
-    """Codes with collisions moved to free last codes, or None where a prefix is overfull.
+    """Make IDs unique by moving items that share an ID to free last codes.
 
-    Of the items that share an ID, the closest keeps it. Then, in rounds, every item without a place
-    asks for the nearest code that is still free under its prefix, and the closest of those that ask
-    for one code gets it.
+    Of the items that share an ID, the item nearest to its last code keeps it. Then, in rounds, each
+    remaining item requests the nearest code that is still free under its prefix, and of the items
+    that request a code, the nearest gets it.
 
     Args:
-        codes: ``[N, L]``.
-        item_ids: External ids, whose hash orders what distances do not.
-        residuals_of: What the last level quantized; never asked for fixed rows.
-        last_codes: ``[K, D]``.
-        num_fixed: The first rows, which are unique and keep their IDs whatever is closer.
+        codes: Codes of all items, ``[N, L]``.
+        item_ids: Ids of the items. Hashes of the ids order items with equal distances.
+        residuals_of: Function from n rows to the residuals that the last level quantizes,
+            ``[n, D]``. It is never called for fixed rows.
+        last_codes: Codes of the last level, ``[K, D]``.
+        num_fixed: Number of rows at the start that keep their IDs, even if other items are nearer.
+            These IDs have to be unique.
+
+    Returns:
+        Unique codes ``[N, L]``, or None if a prefix has more items than the last level has codes.
     """
     num_codes = len(last_codes)
     prefix, counts = number_rows(codes[:, :-1])
@@ -173,7 +187,7 @@ def resolve_greedy(
     if len(shared) == 0:
         return resolved
     ties = order_by_hash(item_ids, shared)
-    distance = np.full(len(shared), -1, dtype=np.float32)  # Closer than any: what is fixed stays.
+    distance = np.full(len(shared), -1, dtype=np.float32)  # Closest: fixed rows stay.
     free = shared >= num_fixed
     distance[free] = np.concatenate(
         [
@@ -189,7 +203,7 @@ def resolve_greedy(
     for start, stop in _prefix_blocks(prefix[waiting]):
         items = waiting[start:stop]
         crowded, group = np.unique(prefix[items], return_inverse=True)
-        # Places are sorted by prefix: those of the crowded prefixes lie in one range.
+        # Places are sorted by prefix, so those of the crowded prefixes are one range.
         first, last = np.searchsorted(
             occupied, [crowded[0] * num_codes, (crowded[-1] + 1) * num_codes]
         )
@@ -205,10 +219,20 @@ def resolve_greedy(
 
 
 def balance_last_level(codes: Codes, residuals_of: ResidualsOf, last_codes: Vectors) -> Codes:
-    """Codes ``[N, L]`` whose items that shared an ID are spread evenly over the last codes.
+    """Spread the items that share an ID evenly over the codes of the last level.
 
-    Entropic optimal transport (Sinkhorn-Knopp) of those items to the last codes, all codes getting
-    equally many, at the lowest squared distance; a block of items at a time. Not yet unique.
+    Entropic optimal transport (Sinkhorn-Knopp) assigns these items to the last codes at the lowest
+    squared distance, such that all codes get equally many items. It works on one block of items at
+    a time.
+
+    Args:
+        codes: Codes of all items, ``[N, L]``.
+        residuals_of: Function from n rows to the residuals that the last level quantizes,
+            ``[n, D]``.
+        last_codes: Codes of the last level, ``[K, D]``.
+
+    Returns:
+        Codes of all items, ``[N, L]``. They need not be unique.
     """
     place, _ = number_rows(codes)
     shared = _shared(place)
@@ -227,7 +251,15 @@ def balance_last_level(codes: Codes, residuals_of: ResidualsOf, last_codes: Vect
 
 
 def number_within_bucket(codes: Codes, item_ids: pl.Series) -> Codes:
-    """0, 1, 2, … for the items of each ID, in the order of a hash of their item_id."""
+    """Number the items of each ID by 0, 1, 2, … in the order of a hash of their item id.
+
+    Args:
+        codes: Codes of all items, ``[N, L]``.
+        item_ids: Ids of the items.
+
+    Returns:
+        Number of each item within its ID, ``[N]``.
+    """
     bucket, counts = number_rows(codes)
     shared = np.flatnonzero(counts[bucket] > 1)
     order = np.lexsort((order_by_hash(item_ids, shared), bucket[shared]))
@@ -241,7 +273,14 @@ def number_within_bucket(codes: Codes, item_ids: pl.Series) -> Codes:
 def _fill_free_codes(
     group: npt.NDArray[np.intp], distances: Vectors, taken: npt.NDArray[np.bool_], ties: Codes
 ) -> Codes:
-    """A free code of its group for each item: ``distances`` [n, K], ``taken`` [groups, K]."""
+    """Return a free last code for each item.
+
+    Args:
+        group: Index of each item's prefix among the prefixes in ``taken``, ``[n]``.
+        distances: Squared distance of each item to each last code, ``[n, K]``; overwritten.
+        taken: Whether each last code is in use under each prefix, bool ``[groups, K]``; updated.
+        ties: Rank of each item, ``[n]``. The lowest rank wins if distances are equal.
+    """
     found = np.empty(len(group), dtype=np.int64)
     left = np.arange(len(group))
     while len(left):
@@ -259,7 +298,14 @@ def _fill_free_codes(
 
 
 def number_rows(codes: Codes) -> tuple[Codes, Codes]:
-    """A number from 0 for each different row, per row ``[N]``, and how many rows have it."""
+    """Give equal rows the same number, counted from 0.
+
+    Args:
+        codes: Rows of codes, ``[N, L]``.
+
+    Returns:
+        Number of each row, ``[N]``, and how many rows have each number.
+    """
     key = np.zeros(len(codes), dtype=np.int64)
     capacity = 1
     for column in codes.T:
@@ -274,13 +320,23 @@ def number_rows(codes: Codes) -> tuple[Codes, Codes]:
 
 
 def _shared(place: Codes) -> npt.NDArray[np.intp]:
-    """Rows whose place some other row has too."""
+    """Return the indices of the rows whose value in ``place`` occurs more than once."""
     _, number, counts = np.unique(place, return_inverse=True, return_counts=True)
     return np.flatnonzero(counts[number.reshape(-1)] > 1)
 
 
 def order_by_hash(item_ids: pl.Series, rows: npt.NDArray[np.intp]) -> Codes:
-    """Ranks of the rows by a hash of their item_id: arbitrary, the same on every machine."""
+    """Rank rows by a hash of their item id.
+
+    The order is arbitrary, but the same on every machine.
+
+    Args:
+        item_ids: Ids of all items.
+        rows: The rows to rank, ``[n]``.
+
+    Returns:
+        Rank of each of the rows, ``[n]``.
+    """
     chosen = item_ids.gather(pl.Series(rows.astype(np.int64))).cast(pl.String)
     hashes = np.fromiter(
         (
@@ -300,7 +356,7 @@ def _blocks(rows: npt.NDArray[np.intp]) -> list[npt.NDArray[np.intp]]:
 
 
 def _prefix_blocks(prefix: Codes) -> list[tuple[int, int]]:
-    """Ranges of sorted prefixes that end between two prefixes, of about `BLOCK_ROWS` rows each."""
+    """Split sorted prefixes into ranges of about `BLOCK_ROWS` rows that do not divide a prefix."""
     ends = np.flatnonzero(np.diff(prefix)) + 1
     blocks, start = [], 0
     while start < len(prefix):
@@ -312,7 +368,13 @@ def _prefix_blocks(prefix: Codes) -> list[tuple[int, int]]:
 
 
 def _closest_per_place(place: Codes, distance: Vectors, ties: Codes) -> npt.NDArray[np.bool_]:
-    """Whether each row is the closest, then the first by ``ties``, of those with its place."""
+    """Return whether each row has the smallest distance of all rows with the same place.
+
+    Args:
+        place: Number of each row's combination of prefix and last code.
+        distance: Distance of each row to its last code.
+        ties: Rank of each row. The lowest rank wins if distances are equal.
+    """
     order = np.lexsort((ties, distance, place))
     first = np.ones(len(place), dtype=bool)
     first[1:] = place[order][1:] != place[order][:-1]

@@ -1,9 +1,9 @@
-"""Semantic IDs that somebody published, for the items of a run.
+"""Published semantic IDs as the IDs of a run's items.
 
-LETTER, LC-Rec and MiniOneRec write ``NAME.index.json``, ``{"0": ["<a_12>", "<b_7>", "<c_201>"]}``,
-by the number of the item; MQL4GRec writes ``NAME.index_KIND.json`` for each kind of content. Which
-item has which number stands beside it (`recgrit.data.sources.numbered`). Where nothing does, the
-keys are taken for item ids.
+LETTER, LC-Rec and MiniOneRec publish ``NAME.index.json``, which maps the number of each item to its
+ID: ``{"0": ["<a_12>", "<b_7>", "<c_201>"]}``. MQL4GRec publishes ``NAME.index_KIND.json`` for each
+kind of content. A file beside the table says which item has which number
+(`recgrit.data.sources.numbered`). Without such a file, the keys are read as item ids.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ from recgrit.semantic_ids.table import parse_semantic_id
 logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = re.compile(r"(\.index[^.]*)?\.json$")
-# A larger code is damage: every code of a level gets a vector, whether an item has it or not.
+# A code of this size or above is an error in the file. It would need too much memory, because every
+# code of a level up to the largest gets a vector.
 MAX_CODE = 2**20
 FORM = 'a JSON object such as {"0": ["<a_12>", "<b_7>", "<c_201>"]}'
 
 
 @dataclass(frozen=True)
 class PublishedIds:
-    """The codes of a run's items in a published table.
+    """The published codes of the items of a run.
 
     Args:
-        codes: int64 ``[num_items, id_length]``, one row per item asked for; rows may repeat.
-        codebook_sizes: One more than the largest code of each level in the whole table.
-        num_unknown: Items of the table that were not asked for.
+        codes: Codes of each requested item, int64 ``[num_items, id_length]``. Several items may
+            have the same codes.
+        codebook_sizes: Number of codes of each level: the largest code in the whole table plus 1.
+        num_unknown: Number of items in the table that were not requested.
     """
 
     codes: npt.NDArray[np.int64]
@@ -47,10 +49,13 @@ class PublishedIds:
 
 
 def find_published_files(path: Path) -> tuple[Path, ...]:
-    """The table, and the file that says which item has which number if there is one.
+    """Return the table and, if there is one, the file that says which item has which number.
+
+    Args:
+        path: The table of published IDs.
 
     Raises:
-        DataError: There is no table.
+        DataError: The table does not exist.
     """
     if not path.is_file():
         raise DataError(
@@ -60,19 +65,20 @@ def find_published_files(path: Path) -> tuple[Path, ...]:
 
 
 def _name_of(path: Path) -> str:
-    """Of the data set that a table belongs to."""
+    """Return the name of the data set from the file name of its table."""
     return INDEX_SUFFIX.sub("", path.name)
 
 
 @dataclass(frozen=True)
 class FoundIds:
-    """A published table, and where the items asked for stand in it.
+    """A published table of IDs, and the rows of the requested items in it.
 
     Args:
-        codes: int64 ``[n, id_length]`` of the whole table.
-        codebook_sizes: One more than the largest code of each level.
-        rows: int64, the row of each item asked for; -1 where the table has none.
-        known: Some of the items that it knows.
+        codes: Codes of the whole table, int64 ``[n, id_length]``.
+        codebook_sizes: Number of codes of each level: the largest code plus 1.
+        rows: Row of each requested item in ``codes``, int64; -1 if the table does not have the
+            item.
+        known: Ids of the first items in the table, as examples for messages.
     """
 
     codes: npt.NDArray[np.int64]
@@ -82,14 +88,16 @@ class FoundIds:
 
 
 def find_published_ids(path: Path, item_ids: pl.Series) -> FoundIds:
-    """A table and where these items stand in it, those that it lacks included.
+    """Read a published table, and find the rows of some items in it.
+
+    The table may lack some of the items.
 
     Args:
-        path: The table.
-        item_ids: External ids.
+        path: The table of published IDs.
+        item_ids: Ids of the items to find.
 
     Raises:
-        DataError: A file cannot be read, a token is malformed, an item is there twice, or IDs
+        DataError: A file cannot be read, a token is malformed, an item has two entries, or IDs
             differ in length.
     """
     files = find_published_files(path)
@@ -105,7 +113,7 @@ def find_published_ids(path: Path, item_ids: pl.Series) -> FoundIds:
         item_id = names.get(key) if names else key
         if item_id in row_of_item:
             raise DataError(f"{path}: two entries are the item {item_id!r}. Keep one of them.")
-        if item_id is not None:  # A number that no item has is one of an unknown item.
+        if item_id is not None:  # A number without an item id belongs to an unknown item.
             row_of_item[item_id] = len(codes)
         codes.append(_parse_tokens(path, key, tokens))
     _refuse_other_lengths(path, list(table), codes)
@@ -119,14 +127,14 @@ def find_published_ids(path: Path, item_ids: pl.Series) -> FoundIds:
 
 
 def read_published_ids(path: Path, item_ids: pl.Series) -> PublishedIds:
-    """The codes of these items, in their order.
+    """Read the published codes of some items, in the order of the items.
 
     Args:
-        path: The table.
-        item_ids: External ids.
+        path: The table of published IDs.
+        item_ids: Ids of the items to read.
 
     Raises:
-        DataError: As for `find_published_ids`, or an item asked for has no ID.
+        DataError: A requested item has no ID, or `find_published_ids` raises it.
     """
     found = find_published_ids(path, item_ids)
     missing = item_ids.filter(pl.Series(found.rows < 0))
@@ -144,10 +152,10 @@ def read_published_ids(path: Path, item_ids: pl.Series) -> PublishedIds:
 
 
 def _parse_tokens(path: Path, key: str, tokens: object) -> tuple[int, ...]:
-    """The codes that a list of tokens spells, one token a level."""
+    """Return the codes of a list of tokens, which has one token per level."""
     codes: tuple[int, ...] = ()
     if isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):
-        with contextlib.suppress(DataError):  # Told below, with the key.
+        with contextlib.suppress(DataError):  # The error is raised below, with the key.
             codes = parse_semantic_id("".join(tokens).lower())
         if len(codes) == len(tokens) and max(codes, default=MAX_CODE) < MAX_CODE:
             return codes
@@ -168,7 +176,11 @@ def _refuse_other_lengths(path: Path, keys: list[str], codes: list[tuple[int, ..
 
 
 def _refuse_bare_numbers(path: Path, table: dict[str, Any], item_ids: pl.Series) -> None:
-    """Numbers of items would pass for ids where ids are numbers too: silently the wrong items."""
+    """Raise an error if the keys of a table are item numbers and no file says which item has which.
+
+    Where item ids are numbers too, the keys would be read as item ids, and the items would silently
+    get IDs of other items.
+    """
     numbers = {str(number) for number in range(len(table))}
     if set(table) == numbers and set(item_ids) != numbers:
         name = _name_of(path)

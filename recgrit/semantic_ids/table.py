@@ -1,4 +1,4 @@
-"""The item-ID table: every item's semantic ID, and every ID's item."""
+"""The ID table, which maps every item to its semantic ID and every ID to its item."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from recgrit.errors import DataError
 from recgrit.semantic_ids.collisions import number_rows
 from recgrit.summaries import Summarized
 
-# No more digits than a code can have.
+# A token has at most 18 digits, so that a code fits into 64 bits.
 _TOKEN = re.compile(r"<([a-z])_([0-9]{1,18})>")
 
 
 @dataclass(frozen=True, repr=False)
 class SemanticIdTable(Summarized):
-    """Semantic IDs of all items; row i is ``item_idx`` i.
+    """The semantic IDs of all items of a catalogue; row i is the item with ``item_idx`` i.
 
     Args:
-        codes: int32 ``[num_items, id_length]``, unique rows.
+        codes: Semantic IDs, int32 ``[num_items, id_length]``. All rows are different.
         codebook_sizes: Number of codes of each level.
-        disambiguation_level: The level that only tells items apart, None if every level has
-            meaning.
-        item_ids: External item ids.
-        titles: Item titles.
+        disambiguation_level: Index of the level that only tells items with equal codes apart. None
+            if there is no such level.
+        item_ids: Ids of the items in the data source.
+        titles: Titles of the items.
 
     Raises:
-        DataError: Rows are not unique, codes are out of range, or lengths disagree.
+        DataError: Two rows are equal, a code is out of range, or lengths differ.
     """
 
     codes: npt.NDArray[np.int32]
@@ -68,7 +68,7 @@ class SemanticIdTable(Summarized):
         return len(self.codes)
 
     def summarize(self) -> tuple[str, Mapping[str, str]]:
-        """Levels and a few IDs."""
+        """Return a title, and the levels and a few IDs by name, for display."""
         level = self.disambiguation_level
         facts = {
             "levels": f"{self.id_length}, of {', '.join(map(str, self.codebook_sizes))} codes"
@@ -87,7 +87,7 @@ class SemanticIdTable(Summarized):
 
     @cached_property
     def index(self) -> ItemIndex:
-        """Where each item stands."""
+        """The index that finds the row of an item by its id."""
         return ItemIndex(self.item_ids)
 
     @cached_property
@@ -95,45 +95,59 @@ class SemanticIdTable(Summarized):
         return {tuple(row): item_idx for item_idx, row in enumerate(self.codes.tolist())}
 
     def item_idx(self, item_id: str) -> int:
-        """Dense index of an external item id.
+        """Return the row of an item in this table.
+
+        Args:
+            item_id: Id of the item in the data source.
 
         Raises:
-            DataError: No item has it.
+            DataError: No item has this id.
         """
         return self.index[item_id]
 
     def find_items(self, item_ids: IdList) -> npt.NDArray[np.int64]:
-        """Dense indices of those external ids that the table has, in their order.
+        """Return the rows of items in this table, in the order of their ids.
 
-        A bare string is one id; nulls are passed over.
+        Args:
+            item_ids: Ids of the items. A single string is one id. Nulls and ids that the table does
+                not have are skipped.
         """
         return self.index.find(item_ids)
 
     def codes_of(self, item_id: str) -> tuple[int, ...]:
-        """The semantic ID of an item."""
+        """Return the semantic ID of an item as a tuple of codes."""
         return tuple(self.codes[self.item_idx(item_id)].tolist())
 
     def item_of(self, codes: Sequence[int]) -> str | None:
-        """The item id that has this semantic ID, None if no item has."""
+        """Return the id of the item with this semantic ID, or None if no item has this ID."""
         item_idx = self._item_by_codes.get(tuple(codes))
         return None if item_idx is None else str(self.item_ids[item_idx])
 
     def text_of(self, item_id: str) -> str:
-        """The semantic ID of an item as text, such as ``<a_12><b_7><c_201>``."""
+        """Return the semantic ID of an item as text, such as ``<a_12><b_7><c_201>``."""
         return format_semantic_id(self.codes_of(item_id))
 
     def items_with_prefix(self, prefix: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Indices of all items whose ID begins with these codes, none if they are too many."""
+        """Return the rows of all items whose semantic ID begins with a prefix.
+
+        Args:
+            prefix: Codes of the first levels. The result is empty if there are more codes than
+                levels.
+        """
         if len(prefix) > self.id_length:
             return np.empty(0, dtype=np.int64)
         return np.flatnonzero(np.all(self.codes[:, : len(prefix)] == list(prefix), axis=1))
 
     def relatives(self, item_id: str, *, limit: int = 10) -> pl.DataFrame:
-        """The items that share the longest prefixes with this one, nearest first.
+        """Return the items whose IDs share the longest prefixes with an item's ID, longest first.
+
+        Args:
+            item_id: Id of the item.
+            limit: Largest number of items to return.
 
         Returns:
-            Columns ``shared_levels``, ``item_id``, ``title``, ``semantic_id``; items that do not
-            even share the first code are left out.
+            Columns ``shared_levels``, ``item_id``, ``title`` and ``semantic_id``. Items that do not
+            share the first code are left out.
         """
         item_idx = self.item_idx(item_id)
         same = self.codes == self.codes[item_idx]
@@ -147,28 +161,43 @@ class SemanticIdTable(Summarized):
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> SemanticIdTable:
-        """The table of some of its items, in this order."""
+        """Return a table with only some of the items.
+
+        Args:
+            rows: Rows of the items in this table, in the order of the new table.
+        """
         ids, titles = self.item_ids.gather(rows), self.titles.gather(rows)
         return replace(self, codes=self.codes[rows], item_ids=ids, titles=titles)
 
     def to_polars(self) -> pl.DataFrame:
-        """Columns ``item_id``, ``title``, ``level_0`` …, and ``semantic_id`` as text."""
+        """Return the table as a polars frame.
+
+        Returns:
+            Columns ``item_id``, ``title``, ``level_0``, ``level_1``, … with the codes, and
+            ``semantic_id`` as text.
+        """
         return self._frame
 
     @cached_property
     def _frame(self) -> pl.DataFrame:
         levels = {f"level_{level}": self.codes[:, level] for level in range(self.id_length)}
         frame = pl.DataFrame({"item_id": self.item_ids, "title": self.titles, **levels})
-        # As `format_semantic_id`, without a Python object for every code of a large catalogue.
+        # This gives the text of `format_semantic_id` without a Python object per code.
         tokens = (f"<{letter}_{{}}>" for letter in string.ascii_lowercase[: self.id_length])
         return frame.with_columns(pl.format("".join(tokens), *levels).alias("semantic_id"))
 
     def to_pandas(self) -> pd.DataFrame:
-        """`to_polars` as a pandas frame."""
+        """Return the table as a pandas frame with the columns of `to_polars`."""
         return self.to_polars().to_pandas()
 
     def save(self, directory: Path) -> None:
-        """Write ``semantic_ids.parquet``; sizes and the disambiguation level in its metadata."""
+        """Write the table to ``semantic_ids.parquet`` in a folder.
+
+        The metadata of the file holds the codebook sizes and the disambiguation level.
+
+        Args:
+            directory: The folder to write to.
+        """
         self.to_polars().write_parquet(
             directory / "semantic_ids.parquet",
             metadata={
@@ -181,10 +210,13 @@ class SemanticIdTable(Summarized):
 
     @classmethod
     def load(cls, directory: Path) -> SemanticIdTable:
-        """Read what `save` wrote.
+        """Read a table from a folder in which `save` wrote it.
+
+        Args:
+            directory: The folder to read from.
 
         Raises:
-            DataError: The file is missing or not an ID table.
+            DataError: The file is missing, or is not an ID table.
         """
         path = directory / "semantic_ids.parquet"
         if not path.is_file():
@@ -214,7 +246,7 @@ class SemanticIdTable(Summarized):
 
 
 def format_semantic_id(codes: Sequence[int]) -> str:
-    """Codes as text, one letter per level.
+    """Return the codes of a semantic ID as text, with one letter per level.
 
     Example:
         >>> format_semantic_id([12, 7, 201, 0])
@@ -224,7 +256,9 @@ def format_semantic_id(codes: Sequence[int]) -> str:
 
 
 def semantic_id_tokens(codes: Sequence[int]) -> list[str]:
-    """Codes as the tokens of a language model's vocabulary, one letter per level.
+    """Return the codes of a semantic ID as tokens for the vocabulary of a language model.
+
+    Each token names its level by a letter.
 
     Example:
         >>> semantic_id_tokens([12, 7])
@@ -236,10 +270,10 @@ def semantic_id_tokens(codes: Sequence[int]) -> list[str]:
 
 
 def parse_semantic_id(text: str) -> tuple[int, ...]:
-    """The codes of an ID written as text.
+    """Return the codes of a semantic ID that is written as text.
 
     Raises:
-        DataError: The text is not an ID with levels a, b, c, … in order.
+        DataError: The text is not an ID with the levels a, b, c, … in this order.
 
     Example:
         >>> parse_semantic_id('<a_12><b_7>')

@@ -1,9 +1,10 @@
-"""The trie of existing semantic IDs, as flat arrays.
+"""The trie of all existing semantic IDs, stored as flat arrays.
 
-Nodes are numbered level by level in the order of their prefixes: the root is 0, the children of one
-node follow one another, and so do the leaves below any node. That makes three things a range: a
-node's children, its items, and those of its items that a filter excludes. All numbers are int32,
-which is enough for two billion nodes and half the memory of int64: 60 bytes an item at four levels.
+Nodes are numbered level by level in the order of their prefixes. The root is node 0. The children
+of a node have consecutive numbers, and so have the leaves below a node. The children of a node, its
+items, and the items below it that a filter excludes are therefore ranges. All numbers are int32,
+which is enough for two billion nodes and needs half the memory of int64: 60 bytes per item at four
+levels.
 
 Shapes: N items, L levels, V nodes.
 """
@@ -16,17 +17,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-# Packed into one number, codes sort several times faster than column by column.
+# Codes of up to this many bits are packed into one number, because one number sorts several times
+# faster than several columns.
 PACKED_BITS = 63
 
 
 @dataclass(frozen=True)
 class Children:
-    """Some of the children of every node of a trie.
+    """Lists of some of the children of every node of a trie.
 
     Args:
-        starts: int32 ``[V + 1]``; those of node v are ``nodes[starts[v] : starts[v + 1]]``.
-        nodes: int32, node numbers.
+        starts: int32 ``[V + 1]``. The listed children of node v are
+            ``nodes[starts[v] : starts[v + 1]]``.
+        nodes: Numbers of the children of all nodes, int32.
     """
 
     starts: npt.NDArray[np.int32]
@@ -35,18 +38,19 @@ class Children:
 
 @dataclass(frozen=True)
 class Trie:
-    """Transition tables of all prefixes of a set of IDs.
+    """The trie of a set of semantic IDs, with the children, leaves and items of every node.
 
     Args:
-        level_starts: int64 ``[L + 2]``; nodes of depth d are ``level_starts[d]`` to
-            ``level_starts[d + 1]``, the root being depth 0 and leaves depth L.
-        node_codes: int32 ``[V]``, the code that leads to each node; 0 for the root.
-        child_starts: int32 ``[V + 1]``; node v's children are the nodes from ``child_starts[v]`` to
-            before ``child_starts[v + 1]``.
-        leaf_starts: int32 ``[V]``, the first leaf below each node, leaves counted from 0.
-        leaf_ends: int32 ``[V]``, one past the last leaf below each node.
-        leaf_items: int32 ``[N]``, item_idx of each leaf.
-        paths: int32 ``[N, L]``, the nodes of each item's ID, root excluded.
+        level_starts: int64 ``[L + 2]``. The nodes of depth d are ``level_starts[d]`` to
+            ``level_starts[d + 1] - 1``. The root has depth 0 and the leaves have depth L.
+        node_codes: The code that leads to each node, int32 ``[V]``; 0 for the root.
+        child_starts: int32 ``[V + 1]``. The children of node v are the nodes ``child_starts[v]`` to
+            ``child_starts[v + 1] - 1``.
+        leaf_starts: Number of the first leaf below each node, int32 ``[V]``. Leaves are counted
+            from 0.
+        leaf_ends: Number of the last leaf below each node plus 1, int32 ``[V]``.
+        leaf_items: ``item_idx`` of each leaf, int32 ``[N]``.
+        paths: Nodes of each item's ID without the root, int32 ``[N, L]``.
     """
 
     level_starts: npt.NDArray[np.int64]
@@ -59,17 +63,17 @@ class Trie:
 
     @property
     def num_levels(self) -> int:
-        """L."""
+        """Number of levels L."""
         return int(self.paths.shape[1])
 
     @property
     def num_nodes(self) -> int:
-        """V, the root included."""
+        """Number of nodes V, the root included."""
         return len(self.node_codes)
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items N."""
         return len(self.paths)
 
     @property
@@ -78,7 +82,11 @@ class Trie:
         return int(self.level_starts[-2])
 
     def save(self, path: Path) -> None:
-        """Write the tables under their names as one safetensors file."""
+        """Write all arrays to one safetensors file.
+
+        Args:
+            path: The file to write.
+        """
         from safetensors.numpy import save_file
 
         tables = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -86,29 +94,32 @@ class Trie:
 
     @classmethod
     def load(cls, path: Path) -> Trie:
-        """Read what `save` wrote."""
+        """Read a trie from a file that `save` wrote."""
         from safetensors.numpy import load_file
 
         return cls(**load_file(path))
 
     def restrict(self, items: npt.NDArray[np.bool_]) -> Children:
-        """Only those children that lead to one of these items.
+        """Return the children that lead to at least one of some items.
 
-        This is the training trie, in which items never trained on are no candidates. Nodes keep
-        their numbers, so that one table of node vectors serves both.
+        This gives the trie of the training, in which items without training interactions are no
+        candidates. Nodes keep their numbers, so that both tries use the same table of node vectors.
 
         Args:
-            items: bool ``[N]``.
+            items: Whether each item is included, bool ``[N]``.
         """
         reachable = np.zeros(self.num_nodes, dtype=bool)
         reachable[self.paths[items].ravel()] = True
-        reachable[0] = False  # Nobody's child.
+        reachable[0] = False  # The root is no node's child.
         before = np.concatenate([np.zeros(1, np.int32), np.cumsum(reachable, dtype=np.int32)])
         return Children(before[self.child_starts], np.flatnonzero(reachable).astype(np.int32))
 
 
 def build_trie(codes: npt.NDArray[np.int32]) -> Trie:
-    """The trie of unique IDs ``[N, L]``.
+    """Build the trie of unique semantic IDs.
+
+    Args:
+        codes: IDs of N items at L levels, int32 ``[N, L]``.
 
     Raises:
         ValueError: Two IDs are equal.
@@ -125,7 +136,7 @@ def build_trie(codes: npt.NDArray[np.int32]) -> Trie:
     ordered = codes[order]
     ordered_paths = np.empty((num_items, num_levels), dtype=np.int32)
     level_starts, first_node = [0], 1
-    # Whether the prefix so far of each ID, in order, differs from the one before it.
+    # Whether the current prefix of each sorted ID differs from that of the ID before.
     is_new = np.zeros(num_items, dtype=bool)
     is_new[0] = True
     first_leaves, node_codes, child_counts = [np.zeros(1, np.int32)], [np.zeros(1, np.int32)], []
@@ -145,12 +156,12 @@ def build_trie(codes: npt.NDArray[np.int32]) -> Trie:
     paths = np.empty_like(ordered_paths)
     paths[order] = ordered_paths
     counts = np.concatenate([*child_counts, np.zeros(num_items, np.int64)])
-    # One past the last leaf of a node is the first of the next, or the end of its level.
+    # The leaves of a node end where those of the next node of its level start, or at the last leaf.
     leaf_ends = [np.append(firsts[1:], np.int32(num_items)) for firsts in first_leaves]
     return Trie(
         level_starts=np.array([*level_starts, first_node], dtype=np.int64),
         node_codes=np.concatenate(node_codes),
-        # Breadth-first numbering: all nodes but the root, in order, are the lists of children.
+        # With breadth-first numbers, the lists of children in order are all nodes except the root.
         child_starts=np.concatenate([np.ones(1, np.int32), 1 + np.cumsum(counts, dtype=np.int32)]),
         leaf_starts=np.concatenate(first_leaves),
         leaf_ends=np.concatenate(leaf_ends),
@@ -160,16 +171,17 @@ def build_trie(codes: npt.NDArray[np.int32]) -> Trie:
 
 
 def cut_ids(codes: npt.NDArray[np.int32], num_levels: int | None) -> npt.NDArray[np.int32]:
-    """IDs of which all that follows the first levels is one choice among items.
+    """Replace all codes after the first levels by one number that tells items of a prefix apart.
 
-    Items are numbered in the order of their rows: those added to a catalogue change no number.
+    The items of a prefix are numbered in the order of their rows. Items that are appended to a
+    catalogue therefore change no number.
 
     Args:
-        codes: ``[N, L]``, unique.
-        num_levels: T, the codes kept; None for all.
+        codes: Unique IDs, ``[N, L]``.
+        num_levels: Number of levels T to keep. None keeps all levels.
 
     Returns:
-        ``[N, T + 1]``; ``codes`` themselves where they have no more than T levels.
+        IDs ``[N, T + 1]``, or ``codes`` unchanged if they have no more than T levels.
 
     Example:
         >>> cut_ids(np.array([[1, 5, 2], [0, 3, 3], [1, 4, 0]], dtype=np.int32), 1).tolist()
@@ -188,7 +200,7 @@ def cut_ids(codes: npt.NDArray[np.int32], num_levels: int | None) -> npt.NDArray
 
 
 def _sort_ids(codes: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Rows in the order of their IDs; those of equal IDs as they were."""
+    """Return the rows in the order of their IDs. Rows with equal IDs keep their order."""
     widths = [int(largest).bit_length() for largest in codes.max(axis=0)]
     if sum(widths) > PACKED_BITS:
         return np.lexsort(codes.T[::-1])

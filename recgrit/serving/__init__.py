@@ -1,1 +1,1 @@
-"""Models behind services: bundles that stand alone, later items, and an MLflow model."""
+"""Deployment of a model: bundles, later changes of their items, and an MLflow model."""

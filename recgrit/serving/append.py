@@ -1,9 +1,10 @@
-"""Items that come and go: another bundle in which no ID of the one before has moved.
+"""Adding items to a bundle and removing items from it, without changing any existing ID.
 
-The encoder, the components and scales of the features, the codebooks and the retriever's weights
-stay as they are. A new item is recommendable at once: the retriever's fallback vectors, trained by
-dropping nodes at random, stand in for the vectors it has none of. A removed item keeps its row and
-its ID, is never listed, and is refused if it is offered again.
+The result is another bundle. It keeps the text encoder, the feature transform, the codebooks and
+the retriever's weights of the previous bundle. A new item can be recommended at once. It has no
+trained vectors of its own, so the retriever uses its fallback vectors, which are trained by
+dropping nodes at random. A removed item keeps its row and its ID, is never listed, and is refused
+if it is offered again.
 """
 
 from __future__ import annotations
@@ -50,18 +51,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Appended:
-    """What became of the items offered and of those to remove.
+    """The result of `append_items`: the new bundle, and counts of added and removed items.
 
     Args:
         bundle: The new bundle.
-        num_added: New items.
-        num_moved: New items whose first choice of an ID was in use.
-        num_listed: Offered items that were there already; they keep their features and their IDs.
-        num_changed: Of these, such that came with another title, which they have now.
-        num_refused: Offered items that were removed before, or are to be removed now.
-        num_removed: Items removed.
-        num_unknown: Items to remove that are not in the catalogue.
-        delta: What changed, and the quality of the IDs before and after.
+        num_added: Number of new items.
+        num_moved: Number of new items that got the next free ID, because another item has their
+            first choice.
+        num_listed: Number of offered items that the previous bundle lists already. They keep their
+            features and their IDs.
+        num_changed: Number of the items in ``num_listed`` that were offered with another title.
+            They have the new title now.
+        num_refused: Number of offered items that an earlier bundle removed, or that ``removed``
+            names.
+        num_removed: Number of removed items.
+        num_unknown: Number of ids to remove that are not in the catalogue.
+        delta: The changed items, and the quality of the IDs before and after.
     """
 
     bundle: Bundle
@@ -75,7 +80,7 @@ class Appended:
     delta: Delta
 
     def describe(self) -> str:
-        """The counts in one line."""
+        """Return the counts as one line of text."""
         listed = self.bundle.manifest.summary["num_listed"]
         parts = [
             f"{self.num_added:,} item{'s' * (self.num_added != 1)} added ({self.num_moved:,} with "
@@ -103,26 +108,28 @@ def append_items(
     pictures: Path | None = None,
     removed: IdList = (),
 ) -> Appended:
-    """Write another bundle with new items, without removed ones, and with every old ID in place.
+    """Write another bundle with items added or removed, in which every existing ID stays the same.
+
+    If the same call is repeated with a folder that it wrote before, it returns the bundle that is
+    there.
 
     Args:
-        bundle: The one before; it stays as it is.
-        directory: The folder of the new one.
-        items: Items to add, with the columns of the first catalogue; None for none. Of those that
-            are in the bundle another title is taken and nothing else, removed ones are refused.
-        vectors: Vectors of ``items``, where the run took vectors of the user's own.
-        blocks: Vectors of ``items`` by the name of their block of features; items and blocks
-            without are filled as the run's settings say.
-        pictures: Where relative paths of the items' pictures start, where a block of features is
-            made of such and ``items`` has their column; None for the working folder.
-        removed: External ids of items to remove; a bare string is one.
-
-    The same request again, into the folder that it made, gives the bundle that is there.
+        bundle: The previous bundle. It is not changed.
+        directory: Folder of the new bundle.
+        items: Items to add, with the item columns of the run. None adds no items. An item that the
+            bundle lists already gets its new title and nothing else. A removed item is refused.
+        vectors: Vectors of ``items``, required if the run used the user's own vectors in place of a
+            text encoder. Otherwise None.
+        blocks: Vectors of ``items`` for further feature blocks, by block name. An item or a block
+            without vectors is filled in as the run's settings say.
+        pictures: Folder that relative paths of the items' pictures start from. None is the working
+            folder. Used if a feature block is made of pictures and ``items`` has their column.
+        removed: External ids of items to remove. A bare string is one id.
 
     Raises:
-        ArtifactError: The folder is that of the bundle, holds another one or anything else, or
-            cannot be written.
-        DataError: Items cannot be used, or none would be left.
+        ArtifactError: The folder is that of the previous bundle, holds another bundle or other
+            files, or cannot be written. Or the bundle's model cannot rank new items.
+        DataError: The items cannot be used, or no listed item would be left.
         EncoderError: The encoder that the items need is not on this machine.
     """
     if resolve_links(directory) == resolve_links(bundle.directory):
@@ -131,7 +138,7 @@ def append_items(
         )
     there_before = _find_bundle_after(bundle, directory)
     _require_appendable(bundle)
-    # What cannot recommend is not handed on.
+    # A bundle that cannot recommend is not extended.
     bundle.recommend_after({"": bundle.items.item_ids.head(1).to_list()}, top_k=1)
     table, catalogue = bundle.semantic_ids, bundle.catalogue
     step = len(bundle.settings.ancestors) + 1
@@ -205,7 +212,7 @@ def append_items(
     )
     if there_before is not None:
         _require_same(there_before, after_table, after, tables["features"])
-        clear_up(resolve_links(directory))  # One that was killed after its last rename.
+        clear_up(resolve_links(directory))  # An earlier call may have been killed at its end.
     written = there_before or write_bundle(
         directory,
         bundle.settings.model_copy(update={"ancestors": (*bundle.settings.ancestors, before)}),
@@ -243,9 +250,10 @@ def append_items(
 def _find_retitled(
     table: SemanticIdTable, offered: ItemTable, there: npt.NDArray[np.bool_]
 ) -> pl.DataFrame:
-    """Rows of the table whose items were offered with another title, ascending, and the titles.
+    """Return the rows of the table whose items were offered with another title, and the new titles.
 
-    An item without a title is called by its id: that is no other title.
+    An item without a title has its id as its title. An offered title that equals the id therefore
+    does not count as another title. The rows are ascending.
     """
     found = offered.frame.filter(there).select("item_id", "title")
     rows = pl.DataFrame({"item_id": table.item_ids, "before": table.titles}).with_row_index("row")
@@ -255,7 +263,15 @@ def _find_retitled(
 
 
 def _find_bundle_after(bundle: Bundle, directory: Path) -> Bundle | None:
-    """The bundle that was made of this one and lies there; None where there is none."""
+    """Return the bundle that an earlier equal call wrote; None if the folder has no bundle.
+
+    Args:
+        bundle: The previous bundle.
+        directory: Folder of the new bundle.
+
+    Raises:
+        ArtifactError: The folder has a bundle that was not made from the previous bundle.
+    """
     if not is_bundle(directory):
         return None
     there = Bundle(directory, device=bundle.device)
@@ -267,7 +283,11 @@ def _find_bundle_after(bundle: Bundle, directory: Path) -> Bundle | None:
 def _require_same(
     there: Bundle, table: SemanticIdTable, catalogue: Catalogue, features: Embeddings
 ) -> None:
-    """Refuse a bundle that is not what would be written in its place."""
+    """Check that the bundle in the folder equals the bundle that would be written there.
+
+    Raises:
+        ArtifactError: The bundles have different items, IDs or features.
+    """
     same = there.semantic_ids.to_polars().equals(table.to_polars()) and np.array_equal(
         there.features.vectors, features.vectors
     )
@@ -278,7 +298,11 @@ def _require_same(
 
 
 def _require_appendable(bundle: Bundle) -> None:
-    """Refuse a bundle whose model cannot rank items that it was not trained with."""
+    """Check that the bundle's model can rank new items, and that a tokenizer can give them IDs.
+
+    Raises:
+        ArtifactError: The model cannot rank new items, or the IDs are published IDs.
+    """
     kind = bundle.settings.model
     if not find_model(kind).can_append:
         raise ArtifactError(
@@ -293,7 +317,7 @@ def _require_appendable(bundle: Bundle) -> None:
         )
 
 
-# Files of a bundle that new items do not change.
+# Files of a bundle that stay the same when items are added.
 COPIED = (
     TOKENIZER_NAME,
     TRANSFORM_NAME,

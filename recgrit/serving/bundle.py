@@ -1,13 +1,14 @@
-"""A bundle: one folder with all it takes to recommend, and to give IDs to later items.
+"""Reading a bundle: one folder with all that is needed to recommend and to give new items IDs.
 
-Nothing in it refers to the run it came from. It is never changed: adding or removing items writes
-another bundle (`recgrit.serving.append`), which names the one before. Every file is listed with its
-checksum and compared when a bundle is opened. Reading from a bundle that another one replaced since
-then raises `ReplacedError`.
+A bundle does not refer to the run that it was exported from, so it can be copied anywhere. It is
+never changed: adding or removing items writes another bundle (`recgrit.serving.append`), which
+names the previous one. The manifest lists each file with its checksum, and opening a bundle
+compares all files with it. If another bundle replaces an opened one, further reads raise
+`ReplacedError`.
 
-In it: the items' names and which of them are trained, added or removed; the model. For models with
-semantic IDs also the ID table, the tokenizer, what made the items' features, the features
-themselves, and the trie's tables for services that walk it on their own.
+A bundle contains the model, the item names, and which items are trained, added or removed. For
+models with semantic IDs it also contains the ID table, the tokenizer, the feature transform, the
+item features, and the tables of the trie for services that walk the trie without recgrit.
 """
 
 from __future__ import annotations
@@ -59,14 +60,15 @@ T = TypeVar("T")
 
 
 class Bundle(Summarized):
-    """A bundle, read-only.
+    """A bundle that is opened for reading.
 
     Args:
-        directory: The folder.
-        device: Where the model runs; "auto" is a GPU if there is one.
+        directory: Folder of the bundle.
+        device: Device that the model runs on, such as "cpu" or "cuda". "auto" is a GPU if there is
+            one.
 
     Raises:
-        ArtifactError: The folder holds no bundle, or a file is not as it was written.
+        ArtifactError: The folder holds no bundle, or a file differs from what was written.
 
     Example:
         ``Bundle("bundles/monday").recommend_after({"anyone": ["242", "51"]})``
@@ -80,7 +82,7 @@ class Bundle(Summarized):
         self.settings = _read_settings(self.manifest, self.directory)
 
     def summarize(self) -> tuple[str, Mapping[str, str]]:
-        """The bundle in a few lines, of what it says of itself."""
+        """Return a title and a few facts by name, which are shown when the bundle is printed."""
         settings, line = self.settings, self.settings.ancestors
         facts = {
             "model": f"{settings.model}, of {settings.num_known_items:,} items in training",
@@ -92,24 +94,24 @@ class Bundle(Summarized):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all its content and of where it comes from."""
+        """The hash of the bundle's content and of the artifacts that it was made from."""
         return self.manifest.fingerprint
 
     @property
     def parent(self) -> str | None:
-        """Fingerprint of the bundle it was made from; None for the first."""
+        """The fingerprint of the bundle that this one was made from; None if there is none."""
         return self.settings.ancestors[-1].fingerprint if self.settings.ancestors else None
 
     @cached_property
     def items(self) -> SemanticIdTable | ItemTable:
-        """What the items are called, removed items included."""
+        """The ids and titles of all items, removed items included."""
         if self.settings.ids is None:
             return self.read(ItemTable.load)
         return self.read(SemanticIdTable.load)
 
     @property
     def semantic_ids(self) -> SemanticIdTable:
-        """The item-ID table, removed items included.
+        """The table of semantic IDs of all items, removed items included.
 
         Raises:
             ArtifactError: The bundle's model has no semantic IDs.
@@ -119,7 +121,7 @@ class Bundle(Summarized):
         return self.items
 
     def require_ids(self) -> TokenizerSettings:
-        """How items get semantic IDs.
+        """Return the settings by which items get features and semantic IDs.
 
         Raises:
             ArtifactError: The bundle's model has no semantic IDs.
@@ -143,7 +145,7 @@ class Bundle(Summarized):
 
     @cached_property
     def catalogue(self) -> Catalogue:
-        """Which items are trained, added, removed."""
+        """The table that says which items are trained, added or removed."""
         catalogue = self.read(lambda path: Catalogue.load(path, self.items.item_ids))
         if self.settings.num_known_items > len(self.items):
             raise ArtifactError(
@@ -154,12 +156,12 @@ class Bundle(Summarized):
 
     @cached_property
     def features(self) -> Embeddings:
-        """Features of all items."""
+        """The features of all items, removed items included."""
         return self.read(lambda path: Embeddings.load(path, "features"))
 
     @cached_property
     def words(self) -> csr_array | None:
-        """The words of all items' texts; None where the items came as vectors."""
+        """The TF-IDF vectors of all items' texts; None if the items have vectors and no texts."""
         words = self.read(load_words)
         if words is not None and words.shape[0] != len(self.items):
             raise self._unfit("the words of its items")
@@ -167,7 +169,7 @@ class Bundle(Summarized):
 
     @cached_property
     def terms(self) -> Terms:
-        """The terms that stand for the columns of `words`."""
+        """The terms that the columns of `words` stand for."""
         terms = self.read(Terms.load)
         if self.words is not None and self.words.shape[1] != len(terms.terms):
             raise self._unfit("the terms of its items' words")
@@ -175,7 +177,10 @@ class Bundle(Summarized):
 
     @cached_property
     def cooccurrence(self) -> npt.NDArray[np.float32] | None:
-        """Co-occurrence vectors of all items, zeros where there are none."""
+        """The co-occurrence vectors of all items; None if the features have no co-occurrence part.
+
+        An item without a co-occurrence vector has zeros.
+        """
         part = self.feature_transform.cooccurrence
         if part is None:
             return None
@@ -186,12 +191,12 @@ class Bundle(Summarized):
 
     @cached_property
     def attributes(self) -> Attributes | None:
-        """The attributes of all items; None for a model that reads none."""
+        """The attributes of all items; None if the model reads no item attributes."""
         return self._read_attributes(ITEM_ATTRIBUTES, len(self.items))
 
     @cached_property
     def user_attributes(self) -> Attributes | None:
-        """Attributes of the training users and an unknown user; None if the model reads none."""
+        """The attributes of training users and an unknown user; None if the model reads none."""
         return self._read_attributes(USER_ATTRIBUTES, None)
 
     def _read_attributes(self, name: str, num_rows: int | None) -> Attributes | None:
@@ -205,16 +210,19 @@ class Bundle(Summarized):
 
     @cached_property
     def users(self) -> UserHistories:
-        """The users that the bundle was exported with; none where it holds no users.
+        """The users that were exported with the bundle, with their histories; may be empty.
 
-        Those of the training come first, in its order.
+        The training users come first, in the order of the training.
         """
         users = self.read(lambda path: UserHistories.load(path / USERS_NAME, len(self.items)))
         return UserHistories(users.user_ids, users.split.with_own_people())
 
     @cached_property
     def given(self) -> dict[str, npt.NDArray[np.bool_]]:
-        """Which items have a vector of each further block of features, bool ``[N]`` by name."""
+        """The items that have a vector in each further feature block: bool ``[N]`` by block name.
+
+        There are N items. Further feature blocks are those beside text and co-occurrence.
+        """
         given = self.read(lambda path: load_given(path, len(self.items)))
         if set(given) != set(self.feature_transform.blocks):
             raise ArtifactError(
@@ -226,7 +234,7 @@ class Bundle(Summarized):
 
     @cached_property
     def feature_transform(self) -> FeatureTransform:
-        """How features are made of vectors."""
+        """The transform that computes item features from vectors."""
         transform = self.read(lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
         if transform.feature_dim != self.features.embedding_dim:
             raise self._unfit("what made its features")
@@ -234,7 +242,7 @@ class Bundle(Summarized):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The fitted tokenizer, in eval mode."""
+        """The fitted tokenizer, in evaluation mode."""
         config = self.require_ids().tokenizer
         if config is None:
             raise self._lacks_ids()
@@ -243,7 +251,7 @@ class Bundle(Summarized):
 
     @cached_property
     def model(self) -> Model:
-        """The model over the whole catalogue."""
+        """The fitted model over the whole catalogue, on the bundle's device."""
         found = find_model(self.settings.model)
         inputs = CatalogueInputs(
             trained=self.catalogue.trained,
@@ -260,13 +268,13 @@ class Bundle(Summarized):
         return model.to_device(self.device)
 
     def recommender(self, *, beam_width: int | None = None) -> Recommender:
-        """What recommends items of this bundle; removed items never come out.
+        """Return a recommender for the items of this bundle, which never lists removed items.
 
-        Histories may hold removed items, and items added since the training.
+        Histories may contain removed items and items that were added after the training.
 
         Args:
-            beam_width: Prefixes kept at each level, for models that search; None for as many as
-                the run was evaluated with.
+            beam_width: Number of prefixes that the beam search keeps at each level, for models that
+                search. None uses the beam width of the run's evaluation.
         """
         return Recommender(
             self.model,
@@ -277,7 +285,10 @@ class Bundle(Summarized):
         )
 
     def recommend_after(self, histories: Mapping[str, IdList], **options: Any) -> pl.DataFrame:
-        """What is likely to follow histories; see `Recommender.recommend_after`."""
+        """Recommend items that are likely to follow histories.
+
+        The arguments are those of `Recommender.recommend_after`.
+        """
         return self._recommender.recommend_after(histories, **options)
 
     @cached_property
@@ -287,14 +298,19 @@ class Bundle(Summarized):
     def similar_items(
         self, item_id: str, top_k: int = 10, *, by: Way = "embedding"
     ) -> pl.DataFrame:
-        """The items most like one, added items included; see `recgrit.runs.Run.similar_items`.
+        """Return the items most similar to one item, added items included.
 
-        Removed items are not listed, and may be asked for.
+        Removed items are not listed, but ``item_id`` may be a removed item. The arguments are those
+        of `recgrit.runs.Run.similar_items`.
         """
         return self.similar(by).of(item_id, top_k=top_k)
 
     def similar(self, by: Way = "embedding") -> SimilarItems:
-        """What finds similar items by one of the ways, also for all items; see `similar_items`."""
+        """Return the object that finds similar items for one item or for all items.
+
+        Args:
+            by: Kind of similarity, as in `similar_items`.
+        """
         if by not in self._similar:
             has_features = "embed" in find_model(self.settings.model).needs
             ways = Ways(
@@ -317,11 +333,11 @@ class Bundle(Summarized):
         return self.semantic_ids, self.tokenizer if has_tokenizer else None
 
     def read(self, load: Callable[[Path], T]) -> T:
-        """What ``load`` reads from the bundle's folder.
+        """Return what ``load`` reads from the bundle's folder.
 
         Raises:
-            ArtifactError: They cannot be read.
-            ReplacedError: Another bundle took the place of this one since it was opened.
+            ArtifactError: The files cannot be read.
+            ReplacedError: Another bundle replaced this one after it was opened.
         """
         try:
             return load_artifact(self.directory, load, expected=self.manifest)
@@ -335,9 +351,9 @@ class Bundle(Summarized):
 
 
 def is_bundle(directory: Path) -> bool:
-    """Whether a folder says it is a bundle, whole or not."""
+    """Return whether a folder's manifest says that it is a bundle. Its files are not checked."""
     try:
-        if not (directory / MANIFEST_NAME).is_file():  # Nor a pipe, which would never end.
+        if not (directory / MANIFEST_NAME).is_file():  # Reading a pipe would never end.
             return False
         values: Any = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
         return bool(values["stage"] == BUNDLE)
@@ -346,10 +362,11 @@ def is_bundle(directory: Path) -> bool:
 
 
 def _open_whole(directory: Path) -> Manifest:
-    """The manifest of a bundle whose files are all as they were written.
+    """Compare all files of a bundle with its manifest, and return the manifest.
 
     Raises:
-        ArtifactError: It is no bundle, or a file changed since.
+        ArtifactError: The folder is no bundle, or a file has changed.
+        NewerSchemaError: The bundle has a layout version that this recgrit does not read.
     """
     wait_for(directory)
     if not is_bundle(directory):
@@ -376,10 +393,10 @@ def _open_whole(directory: Path) -> Manifest:
 
 
 def _read_settings(manifest: Manifest, directory: Path) -> BundleSettings:
-    """What a bundle says of itself, checked.
+    """Return the validated settings from a bundle's manifest.
 
     Raises:
-        ArtifactError: A setting is missing or makes no sense.
+        ArtifactError: A setting is missing or invalid.
     """
     try:
         settings = validate(BundleSettings, manifest.config, "the manifest")

@@ -1,4 +1,4 @@
-"""Which items of a bundle are trained, were added, or were removed."""
+"""The catalogue of a bundle: which items are trained, added or removed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ CATALOGUE_NAME = "catalogue.parquet"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What became of each item; row i is ``item_idx`` i.
+    """The state of each item in a bundle. Row i describes ``item_idx`` i; there are N items.
 
     Args:
-        trained: bool ``[N]``, whether training histories hold it.
-        added_in: int32 ``[N]``, number of the bundle that added it, 0 for the first.
-        removed_in: int32 ``[N]``, likewise; -1 while it is listed. A removed item keeps its row and
-            its ID, so that nothing else ever gets them.
-        counts: int64 ``[N]``, how often each stands in training; 0 for what was added later.
+        trained: bool ``[N]``. Whether the item occurs in a training history.
+        added_in: int32 ``[N]``. Number of the bundle that added the item. The first bundle is 0.
+        removed_in: int32 ``[N]``. Number of the bundle that removed the item, or -1 if the item is
+            listed. A removed item keeps its row and its ID, so that no other item ever gets them.
+        counts: int64 ``[N]``. How often the item is a target in training; 0 for items that were
+            added later.
     """
 
     trained: npt.NDArray[np.bool_]
@@ -33,11 +34,11 @@ class Catalogue:
 
     @property
     def listed(self) -> npt.NDArray[np.bool_]:
-        """Bool ``[N]``, the items that may be recommended."""
+        """The items that may be recommended, bool ``[N]``."""
         return self.removed_in < 0
 
     def save(self, directory: Path, item_ids: pl.Series) -> None:
-        """Write ``catalogue.parquet``."""
+        """Write ``catalogue.parquet`` into a folder."""
         columns = {"trained": self.trained, "added_in": self.added_in}
         columns |= {"removed_in": self.removed_in, "count": self.counts}
         frame = pl.DataFrame({"item_id": item_ids, **columns})
@@ -45,10 +46,10 @@ class Catalogue:
 
     @classmethod
     def load(cls, directory: Path, item_ids: pl.Series) -> Catalogue:
-        """Read what `save` wrote.
+        """Read the file that `save` wrote.
 
         Raises:
-            ArtifactError: It is not of these items, or says of one what cannot be.
+            ArtifactError: The file lists other items than ``item_ids``, or has impossible values.
         """
         frame = pl.read_parquet(directory / CATALOGUE_NAME, glob=False)
         types = {"item_id": pl.String, "trained": pl.Boolean, "added_in": pl.Int32}

@@ -1,9 +1,10 @@
-"""What one night changed: the items that came, went or got another title, and how the IDs fare.
+"""The difference between a bundle and the previous one: changed items, and the quality of the IDs.
 
-A feature store loads these rows and not the whole table. The report tells when the frozen tokenizer
-no longer fits the catalogue: more collisions, fewer neighbours kept.
+A feature store loads the changed items and not the whole table. The quality shows when the
+tokenizer, which stays as it was fitted, no longer fits the catalogue: collisions increase, and IDs
+keep fewer nearest neighbours.
 
-Shapes: N items, L levels.
+Shapes: N items, F features, L levels.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ QUALITY_NAME = "quality.json"
 
 @dataclass(frozen=True)
 class Delta:
-    """What a bundle changed in the one before.
+    """The difference between a bundle and the previous one.
 
     Args:
-        items: A row per item that is not as it was: item_id, change (``added``, ``removed`` or
-            ``changed``), title, level_0 …, semantic_id. First the added, then the removed, then the
-            changed, each in the order of the table.
-        before: How the IDs of the items that were listed before spread.
-        after: Likewise, of those that are listed now.
+        items: One row per changed item, with columns item_id, change (``added``, ``removed`` or
+            ``changed``), title, level_0 …, semantic_id. Added items come first, then removed items,
+            then items with another title, each in the order of the ID table.
+        before: Diagnostics of the IDs of the items that the previous bundle lists.
+        after: Diagnostics of the IDs of the items that the new bundle lists.
     """
 
     items: pl.DataFrame
@@ -46,7 +47,7 @@ class Delta:
     after: IdDiagnostics
 
     def describe(self) -> str:
-        """Quality before and after in one line."""
+        """Return the quality of the IDs before and after as one line of text."""
         parts = [
             _compare("shared IDs", self.before.collision_rate, self.after.collision_rate),
             _compare("codes in use", _usage(self.before), _usage(self.after)),
@@ -69,7 +70,13 @@ class Delta:
 def find_delta(
     table: SemanticIdTable, rows_by_change: Mapping[str, npt.NDArray[np.int64]]
 ) -> pl.DataFrame:
-    """The rows of a table that changed, each with its change."""
+    """Return the rows of the ID table that changed, with a column that names the change.
+
+    Args:
+        table: ID table of the new bundle.
+        rows_by_change: Row numbers of the changed items by change: ``added``, ``removed`` or
+            ``changed``.
+    """
     frame = table.to_polars()
     names = ["item_id", "change", "title", *frame.columns[2:]]
     parts = [
@@ -86,15 +93,16 @@ def measure_ids(
     tokenizer: Tokenizer,
     listed: npt.NDArray[np.bool_],
 ) -> IdDiagnostics:
-    """How the IDs of the listed items spread, and how many nearest neighbours they keep.
+    """Measure the distribution of the listed items' IDs, and how many nearest neighbours they keep.
 
-    The level that only tells items apart is left out: items that differ in nothing else collide.
+    The disambiguation level is left out, because it only separates items whose other codes are
+    equal. Such items therefore count as a collision.
 
     Args:
-        table: Of all items.
-        features: float32 ``[N, F]``.
-        tokenizer: What gave them their codes.
-        listed: bool ``[N]``.
+        table: ID table of all items.
+        features: Features of all items, float32 ``[N, F]``.
+        tokenizer: The tokenizer that gave the items their codes.
+        listed: Items to measure, bool ``[N]``.
     """
     rows = np.flatnonzero(listed)
     levels = [level for level in range(table.id_length) if level != table.disambiguation_level]
@@ -107,7 +115,7 @@ def measure_ids(
 
 
 def _usage(found: IdDiagnostics) -> float:
-    """Share of the codes of all levels that some item has."""
+    """Return the share of the codes of all levels that at least one item has."""
     used = sum(level.codebook_size - level.dead_codes for level in found.levels)
     return used / sum(level.codebook_size for level in found.levels)
 
@@ -117,10 +125,11 @@ def _compare(what: str, before: float, after: float) -> str:
 
 
 def _to_json(found: IdDiagnostics) -> dict[str, Any]:
-    """JSON has no NaN: what was not measured is null or left out."""
+    """Return the diagnostics as JSON values, with null for values that were not measured."""
     values = found.to_dict()
     for level in values["levels"]:
-        del level["residual_norm"]  # Of the tokenizer's own codes, which moved items do not have.
+        # The residual norm belongs to the tokenizer's codes; an item with a moved ID has others.
+        del level["residual_norm"]
         if np.isnan(level["neighbours_kept"]):
             level["neighbours_kept"] = None
     return values

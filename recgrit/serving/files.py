@@ -1,4 +1,4 @@
-"""Tables of items and of histories from files, over the items of a bundle."""
+"""Readers of files with new items or with histories for an existing bundle."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ DEFAULT_TABLE = TableConfig()
 
 
 def read_items(path: Path, settings: TableConfig = DEFAULT_TABLE) -> ItemTable:
-    """Items of a file, a folder or a pattern, read as those of a run are.
+    """Read items from a file, a folder or a pattern, by the same rules as the items of a run.
 
-    A missing title is the item's id. Lists, such as genres, are lists in Parquet and JSON lines,
-    text with commas in text files.
+    An item without a title gets its id as its title. Lists, such as genres, are lists in Parquet
+    and JSON lines files, and text with commas in text files.
 
     Args:
-        path: Where they are.
-        settings: How the run's files name their columns; ``item_id`` and ``title`` are understood
-            too, where these are missing.
+        path: File, folder or pattern.
+        settings: Column names of the run's item files. Files that lack these columns may use the
+            names ``item_id`` and ``title``.
 
     Raises:
-        DataError: A file cannot be read, has no ids, or describes an item twice and differently.
+        DataError: A file cannot be read, has no ids, or describes an item twice in different ways.
     """
     table = Table(**settings.model_dump())
     items = read_item_table(
@@ -59,18 +59,18 @@ def read_items(path: Path, settings: TableConfig = DEFAULT_TABLE) -> ItemTable:
 def read_histories(
     path: Path, table: SemanticIdTable | ItemTable, settings: TableConfig = DEFAULT_TABLE
 ) -> UserHistories:
-    """Histories from rows of a user, an item and, where there is one, a time.
+    """Read histories from rows of a user, an item and optionally a time.
 
-    Rows are sorted by time; without one, and where times are equal, they keep the file's order.
-    Items that the table does not have are passed over and told, and so are rows without a time if
-    they are few. Memory grows with the number of rows, by a few dozen bytes each while reading and
-    4 bytes after.
+    Each user's rows are sorted by time. Rows with equal times, and rows of files without times,
+    keep the order of the file. Rows of items that ``table`` lacks are skipped and their number is
+    logged. Rows without a time are skipped and logged too if they are few. Memory grows with the
+    number of rows: a few dozen bytes per row while reading, and 4 bytes per row afterwards.
 
     Args:
-        path: A file, a folder or a pattern.
-        table: The items.
-        settings: How the run's files name their columns and write times; ``user_id``, ``item_id``
-            and ``timestamp`` are understood too, where these are missing.
+        path: File, folder or pattern.
+        table: The items that histories may contain.
+        settings: Column names and time format of the run's files. Files that lack these columns may
+            use the names ``user_id``, ``item_id`` and ``timestamp``.
 
     Raises:
         DataError: The file cannot be read, columns are missing, times can be read in two ways, or
@@ -96,7 +96,7 @@ def read_histories(
         )
     if "timestamp" in rows.columns:
         rows = rows.sort(time_columns(rows), maintain_order=True)
-    # Those without a known item come last.
+    # Users whose rows name no known item come last.
     user_ids = pl.concat([rows["user_id"], frame["user_id"]]).unique(maintain_order=True)
     lists = (
         user_ids.to_frame()
@@ -120,7 +120,7 @@ def read_histories(
 
 
 def _read_rows(path: Path, table: Table) -> pl.DataFrame:
-    """Rows of ``user_id``, ``item_id`` and, where the files have times, those in our columns."""
+    """Read rows with the columns ``user_id``, ``item_id`` and, if the files have times, a time."""
     wanted = {"user_id": table.user_id, "item_id": table.item_id, "timestamp": table.timestamp}
     files = [
         open_table(place, [table.user_id, table.item_id], table.text(table.columns))
@@ -184,7 +184,14 @@ def _read_rows(path: Path, table: Table) -> pl.DataFrame:
 
 
 def _find_names(file: TableFile, wanted: dict[str, str]) -> dict[str, str]:
-    """What our columns are called in a file: as in the run, else as here; times may be missing."""
+    """Return the names that a file has for the user, item and time columns.
+
+    These are the names in the run's files, or else ``user_id``, ``item_id`` and ``timestamp``. The
+    time column may be missing.
+
+    Raises:
+        DataError: The user or item column is missing.
+    """
     found = {}
     for ours, name in wanted.items():
         here = next((known for known in (name, ours) if known in file.columns), None)

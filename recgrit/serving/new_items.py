@@ -1,4 +1,4 @@
-"""Features, words and codes of items that come to a bundle, as its own items have them."""
+"""Features, words and codes of new items, computed as for the items that a bundle has already."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def with_all_fields(bundle: Bundle, items: ItemTable) -> ItemTable:
-    """New items with the columns that the first ones' texts are made of, empty where they lack."""
+    """Return the new items with all columns that the bundle's text template uses.
+
+    A column that the new items lack is added with empty values, and a warning names it.
+    """
     template = bundle.require_ids().embedding.template
     if template is None or not len(items):
         return items
@@ -44,7 +47,10 @@ def with_all_fields(bundle: Bundle, items: ItemTable) -> ItemTable:
 
 
 def add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
-    """The words of all items' texts, in the terms of the first ones."""
+    """Return the TF-IDF vectors of all items' texts, with the new items after the bundle's items.
+
+    The terms are those of the bundle. The result is None if the bundle has no such vectors.
+    """
     from scipy.sparse import csr_array, vstack
 
     words = bundle.words
@@ -55,7 +61,15 @@ def add_words(bundle: Bundle, items: ItemTable) -> csr_array | None:
 
 
 def require_known_blocks(bundle: Bundle, blocks: Mapping[str, SomeVectors]) -> None:
-    """Refuse vectors of blocks that the features do not have, or of another length."""
+    """Check that given vectors belong to feature blocks of the bundle and have the right length.
+
+    Args:
+        bundle: The bundle that the items are added to.
+        blocks: Vectors of new items by block name.
+
+    Raises:
+        DataError: The bundle has no such block, or its vectors have another length.
+    """
     known = bundle.feature_transform.blocks
     for name, block in blocks.items():
         if name not in known:
@@ -74,7 +88,22 @@ def require_known_blocks(bundle: Bundle, blocks: Mapping[str, SomeVectors]) -> N
 def encode_new_pictures(
     bundle: Bundle, items: ItemTable, folder: Path, *, without: Container[str]
 ) -> dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]:
-    """Vectors of new items' pictures, by block, where their table has the column."""
+    """Encode the pictures of new items, for each feature block that is made of pictures.
+
+    Args:
+        bundle: The bundle that the items are added to.
+        items: New items.
+        folder: Folder that relative paths of pictures start from.
+        without: Names of blocks to skip, because the caller has their vectors.
+
+    Returns:
+        By block name, the vectors and which items have one. A block is missing if the items lack
+        its column or have no pictures.
+
+    Raises:
+        EncoderError: The picture encoder on this machine is not the one that encoded the bundle's
+            items.
+    """
     settings = bundle.require_ids()
     found = {}
     for name, block in settings.pictures.items():
@@ -117,7 +146,19 @@ def tokenize_new(
     vectors: npt.NDArray[np.float32] | None,
     blocks: Mapping[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]],
 ) -> tuple[npt.NDArray[np.float32], AddedIds]:
-    """Features of new items ``[n, F]``, and the table with their IDs."""
+    """Compute features and IDs of new items.
+
+    Args:
+        bundle: The bundle that the items are added to.
+        items: New items; there are n.
+        vectors: Vectors of the items, if the bundle's items have the user's own vectors. Otherwise
+            None.
+        blocks: Vectors of further feature blocks, and which items have one, by block name.
+
+    Returns:
+        Features of the new items, float32 ``[n, F]``, and the ID table with the new items at its
+        end.
+    """
     if not len(items):
         width = bundle.features.embedding_dim
         return np.empty((0, width), np.float32), AddedIds(bundle.semantic_ids, 0)
@@ -152,7 +193,11 @@ def tokenize_new(
 def _encode(
     bundle: Bundle, items: ItemTable, vectors: npt.NDArray[np.float32] | None
 ) -> npt.NDArray[np.float32]:
-    """Text embeddings of new items, or the vectors that come with them."""
+    """Return the text embeddings of new items, or the vectors that the caller gave.
+
+    Raises:
+        DataError: The vectors are missing, not allowed, or of another length than the bundle's.
+    """
     settings = bundle.require_ids()
     own = settings.encoder_space is None
     if own != (vectors is not None):

@@ -1,11 +1,12 @@
 """A bundle as an MLflow model, for `mlflow models serve` and `mlflow.pyfunc.load_model`.
 
-One row per user: a list of item ids, or the id of a user whom the bundle knows, in; three lists of
-equal length out. The model is kept as code and a bundle, so nothing is pickled; whoever loads it
-has recgrit installed.
+A request has one row per user: a list of item ids, or the id of a user that the bundle knows. The
+answer has, for each row, lists of item ids, titles and scores of equal length. The model is saved
+as a code file and a bundle, so nothing is pickled. Loading the model needs an installed recgrit.
 
-The signature leaves what a history holds open. Where it says that texts are wanted, MLflow turns
-them into arrays of a fixed width, and with pandas 3 a null beside them cuts every id to a letter.
+The signature does not say what type the values of a history have. If it said text, MLflow would
+convert them to arrays of fixed width, and with pandas 3 a null among them would cut every id to one
+letter.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from recgrit.serving.requests import harden_server
 
 logger = logging.getLogger(__name__)
 
-# Between two looks at a bundle that is followed.
+# Seconds between two checks whether another bundle is at a followed path.
 LOOK_SECONDS = 1.0
-# In place of ids of allowed items: all of them.
+# Value of allowed_items that allows all items.
 ALL_ITEMS = "*"
-# Of a request or of the model's config: histories without a known item get empty lists.
+# Value of fallback that gives empty lists for histories without a known item.
 NO_FALLBACK = "none"
 
-# What MLflow keeps beside the bundle and runs when the model is loaded.
+# MLflow saves this file beside the bundle, and runs it when the model is loaded.
 CODE_PATH = Path(__file__).with_name("pyfunc_code.py")
 
 _TEXTS = Array(DataType.string)
@@ -71,10 +72,10 @@ SIGNATURE = ModelSignature(
         [
             ParamSpec("top_k", DataType.long, TOP_K),
             ParamSpec("exclude_seen", DataType.boolean, True),
-            # A parameter that is a list has a list as its default: an empty one would say nothing.
+            # The default of a list parameter must be a list, and an empty list would allow no item.
             ParamSpec("allowed_items", DataType.string, [ALL_ITEMS], shape=(-1,)),
             ParamSpec("blocked_items", DataType.string, [], shape=(-1,)),
-            # Left out, the model's config says it.
+            # If a request does not set the fallback, the model's config decides.
             ParamSpec("fallback", DataType.string, None),
         ]
     ),
@@ -82,10 +83,10 @@ SIGNATURE = ModelSignature(
 
 
 class OpenBundle:
-    """A bundle with all that answers need: the first request need not wait for it.
+    """A bundle with everything loaded that answers need, so that the first request does not wait.
 
     Args:
-        bundle: Verified when it is opened.
+        bundle: The bundle, whose files were verified when it was opened.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -100,12 +101,13 @@ class OpenBundle:
 
 
 class FollowedBundle:
-    """The bundle behind a path, opened anew when another one lies there.
+    """A bundle at a path that is opened again when another bundle takes its place.
 
-    Requests use the earlier bundle while the next one is opened, and where that fails.
+    While the next bundle is being opened, and if it cannot be opened, requests are answered with
+    the previous one.
 
     Args:
-        path: A bundle, or a link to one.
+        path: Folder of a bundle, or a link to one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +119,11 @@ class FollowedBundle:
         self._said = ""
 
     def get(self) -> OpenBundle:
-        """The bundle to answer with; looks for another one at most once in `LOOK_SECONDS`."""
+        """Return the bundle to answer with.
+
+        At most once in `LOOK_SECONDS`, a background thread checks whether another bundle is at the
+        path.
+        """
         is_due = time.monotonic() - self._looked >= LOOK_SECONDS
         if is_due and self._looking.acquire(blocking=False):
             self._looked = time.monotonic()
@@ -132,7 +138,7 @@ class FollowedBundle:
                 self._open = self._read()
                 logger.info("answering with the bundle %s now", self._open.fingerprint)
             self._said = ""
-        except Exception as error:  # Whatever lies there now: requests go on.
+        except Exception as error:  # Requests are answered with the previous bundle.
             if self._said != str(error):
                 logger.warning("still answering with %s: %s", self._open.fingerprint, error)
             self._said = str(error)
@@ -140,25 +146,25 @@ class FollowedBundle:
             self._looking.release()
 
     def _sign(self) -> tuple[str, int, int]:
-        """What changes when another bundle comes into its place."""
+        """Return values of the manifest file that change when another bundle replaces this one."""
         manifest = resolve_links(self.path) / MANIFEST_NAME
         found = manifest.stat()
         return str(manifest), found.st_ino, found.st_mtime_ns
 
     def _read(self) -> OpenBundle:
-        # Not through the link, which may lead elsewhere before all is read.
+        # The link is resolved first, because it may change before everything is read.
         return OpenBundle(Bundle(resolve_links(self.path)))
 
 
 def _follow(path: Path) -> FollowedBundle:
-    """The bundle behind a path.
+    """Open the bundle at a path, and follow later changes of the path.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: The path has no bundle.
     """
     try:
         return FollowedBundle(path)
-    except (OSError, ValueError) as error:  # No file may be called like that.
+    except (OSError, ValueError) as error:  # ValueError: the path cannot be a file name.
         raise ArtifactError(
             f"Cannot read the bundle {str(path)[:200]!r} of the model's config: "
             f"{getattr(error, 'strerror', None) or error}. Set bundle to the folder of a bundle, "
@@ -167,10 +173,12 @@ def _follow(path: Path) -> FollowedBundle:
 
 
 def _read_path(value: object) -> Path | None:
-    """The bundle to follow, of the model's config; None for the model's own.
+    """Read ``bundle`` from the model's config: the path of a bundle to follow.
+
+    None means that the model answers with the bundle that it was saved with.
 
     Raises:
-        ConfigError: It is no path.
+        ConfigError: The value is not a path.
     """
     if value is None or value == "":
         return None
@@ -180,10 +188,12 @@ def _read_path(value: object) -> Path | None:
 
 
 def _read_max_listed(value: object) -> int:
-    """The most items of one request, of the model's config; the environment's where it is 0.
+    """Read ``max_listed`` from the model's config: the largest number of items in one answer.
+
+    If it is missing or 0, the limit comes from an environment variable.
 
     Raises:
-        ConfigError: It is no whole number from 0.
+        ConfigError: The value is not a whole number from 0.
     """
     if value is None:
         return LISTED_ITEMS.allowed()
@@ -195,10 +205,10 @@ def _read_max_listed(value: object) -> int:
 
 
 class BundleModel(PythonModel):
-    """What MLflow calls; its state is in the bundle."""
+    """The Python model that MLflow loads and calls. All of its state is in the bundle."""
 
     def load_context(self, context: Any) -> None:
-        """Open and verify the bundle."""
+        """Open and verify the bundle, and read the model's config."""
         harden_server()
         config = context.model_config or {}
         if followed := _read_path(config.get("bundle")):
@@ -214,33 +224,34 @@ class BundleModel(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Ranked lists after histories.
+        """Recommend items after histories.
 
         Args:
             context: Not used.
-            model_input: Column ``history``: item ids, oldest first. A bare string is one id; nulls
-                and ids that are not in the catalogue are passed over, and their number is logged.
-                Or column ``user_id``: a user whom the bundle knows, where it was exported with
-                users. Of the two, each row has one.
-            params: ``top_k``, items per list; ``exclude_seen``, whether to keep out what the
-                history holds; ``allowed_items``, ids of the only items that may be listed, "*"
-                alone for all; ``blocked_items``, ids of items that are never listed, such as those
-                out of stock; ``fallback``, "popular" for the most popular items after a history
-                without a known item, "none" for empty lists, the model's config if left out.
+            model_input: Each row has a value in exactly one of two columns. ``history`` is a list
+                of item ids, oldest first; a bare string is one id. Nulls and ids that are not in
+                the catalogue are skipped, and their number is logged. ``user_id`` is the id of a
+                user that was exported with the bundle.
+            params: ``top_k`` is the number of items per list. ``exclude_seen`` says whether items
+                of the history are filtered out. ``allowed_items`` are the ids of the only items
+                that may be listed; "*" alone allows all. ``blocked_items`` are ids of items that
+                are never listed, such as items out of stock. ``fallback`` says what follows a
+                history without a known item: "popular" for the most popular items, "none" for an
+                empty list. If it is missing, the model's config decides.
 
         Returns:
-            One row per history: ``item_ids``, ``titles`` and ``scores``, best first, and
-            ``source``: "history", "popular", or "none" for empty lists, which follow a history
-            without a known item. The score of popular items is how often they stand in training.
+            One row per history with ``item_ids``, ``titles`` and ``scores``, best first, and
+            ``source``. The source is "history", "popular", or "none" for an empty list. The score
+            of a popular item is how often it is a target in training.
 
         Raises:
-            MlflowException: What was asked cannot be answered; over HTTP that is status 400.
+            MlflowException: The request cannot be answered. Over HTTP this is status 400.
         """
         opened = self._get()
         try:
             found, popular = self._rank(opened, model_input, params or {})
         except RecgritError as error:
-            # Any other exception would come with a stack trace, and its message would be lost.
+            # For any other exception MLflow answers with a stack trace and without the message.
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
         listed = dict.fromkeys(range(len(model_input)), np.empty(0, dtype=np.int32))
         scores = dict.fromkeys(range(len(model_input)), np.empty(0, dtype=np.float32))
@@ -263,7 +274,12 @@ class BundleModel(PythonModel):
     def _rank(
         self, opened: OpenBundle, model_input: pd.DataFrame, params: Mapping[str, Any]
     ) -> tuple[Recommendations, Recommendations]:
-        """Lists of the model, and of popular items where they are asked for."""
+        """Rank items after the histories of a request.
+
+        Returns:
+            The lists of the model, and the lists of popular items for histories without a known
+            item. The latter are empty if the fallback is off.
+        """
         _require_table(model_input)
         values = {"top_k": TOP_K, "exclude_seen": True, **params}
         if not isinstance(values["exclude_seen"], bool):
@@ -294,10 +310,10 @@ class BundleModel(PythonModel):
 
 
 def _require_table(model_input: object) -> None:
-    """Refuse what is no table, or one with two columns of a name.
+    """Check that the input is a data frame with at most one column per name.
 
     Raises:
-        DataError: It is.
+        DataError: The input is no data frame, or has two columns ``history`` or ``user_id``.
     """
     if not isinstance(model_input, pd.DataFrame):
         raise DataError(
@@ -312,10 +328,13 @@ def _require_table(model_input: object) -> None:
 def _read_histories(
     opened: OpenBundle, model_input: pd.DataFrame
 ) -> tuple[list[IdList], npt.NDArray[np.int64]]:
-    """The history of each row: its own, or that of the user it names; and the place of that user.
+    """Return the history of each row, and the row number of its user in the bundle.
+
+    The history is the row's own, or that of the user that the row names. The number is -1 if the
+    row names no user.
 
     Raises:
-        DataError: A row has both or neither, or the bundle knows no users.
+        DataError: A row has both a history and a user or neither, or the bundle knows no users.
     """
     if "user_id" not in model_input.columns:
         if "history" not in model_input.columns:
@@ -343,10 +362,10 @@ def _read_histories(
 
 
 def _read_fallback(value: object) -> Fallback | None:
-    """What a request or a config says of histories without a known item.
+    """Read which list follows a history without a known item: "popular", or None for an empty list.
 
     Raises:
-        DataError: It says something else than "popular" or "none".
+        DataError: The value is neither "popular" nor "none".
     """
     if isinstance(value, str) and value == NO_FALLBACK:
         return None
@@ -356,7 +375,10 @@ def _read_fallback(value: object) -> Fallback | None:
 
 
 def _read_filters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Which items may be listed: all where a request does not say, none of an empty list."""
+    """Read the filters ``allowed_items`` and ``blocked_items`` of a request.
+
+    A filter that the request does not set is left out. An empty list of allowed items allows none.
+    """
     allowed = list_ids(values.get("allowed_items", [ALL_ITEMS]), "allowed_items")
     blocked = list_ids(values.get("blocked_items", []), "blocked_items")
     found = {} if allowed == [ALL_ITEMS] else {"allowed_items": allowed}
@@ -364,10 +386,10 @@ def _read_filters(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_own(bundle: Bundle) -> None:
-    """Refuse another bundle than the model was saved with.
+    """Check that the model folder holds the bundle that it was saved with.
 
     Raises:
-        ArtifactError: The model's own description names another fingerprint.
+        ArtifactError: The model's metadata names another fingerprint.
     """
     description = bundle.directory.parent.parent / "MLmodel"
     if not description.is_file():
@@ -381,10 +403,10 @@ def _require_own(bundle: Bundle) -> None:
 
 
 def save_pyfunc(bundle: Bundle, directory: Path) -> None:
-    """Write an MLflow model folder with the bundle in it.
+    """Write an MLflow model folder that contains the bundle.
 
     Raises:
-        ArtifactError: The folder is there already, or cannot be written.
+        ArtifactError: The folder exists already, or cannot be written.
     """
     listed = bundle.items.item_ids.filter(bundle.catalogue.listed)
     try:
@@ -395,10 +417,10 @@ def save_pyfunc(bundle: Bundle, directory: Path) -> None:
                 artifacts={BUNDLE: str(bundle.directory.absolute())},
                 signature=SIGNATURE,
                 input_example=pd.DataFrame({"history": [listed.head(3).to_list()]}),
-                # Named, or MLflow would load the model in another process to find them.
+                # Without named requirements, MLflow would load the model to find them.
                 pip_requirements=[f"recgrit=={recgrit.__version__}"],
                 metadata={"fingerprint": bundle.fingerprint},
-                # What is not saved cannot be set on loading.
+                # MLflow lets a user set only those values on loading that are saved here.
                 model_config={"max_listed": 0, "fallback": NO_FALLBACK, "bundle": ""},
             )
     except OSError as error:

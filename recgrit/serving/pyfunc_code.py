@@ -1,4 +1,4 @@
-"""The model as code: MLflow keeps this file and runs it when a saved model is loaded."""
+"""The code file of the MLflow model, which MLflow saves and runs when a saved model is loaded."""
 
 import mlflow
 

@@ -1,7 +1,8 @@
-"""What MLflow's scoring server leaves open: requests that it cannot read, and memory kept by each.
+"""A wrapper of MLflow's scoring server that answers unreadable requests and bounds its memory.
 
-It expects wrong JSON and not JSON that is too deep, or numbers of thousands of digits: those, and
-tables of odd shapes, ended in a bare status 500.
+The server handles invalid JSON. It does not handle JSON that is nested too deeply, numbers of
+thousands of digits, or tables of odd shapes: these end in a bare status 500. Each of its threads
+also keeps memory of the largest request that it handled.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 logger = logging.getLogger(__name__)
 
-# Of glibc's mallopt, and how many heaps threads share.
+# Option of glibc's mallopt for the number of heaps, and the number that all threads share.
 _M_ARENA_MAX, _NUM_ARENAS = -8, 2
 
 
 def harden_server() -> None:
-    """Have the scoring server of this process, if there is one, bear any request.
+    """Make the scoring server of this process, if there is one, answer 400 to unreadable requests.
 
-    It answers 400 where it cannot read one. It has no place where a model could be asked first, so
-    its function is replaced by one around it. Its threads share two heaps: with one for each, every
-    thread keeps what the largest request that it met left behind.
+    MLflow has no hook before a request is parsed, so the server's function is replaced by a
+    wrapper. The server's threads are also limited to two shared heaps of memory. With a heap each,
+    every thread would keep the memory of the largest request that it handled.
     """
     server: Any = sys.modules.get("mlflow.pyfunc.scoring_server")
     if server is None or hasattr(server.invocations, "__wrapped__"):
         return
-    # Other C libraries have no such option, or no such function; Windows none without a name.
+    # Other C libraries lack the option or the function, and Windows has no library without a name.
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _NUM_ARENAS)
     answer = server.invocations

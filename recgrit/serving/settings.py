@@ -1,4 +1,4 @@
-"""What a bundle says of itself in its manifest."""
+"""Settings that a bundle keeps in its manifest."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BUNDLE_VERSION = 5
 
 
 class Ancestor(Config):
-    """One bundle in the line that led to another.
+    """One of the earlier bundles that a bundle was made from.
 
     Args:
-        fingerprint: Of that bundle.
-        created: When, in UTC.
-        num_added: Items it added to the one before.
-        num_removed: Items it removed.
+        fingerprint: Fingerprint of the earlier bundle.
+        created: Time when the earlier bundle was written, in UTC.
+        num_added: Number of items that it added to its own previous bundle.
+        num_removed: Number of items that it removed from its own previous bundle.
     """
 
     fingerprint: str
@@ -35,12 +35,13 @@ class Ancestor(Config):
 
 
 class PictureSettings(Config):
-    """How pictures of items become vectors.
+    """Settings by which pictures of items become vectors.
 
     Args:
-        column: Of the item table: files or addresses.
-        model: The CLIP model.
-        space: Hash of what decides where its vectors lie.
+        column: Column of the item table with files or addresses of pictures.
+        model: Name of the CLIP model.
+        space: Hash of the encoder's weights and settings. Vectors with equal hashes can be
+            compared.
     """
 
     column: str
@@ -49,14 +50,15 @@ class PictureSettings(Config):
 
 
 class TokenizerSettings(Config):
-    """How items of a bundle get features and semantic IDs.
+    """Settings by which items of a bundle get features and semantic IDs.
 
     Args:
-        seed: Of the run.
-        embedding: How item texts become vectors.
-        encoder_space: Hash of what decides where those lie; None for vectors of the user's own.
-        tokenizer: Settings of the tokenizer; None where the IDs were published.
-        pictures: Blocks of features that are made of pictures, by name.
+        seed: Seed of the run.
+        embedding: Settings of the encoder of item texts.
+        encoder_space: Hash of what determines the text vectors, such as the encoder's weights. None
+            if the vectors are the user's own.
+        tokenizer: Settings of the tokenizer. None if the run read published IDs from a file.
+        pictures: Settings of the feature blocks that are made of pictures, by block name.
     """
 
     seed: int
@@ -67,18 +69,20 @@ class TokenizerSettings(Config):
 
 
 class BundleSettings(Config):
-    """What a bundle says of itself, beside its files.
+    """All settings that a bundle keeps in its manifest.
 
     Args:
-        version: Of the layout of bundles.
-        run: Fingerprint of each artifact of the run it came from.
-        ancestors: The bundles before it, oldest first.
+        version: Version of the layout of bundles.
+        run: Fingerprint of each artifact of the run that the bundle was exported from, by stage.
+        ancestors: The earlier bundles that this bundle was made from, oldest first.
         model: Kind of the model.
-        settings: Of the model.
-        ids: How items get semantic IDs; None for a model without them.
-        beam_width: Prefixes kept at each level, as the run was evaluated.
-        num_known_items: The first items, which the catalogue had in training.
-        table: How the run's own files name their columns, for files that come later.
+        settings: Settings of the model.
+        ids: Settings by which items get semantic IDs. None for a model without IDs.
+        beam_width: Number of prefixes that the beam search keeps at each level, as in the run's
+            evaluation.
+        num_known_items: Number of items that the catalogue had in training. They are the first
+            rows.
+        table: Column names and formats of the run's own files, for reading later files.
     """
 
     version: int

@@ -1,10 +1,10 @@
-"""To train on from yesterday: the IDs, the tokenizer and the weights of a bundle or of a run.
+"""A warm start: a run that continues from the IDs and weights of a bundle or another run.
 
-A run that starts from another carries a bundle of that other in its embed stage, to which the items
-of its own log were appended. From there come the features and the IDs of its items, and the weights
-that its model starts with. So an old item keeps its ID, and a new one gets its own as by
-`recgrit.serving.append`. Items of the source that the log lacks stay in that bundle, with their IDs
-and whether they are listed, and are in each bundle of the run again.
+The embed stage of the new run appends the items of its log to a bundle of the source, and keeps
+that bundle. The features and IDs of the run's items come from this bundle, and so do the weights
+that its model starts with. Old items therefore keep their IDs, and new items get theirs as in
+`recgrit.serving.append`. Items of the source that the new log lacks stay in the bundle with their
+IDs, listed or not as before. Each bundle that is exported from the run contains them again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from recgrit.serving.bundle import Bundle, is_bundle
 from recgrit.serving.settings import TokenizerSettings
 from recgrit.serving.writing import export_bundle
 
-# Settings that decide which weights a retriever has.
+# Settings that decide which weights a retriever has, and their shapes.
 SHAPES = (
     "model_dim",
     "num_layers",
@@ -40,15 +40,15 @@ SHAPES = (
     "size",
     "node_buckets",
 )
-# Settings that decide which vector an item gets, beside the template.
+# Settings that, with the template, decide which vector an item gets.
 ENCODING = ("encoder", "model", "dim", "max_length")
 
 
 def fingerprint_source(source: Path) -> str:
-    """The fingerprint of a bundle, or of the model of a run.
+    """Return the fingerprint of a bundle, or of the model of a run.
 
     Raises:
-        ArtifactError: There is neither.
+        ArtifactError: The path has neither a bundle nor a run.
     """
     if is_bundle(source):
         return read_manifest(source).fingerprint
@@ -64,18 +64,19 @@ def take_over(
     blocks: Mapping[str, SomeVectors],
     pictures: Path,
 ) -> Appended:
-    """Write a bundle of the source and of a run's items; equal starts give equal files.
+    """Write a bundle with the items of the source and of a run. Equal inputs give equal files.
 
     Args:
-        config: Of the run; ``retriever.init_from`` names the source.
-        items: Of the run.
-        directory: The folder of the bundle.
-        vectors: Vectors of the items, where they are the user's own.
-        blocks: Vectors of the items by the name of their block of features.
-        pictures: Where relative paths of the items' pictures start.
+        config: Settings of the run. ``retriever.init_from`` is the path of the source.
+        items: Items of the run.
+        directory: Folder of the bundle to write.
+        vectors: Vectors of the items, if they are the user's own. Otherwise None.
+        blocks: Vectors of the items for further feature blocks, by block name.
+        pictures: Folder that relative paths of the items' pictures start from.
 
     Raises:
-        ArtifactError: The source is no bundle and no run, or one whose IDs cannot be continued.
+        ArtifactError: The source is neither a bundle nor a run, or has no tokenizer to give new
+            IDs.
         ConfigError: The run's settings ask for other vectors, IDs or weights than the source has.
     """
     source = config.retriever.init_from
@@ -98,11 +99,17 @@ def take_over(
 
 
 def require_fitting(bundle: Bundle, config: ExperimentConfig, source: Path) -> None:
-    """Refuse settings of other vectors, IDs or weights than those to train on from.
+    """Check that the run's settings fit the vectors, IDs and weights of the source.
+
+    Args:
+        bundle: Bundle of the source.
+        config: Settings of the run.
+        source: Path of the source, for messages.
 
     Raises:
         ArtifactError: The bundle's model is of another kind, or its IDs were published.
-        ConfigError: Names each setting, what it is, and what the source has.
+        ConfigError: Settings differ. The message names each setting, its value, and the source's
+            value.
     """
     if bundle.settings.model != config.model.kind:
         raise ArtifactError(
@@ -132,20 +139,23 @@ def require_fitting(bundle: Bundle, config: ExperimentConfig, source: Path) -> N
 
 
 def _encoding(ids: TokenizerSettings, config: ExperimentConfig) -> dict[str, object]:
-    """What the vectors of the source were made with, of what can be compared."""
+    """Return the source's encoder settings that matter for the encoder of the run."""
     values = ids.embedding.model_dump(mode="json", include=set(ENCODING))
     if config.embedding.encoder != "minilm":
         del values["model"]
     if config.embedding.encoder != "lsa":
         del values["dim"]
-    # Without a template it is found, and the source's is taken.
+    # A run without a template uses that of the source, so there is nothing to compare.
     if config.embedding.template is not None:
         values["template"] = ids.embedding.template
     return values
 
 
 def _feature_differences(bundle: Bundle, config: ExperimentConfig) -> list[str]:
-    """Parts of the features that only one of both has."""
+    """Return a message if the features of the run and of the source have different parts.
+
+    The result is a list with one message, or an empty list.
+    """
     transform, features = bundle.feature_transform, config.features
     theirs, ours = {*transform.blocks}, {*features.blocks_in_use}
     if transform.cooccurrence is not None:
@@ -178,7 +188,10 @@ def _open_run(source: Path) -> Run:
 
 
 def _stop_clock(directory: Path, created: str) -> None:
-    """Have a bundle say that it is as old as what it is made of, so that its files are as well."""
+    """Set the time in a bundle's manifest to that of its source.
+
+    Without this, equal inputs would give manifests with different times.
+    """
     manifest = read_manifest(directory)
     still = manifest.model_copy(update={"created": created, "seconds": 0.0}).signed()
     path = directory / MANIFEST_NAME

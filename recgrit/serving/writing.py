@@ -1,4 +1,4 @@
-"""Writing a bundle: the first of a run, and those that follow it."""
+"""Writing of bundles: the first bundle of a run, and the bundles that follow it."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def export_bundle(run: Run, directory: Path, *, with_users: bool = False) -> Bun
 
     Args:
         run: A finished run.
-        directory: The folder of the bundle.
-        with_users: Keep the histories of all users of the log, so that the bundle recommends to
-            them by their ids.
+        directory: Folder of the bundle.
+        with_users: Whether the bundle keeps the histories of all users of the log, so that it can
+            recommend to a user by id.
 
     Raises:
         ArtifactError: A stage is missing, its parts do not fit together, or the folder cannot be
@@ -102,7 +102,7 @@ def export_bundle(run: Run, directory: Path, *, with_users: bool = False) -> Bun
         tables.append(("features", run.features))
         words = run.words
         given = run.read("embed", lambda path: load_given(path, len(items)))
-    for stage in manifests:  # What goes to others is read whole.
+    for stage in manifests:  # Files that go into a bundle are compared as a whole.
         open_artifact(stage_directory(run.directory, stage), whole=True)
     num_items = len(items)
     settings = BundleSettings(
@@ -142,7 +142,7 @@ def export_bundle(run: Run, directory: Path, *, with_users: bool = False) -> Bun
 
 
 def _attributes(run: Run) -> Attributes | None:
-    """Of the items, as the run's own model reads them."""
+    """Return the attributes of the items, as the run's model reads them."""
     return Attributes.fit(
         run.data.items.frame,
         run.manifest("train").config["settings"].get(ITEM_ATTRIBUTES, ()),
@@ -151,21 +151,30 @@ def _attributes(run: Run) -> Attributes | None:
 
 
 def _user_attributes(run: Run, *, with_users: bool) -> Attributes | None:
-    """Attributes of the training users and an unknown user; without users, of the latter alone."""
+    """Return the attributes of users, or only of an unknown user if the bundle keeps no users."""
     names = run.manifest("train").config["settings"].get(USER_ATTRIBUTES, ())
     found = run.user_attributes(names)
     return found if found is None or with_users else found.only_stranger()
 
 
 def _all_users(run: Run) -> UserHistories:
-    """The users of a run's log: those of training, then those whom the filters left out."""
+    """Return all users of a run's log: the training users, then those that the filters left out."""
     trained = UserHistories(run.data.interactions.user_ids, run.data.split)
     return trained.joined_with(run.data.left_out)
 
 
 @dataclass(frozen=True)
 class BundleParts:
-    """What a bundle is written of, see `write_bundle`."""
+    """The parts that a bundle is written from, except copied files.
+
+    Args:
+        settings: Settings for the bundle's manifest.
+        items: Ids and titles of all items, with their semantic IDs if they have any.
+        catalogue: Which items are trained, added or removed.
+        tables: Vectors of all items by name, such as ``features``.
+        words: TF-IDF vectors of all items' texts. None if the items have no texts.
+        given: By name of a further feature block, which items have a vector of it.
+    """
 
     settings: BundleSettings
     items: SemanticIdTable | ItemTable
@@ -176,21 +185,21 @@ class BundleParts:
 
 
 def open_source(run: Run) -> Bundle:
-    """The bundle that a run trains on from, its own items appended; see `warm_start.take_over`."""
+    """Open the bundle that `warm_start.take_over` wrote for a run that continues from a source."""
     return run.read("embed", lambda path: Bundle(path / SOURCE_FOLDER, device="cpu"))
 
 
 def find_rows(source: Bundle, items: ItemTable) -> npt.NDArray[np.int64]:
-    """The row of each item in a bundle that has them all, int64 ``[N]``."""
+    """Return the row of each of N items in a bundle that contains all of them, int64 ``[N]``."""
     rows = source.items.find_items(items.item_ids)
     assert len(rows) == len(items)
     return rows
 
 
 def _with_source(parts: BundleParts, source: Bundle, items: ItemTable) -> BundleParts:
-    """The parts with the items of the source that the run lacks, behind its own.
+    """Return the bundle's parts with the source's items that the run lacks, after the run's items.
 
-    They keep their IDs and are listed if they were. Items that were removed stay so.
+    The added items keep their IDs and stay listed or removed as in the source.
     """
     own = find_rows(source, items)
     order = np.concatenate([own, np.setdiff1d(np.arange(len(source.items)), own)])
@@ -213,7 +222,7 @@ def _with_source(parts: BundleParts, source: Bundle, items: ItemTable) -> Bundle
 
 
 def holds_another(directory: Path) -> ArtifactError:
-    """What is said where a bundle would replace one that it must not."""
+    """Return the error for a folder that holds another bundle, which must not be replaced."""
     return ArtifactError(
         f"{directory} holds another bundle, which may be in use: name a folder that does not exist "
         "yet, or delete this one first."
@@ -240,32 +249,37 @@ def write_bundle(
     """Write a bundle and open it.
 
     Args:
-        directory: Where it will be; a bundle that is there already gives way, nothing else does.
-        settings: What it says of itself.
-        items: What all items are called, with their IDs if they have any.
-        catalogue: What became of each of them.
-        tables: Vectors of all of them, such as ``features``, by name.
-        words: Those of their texts; None where there are none.
-        given: Which of them have a vector of each further block of features.
-        copied: Files taken as they are, by their names in the bundle, and what they have to be.
-        device: Of the opened bundle.
-        attributes: Of the items, where the model reads any.
-        user_attributes: Likewise, of users; None for none, or where they are copied.
-        users: Users to keep, with their histories; None for none, or where they are copied.
-        delta: What it changed in the bundle before; None for the first.
-        may_replace: Whether a bundle that is there gives way.
+        directory: Folder of the bundle. An existing bundle there is replaced; other files are never
+            replaced.
+        settings: Settings for the bundle's manifest.
+        items: Ids and titles of all items, with their semantic IDs if they have any.
+        catalogue: Which items are trained, added or removed.
+        tables: Vectors of all items by name, such as ``features``.
+        words: TF-IDF vectors of all items' texts. None if the items have no texts.
+        given: By name of a further feature block, which items have a vector of it.
+        copied: Files to copy unchanged, by their names in the bundle. Each has its path and the
+            size and checksum that it must have.
+        device: Device of the opened bundle.
+        attributes: Attributes of the items. None if the model reads none.
+        user_attributes: Attributes of the users. None if the model reads none, or if their file is
+            in ``copied``.
+        users: Users to keep, with their histories. None for no users, or if their file is in
+            ``copied``.
+        delta: The difference from the previous bundle. None for the first bundle.
+        may_replace: Whether an existing bundle in the folder is replaced. If False, an existing
+            bundle is an error.
 
     Raises:
-        ArtifactError: The folder cannot be written, holds something else than a bundle, or somebody
-            else writes it.
-        ReplacedError: What is copied was replaced meanwhile.
+        ArtifactError: The folder cannot be written, holds something else than a bundle, or is being
+            written by another process.
+        ReplacedError: A file to copy was replaced meanwhile.
     """
     parents = dict(settings.run)
     if settings.ancestors:
         parents[BUNDLE] = settings.ancestors[-1].fingerprint
     origin = Origin(BUNDLE, BUNDLE_VERSION, settings.model_dump(mode="json"), parents)
     with write_artifact(directory, origin, elsewhere="--out") as writer:
-        # Looked at while nobody else writes it.
+        # The check is inside the lock, so that no other process writes the folder meanwhile.
         if not may_replace and is_bundle(directory):
             raise holds_another(directory)
         items.save(writer.path)

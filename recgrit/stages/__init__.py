@@ -1,6 +1,7 @@
-"""The stages: each a file, from settings and parent artifacts to one artifact on disk.
+"""The stages of a run, one per file, and the plan of the stages that a run needs.
 
-`recgrit.pipeline` decides which of them have to run.
+Each stage reads settings and the artifacts of its parent stages, and writes one artifact to disk.
+`recgrit.pipeline` decides which of the planned stages have to run.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from recgrit.stages.stage import Stage
 from recgrit.stages.tokenize import TOKENIZE
 from recgrit.stages.train import baseline_stages, train_stage
 
-# In the order they run.
+# The stages before the training, in the order in which they run.
 BEFORE_TRAINING = (PREPARE, EMBED, TOKENIZE)
 
 
 def plan_stages(config: ExperimentConfig, until: str) -> list[Stage]:
-    """The stages up to one of them, in the order they run; those the model needs none of left out.
+    """Return the stages of a run up to a given one, in the order in which they run.
+
+    Stages that the model does not need are left out. For example, SASRec needs no ``tokenize``.
 
     Args:
         config: Settings of all stages.
-        until: Name of the last stage.
+        until: Name of the last stage, such as ``train`` or ``recommend``.
     """
     for place, stage in enumerate(BEFORE_TRAINING, start=1):
         if stage.name == until:
@@ -37,7 +40,7 @@ def plan_stages(config: ExperimentConfig, until: str) -> list[Stage]:
 
 
 def _needed(stages: list[Stage], wanted: set[str]) -> list[Stage]:
-    """The wanted stages and what they are built from."""
+    """Return the wanted stages and all stages that they directly or indirectly depend on."""
     needed = set(wanted)
     for stage in reversed(stages):
         if stage.name in needed:

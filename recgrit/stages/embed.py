@@ -1,4 +1,4 @@
-"""From items to feature vectors."""
+"""The stage ``embed``, which turns the items of a run into feature vectors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
-    """Vectors of the user's own, or the weights of a model in a folder."""
+    """Return the files of given vectors and the weights of models that are in local folders.
+
+    Raises:
+        DataError: A file of vectors is missing.
+    """
     from recgrit.embedding.weights import find_folder_weights
 
     own = config.embedding.vectors_path
@@ -52,7 +56,7 @@ def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
 
 
 def _find_numbers(path: Path) -> tuple[Path, ...]:
-    """What says which item has which number, beside a published table of codes."""
+    """Return the files with the item numbers of a published table of codes; none for others."""
     from recgrit.semantic_ids.published import find_published_files
 
     return find_published_files(path)[1:] if path.suffix == ".json" else ()
@@ -63,10 +67,12 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 
     excluded = {"device", "batch_size", "vectors_path"}
     if config.embedding.vectors_path or find_folder_weights(config.embedding.model):
-        excluded.add("model")  # A folder, told apart by its content instead.
+        # The model is not used, or is a folder whose content is part of the key through `inputs`.
+        excluded.add("model")
     features = config.features.model_dump(mode="json")
     for block in features["blocks"].values():
-        # What is recorded says which of both it is, beside the settings that are there later.
+        # A block has either a file of vectors or a column of pictures. Only the settings of the
+        # kind in use are recorded, so that keys of older artifacts stay valid.
         if block["column"] is None:
             del block["path"], block["model"]
         else:
@@ -86,7 +92,16 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _take_over(config: ExperimentConfig, folder: Path, data: PreparedData) -> dict[str, Any]:
-    """Features of the source's items and, made as its own were, of new ones; gives the summary."""
+    """Write the features of a warm start, and return the summary of the artifact.
+
+    Items that the source of the warm start has keep their features. New items get features in the
+    same way as the items of the source did.
+
+    Args:
+        config: Settings of all stages.
+        folder: Folder of the artifact.
+        data: The prepared data of the run.
+    """
     from recgrit.embedding.embeddings import Embeddings
     from recgrit.embedding.transforms import save_given
     from recgrit.embedding.vectors import load_some_vectors, load_vectors
@@ -105,7 +120,7 @@ def _take_over(config: ExperimentConfig, folder: Path, data: PreparedData) -> di
         blocks={
             name: load_some_vectors(block.path, items.item_ids)
             for name, block in config.features.blocks_in_use.items()
-            if block.path is not None  # Pictures are found by the column of the items.
+            if block.path is not None  # Blocks of pictures have no path; the items name the files.
         },
         pictures=_folder_of(config.data.table.items_path),
     )
@@ -219,7 +234,10 @@ def _build(
 def _build_blocks(
     config: ExperimentConfig, items: ItemTable, engine: Engine
 ) -> tuple[dict[str, Block], dict[str, dict[str, str]]]:
-    """Further blocks of features by name, and of pictures what makes those of later items."""
+    """Return the further feature blocks, and what is needed to encode pictures of later items.
+
+    Both are dictionaries by the name of the block.
+    """
     from recgrit.embedding.features import Block
     from recgrit.embedding.vectors import load_some_vectors
 
@@ -240,13 +258,17 @@ def _build_blocks(
 def _encode_pictures(
     config: ExperimentConfig, name: str, block: FeatureBlock, items: ItemTable, engine: Engine
 ) -> tuple[SomeVectors, dict[str, str]]:
-    """Vectors of a block of pictures, and what makes those of later items."""
+    """Return the vectors of a block of pictures, and what is needed to encode those of later items.
+
+    Raises:
+        DataError: No item has a usable picture.
+    """
     from recgrit.embedding.cache import encode_cached
     from recgrit.embedding.pictures import PictureEncoder, encode_pictures
 
     assert block.column is not None
     model = block.model
-    if Path(model).is_dir():  # Not to be looked for elsewhere as a name on the hub.
+    if Path(model).is_dir():  # An absolute path cannot be mistaken for a name on the model hub.
         model = str(Path(model).absolute())
     build = partial(
         PictureEncoder,
@@ -274,7 +296,7 @@ def _encode_pictures(
 
 
 def _folder_of(items_path: Path | None) -> Path:
-    """Where the item table lies."""
+    """Return the folder of the item table, or the current folder without an item table."""
     if items_path is None:
         return Path()
     return items_path if items_path.is_dir() else items_path.parent

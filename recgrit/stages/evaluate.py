@@ -1,4 +1,4 @@
-"""From fitted models to metrics on validation and test."""
+"""The stage ``evaluate``, which measures the model and the baselines on validation and test."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from recgrit.runs import Run
 from recgrit.stages.stage import Stage, as_settings, plan_shards
 from recgrit.tracking.tracker import Tracker
 
-# Splits that have targets to rank.
+# Splits on whose targets the models are measured.
 TARGETS: tuple[Split, ...] = ("valid", "test")
 
 
 def evaluate_stage(config: ExperimentConfig) -> Stage:
-    """The stage that measures the run's model and its baselines."""
+    """Return the stage that measures the run's model and its baselines."""
     return Stage(
         name="evaluate",
         version=2,
@@ -89,7 +89,7 @@ def _require_segments(config: ExperimentConfig) -> None:
 def _measure_groups(
     report: EvaluationReport, run: Run, segments: tuple[str, ...]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Targets and metrics of each group, by key and label."""
+    """Return the number of targets and the metrics of each group, by group key and label."""
     grouped = group_targets(report, run.data.split)
     grouped |= group_by_segments(report, run.data.users, segments)
     return {
@@ -107,16 +107,21 @@ def _device(config: ExperimentConfig) -> str:
 
 @dataclass(frozen=True)
 class RankTargets:
-    """Lists of all models for all targets: those of validation, and behind them those of test.
+    """A task that writes the lists of all models for the users with a target.
 
-    What is written has items and scores ``[n, top_k]`` of each report, as
-    ``trie/test_masked.items``.
+    The rows are the users with a validation target, followed by those with a test target. A shard
+    holds items and scores ``[n, top_k]`` for each report, under names such as
+    ``trie/test_masked.items``, where n is the number of the shard's users with a target in the
+    report's split.
+
+    Args:
+        config: Settings of all stages, with absolute paths.
     """
 
     config: ExperimentConfig
 
     def __call__(self) -> ShardFunction:
-        """Load the models, once a worker."""
+        """Load the models, and return the function that writes the lists of a range of rows."""
         from safetensors.numpy import save_file
 
         from recgrit.ranking import recommend_items
@@ -158,7 +163,7 @@ def _keys(config: ExperimentConfig) -> list[ReportKey]:
 def _rank_targets(
     config: ExperimentConfig, writer: ArtifactWriter, engine: Engine, run: Run
 ) -> dict[ReportKey, Recommendations]:
-    """Lists of all users with a target, by report."""
+    """Return the lists of all users with a target, for each report."""
     from safetensors.numpy import load_file
 
     users = {name: run.data.split.target_users(name) for name in TARGETS}
@@ -180,14 +185,19 @@ def _rank_targets(
 
 
 def _compare_with_exact(run: Run, config: ExperimentConfig) -> float:
-    """Share of the exact top 10 (or fewer) that the beam finds, over a sample of test users."""
+    """Return the share of the exact best items that the beam search finds.
+
+    The share is a mean over a sample of test users. The lists have 10 items, or fewer if the beam
+    or the catalogue is smaller.
+    """
     from recgrit.ranking import recommend_items
 
     split = run.data.split
     users = split.target_users("test")
     sample = np.random.default_rng(config.seed).permutation(users)[: config.evaluation.exact_users]
     top_k = min(10, config.evaluation.beam_width, split.num_items)
-    # Its width is given: the run's own is that of the evaluation that this one replaces.
+    # The beam width is given here, because `run` would read it from the evaluation that this stage
+    # is about to replace.
     recommender = run.recommender(beam_width=config.evaluation.beam_width)
     beam, exact = (
         recommend_items(ranker, split, "test", sample, top_k=top_k, masked=False).items

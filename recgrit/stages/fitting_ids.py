@@ -1,4 +1,4 @@
-"""What processes and workers do to make IDs: fit codebooks, learn item vectors, assign codes."""
+"""The tasks of the stage ``tokenize``: fit codebooks, learn item vectors and assign codes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitTokenizer:
-    """Fits the codebooks in every process; the first writes the weights and the epochs."""
+    """A task that fits the codebooks to the features in every process.
+
+    The first process writes the weights and the results of the epochs.
+
+    Args:
+        config: Settings of all stages, with absolute paths.
+        folder: Folder that the first process writes to.
+    """
 
     config: ExperimentConfig
     folder: Path
 
     def __call__(self, report: Report) -> dict[str, Any]:
-        """The fit summary."""
+        """Fit the codebooks and return the summary of the fit; ``report`` is not called."""
         import torch
 
         from recgrit import distributed
         from recgrit.quantization.fit import fit_codebooks
 
-        # Copied on write: a mapped file that torch takes for writable, and nobody writes to.
+        # Mode "c" (copy on write) maps the file as writable memory, which torch asks for. Nothing
+        # writes to it.
         vectors = np.load(features_path(self.config), mmap_mode="c")
         run = Run(self.config.run.dir)
         fitted = fit_codebooks(
@@ -61,7 +69,16 @@ class FitTokenizer:
 
 @dataclass(frozen=True)
 class LearnIds:
-    """Learns item vectors, and codebooks with them, in every process; the first writes them."""
+    """A task that learns item vectors and codebooks from sequences in every process.
+
+    The first process writes the tokenizer, the latents of the items and the results of the epochs.
+
+    Args:
+        config: Settings of all stages, with absolute paths.
+        folder: Folder that the first process writes to.
+        checkpoint: File that an interrupted training of the item vectors is resumed from.
+        kept: Cache file of the trained network, for runs with other codebooks.
+    """
 
     config: ExperimentConfig
     folder: Path
@@ -69,7 +86,7 @@ class LearnIds:
     kept: Path
 
     def __call__(self, report: Report) -> dict[str, Any]:
-        """The fit summary."""
+        """Learn the IDs and return the summary of the fit; ``report`` is not called."""
         import torch
 
         from recgrit import distributed
@@ -111,13 +128,16 @@ def _describe_fit(fitted: FittedCodebooks) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AssignCodes:
-    """Gives items their codes: int32 ``[n, L]`` and the sum of the norms of their residuals.
+    """A task that assigns codes to items with a fitted tokenizer.
+
+    A shard of n items holds their codes at L levels, int32 ``[n, L]``, and for each level the sum
+    of the norms of their residuals.
 
     Args:
-        config: Of the tokenizer.
-        weights: Its file.
-        features: The file of the items' features.
-        latents: The file of their learned latents; None where features are encoded.
+        config: Settings of the tokenizer.
+        weights: File of the tokenizer's weights.
+        features: File of the items' feature vectors.
+        latents: File of the items' learned latents. None computes the latents from the features.
     """
 
     config: TokenizerConfig
@@ -126,7 +146,7 @@ class AssignCodes:
     latents: Path | None
 
     def __call__(self) -> ShardFunction:
-        """Load the tokenizer, once a worker."""
+        """Load the tokenizer, and return the function that writes the codes of a range of items."""
         import torch
         from safetensors.torch import save_file
 
@@ -146,7 +166,15 @@ class AssignCodes:
 def open_tokenizer(
     files: AssignCodes,
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], npt.NDArray[np.float32], Tokenizer]:
-    """What makes latents of the rows of an array, the array, and the tokenizer."""
+    """Open the tokenizer and the vectors of the items.
+
+    Args:
+        files: Paths of the tokenizer and of the vectors.
+
+    Returns:
+        A function that turns rows of the vectors into latents; the vectors, float32 with one row
+        per item; and the tokenizer.
+    """
     features = np.load(files.features, mmap_mode="r")
     model = read_tokenizer(files.weights, files.config, features.shape[1])
     if files.latents is None:
@@ -155,5 +183,5 @@ def open_tokenizer(
 
 
 def features_path(config: ExperimentConfig) -> Path:
-    """The file of the features of a run's items."""
+    """Return the path of the feature vectors of a run's items."""
     return stage_directory(config.run.dir, "embed") / "features_vectors.npy"

@@ -1,4 +1,4 @@
-"""From raw files to interactions, items and their split."""
+"""The stage ``prepare``, which reads raw files and writes interactions, items and their split."""
 
 from __future__ import annotations
 
@@ -17,16 +17,22 @@ from recgrit.tracking.tracker import Tracker
 
 
 def _settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Where files lie and how many users are in memory at a time changes no result."""
+    """Return the settings that the prepared data depend on.
+
+    The places of files and the number of users in memory change no result, so they are left out.
+    """
     excluded = {"path", "download_dir", "mirrors", "partition_users"}
     values = config.data.model_dump(mode="json", exclude=excluded)
     for name in ("valid_from", "test_from", "test_until"):
-        if values[name] is None:  # As before there were any.
+        # Keys of artifacts that were built before this setting existed stay valid.
+        if values[name] is None:
             del values[name]
-    # Which of the files describe items and users; the files themselves count by their content.
+    # The settings record only whether there is an item file or a user file. The content of the
+    # files is part of the key through `inputs`.
     for name in ("items_path", "users_path"):
         values["table"][name] = getattr(config.data.table, name) is not None
-    if not values["table"]["users_path"]:  # As before there were any.
+    # Keys of artifacts that were built before this setting existed stay valid.
+    if not values["table"]["users_path"]:
         del values["table"]["users_path"]
     return values
 
@@ -34,7 +40,7 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine
 ) -> None:
-    # Gone before the artifact's files are counted.
+    # The scratch folder is deleted before the files of the artifact are listed.
     with TemporaryDirectory(prefix=".scratch-", dir=writer.path) as scratch:
         data = prepare(config.data, scratch_dir=Path(scratch))
         data.save(writer.path)

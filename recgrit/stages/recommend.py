@@ -1,4 +1,4 @@
-"""From a fitted model to lists for all users."""
+"""The stage ``recommend``, which writes recommendation lists for all users."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from recgrit.runs import Run
 from recgrit.stages.stage import Stage, plan_shards
 from recgrit.tracking.tracker import Tracker
 
-# Settings that name a file of items.
+# Names of the settings that hold the path of a list of items.
 LISTS = ("allowed_items", "blocked_items")
 
 
 def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
-    """Files of items that may, or must not, be recommended."""
+    """Return the files that list allowed and blocked items, after checking that they are valid."""
     paths = tuple(path for name in LISTS if (path := getattr(config.recommendation, name)))
     for path in paths:
-        read_item_list(path)  # Refused now rather than after training.
+        read_item_list(path)  # An invalid file is an error before the training, not after it.
     return paths
 
 
@@ -38,19 +38,26 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
     return {
         "beam_width": config.evaluation.beam_width,
         "recommendation": recommendation.model_dump(mode="json", exclude=set(LISTS)),
-        # Which of the two a file is; the file itself counts by its content.
+        # The settings record only which of the two lists are given. The content of the files is
+        # part of the key through `inputs`.
         "lists": [name for name in LISTS if getattr(recommendation, name) is not None],
     }
 
 
 @dataclass(frozen=True)
 class RecommendLists:
-    """Named lists for all users, as `Run.recommend` returns them; those left out come last."""
+    """A task that writes recommendation lists with item names, as `Run.recommend` returns them.
+
+    The rows are the users of the training, followed by the users that the filters left out of it.
+
+    Args:
+        config: Settings of all stages, with absolute paths.
+    """
 
     config: ExperimentConfig
 
     def __call__(self) -> ShardFunction:
-        """Load the model, once a worker."""
+        """Load the model, and return the function that writes the lists of a range of users."""
         config, settings = self.config, self.config.recommendation
         device = str(getattr(config.settings_of(config.model.kind), "device", "auto"))
         run = Run(config.run.dir, device=device)

@@ -1,4 +1,4 @@
-"""What a stage is: settings and parent artifacts in, one artifact on disk out."""
+"""The class `Stage`, which describes how a stage turns settings and parents into an artifact."""
 
 from __future__ import annotations
 
@@ -23,28 +23,34 @@ Builder = Callable[[ExperimentConfig, ArtifactWriter, Tracker, Engine], None]
 
 
 def no_check(config: ExperimentConfig) -> None:
-    """Refuse nothing."""
+    """Accept all settings; the default check of a stage."""
 
 
 def no_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
-    """The files of a stage that reads none."""
+    """Return no files; the default for a stage that reads no raw files."""
     return ()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
+    """One stage of a run, which writes one artifact.
 
     Args:
-        name: What it is called; its folder follows from it (`recgrit.runs.stage_directory`).
-        version: Raised when the same start gives another result: older artifacts are made again.
-        settings: The settings its result depends on; no paths, no devices, no engines.
-        build: Writes its files and a summary.
-        describe: The summary in one line.
-        parents: Names of the stages whose artifacts it reads.
-        inputs: The raw files it reads, in a fixed order. Their content is part of its key.
-        check: Refuses settings that do not fit the prepared data, before anything is built on them.
-        is_large: Whether its files are too large for the tracking store: the manifest is enough.
+        name: Name of the stage. The folder of its artifact follows from it
+            (`recgrit.layout.stage_directory`).
+        version: Version of the stage's code. It is raised when the same inputs and settings give
+            another result, so that older artifacts are built again.
+        settings: Function that returns the settings that the result depends on, without paths,
+            devices and engines.
+        build: Function that writes the files and the summary of the artifact.
+        describe: Function that turns the summary into one line of text.
+        parents: Names of the stages whose artifacts this stage reads.
+        inputs: Function that returns the raw files that the stage reads, in a fixed order. Their
+            content is part of the stage's key.
+        check: Function that raises an error if settings do not fit the prepared data. It runs
+            before the stages that follow ``prepare`` are built.
+        is_large: Whether the files of the artifact are too large for the tracking store. If so,
+            only the manifest is logged.
     """
 
     name: str
@@ -58,14 +64,14 @@ class Stage:
     is_large: bool = False
 
     def directory(self, config: ExperimentConfig) -> Path:
-        """Where its artifact is."""
+        """Return the folder of the stage's artifact."""
         return stage_directory(config.run.dir, self.name)
 
     def origin(self, config: ExperimentConfig) -> Origin:
-        """What it starts from.
+        """Return everything that the stage's result depends on, from which its key is computed.
 
         Raises:
-            ArtifactError: A parent is missing, or does not fit its own parents.
+            ArtifactError: The artifact of a parent is missing, or does not fit its own parents.
             DataError: A raw file cannot be read.
         """
         run = Run(config.run.dir) if self.parents else None
@@ -78,7 +84,7 @@ class Stage:
         )
 
     def is_current(self, config: ExperimentConfig) -> bool:
-        """Whether its artifact is there, made from what it would start from now."""
+        """Return whether the artifact is there and was built from the current inputs."""
         if not all(stage_directory(config.run.dir, name).is_dir() for name in self.parents):
             return False
         return is_current(self.directory(config), self.origin(config).key)
@@ -87,7 +93,16 @@ class Stage:
 def plan_shards(
     config: ExperimentConfig, name: str, num_rows: int, shard_rows: int, suffix: str
 ) -> Shards:
-    """Shards of so many rows each, in a folder of the run that its stage deletes."""
+    """Return the shards of a job, in a folder of the run that the stage deletes afterwards.
+
+    Args:
+        config: Settings of all stages.
+        name: Name of the job: the stage's name, a hyphen and the key of what is built. The key
+            keeps shards of other settings apart.
+        num_rows: Number of rows of all shards together.
+        shard_rows: Number of rows of each shard. The last shard may have fewer.
+        suffix: Suffix of the shards' files, with the dot.
+    """
     return Shards(
         name.partition("-")[0],
         (config.run.dir / SHARDS_NAME / f"{name}-{shard_rows}").absolute(),
@@ -98,7 +113,7 @@ def plan_shards(
 
 
 def _digest_input(path: Path) -> str:
-    """Digest of a raw file."""
+    """Return the digest of a raw file."""
     if not is_text(str(path)):
         raise DataError(f"The name of {path} is not UTF-8, and records hold text only: rename it.")
     try:
@@ -108,5 +123,10 @@ def _digest_input(path: Path) -> str:
 
 
 def as_settings(seed: int, **sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a stage that draws random numbers."""
+    """Return the settings of a stage that draws random numbers, as one dictionary.
+
+    Args:
+        seed: Seed of the random numbers.
+        **sections: Sections of settings by name.
+    """
     return {"seed": seed, **{name: dict(section) for name, section in sections.items()}}

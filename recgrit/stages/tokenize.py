@@ -1,4 +1,4 @@
-"""From feature vectors to the item-ID table."""
+"""The stage ``tokenize``, which turns the feature vectors of items into a semantic-ID table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ logger = logging.getLogger(__name__)
 
 
 def _settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Those of learning item vectors count where they are learned."""
+    """Return the settings that the IDs depend on.
+
+    The settings of ``item_vectors`` are included only if item vectors are learned.
+    """
     tokenizer = config.tokenizer.model_dump(mode="json", exclude={"semantic_ids_path"})
     if config.tokenizer.objective == "reconstruction" or config.tokenizer.semantic_ids_path:
         return as_settings(config.seed, tokenizer=tokenizer)
@@ -54,7 +57,10 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _vectors_path(config: ExperimentConfig) -> Path:
-    """The cache of learned item vectors, which other codebooks of the same can start from."""
+    """Return the cache file of the learned item vectors.
+
+    Runs share this file if they differ only in the settings of the codebooks.
+    """
     together = {"quantized_epochs", "quantized_learning_rate"}
     settings = config.item_vectors.model_dump(mode="json", exclude={"device", *together})
     run = Run(config.run.dir)
@@ -66,7 +72,7 @@ def _vectors_path(config: ExperimentConfig) -> Path:
 
 
 def _find_inputs(config: ExperimentConfig) -> tuple[Path, ...]:
-    """A published table of IDs, and what says which item has which number."""
+    """Return the files of a published ID table and of its item numbers; none without a table."""
     from recgrit.semantic_ids.published import find_published_files
 
     path = config.tokenizer.semantic_ids_path
@@ -78,7 +84,7 @@ def _build(
 ) -> None:
     if config.retriever.init_from is not None:
         _take_ids_of_source(config, writer)
-        return  # A control is in the IDs of the source already.
+        return  # The IDs of the source already include the change of a negative control.
     if config.tokenizer.semantic_ids_path is not None:
         _take_published_ids(config.tokenizer.semantic_ids_path, config, writer)
     else:
@@ -93,7 +99,7 @@ def _build(
 
 
 def _replace_ids(config: ExperimentConfig, folder: Path) -> SemanticIdTable:
-    """Give the IDs to other items, or other IDs to the items: a negative control."""
+    """Replace the IDs by permuted or random IDs, as a negative control of an experiment."""
     from recgrit.semantic_ids.table import SemanticIdTable
 
     table, generator = SemanticIdTable.load(folder), np.random.default_rng(config.seed)
@@ -113,7 +119,7 @@ def _replace_ids(config: ExperimentConfig, folder: Path) -> SemanticIdTable:
 def _tell_apart(
     codes: npt.NDArray[np.int64], sizes: tuple[int, ...], item_ids: pl.Series, titles: pl.Series
 ) -> SemanticIdTable:
-    """A table of these codes, with one more level where items share an ID."""
+    """Return an ID table of codes, with one more level if several items share an ID."""
     from recgrit.semantic_ids.collisions import disambiguate
     from recgrit.semantic_ids.table import SemanticIdTable
 
@@ -125,7 +131,7 @@ def _tell_apart(
 
 
 def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWriter) -> None:
-    """IDs of a published table; those that items share get one more level."""
+    """Write the IDs of a published table, with one more level if several items share an ID."""
     from recgrit.quantization.diagnostics import diagnose_codes
     from recgrit.semantic_ids.published import read_published_ids
 
@@ -149,7 +155,7 @@ def _take_published_ids(path: Path, config: ExperimentConfig, writer: ArtifactWr
 
 
 def _take_ids_of_source(config: ExperimentConfig, writer: ArtifactWriter) -> None:
-    """The IDs and the tokenizer of the model that is trained on."""
+    """Write the IDs and the tokenizer of the model that the training starts from."""
     from recgrit.serving.delta import measure_ids
     from recgrit.serving.writing import find_rows, open_source
 
@@ -183,7 +189,8 @@ def _fit_semantic_ids(
 
     items, folder = Run(config.run.dir).data.items, writer.path.absolute()
     fit: FitTokenizer | LearnIds = FitTokenizer(config.with_absolute_paths(), folder)
-    # Named by what is learned from what: another training never goes on from here.
+    # The name contains the key of the artifact, so a training with other settings or data is never
+    # resumed from this checkpoint.
     checkpoint = (config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors").absolute()
     latents_path = None
     if config.tokenizer.objective != "reconstruction":
@@ -268,7 +275,7 @@ def _measure_fidelity(
     model: Tokenizer,
     codes: npt.NDArray[np.int64],
 ) -> tuple[float, ...]:
-    """Of each level, on items spread over the catalogue."""
+    """Return the fidelity of each level, measured on items spread over the catalogue."""
     import torch
 
     from recgrit.quantization.fidelity import measure_fidelity, spread_rows
@@ -281,7 +288,12 @@ def _measure_fidelity(
 
 @dataclass(frozen=True)
 class AssignedCodes:
-    """Codes int64 ``[N, L]`` of all items, and the mean norm of their residuals by level."""
+    """The codes of all items, before they are made unique.
+
+    Args:
+        codes: Code of each item (N) at each level (L), int64 ``[N, L]``.
+        residual_norms: Mean norm of the items' residuals for each level.
+    """
 
     codes: npt.NDArray[np.int64]
     residual_norms: tuple[float, ...]
@@ -294,10 +306,11 @@ def _assign_codes(
     assign: AssignCodes,
     num_items: int,
 ) -> AssignedCodes:
-    """Have all items given their codes."""
+    """Assign codes to all items in shards, and return the codes in the order of the items."""
     from safetensors.numpy import load_file
 
-    # Named by the weights too: a fit need not give the same bytes again after an interruption.
+    # The name contains a digest of the weights. A fit that is repeated after an interruption may
+    # give other weights, and shards of the earlier weights must not be used then.
     shards = plan_shards(
         config,
         f"tokenize-{writer.key}-{digest_file(assign.weights)[:16]}",

@@ -1,4 +1,4 @@
-"""From sequences, and what else a model needs, to a fitted model; likewise for each baseline."""
+"""The stage ``train``, which fits the run's model, and one such stage for each baseline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from recgrit.models.trie import WarmStart
     from recgrit.training.loop import TrainingEpoch
 
-# Settings that change no result. The source of a warm start counts in the embed stage, by content.
+# Settings that are no part of the key. A device changes no result. The source of a warm start is
+# part of the key of the embed stage, by its content.
 NO_RESULT = {"device", "init_from"}
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitModel:
-    """Fits a model in every process, from its last checkpoint on; the first writes it."""
+    """A task that fits a model in every process and saves it in the first.
+
+    A fit that was interrupted is resumed from its checkpoint.
+
+    Args:
+        config: Settings of all stages, with absolute paths.
+        kind: Name or dotted path of the model.
+        folder: Folder that the first process saves the model in.
+        checkpoint: File that an interrupted fit is resumed from.
+    """
 
     config: ExperimentConfig
     kind: str
@@ -44,7 +54,11 @@ class FitModel:
     checkpoint: Path
 
     def __call__(self, report: Report) -> FitSummary:
-        """The fit summary."""
+        """Fit the model and return the summary of the fit.
+
+        Args:
+            report: Function that is called with the results of each epoch.
+        """
         from recgrit import distributed
         from recgrit.models.registry import find_model
 
@@ -68,10 +82,10 @@ class FitModel:
 
 
 def _open_start(run: Run, config: ExperimentConfig) -> WarmStart:
-    """The model to train on, over the bundle that the run carries.
+    """Return the trained model that the training starts from, out of the bundle in the run.
 
     Raises:
-        ConfigError: The run's retriever has other sizes.
+        ConfigError: The sizes of the run's retriever differ from those of the trained model.
     """
     from recgrit.models.trie import TrieModel, WarmStart
     from recgrit.serving.warm_start import require_fitting
@@ -86,12 +100,12 @@ def _open_start(run: Run, config: ExperimentConfig) -> WarmStart:
 
 
 def train_stage(config: ExperimentConfig) -> Stage:
-    """The stage that fits the run's model; what it builds on depends on the model."""
+    """Return the stage that fits the run's model, whose parents depend on the model."""
     return _stage("train", config.model.kind)
 
 
 def baseline_stages(config: ExperimentConfig) -> list[Stage]:
-    """A stage for each model that is measured beside the run's own."""
+    """Return one stage for each baseline, a model that is evaluated for comparison."""
     return [_stage(baseline_stage(kind), kind) for kind in config.baselines]
 
 
@@ -115,10 +129,11 @@ def _stage(name: str, kind: str) -> Stage:
 
 
 def _settings(config: ExperimentConfig, kind: str) -> dict[str, Any]:
-    """The settings of a model that change its result."""
+    """Return the settings of a model that its result depends on."""
     values = config.settings_of(kind).model_dump(mode="json", exclude=NO_RESULT)
     for name in ("item_attributes", "user_attributes"):
-        if not values.get(name, True):  # As before there were any.
+        # Keys of artifacts that were built before this setting existed stay valid.
+        if not values.get(name, True):
             del values[name]
     return values
 
@@ -133,7 +148,8 @@ def _require_columns(config: ExperimentConfig, *, kind: str) -> None:
 def _build(
     config: ExperimentConfig, writer: ArtifactWriter, tracker: Tracker, engine: Engine, *, kind: str
 ) -> None:
-    # Named by what is trained on what: another training never goes on from here.
+    # The name contains the key of the artifact, so a training with other settings or data is never
+    # resumed from this checkpoint.
     checkpoint = (config.run.dir / CHECKPOINTS_NAME / f"{writer.key}.safetensors").absolute()
     fit = FitModel(config.with_absolute_paths(), kind, writer.path.absolute(), checkpoint)
     prefix = "train" if kind == config.model.kind else f"baselines/{kind}"
@@ -150,7 +166,7 @@ def _epoch_logger(tracker: Tracker, prefix: str) -> Callable[[TrainingEpoch], No
         metrics = {f"{prefix}/{name}": value for name, value in epoch.metrics().items()}
         try:
             tracker.log_metrics(metrics, step=epoch.epoch)
-        except TrackingError as error:  # Hours of training are worth more than one record.
+        except TrackingError as error:  # A failed log entry must not end a long training.
             logger.warning("%s", error)
 
     return log_epoch

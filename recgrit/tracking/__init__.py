@@ -1,1 +1,1 @@
-"""Where runs are recorded: a small `Tracker` protocol and its implementations."""
+"""Experiment tracking: the `Tracker` protocol and its implementations."""

@@ -1,4 +1,4 @@
-"""Settings of the tracking; free of MLflow."""
+"""Settings of the experiment tracking. This module does not import MLflow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from recgrit.config import Config
 
 
 class TrackingConfig(Config):
-    """Where runs are recorded.
+    """Settings of the experiment tracking, which records runs in MLflow.
 
     Attributes:
-        backend: ``mlflow``, or ``none`` to record nothing.
-        uri: MLflow tracking URI; None takes the one that MLFLOW_TRACKING_URI names in the
-            environment, or else keeps a SQLite database in the folder of the runs.
-        experiment: MLflow experiment to record runs under; None for one named after the run folder.
-        system_metrics: Record processor, memory, disk and network too, every ten seconds.
-        register_model: Keep each evaluated run's model, as a new version of the registered model
-            that is called like the experiment.
+        backend: Where runs are recorded: ``mlflow``, or ``none`` to record nothing.
+        uri: MLflow tracking URI, such as ``http://localhost:5000`` or
+            ``sqlite:////runs/mlflow.db``. None uses the URI in the environment variable
+            MLFLOW_TRACKING_URI if it is set, and otherwise a SQLite database in the folder of the
+            runs.
+        experiment: Name of the MLflow experiment that contains the run. None uses the name of the
+            run folder.
+        system_metrics: Whether to also record the use of processor, memory, disk and network every
+            ten seconds.
+        register_model: Whether to store the model of each evaluated run as a new version of the
+            registered model with the name of the experiment.
     """
 
     backend: Literal["mlflow", "none"] = "mlflow"

@@ -1,7 +1,8 @@
-"""Runs in MLflow. Importing this module imports MLflow, which takes about two seconds.
+"""The tracker that records runs in MLflow.
 
-Only the client with an explicit URI is used, none of MLflow's global state: neither the working
-directory, nor an ``mlruns`` folder in it, nor a run that another library has started, matters.
+Importing this module imports MLflow, which takes about two seconds. The module uses only MLflow's
+client with an explicit URI, and none of MLflow's global state. Results therefore do not depend on
+the working directory, on an ``mlruns`` folder in it, or on a run that another library has started.
 """
 
 from __future__ import annotations
@@ -53,28 +54,32 @@ logger = logging.getLogger(__name__)
 
 STAGE_TAG = "recgrit.stage"
 
-# MLflow's limits for one call of log_batch.
+# Largest numbers of settings and metrics in one call of MLflow's log_batch.
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
 
-# MLflow would retry an unreachable server for minutes before the first line of a run is shown.
+# Variables for the first request. Otherwise MLflow would retry an unreachable server for minutes
+# before a run prints its first line.
 FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 T = TypeVar("T")
 
 
 class MLflowTracker:
-    """One MLflow run, from its creation to `end`.
+    """A tracker of one MLflow run, from the creation of the run to `end`.
 
     Args:
-        uri: MLflow tracking URI: a database such as ``sqlite:////runs/mlflow.db``, or a server.
-        experiment: Name of the experiment; created where there is none.
+        uri: MLflow tracking URI of a database, such as ``sqlite:////runs/mlflow.db``, or of a
+            server.
+        experiment: Name of the experiment. It is created if it does not exist.
         run_name: Name of the run.
-        artifact_directory: Where a new experiment in a database keeps its artifacts. A SQLite
-            file keeps them beside it instead, and a server decides for itself.
-        resume: Id of an unfinished run to resume; a new one if it is gone
-            or finished.
-        system_metrics: Record processor, memory, disk and network while it runs.
+        artifact_directory: Folder for the artifacts of a new experiment in a database other than
+            SQLite. A SQLite database has its artifacts beside its file, and a server decides for
+            itself.
+        resume: Id of an unfinished run to resume. If this run is finished or deleted, or with None,
+            a new run is created.
+        system_metrics: Whether to record the use of processor, memory, disk and network during the
+            run.
 
     Raises:
         TrackingError: The store cannot be reached or refuses the run.
@@ -105,7 +110,7 @@ class MLflowTracker:
                 )
         except TrackingError:
             raise
-        # Each kind of store has its own exceptions, SQLAlchemy's and requests' among them.
+        # Each kind of store has its own exceptions, such as those of SQLAlchemy or requests.
         except Exception as error:
             raise TrackingError(
                 hide_password(
@@ -115,7 +120,7 @@ class MLflowTracker:
                 )
             ) from None
         self._run_id: str = run.info.run_id
-        # The run around this one, which has its curves too.
+        # The outer run of a stage, which also gets the metrics of each step.
         self._around: MLflowTracker | None = None
         self._monitor: SystemMetricsMonitor | None = None
         if system_metrics:
@@ -131,7 +136,7 @@ class MLflowTracker:
 
     @property
     def location(self) -> str:
-        """The page of the run on a server, or the command that shows a local store."""
+        """URL of the run on a server, or the command that shows a local store."""
         uri = hide_password(self._uri)
         if _is_server(uri):
             return f"{uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{self._run_id}"
@@ -141,14 +146,25 @@ class MLflowTracker:
         )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record settings; nested mappings become dotted names, long text is cut."""
+        """Record settings.
+
+        Args:
+            params: Values of settings by name. Names of nested mappings are joined by dots, and
+                long text is cut.
+        """
         entries = [Param(name, value) for name, value in flatten_params(params).items()]
         with self._refusals("settings"):
             for batch in _batches(entries, PARAMS_PER_BATCH):
                 self._client.log_batch(self._run_id, params=batch, synchronous=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers in one request; ``@`` in a name becomes ``_at_``."""
+        """Record metrics, up to `METRICS_PER_BATCH` in one request.
+
+        Args:
+            metrics: Values of metrics by name. ``@`` in a name becomes ``_at_``.
+            step: Number of the training step or epoch. With a step, the metrics are also recorded
+                in the outer run. None records them at step 0.
+        """
         now = int(time.time() * 1000)
         entries = [Metric(name, v, now, step or 0) for name, v in name_metrics(metrics).items()]
         with self._refusals("metrics"):
@@ -158,12 +174,12 @@ class MLflowTracker:
             self._around.log_metrics(metrics, step)
 
     def log_artifact(self, path: Path) -> None:
-        """Keep a copy of a file, or of a folder under its name."""
+        """Store a copy of a file, or of a folder under its name, with the run."""
         with self._refusals(f"the artifact {path}"):
             self._client.log_artifact(self._run_id, str(path))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Record what helps to find the run again."""
+        """Record tags, by which a user can find the run again; long values are cut."""
         entries = [
             RunTag(clean_name(name), shorten(str(value), MAX_TAG_LENGTH))
             for name, value in tags.items()
@@ -173,10 +189,10 @@ class MLflowTracker:
                 self._client.log_batch(self._run_id, tags=batch, synchronous=True)
 
     def log_data(self, origin: DataOrigin) -> None:
-        """Record a data set by its files, digest and counts; the rows stay where they are."""
+        """Record the files, digest and counts of a data set. Its rows are not stored."""
         sources = list(origin.sources) or [origin.name]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Two classes of MLflow's read local paths.
+            warnings.simplefilter("ignore")  # Two classes of MLflow read local paths.
             source = resolve_dataset_source(sources[0])
         described: dict[str, str] = MetaDataset(  # type: ignore[abstract]  # its default is None
             source, name=origin.name, digest=origin.digest
@@ -193,7 +209,15 @@ class MLflowTracker:
             self._client.log_inputs(self._run_id, [inputs])
 
     def register_model(self, directory: Path, name: str) -> str:
-        """Keep an MLflow model folder with the run, as a new version of a registered model."""
+        """Store an MLflow model with the run, as a new version of a registered model.
+
+        Args:
+            directory: Folder of the model in MLflow's format.
+            name: Name of the registered model. It is created if it does not exist.
+
+        Returns:
+            URI of the model version, such as ``models:/films/1``.
+        """
         name = clean_name(name).replace("/", "-")
         with self._refusals(f"the model {name}"):
             model = self._client.create_logged_model(
@@ -202,7 +226,7 @@ class MLflowTracker:
             self._client.log_model_artifacts(model.model_id, str(directory))
             self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
             self._client.log_outputs(self._run_id, [LoggedModelOutput(model.model_id, step=0)])
-            with contextlib.suppress(MlflowException):  # Another fault shows below.
+            with contextlib.suppress(MlflowException):  # It exists, or the next call fails.
                 self._client.create_registered_model(name)
             version = self._client.create_model_version(
                 name, model.artifact_location, run_id=self._run_id, model_id=model.model_id
@@ -211,7 +235,13 @@ class MLflowTracker:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[MLflowTracker]:
-        """A run nested in this one; one that did not come to its end goes on."""
+        """Track a stage as a run nested in this run, and yield its tracker.
+
+        If an earlier run of the stage is unfinished, that run is resumed.
+
+        Args:
+            name: Name of the stage.
+        """
         with self._refusals(f"the stage {name}"):
             child = self._find_unfinished(name) or self._client.create_run(
                 self._experiment_id,
@@ -234,7 +264,11 @@ class MLflowTracker:
         return _reopen(self._client, found[0].info.run_id) if found else None
 
     def end(self, status: str) -> None:
-        """Close the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        """End the run.
+
+        Args:
+            status: Status of the run: ``FINISHED``, ``FAILED`` or ``KILLED``.
+        """
         if self._monitor is not None:
             self._monitor.finish()
         with self._refusals(f"the status {status}"):
@@ -242,7 +276,11 @@ class MLflowTracker:
 
     @contextlib.contextmanager
     def _refusals(self, what: str) -> Iterator[None]:
-        """What MLflow refuses is told as a `TrackingError`; OSError covers lost connections."""
+        """Raise errors of MLflow and lost connections inside the block as `TrackingError`.
+
+        Args:
+            what: What the block records, for the message.
+        """
         try:
             yield
         except (MlflowException, OSError) as error:
@@ -256,7 +294,11 @@ class MLflowTracker:
 
 @contextlib.contextmanager
 def ending(tracker: MLflowTracker) -> Iterator[None]:
-    """Ends a run with a block: FINISHED, KILLED by an interrupt, FAILED by anything else."""
+    """End a run with the block.
+
+    The status is FINISHED, or KILLED after an interrupt or SIGTERM, or FAILED after any other
+    exception.
+    """
     try:
         yield
     except (KeyboardInterrupt, Terminated):
@@ -269,7 +311,10 @@ def ending(tracker: MLflowTracker) -> Iterator[None]:
 
 
 def _end_quietly(tracker: MLflowTracker, status: str) -> None:
-    """Close a run on the way out: a store that fails now must not hide why the run failed."""
+    """End a run after an exception, and log a warning if this fails.
+
+    An error of the store must not hide the exception that ended the run.
+    """
     try:
         tracker.end(status)
     except TrackingError as error:
@@ -277,7 +322,7 @@ def _end_quietly(tracker: MLflowTracker, status: str) -> None:
 
 
 def _nested(parent: MLflowTracker, child: Run) -> MLflowTracker:
-    """A tracker of a run within another, in the same store."""
+    """Return a tracker of a run within another run, in the same store."""
     tracker = copy.copy(parent)
     tracker._around = parent
     tracker._run_id, tracker._monitor = child.info.run_id, None
@@ -286,7 +331,7 @@ def _nested(parent: MLflowTracker, child: Run) -> MLflowTracker:
 
 
 def _reopen(client: MlflowClient, run_id: str | None) -> Run | None:
-    """A run that did not come to its end, running again; None if there is no such run."""
+    """Set an unfinished run to running and return it; None if it is finished or does not exist."""
     if run_id is None:
         return None
     try:
@@ -294,23 +339,24 @@ def _reopen(client: MlflowClient, run_id: str | None) -> Run | None:
         if run.info.status == "FINISHED" or run.info.lifecycle_stage != "active":
             return None
         client.update_run(run_id, status="RUNNING")
-    except MlflowException:  # Deleted since.
+    except MlflowException:  # The run was deleted.
         return None
     return run
 
 
 def _find_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """Id of the experiment, created where there is none.
+    """Return the id of an experiment, which is created if it does not exist.
 
     Raises:
-        TrackingError: It was deleted, which keeps its name taken.
+        TrackingError: The experiment was deleted. MLflow does not allow another one of the same
+            name.
     """
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
             return client.create_experiment(name, artifact_location=artifact_location)
         except MlflowException:
-            # Another process may have created it since; any other refusal stands.
+            # Another process may have created it meanwhile. Any other error is raised.
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 raise
@@ -333,9 +379,9 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def _artifact_location(uri: str, directory: Path) -> str | None:
-    """A URI of the artifact folder for a database; None where the store has its own place.
+    """Return the URI of the artifact folder of a database; None if the store chooses its own place.
 
-    Without one MLflow would take ``mlruns`` in the working directory.
+    Without this URI, MLflow would use ``mlruns`` in the working directory.
     """
     database = _sqlite_file(uri)
     if database is not None:
@@ -346,7 +392,10 @@ def _artifact_location(uri: str, directory: Path) -> str | None:
 
 
 def _check_sqlite_folder(uri: str) -> None:
-    """Refuse at once what SQLAlchemy would retry for more than a minute."""
+    """Create the folder of a SQLite database, and raise PermissionError if it is not writable.
+
+    Otherwise SQLAlchemy would retry for more than a minute.
+    """
     database = _sqlite_file(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -361,7 +410,10 @@ def _batches(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 @contextlib.contextmanager
 def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the length of a block; those a user has set stay as they are."""
+    """Set environment variables inside the block.
+
+    Variables that the user has set stay unchanged.
+    """
     added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,4 +1,4 @@
-"""What a tracked run records when its stages are done: metrics, data, artifacts, and its model."""
+"""Functions that record the results of a tracked run: metrics, data, artifacts and model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from recgrit.tracking.tracker import DataOrigin, Tracker
 
 logger = logging.getLogger(__name__)
 
-# MLflow shows a run's commit by this tag.
+# MLflow shows the value of this tag as the commit of a run.
 COMMIT_TAG = "mlflow.source.git.commit"
 COUNTS = ("num_users", "num_items", "num_interactions")
 
 
 def record_data(tracker: Tracker, prepared: Manifest) -> None:
-    """Record which data a run starts from.
+    """Record the data that a run starts from.
 
     Args:
-        tracker: Of the run.
-        prepared: Of the prepared data.
+        tracker: Tracker of the run.
+        prepared: Manifest of the prepared data.
     """
     source = str(prepared.summary["source"])
     tracker.log_data(
@@ -41,7 +41,13 @@ def record_data(tracker: Tracker, prepared: Manifest) -> None:
 
 
 def record_metrics(tracker: Tracker, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Record metrics by report, such as ``test_masked`` or ``popularity/test``."""
+    """Record the metrics of all evaluation reports.
+
+    Args:
+        tracker: Tracker of the run.
+        metrics: Values by report and metric. Names of reports are such as ``test_masked`` or
+            ``popularity/test``.
+    """
     for name, values in metrics.items():
         tracker.log_metrics({f"{name}/{metric}": value for metric, value in values.items()})
 
@@ -52,13 +58,14 @@ def record_artifacts(
     folders: Mapping[str, Path],
     large: set[str],
 ) -> None:
-    """Keep stages' files with the run, and what identifies them.
+    """Store the files of stages with a run, and their fingerprints as tags.
 
     Args:
-        tracker: Of the run.
-        manifests: By stage.
-        folders: By stage.
-        large: Stages of which the manifest alone is kept.
+        tracker: Tracker of the run.
+        manifests: Manifest of each stage, by name of the stage.
+        folders: Folder of each stage, by name of the stage.
+        large: Names of the stages whose files are too large for the store. Only their manifest is
+            stored.
     """
     tracker.set_tags({f"fingerprint.{name}": m.fingerprint for name, m in manifests.items()})
     for name, folder in folders.items():
@@ -66,12 +73,12 @@ def record_artifacts(
 
 
 def record_origin(tracker: Tracker, command: Sequence[str], config: Path) -> None:
-    """Record how a run came about: its command, the commit of the working directory, its settings.
+    """Record the command of a run, the commit of the working directory, and the settings.
 
     Args:
-        tracker: Of the run.
-        command: What was typed, or how the process was started.
-        config: The YAML file of its settings.
+        tracker: Tracker of the run.
+        command: Program and arguments that started the process.
+        config: The YAML file of the run's settings.
     """
     tags = {"recgrit.command": shlex.join(command)}
     commit = find_commit()
@@ -82,7 +89,7 @@ def record_origin(tracker: Tracker, command: Sequence[str], config: Path) -> Non
 
 
 def find_commit() -> str | None:
-    """The commit that git has checked out in the working directory; None where there is none."""
+    """Return the git commit of the working directory, or None if there is none."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
@@ -93,21 +100,23 @@ def find_commit() -> str | None:
 
 
 def register_model(tracker: Tracker, name: str, write: Callable[[Path], None]) -> str:
-    """Keep a model with the run, as a new version of the registered model of this name.
+    """Store a model with a run, as a new version of a registered model.
+
+    If the store refuses the model, a warning is logged, because the run is complete without it.
 
     Args:
-        tracker: Of the run.
-        name: Of the registered model.
-        write: Writes the model into a folder that does not exist yet.
+        tracker: Tracker of the run.
+        name: Name of the registered model.
+        write: Function that writes the model into a folder that does not exist yet.
 
     Returns:
-        Its address, such as ``models:/films/1``; empty where the store took none.
+        URI of the model version, such as ``models:/films/1``; empty if the store refused the model.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         write(path)
         try:
             return tracker.register_model(path, name)
-        except TrackingError as error:  # The run is whole without, as on a server of runs alone.
+        except TrackingError as error:  # Some servers store runs only.
             logger.warning("%s Or set tracking.register_model=false.", error)
     return ""

@@ -1,4 +1,4 @@
-"""One tracked run from its start to its end, in the store the settings name."""
+"""The start and the end of a tracked run, in the store that the settings name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from recgrit.tracking.tracker import NullTracker, Tracker
 
 logger = logging.getLogger(__name__)
 
-# Set before MLflow is imported, since it reads some of them then; a user's own settings stay.
+# Environment variables that are set before MLflow is imported, because MLflow reads some of them at
+# import. Variables that the user has set are kept.
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -32,7 +33,11 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def quieten_mlflow() -> None:
-    """No telemetry, no bars, warnings only; to be called before MLflow is imported."""
+    """Switch off MLflow's telemetry, progress bars and messages below warnings.
+
+    It has to be called before MLflow is imported. Environment variables that the user has set stay
+    unchanged.
+    """
     for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
@@ -47,19 +52,19 @@ def start_tracking(
     state: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Tracker]:
-    """A tracker for the length of a block.
+    """Track a run inside the block, and yield its tracker.
 
-    The run ends as FINISHED; as KILLED on an interrupt or SIGTERM, and as FAILED on any other
-    exception, which goes on.
+    At the end of the block the run gets the status FINISHED. An interrupt or SIGTERM gives it
+    KILLED, and any other exception FAILED; the exception is raised again.
 
     Args:
-        config: Which store.
-        experiment: Of the run in it.
-        run_name: Name of the run in it.
-        default_directory: Where ``mlflow.db`` and ``mlartifacts`` are kept if no URI is set.
-        state: A file that is there while the run has not come to its end. If an earlier run with
-            the same settings left it, that run goes on. None for a new run in any case.
-        settings: All settings of the run.
+        config: Settings of the tracking.
+        experiment: Name of the experiment that contains the run.
+        run_name: Name of the run.
+        default_directory: Folder for ``mlflow.db`` and ``mlartifacts`` if no URI is set.
+        state: File that exists while the run is unfinished. If it is left from an earlier run with
+            the same settings, that run is resumed. None always starts a new run.
+        settings: All settings of the run, which identify it in ``state``.
 
     Raises:
         TrackingError: The store cannot be reached or refuses the run.
@@ -98,7 +103,7 @@ def start_tracking(
 
 
 def _read_state(path: Path | None, identity: str) -> str | None:
-    """Id of an earlier run with the same settings in the same store; None if there is none."""
+    """Return the id of an unfinished run with the same settings and store, or None without one."""
     if path is None:
         return None
     try:

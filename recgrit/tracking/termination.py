@@ -1,4 +1,4 @@
-"""A process that is asked to end, as by a scheduler, closes what it has open."""
+"""Conversion of SIGTERM into an exception, so that a terminated process closes what it has open."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 class Terminated(SystemExit):
-    """The process got SIGTERM."""
+    """Raised in the main thread when the process gets SIGTERM, for example from a scheduler."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_CODE)
@@ -20,10 +20,10 @@ class Terminated(SystemExit):
 
 @contextmanager
 def raise_on_termination() -> Iterator[None]:
-    """SIGTERM raises `Terminated` within a block; a second one ends the process at once.
+    """Raise `Terminated` inside the block if the process gets SIGTERM.
 
-    Where somebody else answers the signal already, or this is not the main thread, which alone can
-    answer it, nothing changes.
+    A second SIGTERM ends the process at once. Nothing changes if the process handles SIGTERM
+    already, or outside the main thread, which is the only thread that can handle signals.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -1,7 +1,7 @@
-"""What stages may say to an experiment tracker, and two trackers that need no service.
+"""The `Tracker` protocol, through which stages record a run, and two trackers that need no service.
 
-Stages take a `Tracker` and know nothing of MLflow. `MemoryTracker` applies the same rules to names
-and values as the MLflow one, so that what passes a test with it is what MLflow would store.
+Stages use a `Tracker` and do not depend on MLflow. `MemoryTracker` applies the same rules to names
+and values as `MLflowTracker`, so that a test with it shows what MLflow would store.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from recgrit.tracking.names import flatten_params, name_metrics
 
 @dataclass(frozen=True)
 class DataOrigin:
-    """Which data a run starts from.
+    """A description of the data that a run starts from.
 
     Args:
-        name: What it is called.
-        digest: Hash of its content.
-        sources: Files it was read from.
-        profile: Counts, by name.
+        name: Name of the data set.
+        digest: Digest of its content.
+        sources: Paths of the files it was read from.
+        profile: Counts, such as the number of users, by name.
     """
 
     name: str
@@ -33,84 +33,101 @@ class DataOrigin:
 
 
 class Tracker(Protocol):
-    """One run of one experiment."""
+    """The interface of a tracker, which records one run of one experiment."""
 
     @property
     def location(self) -> str:
-        """Where a user finds this run."""
+        """Where a user finds the run, such as a URL or a command."""
         ...
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record settings; nested mappings become dotted names."""
+        """Record settings.
+
+        Args:
+            params: Values of settings by name. Names of nested mappings are joined by dots.
+        """
         ...
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, of one step of a training where ``step`` is given."""
+        """Record metrics.
+
+        Args:
+            metrics: Values of metrics by name.
+            step: Number of the training step or epoch that the metrics belong to. None for metrics
+                of the whole run.
+        """
         ...
 
     def log_artifact(self, path: Path) -> None:
-        """Keep a copy of a file or folder."""
+        """Store a copy of a file or folder with the run."""
         ...
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Record what helps to find the run again."""
+        """Record tags, by which a user can find the run again."""
         ...
 
     def log_data(self, origin: DataOrigin) -> None:
-        """Record what the run starts from."""
+        """Record the data that the run starts from."""
         ...
 
     def register_model(self, directory: Path, name: str) -> str:
-        """Keep a model folder with the run, as a new version of a registered model.
+        """Store a model with the run, as a new version of a registered model.
+
+        Args:
+            directory: Folder of the model.
+            name: Name of the registered model.
 
         Returns:
-            Its address, such as ``models:/films/1``; empty where nothing is kept.
+            URI of the model version, such as ``models:/films/1``; empty if nothing is stored.
         """
         ...
 
     def stage(self, name: str) -> AbstractContextManager[Tracker]:
-        """A run within the run, for the length of a block.
+        """Track a stage as a run within this run, and yield its tracker.
 
-        What it logs step by step is logged in the run around it too.
+        Metrics of a step are also recorded in the outer run.
+
+        Args:
+            name: Name of the stage.
         """
         ...
 
 
 class NullTracker:
-    """Records nothing."""
+    """A tracker that records nothing."""
 
     @property
     def location(self) -> str:
-        """Says that nothing is recorded."""
+        """A text that says that nothing is recorded."""
         return "not tracked (tracking.backend=none)"
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Ignore settings; nothing is recorded."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Do nothing."""
+        """Ignore metrics; nothing is recorded."""
 
     def log_artifact(self, path: Path) -> None:
-        """Do nothing."""
+        """Ignore a file or folder; nothing is stored."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing."""
+        """Ignore tags; nothing is recorded."""
 
     def log_data(self, origin: DataOrigin) -> None:
-        """Do nothing."""
+        """Ignore a description of data; nothing is recorded."""
 
     def register_model(self, directory: Path, name: str) -> str:
-        """Do nothing."""
+        """Ignore a model and return an empty URI; nothing is stored."""
         return ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Self]:
-        """Itself."""
+        """Yield this tracker, which records nothing for the stage either."""
         yield self
 
 
 class LoggedMetric(NamedTuple):
-    """One number as it was logged."""
+    """One recorded value of a metric, with its step."""
 
     name: str
     value: float
@@ -118,7 +135,7 @@ class LoggedMetric(NamedTuple):
 
 
 class MemoryTracker:
-    """Keeps all it is told as attributes, for tests and notebooks."""
+    """A tracker that keeps everything it records as attributes, for tests and notebooks."""
 
     def __init__(self) -> None:
         self._around: MemoryTracker | None = None
@@ -132,15 +149,15 @@ class MemoryTracker:
 
     @property
     def location(self) -> str:
-        """Says that the run is in this object only."""
+        """A text that says that the run is in memory only."""
         return "in memory"
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Add to ``params``."""
+        """Add settings to ``params``, with dotted names."""
         self.params.update(flatten_params(params))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append to ``metrics``."""
+        """Append metrics to ``metrics``, and those of a step to the outer tracker too."""
         self.metrics.extend(
             LoggedMetric(name, value, step) for name, value in name_metrics(metrics).items()
         )
@@ -148,29 +165,29 @@ class MemoryTracker:
             self._around.log_metrics(metrics, step)
 
     def log_artifact(self, path: Path) -> None:
-        """Append to ``artifacts``."""
+        """Append the path of a file or folder to ``artifacts``."""
         self.artifacts.append(path)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Add to ``tags``."""
+        """Add tags to ``tags``."""
         self.tags.update(tags)
 
     def log_data(self, origin: DataOrigin) -> None:
-        """Append to ``data``."""
+        """Append a description of data to ``data``."""
         self.data.append(origin)
 
     def register_model(self, directory: Path, name: str) -> str:
-        """Add to ``models``."""
+        """Add the folder of a model to ``models``, and return a URI with version 1."""
         self.models[name] = directory
         return f"models:/{name}/1"
 
     @contextmanager
     def stage(self, name: str) -> Iterator[MemoryTracker]:
-        """A tracker of its own, kept in ``stages``."""
+        """Yield the tracker of a stage, which is kept in ``stages`` by name."""
         tracker = self.stages.setdefault(name, MemoryTracker())
         tracker._around = self
         yield tracker
 
     def latest(self) -> dict[str, float]:
-        """The last value of each metric."""
+        """Return the last recorded value of each metric, by name."""
         return {metric.name: metric.value for metric in self.metrics}

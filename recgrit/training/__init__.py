@@ -1,1 +1,1 @@
-"""One loop for all trained models: batches, optimizer, schedule, averaging, checkpoints."""
+"""The training loop of all trained models: batches, optimizer, schedule, averages, checkpoints."""

@@ -1,8 +1,9 @@
-"""A moving average of weights, kept while they are trained.
+"""A moving average of a model's weights during training, and the copying of weights.
 
-Only parameters are averaged: the tables of a trie and of neighbours, which training leaves alone,
-are shared with the model. `torch.optim.swa_utils.AveragedModel` copies them at every step, 51 ms of
-a million items' step of 1,024 targets, and holds them twice.
+Only parameters are averaged. Buffers, such as the tables of a trie and of neighbours, do not change
+in training and are shared with the model. `torch.optim.swa_utils.AveragedModel` would hold these
+tables twice and copy them at every step, which takes 51 ms of a step of 1,024 targets with a
+million items.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class MovingAverage(Generic[M]):
-    """A copy of a model whose parameters follow it.
+    """A copy of a model whose parameters are the moving average of the model's parameters.
 
     Args:
-        model: What is trained.
-        decay: Weight of the past; 0 for a copy of what was trained last.
+        model: The model that is trained.
+        decay: Weight of the previous average in each update, from 0 to less than 1. 0 copies the
+            model's parameters without averaging.
     """
 
     def __init__(self, model: M, decay: float) -> None:
@@ -32,24 +34,25 @@ class MovingAverage(Generic[M]):
 
     @torch.no_grad()
     def update(self, model: M) -> None:
-        """Follow a step of training."""
-        # A plain mean over the first steps: the initial weights get no more than an equal part.
+        """Update the average with the model's parameters after a training step."""
+        # The first steps are averaged with equal weights, so that the initial weights do not
+        # dominate the average.
         past = min(self.decay, self.num_steps / (self.num_steps + 1))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - past)
         self.num_steps += 1
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a model by name: what training changes of it, not to be written to."""
+    """Return the parameters of a model by name, as views that must not be written to."""
     return {name: value.detach() for name, value in model.named_parameters()}
 
 
 @torch.no_grad()
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put back what `weights_of` returned.
+    """Copy weights that `weights_of` returned into the parameters of a model.
 
     Raises:
-        ValueError: They are of another model.
+        ValueError: The weights have other names or shapes than the model's parameters.
     """
     parameters = dict(model.named_parameters())
     if {name: value.shape for name, value in parameters.items()} != {

@@ -1,12 +1,14 @@
-"""Training batches: every interaction but a user's first is a target exactly once.
+"""Training batches, in which every interaction except a user's first is a target exactly once.
 
-Where events have types, those that are predicted are targets, and the others stand in the histories
-alone.
+If events have types, only interactions of the predicted types are targets. The others occur in the
+histories only.
 
-Long histories become overlapping windows; the loss skips the overlap, whose positions serve as
-context only. Windows of like length share a batch and a batch has about as many targets as asked,
-so that little of the work is spent on padding. Each of several processes plans the same batches
-and reads its own windows of them.
+A long history is cut into overlapping windows. The overlap of a window serves as context, and the
+loss skips it. Windows of similar length share a batch, so that little work is spent on padding.
+Each batch has about the requested number of targets. With several processes, each plans the same
+batches and reads its own windows of them.
+
+Shapes: W windows.
 """
 
 from __future__ import annotations
@@ -25,15 +27,19 @@ from recgrit.ranking import Batch
 
 @dataclass(frozen=True)
 class Windows:
-    """Slices of ``SequenceSplit.items`` to train on.
+    """The windows of a split's training parts, as slices of ``SequenceSplit.items``.
+
+    The target of a position is the item after it. A position is supervised if its target is part of
+    the loss.
 
     Args:
-        starts: int64 ``[W]``, first history item of each window.
-        lengths: int64 ``[W]``, history items; the targets are one further on.
-        first_targets: int64 ``[W]``, first position within the window that may be supervised.
-        counts: int64 ``[W]``, supervised positions of each window, at least one.
-        sequences: int64 ``[W]``, the row of the split that each is of.
-        mean_weight: Of all supervised positions; None where they count alike.
+        starts: Index of the first history item of each window, int64 ``[W]``.
+        lengths: Number of history items of each window, int64 ``[W]``.
+        first_targets: First position within each window that may be supervised, int64 ``[W]``.
+            Earlier positions are context.
+        counts: Number of supervised positions of each window, at least one, int64 ``[W]``.
+        sequences: Row of the split that each window belongs to, int64 ``[W]``.
+        mean_weight: Mean weight of all supervised positions. None if they have equal weights.
     """
 
     starts: npt.NDArray[np.int64]
@@ -45,17 +51,18 @@ class Windows:
 
     @property
     def num_targets(self) -> int:
-        """Supervised positions in all windows."""
+        """Number of supervised positions in all windows."""
         return int(self.counts.sum())
 
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What one step of the optimizer learns from.
+    """The data of one optimizer step in this process.
 
     Args:
-        parts: This process's windows, in parts; none where there are fewer windows than processes.
-        num_targets: Supervised positions of all processes.
+        parts: Batches of this process's windows, one per part of the step. Empty if the step has
+            fewer windows than there are processes and none is left for this one.
+        num_targets: Number of targets of the step in all processes.
     """
 
     parts: list[Batch]
@@ -65,12 +72,16 @@ class TrainingStep:
 def build_windows(split: SequenceSplit, history_length: int) -> Windows:
     """Cut all training parts into windows of at most ``history_length`` history items.
 
-    Windows of one user advance by half their length: each target has at least half a window of
-    context, where the user has it.
+    The windows of one user advance by half of ``history_length``. Each target therefore has at
+    least half a window of context, if the user's history is that long.
+
+    Args:
+        split: Sequences of the users.
+        history_length: Largest number of history items of a window.
     """
     stride = max(1, history_length // 2)
     pairs = np.maximum(split.train_ends - split.offsets[:-1] - 1, 0)
-    # One window, and one more for each stride begun behind its end.
+    # The first window covers history_length pairs. Each further window covers up to one stride.
     num_more = -(-np.maximum(pairs - history_length, 0) // stride)
     num_windows = np.where(pairs > 0, 1 + num_more, 0)
     user = np.repeat(np.arange(len(pairs)), num_windows)
@@ -81,7 +92,7 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
     first_targets = np.where(place > 0, history_length - stride, 0)
     if split.weights is None:
         return Windows(starts, lengths, first_targets, lengths - first_targets, user)
-    # To the last target, without windows that have none.
+    # Each window ends at its last target, and windows without a target are dropped.
     lengths = last_targets_before(split.weights, starts + lengths + 1) - starts
     kept = lengths > first_targets
     starts, lengths, first_targets = starts[kept], lengths[kept], first_targets[kept]
@@ -97,7 +108,7 @@ def build_windows(split: SequenceSplit, history_length: int) -> Windows:
 
 
 def _mean_weight(split: SequenceSplit) -> float | None:
-    """The mean weight of all that is supervised; None where all weigh the same."""
+    """Return the mean weight of all supervised positions; None if all weights are equal."""
     assert split.weights is not None
     supervised = split.train_mask()
     starts = split.offsets[:-1]
@@ -117,12 +128,19 @@ def iterate_steps(
     num_parts: int = 1,
     generator: np.random.Generator,
 ) -> Iterator[TrainingStep]:
-    """One epoch of batches in random order, each of about ``batch_targets`` targets.
+    """Yield the optimizer steps of one epoch in random order.
 
-    Each comes in up to ``num_parts`` parts of like size, of which only one need be held at once.
+    Args:
+        split: Sequences of the users.
+        windows: Windows of the split's training parts.
+        batch_targets: Approximate number of targets of a step, over all processes.
+        num_parts: Number of parts of similar size that a step is split into. A step with fewer
+            windows has fewer parts.
+        generator: Random generator for the order of the windows and steps.
     """
     for chosen in plan_batches(windows, batch_targets=batch_targets, generator=generator):
-        # They are sorted by length: taking turns, all processes have as much to do.
+        # The windows are sorted by length. Dealing them out in turn gives all processes the same
+        # amount of work.
         mine = chosen[distributed.process_index() :: distributed.world_size()]
         parts = np.array_split(mine, min(num_parts, len(mine))) if len(mine) else []
         batches = [collate(split, windows, part) for part in parts]
@@ -132,10 +150,15 @@ def iterate_steps(
 def plan_batches(
     windows: Windows, *, batch_targets: int, generator: np.random.Generator
 ) -> list[npt.NDArray[np.int64]]:
-    """Window numbers of each batch.
+    """Return the windows of each batch of one epoch, as arrays of window numbers.
 
-    Windows are sorted by length with random ties, cut where the targets are enough, and the
-    batches shuffled.
+    The windows are sorted by length, with ties in random order, and cut into batches of about
+    ``batch_targets`` targets. The batches are then shuffled.
+
+    Args:
+        windows: Windows of the training parts.
+        batch_targets: Approximate number of targets of a batch.
+        generator: Random generator for ties and for the order of the batches.
     """
     order = np.lexsort([generator.random(len(windows.lengths)), windows.lengths])
     batch_of = (np.cumsum(windows.counts[order]) - 1) // batch_targets
@@ -145,7 +168,13 @@ def plan_batches(
 
 
 def collate(split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64]) -> Batch:
-    """The batch of these windows, padded at the end with item 0."""
+    """Return the batch of some windows, with histories padded at the end with item 0.
+
+    Args:
+        split: Sequences of the users.
+        windows: Windows of the split's training parts.
+        chosen: Numbers of the windows of this batch, int64.
+    """
     lengths = windows.lengths[chosen]
     positions = np.arange(lengths.max())
     inside = positions < lengths[:, None]

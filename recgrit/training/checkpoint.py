@@ -1,6 +1,8 @@
-"""All that training needs to go on: weights, averages, optimizer, schedule and random states.
+"""Checkpoints, from which an interrupted training is resumed.
 
-One safetensors file, replaced as a whole: a reader sees one epoch's end or the one before.
+A checkpoint holds the weights, their moving average, the state of the optimizer and the schedule,
+and the random states. It is one safetensors file that is replaced as a whole after each epoch, so a
+reader always finds a complete state.
 """
 
 from __future__ import annotations
@@ -23,21 +25,22 @@ from recgrit.disk import replacing
 from recgrit.errors import TrainingError
 from recgrit.training.averaging import MovingAverage, put_weights, weights_of
 
-# Where the digest of the rest stands.
+# Metadata key of the digest, which covers the tensors and all other metadata.
 DIGEST = "digest"
 
 
 @dataclass
 class TrainingState:
-    """What changes while training.
+    """The objects that change during a training and that a checkpoint saves.
 
     Args:
-        model: What is trained.
-        averaged: The moving average of it.
-        optimizer: Adam's moments are its state.
-        schedule: Of the learning rate.
-        generator: Draws the order of batches; dropout draws from torch's own.
-        best: Weights of the best epoch so far.
+        model: The model that is trained.
+        averaged: Moving average of the model's weights.
+        optimizer: Optimizer of the model, whose state is the moments of Adam.
+        schedule: Schedule of the learning rate.
+        generator: Random generator for the order of the batches. Dropout uses torch's own
+            generator.
+        best: Averaged weights of the best epoch so far, by name. Empty before the first epoch ends.
     """
 
     model: nn.Module
@@ -48,7 +51,11 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, *, max_grad_norm: float) -> None:
-        """Follow the gradients, scaled down to a norm of at most ``max_grad_norm``."""
+        """Update the weights by the optimizer, then the learning rate and the moving average.
+
+        Args:
+            max_grad_norm: Largest norm of the gradient. A larger gradient is scaled down to it.
+        """
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
@@ -56,7 +63,13 @@ class TrainingState:
 
 
 def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, Any]]) -> None:
-    """Write a state and what was reached so far, in place of what is there."""
+    """Write a checkpoint, which replaces an earlier one.
+
+    Args:
+        path: File of the checkpoint.
+        state: State of the training.
+        history: Results of the epochs so far, as JSON values.
+    """
     moments = state.optimizer.state_dict()["state"]
     tensors = {
         **{f"model.{name}": value for name, value in weights_of(state.model).items()},
@@ -85,7 +98,7 @@ def save_checkpoint(path: Path, state: TrainingState, history: list[dict[str, An
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Hash of all that a checkpoint holds: a damaged one would be learned on from silently."""
+    """Return a hash of a checkpoint's contents, so that a damaged checkpoint is detected."""
     digest = hashlib.sha256(digest_json({**metadata, DIGEST: ""}).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -94,7 +107,14 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def load_checkpoint(path: Path, state: TrainingState) -> list[dict[str, Any]]:
-    """Put a state back as it was when saved; returns what was reached until then.
+    """Restore the state of a training from a checkpoint.
+
+    Args:
+        path: File of the checkpoint.
+        state: State of a new training of the same model. It is overwritten.
+
+    Returns:
+        The results of the epochs before the checkpoint, as JSON values.
 
     Raises:
         TrainingError: The file is damaged, or belongs to another model.

@@ -1,4 +1,4 @@
-"""Settings of training and of transformers over histories; free of torch."""
+"""Settings of training and of transformers over histories, without importing torch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,34 @@ from recgrit.config import Config
 
 
 class TrainingConfig(Config):
-    """How a sequence model is trained.
+    """Settings for the training of a sequence model.
 
     Args:
-        epochs: At most so many passes over the training targets.
-        patience: Epochs without a better validation NDCG@10 before stopping.
-        batch_targets: Targets per step, about.
-        accumulation: Parts in which a step is computed, for want of memory; the step is the same.
-        learning_rate: Of AdamW, after warm-up; falls to a tenth along a cosine over ``epochs``.
-        weight_decay: Of AdamW, on matrices and embeddings.
-        warmup_steps: Steps of linear warm-up.
-        average_decay: Decay per step of the moving average of all weights, which is what is
-            validated and kept; 0 for none.
-        valid_users: Users read by validation while training; None for all.
-        max_seconds: Training ends within the epoch after so many seconds; None for no limit. Two
-            runs with a limit need not give the same weights.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto`` is bfloat16 on a GPU with instructions for it, and float32 on every CPU.
-            On a CPU with AMX ``bfloat16`` is the faster choice; with AVX-512 alone it was 1.4 times
-            slower than ``float32``.
+        epochs: Largest number of passes over the training targets. The training ends earlier if
+            validation stops improving, see ``patience``.
+        patience: Number of epochs in a row without a better validation NDCG@10 after which the
+            training stops.
+        batch_targets: Approximate number of training targets per optimizer step. Lower it if memory
+            does not suffice and ``accumulation`` is not enough.
+        accumulation: Number of parts in which the gradient of a step is computed, one after
+            another. Raise it if memory does not suffice. The gradient is still that of the whole
+            step.
+        learning_rate: Learning rate of AdamW after the warm-up. It falls to a tenth of this value
+            along a cosine over ``epochs``.
+        weight_decay: Weight decay of AdamW on matrices and embeddings. Norms and biases have none.
+        warmup_steps: Number of steps at the start in which the learning rate rises linearly.
+        average_decay: Decay per step of a moving average of all weights. The averaged weights are
+            validated and kept. 0 uses the weights of the last step without averaging.
+        valid_users: Number of users, drawn at random, on whom each epoch is validated. None uses
+            all users with a validation target.
+        max_seconds: Time limit of the training in seconds, at which the current epoch is cut short,
+            validated and made the last. None sets no limit. Two runs with a limit may give
+            different weights.
+        device: Device of the training: ``cpu``, ``cuda``, or ``auto`` for a GPU if there is one.
+        precision: Number format of the training: ``float32``, ``bfloat16`` or ``auto``. ``auto`` is
+            bfloat16 on a GPU with instructions for it, and float32 on every CPU. On a CPU with AMX,
+            ``bfloat16`` is faster; on a CPU with AVX-512 alone it was 1.4 times slower than
+            ``float32``.
     """
 
     epochs: int = Field(20, ge=1, le=1_000_000)
@@ -46,14 +55,15 @@ class TrainingConfig(Config):
 
 
 class TransformerConfig(TrainingConfig):
-    """Sizes of a transformer over histories, and how it is trained.
+    """Settings for the size of a transformer over histories, and for its training.
 
     Args:
-        model_dim: Size of all vectors.
-        num_layers: Transformer layers.
-        num_heads: Attention heads.
-        history_length: Longest history read, in items.
-        dropout: Rate everywhere.
+        model_dim: Number of dimensions of all item vectors and states. It has to be a multiple of
+            ``num_heads``.
+        num_layers: Number of transformer layers.
+        num_heads: Number of attention heads of each layer.
+        history_length: Number of items of a history that the model reads, the most recent ones.
+        dropout: Dropout rate in all parts of the transformer.
     """
 
     model_dim: int = Field(128, ge=8, le=16_384)

@@ -1,7 +1,7 @@
-"""The gradient of a step, whose targets lie in several parts and on several processes.
+"""The gradient of a training step whose targets are split into parts and among processes.
 
-It is that of the mean over all targets of the step, wherever they are. On several processes
-DistributedDataParallel adds it up, beginning while the backward pass still runs.
+The gradient is that of the mean loss over all targets of the step. With several processes,
+DistributedDataParallel sums the gradients of the processes while the backward pass still runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from recgrit.ranking import Batch, KeepsInStep, Plan, PlansSteps, SequenceModel,
 
 
 class GradientSum:
-    """Adds gradients of parts to a model's parameters; with the last one those of all processes.
+    """An accumulator of the gradient of a step over the step's parts and over all processes.
+
+    The gradients are added to the parameters of the model. The gradients of the other processes are
+    added with the last part of a step.
 
     Args:
-        model: A `SequenceModel`, on its device.
-        precision: Of the forward pass.
+        model: A `SequenceModel` on the device of the training.
+        precision: Number format of the forward pass, ``torch.float32`` or ``torch.bfloat16``.
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype) -> None:
@@ -33,22 +36,25 @@ class GradientSum:
         if distributed.world_size() > 1:
             self._parallel = DistributedDataParallel(
                 _LossAsForward(model),
-                # A level at which every target of a part is an only child scores nothing.
+                # A level at which every target of a part is an only child computes no score, so
+                # its parameters are not used.
                 find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
-            # Tables of the trie: large, and what process 0 sent just now is what they stay.
+            # The buffers are large tables of the trie. The constructor has just copied those of
+            # process 0 to all processes, and they do not change.
             self._parallel.broadcast_buffers = False
 
     def add(self, part: Batch, num_targets: int, *, last: bool) -> TrainingLoss:
-        """Add the gradient of one part; returns its loss.
+        """Add the gradient of one part of a step to the parameters, and return the part's loss.
 
         Args:
-            part: Some of this process's windows.
-            num_targets: Supervised positions of the step, of all parts on all processes.
-            last: Whether no other part of this step follows on this process.
+            part: Batch of some of this process's windows.
+            num_targets: Number of targets in the whole step, over all parts and all processes.
+            last: Whether this is the last part of the step in this process.
         """
-        # Gradients are averaged over processes, where their sum is wanted.
+        # DistributedDataParallel averages gradients over processes, so the world size turns the
+        # mean into the sum.
         weight = distributed.world_size() * (part.num_targets / num_targets)
         sent = plan_step(self._model, part).to(self.device)
         waiting = nullcontext() if self._parallel is None or last else self._parallel.no_sync()
@@ -64,20 +70,23 @@ class GradientSum:
         return loss
 
     def add_nothing(self) -> None:
-        """Take part in a step of which this process has no windows, as one of several may."""
+        """Take part in a step in which this process has no windows.
+
+        The other processes wait for every process to take part in the sum of the gradients.
+        """
         assert self._parallel is not None
         self._parallel(None)[0].backward()
 
 
 class _LossAsForward(nn.Module):
-    """A model's loss as a forward pass, which DistributedDataParallel accompanies."""
+    """A module whose forward pass is the loss of a model, as DistributedDataParallel requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, part: Plan | None) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of a part; a loss of nothing for None."""
+        """Return the loss and the accuracy per level of a part, or a loss of 0 for None."""
         if part is None:
             if isinstance(self.model, KeepsInStep):
                 self.model.stand_idle()
@@ -89,5 +98,8 @@ class _LossAsForward(nn.Module):
 
 
 def plan_step(model: SequenceModel, batch: Batch) -> Plan:
-    """What the model's loss needs of a batch, on the host."""
+    """Return the plan of a batch: everything that the model's loss reads, prepared on the host.
+
+    The plan is the batch itself for a model without a ``plan`` method.
+    """
     return model.plan(batch) if isinstance(model, PlansSteps) else batch

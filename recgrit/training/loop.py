@@ -1,13 +1,13 @@
-"""Training a sequence model: AdamW, warm-up, early stopping on validation NDCG@10.
+"""The training loop of all trained models: AdamW, warm-up and early stopping.
 
-One loop for all trained models, so that a comparison varies the model alone. The epoch with the
-best validation NDCG@10 is kept; test is never looked at here. After each epoch all that training
-needs to go on is saved: an interrupted training that is started again gives the losses that an
-uninterrupted one would have.
+All trained models use this loop, so that a comparison of models varies the model alone. The
+training keeps the epoch with the best validation NDCG@10 and never reads the test targets. After
+each epoch it saves a checkpoint. An interrupted training that is resumed from the checkpoint gives
+the same losses as an uninterrupted one.
 
-In several processes (`recgrit.distributed`) each learns from its windows of every batch and
-validates its users; the gradient is that of the whole batch. Process 0 writes and logs, and its
-clock decides.
+With several processes (`recgrit.distributed`), each computes the gradient of its windows of every
+batch and validates its part of the users. The gradient of a step is that of the whole batch.
+Process 0 writes and logs, and its clock decides when the time limit is reached.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from recgrit.training.validation import choose_valid_users, validate
 
 logger = logging.getLogger(__name__)
 
-# Gradients are scaled down to this norm.
+# Largest norm of a step's gradient. A larger gradient is scaled down to it.
 MAX_GRAD_NORM = 1.0
 
 
@@ -51,16 +51,18 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class TrainingEpoch:
-    """What one epoch of training reached.
+    """The results of one training epoch.
 
     Args:
-        epoch: From 1.
-        train_loss: Mean -log P(target), in nats; smoothed if ``label_smoothing`` is.
-        level_accuracy: Fraction of right children at each level, given the right prefix.
-        valid_recall_at_10: Unmasked, over the validation users read while training.
-        valid_ndcg_at_10: Unmasked, over the same validation users.
-        seconds: Training and validation.
-        targets_per_second: Training only.
+        epoch: Number of the epoch, counted from 1.
+        train_loss: Mean of -log P(target) over the training targets, in nats. It includes label
+            smoothing if the setting ``label_smoothing`` is not 0.
+        level_accuracy: Fraction of training targets whose child is scored best at each level, given
+            the right prefix. A model that scores all items at once has one level.
+        valid_recall_at_10: Mean Recall@10 over the validation users, with seen items allowed.
+        valid_ndcg_at_10: Mean NDCG@10 over the validation users, with seen items allowed.
+        seconds: Duration of training and validation in seconds.
+        targets_per_second: Number of training targets per second, without the validation.
     """
 
     epoch: int
@@ -72,7 +74,7 @@ class TrainingEpoch:
     targets_per_second: float
 
     def metrics(self) -> dict[str, float]:
-        """Flat names and numbers, for tracking."""
+        """Return the results as a flat dictionary of names and numbers, for a tracker."""
         values: dict[str, Any] = asdict(self)
         del values["epoch"], values["level_accuracy"]
         return {
@@ -83,13 +85,13 @@ class TrainingEpoch:
 
 @dataclass(frozen=True)
 class Trained(Generic[M]):
-    """A model at its best epoch.
+    """A trained model with the weights of its best epoch.
 
     Args:
-        model: On the device it was trained on, in eval mode.
-        history: One entry per epoch.
-        best_epoch: The epoch kept, from 1.
-        precision: float32 or bfloat16.
+        model: The model in eval mode, on the device of the training.
+        history: Results of all epochs, in order.
+        best_epoch: Number of the epoch whose weights are kept, counted from 1.
+        precision: Number format of the training, ``torch.float32`` or ``torch.bfloat16``.
     """
 
     model: M
@@ -99,9 +101,17 @@ class Trained(Generic[M]):
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is CUDA where there is one.
+    """Return the device with this name.
 
-    Each of several processes on a machine takes the GPU that its launcher counted for it.
+    With several processes on a machine, each gets the GPU whose number is the local number that the
+    launcher gave to the process.
+
+    Args:
+        name: ``cpu``, ``cuda``, a single GPU such as ``cuda:1``, or ``auto`` for a GPU if there is
+            one and the CPU otherwise.
+
+    Raises:
+        ConfigError: The name is that of a single GPU, and several processes train.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,9 +127,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The precision of this name; "auto" is bfloat16 on a GPU with instructions for it.
+    """Return the number format with this name.
 
-    On every CPU "auto" is float32, so that equal seeds give equal runs whatever the CPU.
+    Args:
+        name: ``float32``, ``bfloat16`` or ``auto``. ``auto`` is bfloat16 on a GPU with instructions
+            for it. On every CPU it is float32, so that the choice does not depend on the processor.
+        device: Device of the training.
     """
     if name == "auto":
         is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -141,24 +154,30 @@ def train_model(
 ) -> Trained[M]:
     """Train a model until validation NDCG@10 no longer rises.
 
+    If several processes train, each calls this function with the same arguments and gets the same
+    result. Only process 0 calls ``on_epoch`` and writes the checkpoint.
+
     Args:
-        build: Makes the untrained model, a `SequenceModel`; called after the seed is set.
-        build_ranker: Makes a model rank, for validation.
-        split: Sequences; training parts to learn from, validation targets to stop by.
-        config: Rates and limits.
-        history_length: Longest history, in items.
-        seed: Fixes initial weights, order of batches and dropout.
-        on_epoch: Called after each epoch, for tracking; also for epochs of a run that is resumed.
-        checkpoint: Where to keep what a later call needs to go on; None for nowhere. A file that is
-            there must come from a training with the same data, settings and seed.
-        stop_at: End as soon as validation NDCG@10 is at least this.
+        build: Function that returns the untrained model, a `SequenceModel`. It is called after the
+            seed is set.
+        build_ranker: Function that returns a ranker for the model in a number format, for the
+            validation.
+        split: Sequences of the users. The model learns from the training parts, and the validation
+            targets decide when the training stops.
+        config: Settings of the training.
+        history_length: Largest number of items of a history that the model reads.
+        seed: Seed of the initial weights, the order of the batches and dropout.
+        on_epoch: Function that is called with the results of each epoch, for tracking. When a
+            training is resumed, it is also called for the epochs before the interruption. None
+            calls nothing.
+        checkpoint: File that the state is saved to after each epoch, and that an interrupted
+            training is resumed from. An existing file must come from a training with the same data,
+            settings and seed. None saves no checkpoint.
+        stop_at: Validation NDCG@10 at which the training ends. None sets no such limit.
 
     Raises:
-        TrainingError: There is nothing to train on, the loss is no longer finite, or memory does
-            not suffice.
-
-    Each of several processes is given the same and returns the same; process 0 alone calls
-    ``on_epoch``.
+        TrainingError: There is nothing to train on, the loss is not finite, or memory does not
+            suffice.
     """
     torch.manual_seed(seed)
     device = choose_device(config.device)
@@ -188,7 +207,8 @@ def train_model(
             and (not history or distributed.of_first(time.perf_counter() < deadline))
         ):
             sums = _EpochSums(epoch=len(history) + 1)
-            # Drawn anew at every epoch: only process 0's random state is in the checkpoint.
+            # The checkpoint holds the random state of process 0 only. The other processes get a
+            # new one at every epoch, so that a resumed training draws the same numbers.
             distributed.seed_apart(seed, epoch=sums.epoch)
             model.train()
             for step in iterate_steps(
@@ -212,7 +232,7 @@ def train_model(
                     break
             trained = sums.close()
             recall, ndcg = validate(build_ranker(kept, precision), split, valid_users)
-            # One history for all processes, so that they end together.
+            # All processes use the results of process 0, so that they stop after the same epoch.
             latest = distributed.of_first(trained.validated(recall, ndcg))
             history.append(latest)
             best = best_epoch_of(history)
@@ -231,11 +251,11 @@ def _go_on(
     state: TrainingState,
     on_epoch: Callable[[TrainingEpoch], None] | None,
 ) -> list[TrainingEpoch]:
-    """Put the state back as it was left, if it was; returns the epochs done."""
+    """Restore the state from the checkpoint if there is one, and return the finished epochs."""
     if checkpoint is None or not distributed.of_first(checkpoint.is_file()):
         return []
     history = [read_epoch(values) for values in load_checkpoint(checkpoint, state)]
-    distributed.wait()  # Process 0 is about to replace the file.
+    distributed.wait()  # Every process has to read the file before process 0 replaces it.
     if distributed.is_first():
         logger.info("going on after epoch %d of an interrupted training", len(history))
         if on_epoch is not None:
@@ -250,7 +270,7 @@ def _end_epoch(
     checkpoint: Path | None,
     on_epoch: Callable[[TrainingEpoch], None] | None,
 ) -> None:
-    """Log the last epoch and keep what a later call needs to go on; process 0 does so for all."""
+    """Log the last epoch, save the checkpoint and call ``on_epoch``, in process 0 only."""
     if not distributed.is_first():
         return
     epoch = history[-1]
@@ -270,7 +290,7 @@ def _end_epoch(
 
 @dataclass
 class _EpochSums:
-    """What is summed over the steps of one epoch."""
+    """Sums over the steps of one epoch, from which the results of the epoch are computed."""
 
     epoch: int
     started: float = field(default_factory=time.perf_counter)
@@ -283,25 +303,35 @@ class _EpochSums:
 
     @property
     def mean_loss(self) -> float:
-        """Of this process's targets so far."""
+        """Mean loss of this process's targets so far in the epoch."""
         return self.loss / max(1, self.num_targets)
 
     def add(self, loss: TrainingLoss, num_targets: int) -> None:
-        """Count a part of a step."""
-        # All that the host has to know of a step, in the one copy that it waits for.
+        """Add the loss and the accuracy of a part of a step to the sums.
+
+        Args:
+            loss: Loss and accuracy of the part.
+            num_targets: Number of targets of the part.
+        """
+        # One copy brings loss and accuracy to the host, because each copy makes the host wait.
         numbers = torch.cat([loss.value.detach().reshape(1), loss.level_accuracy]).cpu()
         self.loss += float(numbers[0]) * num_targets
         self.num_right = self.num_right + numbers[1:] * num_targets
         self.num_targets += num_targets
 
     def end_step(self, config: TrainingConfig, deadline: float) -> bool:
-        """Check the loss of a step over all processes; whether the time is over.
+        """Check the loss of a step over all processes, and return whether time is up.
+
+        Args:
+            config: Settings of the training.
+            deadline: Time at which the training has to end, by ``time.perf_counter``.
 
         Raises:
-            TrainingError: The loss is no longer finite.
+            TrainingError: The loss is not finite.
         """
         self.num_steps += 1
-        # Sent to all processes: one that stopped alone would leave the others waiting.
+        # All processes get the decision of process 0, because a process that stopped alone would
+        # leave the others waiting.
         late = distributed.is_first() and time.perf_counter() >= deadline
         value, is_late = distributed.sum_numbers(self.loss - self.loss_before_step, late)
         if not math.isfinite(value):
@@ -313,8 +343,9 @@ class _EpochSums:
         return bool(is_late)
 
     def close(self) -> Self:
-        """Sum over all processes."""
-        # Process 0 has a part of every step; one that had none of any does not know the levels.
+        """Add up the sums of all processes at the end of the training part of the epoch."""
+        # A process without any part of a step does not know the number of levels. Process 0 always
+        # has a part.
         self.num_right = self.num_right.expand(distributed.of_first(self.num_right.numel())).clone()
         distributed.sum_([self.num_right])
         self.loss, num_targets = distributed.sum_numbers(self.loss, self.num_targets)
@@ -323,7 +354,12 @@ class _EpochSums:
         return self
 
     def validated(self, recall: float, ndcg: float) -> TrainingEpoch:
-        """The epoch, once it is validated."""
+        """Return the results of the epoch.
+
+        Args:
+            recall: Mean validation Recall@10.
+            ndcg: Mean validation NDCG@10.
+        """
         return TrainingEpoch(
             epoch=self.epoch,
             train_loss=self.loss / self.num_targets,
@@ -336,7 +372,10 @@ class _EpochSums:
 
 
 def _deadline(config: TrainingConfig, history: list[TrainingEpoch]) -> float:
-    """When training has to end; epochs of a resumed training count."""
+    """Return the time at which the training has to end, by ``time.perf_counter``.
+
+    The duration of epochs before an interruption counts towards the time limit.
+    """
     if config.max_seconds is None:
         return math.inf
     return time.perf_counter() + config.max_seconds - sum(epoch.seconds for epoch in history)
@@ -344,15 +383,15 @@ def _deadline(config: TrainingConfig, history: list[TrainingEpoch]) -> float:
 
 @contextmanager
 def _explaining_memory(config: TrainingConfig) -> Iterator[None]:
-    """Say what helps where memory does not suffice.
+    """Turn an out-of-memory error into a message that names the settings to lower.
 
     Raises:
-        TrainingError: It does not.
+        TrainingError: Memory does not suffice.
     """
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        # CPU allocators raise RuntimeError with a text of their own.
+        # CPU allocators raise a RuntimeError, which only its text tells from other errors.
         lacking = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not lacking:
             raise
@@ -364,21 +403,28 @@ def _explaining_memory(config: TrainingConfig) -> Iterator[None]:
 
 
 def best_epoch_of(history: list[TrainingEpoch]) -> int:
-    """From 1; the first of equals; 0 if there is none."""
+    """Return the number of the epoch with the best validation NDCG@10, counted from 1.
+
+    The first of several equal epochs is returned, and 0 if there are no epochs.
+    """
     if not history:
         return 0
     return max(history, key=lambda epoch: (epoch.valid_ndcg_at_10, -epoch.epoch)).epoch
 
 
 def read_epoch(values: dict[str, Any]) -> TrainingEpoch:
-    """The epoch that was kept as a row of a table, or as JSON."""
+    """Return the epoch whose values were saved as a row of a table or as JSON."""
     return TrainingEpoch(**{**values, "level_accuracy": tuple(values["level_accuracy"])})
 
 
 def _require_targets(
     split: SequenceSplit, windows: Windows, valid_users: npt.NDArray[np.int64]
 ) -> None:
-    """Refuse data that leave nothing to learn or nothing to stop by."""
+    """Check that there are training targets, validation targets and at least two items.
+
+    Raises:
+        TrainingError: One of them is missing.
+    """
     if windows.num_targets == 0 or len(valid_users) == 0:
         raise TrainingError(
             "Training needs users with at least two items to learn from and one to validate by, "

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's schedule."""
+"""The optimizer of the training loop and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from recgrit.training.config import TrainingConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and embeddings, none on norms and biases."""
+    """Return AdamW for a model, with weight decay on matrices and embeddings.
+
+    Norms and biases have no weight decay.
+    """
     decayed: list[Tensor] = [p for p in model.parameters() if p.ndim > 1]
     others: list[Tensor] = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW(
@@ -27,7 +30,13 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 def build_schedule(
     optimizer: torch.optim.Optimizer, *, num_steps: int, warmup_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up of the learning rate, then a cosine down to a tenth at ``num_steps``."""
+    """Return a learning rate schedule: a linear warm-up, then a cosine down to a tenth.
+
+    Args:
+        optimizer: Optimizer whose learning rate is changed.
+        num_steps: Step at which the learning rate reaches a tenth of its largest value.
+        warmup_steps: Number of steps in which the learning rate rises to its largest value.
+    """
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,4 +1,4 @@
-"""Validation while training: Recall and NDCG at 10 on some or all validation targets."""
+"""Validation after each training epoch: Recall@10 and NDCG@10 on validation targets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from recgrit.data.splits import SequenceSplit
 from recgrit.evaluation.metrics import ndcg_at_k, ranks_of_targets, recall_at_k
 from recgrit.ranking import Ranker, recommend_items
 
-# Validation is read at this cut-off while training.
+# List length at which Recall and NDCG are computed in the validation after each epoch.
 VALID_K = 10
 
 
 def choose_valid_users(split: SequenceSplit, limit: int | None, seed: int) -> npt.NDArray[np.int64]:
-    """The users with a validation target, or a sample of ``limit`` of them."""
+    """Return the users on whom the training is validated, int64, in ascending order.
+
+    Args:
+        split: Sequences of the users.
+        limit: Number of users to draw at random. None returns all users with a validation target.
+        seed: Seed of the random draw.
+    """
     users = split.target_users("valid")
     if limit is None or limit >= len(users):
         return users
@@ -25,9 +31,18 @@ def choose_valid_users(split: SequenceSplit, limit: int | None, seed: int) -> np
 def validate(
     ranker: Ranker, split: SequenceSplit, users: npt.NDArray[np.int64]
 ) -> tuple[float, float]:
-    """Recall and NDCG at `VALID_K` on the validation targets of these users, unmasked.
+    """Compute mean Recall@10 and NDCG@10 on the validation targets, with seen items allowed.
 
-    Each of several processes reads some of the users; all return the means over all of them.
+    With several processes, each ranks for its part of the users, and all return the means over all
+    users.
+
+    Args:
+        ranker: The model that is validated.
+        split: Sequences of the users.
+        users: Users by ``user_idx``, each with a validation target.
+
+    Returns:
+        The mean Recall@10 and the mean NDCG@10.
     """
     mine = users[distributed.share(len(users))]
     found = recommend_items(ranker, split, "valid", mine, top_k=VALID_K, masked=False)

@@ -1,4 +1,4 @@
-"""Losses of targets that do not count alike."""
+"""The cross-entropy loss of targets that may have different weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def cross_entropy(scores: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean cross-entropy of rows of scores, each times its weight.
+    """Compute the weighted cross-entropy of M targets among C candidates, divided by M.
 
     Args:
-        scores: float32 ``[M, C]``.
-        targets: int64 ``[M]``, the right columns.
-        weights: float32 ``[M]``; None where all count alike.
+        scores: Scores of the candidates for each target, float32 ``[M, C]``.
+        targets: Column of the right candidate in each row, int64 ``[M]``.
+        weights: Weight of each target, float32 ``[M]``. None weighs all targets equally.
     """
     if weights is None:
         return F.cross_entropy(scores, targets)

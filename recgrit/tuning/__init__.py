@@ -1,1 +1,1 @@
-"""Tuning: trials of a run's settings, chosen by validation alone."""
+"""Tuning of a run's settings: trials with different settings, compared on validation only."""

@@ -1,8 +1,8 @@
-"""Which settings trials differ in, and within which bounds: proposed from the size of the data.
+"""The search space of a tuning: which settings trials differ in, and their allowed values.
 
-The sizes are those that `recgrit init` would propose (`recgrit.proposal.sizes`), with half and
-double of them; rates have bounds of their own. A setting's bounds always hold what is configured,
-since that is the first trial.
+The space is proposed from the size of the data. Sizes are those that `recgrit init` would propose
+(`recgrit.proposal.sizes`), half of them and double of them. Rates have fixed bounds. The bounds of
+a setting always include its configured value, because the first trial uses the configured values.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Varied:
     """A setting that trials differ in.
 
     Args:
-        name: As overrides have it, such as ``retriever.dropout``.
-        distribution: What it may be.
-        given: What it is as configured, as the distribution has it.
+        name: Dotted name as in overrides, such as ``retriever.dropout``.
+        distribution: Values that the setting may have.
+        given: Configured value, in the form that the distribution uses.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Varied:
     given: Choice
 
     def describe(self) -> str:
-        """What it may be, in words.
+        """Return the possible values in words.
 
         >>> Varied("a.b", FloatDistribution(0.001, 0.1, log=True), 0.01).describe()
         '0.001 to 0.1, by factors'
@@ -60,15 +60,16 @@ class Varied:
 
 
 def propose_space(config: ExperimentConfig, kept: Kept, wanted: Sequence[str] = ()) -> list[Varied]:
-    """The settings to vary for the model of a configuration.
+    """Return the settings to vary for the configured model.
 
     Args:
-        config: What is configured.
-        kept: The size of its prepared data.
-        wanted: Names of the only settings to vary; none for all that are proposed.
+        config: Configured settings.
+        kept: Size of the prepared data.
+        wanted: Names of the only settings to vary. If empty, all proposed settings are varied.
 
     Raises:
-        ConfigError: The model has nothing that could be varied, or a wanted setting is none of it.
+        ConfigError: The model has no setting to vary, or a wanted setting is not in the proposed
+            space.
     """
     kind, model = config.model.kind, find_model(config.model.kind)
     section, sizes = SECTIONS.get(kind, "model.settings"), choose_sizes(kept, kept.num_interactions)
@@ -95,10 +96,14 @@ def propose_space(config: ExperimentConfig, kept: Kept, wanted: Sequence[str] = 
 
 
 def override(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
-    """A configuration with other values of some settings, by their dotted names.
+    """Return a configuration with some settings replaced.
+
+    Args:
+        config: Configuration to start from.
+        values: New values by dotted name.
 
     Raises:
-        ConfigError: They do not go together.
+        ConfigError: The resulting settings are invalid.
     """
     merged = config.model_dump(exclude_unset=True)
     for name, value in values.items():
@@ -111,7 +116,15 @@ def override(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
 
 
 def as_setting(varied: Varied, choice: Choice) -> Any:
-    """The value of a setting for what was drawn: numbers of three digits, and lists of names."""
+    """Return the value of a setting for a drawn choice.
+
+    Numbers are rounded to three digits. A text with commas becomes a list of names. The configured
+    value stays exact.
+
+    Args:
+        varied: Setting that the choice was drawn for.
+        choice: Value that was drawn from the setting's distribution.
+    """
     if choice == varied.given and not isinstance(choice, str):
         return choice
     if isinstance(choice, float):
@@ -128,7 +141,7 @@ def _explain_nothing(kind: str, of_model: Mapping[str, Propose]) -> str:
 def _vary(
     config: ExperimentConfig, names: Mapping[str, Propose], given: Mapping[str, Any]
 ) -> list[Varied]:
-    """Those of some settings that the configuration has, with the choices it can take."""
+    """Return the settings in ``names`` that the configuration has, each with its valid choices."""
     found = []
     for name, propose in names.items():
         value = given[name.rpartition(".")[2]]
@@ -144,7 +157,7 @@ def _vary(
 def _keep_valid(
     config: ExperimentConfig, name: str, distribution: CategoricalDistribution, given: Any
 ) -> CategoricalDistribution:
-    """The choices that go with what else is configured, such as heads that divide a dimension."""
+    """Return the choices that fit the other settings, such as heads that divide a dimension."""
 
     def is_valid(choice: Any) -> bool:
         varied = Varied(name, distribution, given)
@@ -158,7 +171,7 @@ def _keep_valid(
 
 
 def _model_settings(sizes: Sizes, kept: Kept) -> dict[str, Propose]:
-    """By the name that settings have in all models, those of your own included."""
+    """Return the proposed ranges by setting name, which all models share."""
     longest = next((n for n in HISTORIES if n >= kept.long_history), HISTORIES[-1])
     return {
         "learning_rate": _factors(3e-4, 5e-3),
@@ -187,7 +200,7 @@ def _transitions() -> dict[str, Propose]:
 
 
 def _vary_ids(config: ExperimentConfig, sizes: Sizes, kept: Kept) -> list[Varied]:
-    """What semantic IDs are made of; nothing where they were published."""
+    """Return the settings of semantic IDs to vary, or none if the IDs were published."""
     ids = config.tokenizer
     if ids.semantic_ids_path is not None:
         return []
@@ -208,7 +221,7 @@ def _between(low: float, high: float) -> Propose:
 
 
 def _factors(low: float, high: float) -> Propose:
-    """Bounds between which equal factors are equally likely, unless 0 is configured."""
+    """Propose a logarithmic range, or a linear range from 0 if the configured value is 0."""
     return lambda given: (
         FloatDistribution(min(low, given), max(high, given), log=True)
         if given > 0

@@ -1,4 +1,4 @@
-"""The study on disk: opened, or refused where it is about something else."""
+"""The tuning study on disk: it is opened, or refused if it is damaged or about something else."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from recgrit.experiment import ExperimentConfig
 from recgrit.stages import plan_stages
 
 STUDY_NAME = "study.db"
-# Of a trial: the digest of what was tried and reached, by which a change since is seen.
+# Attribute of a trial: digest of its settings and result, by which later changes are noticed.
 RECORD = "record"
 SECONDS = "seconds"
-# Trials that are complete before others may be pruned, and the first epoch at which they may be.
+# Number of trials that have to be complete before a trial may be pruned, and first epoch at which a
+# trial may be pruned.
 FULL_TRIALS = 3
 WARMUP_EPOCHS = 3
 
 
 def identify(config: ExperimentConfig) -> str:
-    """What a study is about: settings, and the content of raw files wherever they lie."""
+    """Return a digest of the settings and the raw files' content that a study is about.
+
+    The paths of files, the run folder, the tracker and the engine do not change the digest.
+    """
     (prepare,) = plan_stages(config, "prepare")
     apart = ("run", "data", "tracking", "engine")
     values = {name: v for name, v in config.to_values().items() if name not in apart}
@@ -33,10 +37,13 @@ def identify(config: ExperimentConfig) -> str:
 
 
 def open_study(out: Path) -> optuna.Study:
-    """The study in a folder, or a new one.
+    """Return the study in a folder, or create a new one.
+
+    Args:
+        out: Folder of the tuning.
 
     Raises:
-        ArtifactError: It cannot be read or written, or is not as it was written.
+        ArtifactError: The study cannot be read or written, or was changed after it was written.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = (out / STUDY_NAME).absolute()
@@ -53,7 +60,7 @@ def open_study(out: Path) -> optuna.Study:
             load_if_exists=True,
         )
         _require_recorded(study)
-    # Of SQLite, SQLAlchemy, JSON and Optuna; each damage has one of its own.
+    # SQLite, SQLAlchemy, JSON and Optuna each raise their own exceptions for damaged files.
     except Exception as error:
         reason = f"{error}".partition("\n")[0][:200]
         raise ArtifactError(
@@ -64,16 +71,23 @@ def open_study(out: Path) -> optuna.Study:
 
 
 def record_of(number: int, params: dict[str, Any], state: TrialState, value: float | None) -> str:
-    """What `RECORD` says of a trial that ended."""
+    """Return the digest of a finished trial that is stored as its attribute `RECORD`.
+
+    Args:
+        number: Number of the trial.
+        params: Values that were drawn, by name of the setting.
+        state: State in which the trial ended.
+        value: Validation NDCG@10 of a complete trial, and None otherwise.
+    """
     return digest_json([number, params, state.name, value])
 
 
 def _require_sound(path: Path) -> None:
-    """Refuse what is no SQLite file, or a damaged one.
+    """Refuse a file that is not an intact SQLite database.
 
     Raises:
-        ValueError: It is no regular file, or a damaged database.
-        sqlite3.Error: SQLite cannot read it.
+        ValueError: The path is not a regular file, or the database is damaged.
+        sqlite3.Error: SQLite cannot read the file.
     """
     if not path.is_file():
         raise ValueError("it is no regular file")
@@ -84,10 +98,10 @@ def _require_sound(path: Path) -> None:
 
 
 def _require_recorded(study: optuna.Study) -> None:
-    """Refuse a study with values that are not those that were written.
+    """Refuse a study whose trials differ from their recorded digests.
 
     Raises:
-        ValueError: It is.
+        ValueError: A trial or the recorded time was changed.
     """
     seconds = study.user_attrs.get(SECONDS, 0.0)
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
@@ -101,10 +115,16 @@ def _require_recorded(study: optuna.Study) -> None:
 
 
 def require_same(study: optuna.Study, out: Path, name: str, digest: str) -> None:
-    """Refuse to resume a study of something else.
+    """Refuse to resume a study that was started with other settings, data or search space.
+
+    Args:
+        study: Study to resume.
+        out: Folder of the tuning, for messages.
+        name: Name of the study's attribute that holds the digest. A new study gets this attribute.
+        digest: Digest that the attribute must have.
 
     Raises:
-        ArtifactError: It is.
+        ArtifactError: The study has another digest.
     """
     absent = "" if study.trials else digest
     if study.user_attrs.get(name, absent) != digest:

@@ -1,8 +1,8 @@
-"""Tuning a run's settings by validation: trials that stop early, and a study that goes on.
+"""Tuning of a run's settings on validation: a resumable study of trials that may stop early.
 
-All that is known lies in one folder: Optuna's study in ``study.db``, a run folder for each trial in
-``trials``, and the best configuration so far in ``winner.yaml``. A tuning that was killed goes on
-with the trial it was killed in, after that trial's last whole epoch.
+All files are in one folder: Optuna's study in ``study.db``, a run folder for each trial in
+``trials``, and the best configuration so far in ``winner.yaml``. A tuning that was killed resumes
+the interrupted trial after its last complete epoch.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ logger = logging.getLogger(__name__)
 WINNER_NAME = "winner.yaml"
 TRIALS_NAME = "trials"
 
-# Of a trial: the number of the one, killed, whose settings and epochs it goes on with.
+# Attribute of a trial: number of the killed trial that it resumes, with its settings and epochs.
 CONTINUES = "continues"
 
-# Trials drawn at random before others follow what is known.
+# Number of trials that are drawn at random before the sampler uses the results of earlier trials.
 RANDOM_TRIALS = 5
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a tuning leaves.
+    """The result of a tuning.
 
     Args:
-        folder: Where all of it lies.
-        winner: The YAML of the best trial.
-        given: Validation NDCG@10 of the settings as configured, which are trial 1.
-        best: Of the best trial.
-        best_number: Which that is, from 1.
-        states: How many trials are complete, pruned and failed.
-        seconds: Spent on all of them, in all calls.
+        folder: Folder of the tuning.
+        winner: YAML file of the best trial.
+        given: Validation NDCG@10 of the configured settings, which are trial 1.
+        best: Validation NDCG@10 of the best trial.
+        best_number: Number of the best trial, from 1.
+        states: Number of trials that are complete, pruned and failed, by these names.
+        seconds: Time spent on all trials in all calls, in seconds.
         is_over: Whether the budget ended before all trials were made.
     """
 
@@ -81,7 +81,7 @@ class TuneResult:
 
 
 class _BudgetSpentError(Exception):
-    """Ends a trial between two epochs; it goes on when there is a larger budget."""
+    """Ends a trial between two epochs when the budget is spent; a larger budget resumes it."""
 
 
 def tune(
@@ -92,16 +92,16 @@ def tune(
     budget: float,
     vary: Sequence[str] = (),
 ) -> TuneResult:
-    """Try settings until all trials are made or the time is over; go on where an earlier call was.
+    """Try settings until all trials are made or the budget is spent, resuming an earlier call.
 
-    The first trial is the configuration as it is, so that the winner is never worse on validation.
+    The first trial uses the configured settings, so the best trial is never worse on validation.
 
     Args:
-        config: What is tuned; its seed draws the trials.
-        out: Where the study is kept.
-        num_trials: All trials, those of earlier calls included.
-        budget: Seconds for all of them, those of earlier calls included.
-        vary: Names of the only settings to vary; none for all that are proposed.
+        config: Configuration to tune. Its seed also seeds the choice of trials.
+        out: Folder of the tuning.
+        num_trials: Number of trials, including those of earlier calls.
+        budget: Seconds for all trials, including those of earlier calls.
+        vary: Names of the only settings to vary. If empty, all proposed settings are varied.
 
     Raises:
         ConfigError: There is nothing to tune, or the budget ended within the first trial.
@@ -124,7 +124,7 @@ def tune(
 
 
 class _Tuning:
-    """A study at work."""
+    """One call of `tune`: its study, its search space and its remaining budget."""
 
     def __init__(
         self,
@@ -134,12 +134,12 @@ class _Tuning:
         budget: float,
         vary: Sequence[str],
     ) -> None:
-        # Trials find in the cache what ordinary runs left there.
+        # Trials use the cache of ordinary runs, and thus their embeddings.
         self.config = override(config, {"run.cache_dir": config.run.cache.absolute()})
         self.out, self.num_trials, self.budget = out, num_trials, budget
         first = self._settings(1, {})
         self.study = open_study(out)
-        # Before anything is written into the trials of another study.
+        # This check comes before anything is written into the trials of another study.
         require_same(self.study, out, "start", identify(first))
         run_experiment(first, until="prepare", parent=NullTracker())
         self.space = propose_space(self.config, _measure_data(Run(first.run.dir)), vary)
@@ -163,7 +163,7 @@ class _Tuning:
         ) as tracker:
             tracker.log_params(self.config.to_values())
             while len(self._done()) < self.num_trials and self.spent < self.budget:
-                # What a spent budget interrupts goes on when there is a larger one.
+                # A trial that the spent budget interrupts is resumed by a call with a larger one.
                 with suppress(_BudgetSpentError):
                     self._make_trial(tracker)
                 self._save_time()
@@ -172,7 +172,7 @@ class _Tuning:
 
     @property
     def spent(self) -> float:
-        """Seconds in all calls."""
+        """Return the seconds spent in this call and in earlier calls."""
         return self._before + time.perf_counter() - self._started
 
     def _save_time(self) -> None:
@@ -185,7 +185,7 @@ class _Tuning:
         return self.out.absolute() / TRIALS_NAME / f"{number:02}"
 
     def _done(self) -> list[FrozenTrial]:
-        """Trials that came to an end, in the order of their numbers; killed ones were left."""
+        """Return the trials that ended, in the order of their numbers, without killed trials."""
         return [
             trial
             for trial in self.study.trials
@@ -194,12 +194,12 @@ class _Tuning:
         ]
 
     def _queue(self) -> None:
-        """Queue what an earlier call was killed in, or the settings as they are."""
+        """Queue the trial that a killed call left unfinished, or the configured settings."""
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             drawn = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
             waiting = self.study.get_trials(states=(TrialState.WAITING,))
-            # Queued before it is given up: a kill between the two loses nothing. What was drawn in
-            # part is drawn anew, as a whole.
+            # The trial is queued again before it is marked as failed, so that a kill between the
+            # two steps loses nothing. A trial whose settings were drawn only in part is drawn anew.
             whole = len(drawn) == len(self.space) and "error" not in trial.user_attrs
             if whole and not waiting:
                 self.study.enqueue_trial(drawn, user_attrs={CONTINUES: trial.number})
@@ -212,13 +212,14 @@ class _Tuning:
 
     def _make_trial(self, tracker: Tracker) -> None:
         number = len(self._done()) + 1
-        # A sampler for each trial: a tuning that was interrupted draws what it would have drawn.
+        # Each trial has its own sampler, so that an interrupted tuning draws the same trials as an
+        # uninterrupted one.
         self.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=RANDOM_TRIALS, seed=(self.config.seed * 10_007 + number) % 2**32
         )
         trial = self.study.ask({varied.name: varied.distribution for varied in self.space})
         if CONTINUES in trial.user_attrs:
-            # Epochs that are not trained again, by which it and others are judged.
+            # Copy the results of epochs that are not trained again, since the pruner needs them.
             before = self.study.trials[trial.user_attrs[CONTINUES]]
             for epoch, reached in before.intermediate_values.items():
                 trial.report(reached, epoch)
@@ -247,10 +248,10 @@ class _Tuning:
     def _fit(
         self, trial: optuna.Trial, number: int, values: dict[str, Any], run: Tracker
     ) -> tuple[TrialState, float | None]:
-        """Train with some settings and measure on validation.
+        """Train a model with some settings and measure it on validation.
 
         Raises:
-            TrainingError: The settings as configured cannot be trained with.
+            TrainingError: Training fails with the configured settings, which are trial 1.
         """
 
         def judge(epoch: int, value: float) -> None:
@@ -297,17 +298,17 @@ class _Tuning:
         )
 
     def _best(self) -> FrozenTrial:
-        """The best complete trial; the first of equals."""
+        """Return the complete trial with the best result, or the first of several equal ones."""
         complete = [trial for trial in self._done() if trial.state == TrialState.COMPLETE]
         return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number))
 
     def _tidy(self, number: int) -> None:
-        """Delete what no later trial needs: models that are beaten, and half of a training."""
+        """Delete checkpoints and beaten models, which no later trial needs."""
         shutil.rmtree(self._folder(number) / CHECKPOINTS_NAME, ignore_errors=True)
         kept = {1, self._done().index(self._best()) + 1}
         for other in range(1, number + 1):
             folder = self._folder(other)
-            # A winner that was evaluated since is somebody's run.
+            # A user may have evaluated the best trial of an earlier call, so its model stays.
             if other not in kept and not stage_directory(folder, "evaluate").is_dir():
                 shutil.rmtree(stage_directory(folder, "train"), ignore_errors=True)
 
@@ -339,10 +340,10 @@ class _Tuning:
         write_atomic(self.out / WINNER_NAME, text)
 
     def _conclude(self, tracker: Tracker, *, is_over: bool) -> TuneResult:
-        """Write the winner down.
+        """Write the best trial's configuration and return the result.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: No trial has ended.
         """
         done = self._done()
         if not done:
@@ -371,7 +372,7 @@ class _Tuning:
 
 
 def _measure_data(run: Run) -> Kept:
-    """The size of what was prepared."""
+    """Return the size of the prepared data."""
     summary, data = run.manifest("prepare").summary, run.config.data
     lengths = np.diff(run.data.split.offsets)
     return Kept(
@@ -385,7 +386,7 @@ def _measure_data(run: Run) -> Kept:
 
 
 def show_duration(seconds: float) -> str:
-    """A time in words.
+    """Return a duration as text in hours, minutes and seconds.
 
     >>> show_duration(90), show_duration(3600), show_duration(5025)
     ('1m30s', '1h', '1h23m')

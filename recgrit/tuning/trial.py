@@ -1,6 +1,6 @@
-"""One trial: a run folder of its own that ends with the training, and its value on validation.
+"""One trial of a tuning: a run folder that ends after training, and its result on validation.
 
-Nothing here reads test: a trial runs no further than ``train``, and is measured on validation
+No trial reads test targets: a trial runs only up to ``train`` and is measured on validation
 targets.
 """
 
@@ -23,19 +23,19 @@ from recgrit.stages import plan_stages
 from recgrit.tracking.tracker import DataOrigin, Tracker
 from recgrit.training.validation import choose_valid_users, validate
 
-# What the training reports of an epoch of the run's own model.
+# Name of the metric that training logs after each epoch of the run's own model.
 EPOCH_METRIC = "train/valid_ndcg_at_10"
-# Validation users by whom trials are compared; the same in all of them.
+# Largest number of validation users that trials are compared on. All trials use the same users.
 VALID_USERS = 10_000
 
 
 class TrialTracker:
-    """A trial in a tracked run: what each epoch reached, and nothing that trials have in common.
+    """A tracker that records a trial's epochs and ignores what all trials have in common.
 
     Args:
-        run: Of this trial.
-        on_epoch: Called with the number of each epoch of training, from 1, and its validation
-            NDCG@10; may raise to end the trial there.
+        run: Tracker of this trial's run.
+        on_epoch: Function that is called after each epoch of training with the number of the epoch,
+            from 1, and its validation NDCG@10. It may raise an exception to end the trial.
     """
 
     def __init__(self, run: Tracker, on_epoch: Callable[[int, float], None]) -> None:
@@ -44,57 +44,61 @@ class TrialTracker:
 
     @property
     def location(self) -> str:
-        """Where a user finds the trial."""
+        """Return where a user finds the trial."""
         return self._run.location
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Do nothing: what a trial varies is recorded by the tuning."""
+        """Do nothing, because the tuning records the settings in which trials differ."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, and pass those of an epoch on."""
+        """Record metrics, and pass the validation NDCG@10 of an epoch to ``on_epoch``."""
         self._run.log_metrics(metrics, step)
         if step is not None and EPOCH_METRIC in metrics:
             self._on_epoch(step, metrics[EPOCH_METRIC])
 
     def log_artifact(self, path: Path) -> None:
-        """Do nothing: files stay in the folder of the trial."""
+        """Do nothing, because files stay in the trial's folder."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing: stages would overwrite each other's."""
+        """Do nothing, because the tags of one stage would overwrite those of another."""
 
     def log_data(self, origin: DataOrigin) -> None:
-        """Record what the trial starts from."""
+        """Record the data that the trial starts from."""
         self._run.log_data(origin)
 
     def register_model(self, directory: Path, name: str) -> str:
-        """Do nothing: the winner is registered when it is run."""
+        """Do nothing, because a model is registered when the best configuration is run."""
         return ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Self]:
-        """Itself: a trial is one run."""
+        """Yield this tracker for every stage, because a trial is one run."""
         yield self
 
 
 def measure(config: ExperimentConfig) -> float:
-    """NDCG@10 of a trial's model on validation targets, nothing masked, as `evaluate` ranks."""
+    """Return the NDCG@10 of a trial's model on validation targets.
+
+    Items are ranked as in `evaluate`, and seen items are not filtered out.
+    """
     settings = config.settings_of(config.model.kind)
     run = Run(config.run.dir, device=getattr(settings, "device", "auto"))
     split, evaluation = run.data.split, config.evaluation
     users = choose_valid_users(split, VALID_USERS, config.seed)
-    # As wide as for the longest lists that are evaluated.
+    # The beam is as wide as for the longest lists that `evaluate` makes.
     width = search_width(evaluation.beam_width, max(evaluation.ks), split.num_items)
     _, ndcg = validate(run.recommender(beam_width=width).ranker(), split, users)
     return ndcg
 
 
 def share_stages(config: ExperimentConfig, donors: Iterable[Path]) -> None:
-    """Put stages that another trial has made of the same start into a trial's folder.
+    """Copy stages that another trial has built from the same start into a trial's folder.
 
-    Files are linked, or copied where the disk has no links; artifacts are never changed in place.
+    Files are hard-linked, or copied if the disk has no hard links. Links are safe because artifacts
+    are never changed in place.
 
     Args:
-        config: Of the trial.
+        config: Settings of the trial.
         donors: Folders of other trials.
     """
     folders = list(donors)
@@ -106,7 +110,7 @@ def share_stages(config: ExperimentConfig, donors: Iterable[Path]) -> None:
         found = (stage_directory(folder, stage.name) for folder in folders)
         donor = next((path for path in found if path.is_dir() and is_current(path, key)), None)
         if donor is None:
-            return  # What is built from it differs too.
+            return  # Later stages are built from this one, so they differ too.
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(donor, partial, copy_function=_link)

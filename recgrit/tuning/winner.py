@@ -1,4 +1,4 @@
-"""The best configuration as YAML, with the reasons as comments."""
+"""The best configuration of a tuning as YAML, with explanations as comments."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def describe_winner(
     states: Mapping[str, int],
     spent: str,
 ) -> str:
-    """The YAML of the best trial, which loads as it is.
+    """Return the settings of the best trial as commented YAML that 'recgrit run' accepts.
 
     Args:
-        config: Of that trial.
-        space: What trials differed in.
-        place: Where it will be written.
-        given: Validation NDCG@10 of the first trial, which is as configured.
-        best: Of the best one.
-        number: Which trial that is, from 1.
-        states: How many trials are complete, pruned and failed.
-        spent: How long all of them took.
+        config: Settings of the best trial.
+        space: Settings that trials differed in.
+        place: Path that the file will have.
+        given: Validation NDCG@10 of the first trial, which has the configured settings.
+        best: Validation NDCG@10 of the best trial.
+        number: Number of the best trial, from 1.
+        states: Number of trials that are complete, pruned and failed, by these names.
+        spent: Time that all trials took, as text.
     """
     counts = ", ".join(f"{num} {state}" for state, num in states.items() if num)
     share = f" ({best / given - 1:+.1%})" if given else ""
@@ -73,7 +73,7 @@ def describe_winner(
 
 
 def _dump(config: ExperimentConfig, space: Sequence[Varied]) -> str:
-    """What was configured and what was varied; lists on one line each."""
+    """Return the configured and the varied settings as YAML, with each list on one line."""
     values = {"seed": config.seed, **config.to_values(only_given=True)}
     whole = config.to_values()
     for varied in space:
@@ -86,7 +86,7 @@ def _dump(config: ExperimentConfig, space: Sequence[Varied]) -> str:
 
 
 class _OneLineLists(yaml.SafeDumper):
-    """Lists as ``[5, 10]``, so that a comment can follow."""
+    """A YAML writer that writes lists as ``[5, 10]``, so that a comment can follow on the line."""
 
 
 _OneLineLists.add_representer(

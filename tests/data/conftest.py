@@ -128,7 +128,7 @@ def write_amazon_2014(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def write_amazon_ratings(folder: Path, rows: Sequence[Row]) -> None:
-    """2014 without reviews."""
+    """Write the 2014 ratings files, which have no reviews."""
     write_amazon_2014(folder, rows)
     (folder / "reviews_Beauty_5.json.gz").unlink()
     lines = [f"{user},{item},{rating}.0,{time}" for user, item, rating, time in rows]
@@ -224,7 +224,7 @@ WRITERS: dict[str, Writer] = {
 
 @pytest.fixture
 def write_dataset(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the tiny data set, or other rows, in a format; gives the folder."""
+    """Write the tiny data set, or other rows, in a format, and return the folder."""
 
     def write(name: str, rows: Sequence[Row] = ROWS, folder: str = "raw") -> Path:
         target = tmp_path / folder
@@ -237,11 +237,12 @@ def write_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 @dataclass
 class FileServer:
-    """Serves one file from 127.0.0.1, well or badly, by what its path asks for.
+    """A server of one file on 127.0.0.1. The path of a request chooses correct or faulty answers.
 
-    ``/whole/…`` sends it, ``/cut/…`` half of what is asked for, ``/cut-once/…`` that the first
-    time, ``/stall/…`` half and then nothing, ``/moved/…`` redirects, ``/page/…`` sends HTML,
-    ``/changed/…`` half of another file each time, ``/unsized/…`` it without its length; else 404.
+    ``/whole/…`` sends the file, ``/cut/…`` half of the requested bytes, ``/cut-once/…`` half at the
+    first request only, ``/stall/…`` half and then nothing. ``/moved/…`` redirects, ``/page/…``
+    sends HTML, ``/changed/…`` sends half of another file each time, and ``/unsized/…`` sends the
+    file without its length. All other paths answer 404.
     """
 
     address: str

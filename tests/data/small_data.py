@@ -1,4 +1,4 @@
-"""Interactions of rows that a test spells out."""
+"""Build interactions and sequences from the rows that a test lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recgrit.data.protocols import Sequences
 
 
 def build_interactions(rows: Sequence[tuple[str, str, int]]) -> Interactions:
-    """Of user, item and time, in file order; indices by first appearance."""
+    """Build interactions of rows (user, item, time), with indices by first appearance."""
     schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     ids = {name: frame[f"{name}_id"].unique(maintain_order=True) for name in ("user", "item")}
@@ -28,6 +28,6 @@ def build_interactions(rows: Sequence[tuple[str, str, int]]) -> Interactions:
 
 
 def build_sequences(rows: Sequence[tuple[str, str, int]]) -> Sequences:
-    """The same as sequences."""
+    """Build the sequences of rows (user, item, time)."""
     found = build_interactions(rows)
     return Sequences.of(found.frame, found.num_users, found.num_items)

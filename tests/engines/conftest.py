@@ -23,7 +23,7 @@ OBJECT_STORE_BYTES = 80 * 2**20
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """Its address."""
+    """Start the Ray cluster and return its address."""
     pytest.importorskip("ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,6 +67,6 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_engine(cluster):
-    """An engine of two workers that stays connected."""
+    """Return an engine of two workers that stays connected to the cluster."""
     with start_engine(EngineConfig(kind="ray", address=cluster, num_workers=2)) as engine:
         yield engine

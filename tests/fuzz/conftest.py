@@ -1,3 +1,3 @@
-"""The fuzzer instruments what it imports, so it runs in a process of its own."""
+"""Keep pytest from collecting the fuzzer, which instruments its imports in a separate process."""
 
 collect_ignore = ["fuzz_parsers.py"]

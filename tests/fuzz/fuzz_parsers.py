@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of every parser: whatever is in a file is read or told, never a crash.
+"""Fuzz every parser with coverage guidance: a file is read or refused with a message.
 
-One byte of the input chooses the parser, the second what is done with the rest, which then stands
-in a file in place of a well-formed one. Anything but a `RecgritError` ends the run, and the input
-is kept. Needs the extra ``fuzz``.
+The first byte of an input chooses the parser. The second byte chooses how the remaining bytes are
+written into a file, which replaces a well-formed file. Every exception except `RecgritError` ends
+the run, and the input is kept. The script needs the extra ``fuzz``.
 
     python tests/fuzz/fuzz_parsers.py --seconds 300 --corpus /tmp/corpus
     python tests/fuzz/fuzz_parsers.py --repeat /tmp/corpus/crash-0123abcd
@@ -58,12 +58,12 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Target:
-    """A parser with files that it reads.
+    """A parser with well-formed files that it reads.
 
     Args:
-        name: For messages.
-        files: Well-formed content by file name; the first is what gets damaged, then the second.
-        parse: Reads the folder.
+        name: Name for messages.
+        files: Well-formed content by file name. The first file is damaged, then the second.
+        parse: Function that reads the folder of the files.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Target:
 
 
 def load_writers() -> dict[str, Callable[[Path], None]]:
-    """The tests' writers of the published formats, each with the tests' rows."""
+    """Return the writers of the published formats from the tests, each with the tests' rows."""
     path = Path(__file__).parents[1] / "data" / "conftest.py"
     spec = importlib.util.spec_from_file_location("formats", path)
     assert spec is not None
@@ -114,7 +114,7 @@ JSON_LINES = (
 
 
 def build_targets(folder: Path) -> list[Target]:
-    """One target for each format."""
+    """Build one target for each format."""
     targets = []
     for name, write in load_writers().items():
         place = folder / name.replace("/", "-")
@@ -189,7 +189,7 @@ def _parquet(frame: pl.DataFrame) -> bytes:
 
 
 def write_input(target: Target, data: bytes, folder: Path) -> None:
-    """The target's files, one of them replaced; what is packed by gzip gets packed, or not."""
+    """Write the target's files with one file replaced, packed by gzip or not."""
     how, content = data[0], data[1:]
     names = list(target.files)
     damaged = names[how % len(names)]
@@ -203,7 +203,7 @@ def write_input(target: Target, data: bytes, folder: Path) -> None:
 
 
 def seeds(targets: list[Target]) -> Iterator[bytes]:
-    """Inputs that are well-formed, to start from."""
+    """Return well-formed inputs, from which the fuzzing starts."""
     for number, target in enumerate(targets):
         for place, (name, content) in enumerate(target.files.items()):
             plain = gzip.decompress(content) if name.endswith(".gz") else content

@@ -1,4 +1,4 @@
-"""Asserts of the contract that models' tests inherit explain themselves."""
+"""Register the contract of models, so pytest explains its failed asserts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What every model keeps to: `ModelContract`, which the tests of each model inherit."""
+"""The contract test of models, `ModelContract`, which the tests of each model inherit."""
 
 from __future__ import annotations
 
@@ -48,12 +48,14 @@ TINY_TRANSFORMER = TINY_TRAINING | {
 
 
 class ModelContract:
-    """Inherit it, name the model, and override ``items`` for other inputs.
+    """Tests that every model passes. A subclass names the model.
+
+    A subclass may override ``items`` to give the model other inputs.
 
     Attributes:
-        kind: Of the model.
-        settings: As its ``settings_class`` has them: a fit takes seconds.
-        least_recall: Recall@10 on the cycle; by chance it is 0.17.
+        kind: Kind of the model.
+        settings: Settings of the model, with which a fit takes seconds.
+        least_recall: Lowest accepted Recall@10 on cyclic sequences. Chance level is 0.17.
     """
 
     kind: ClassVar[str]
@@ -77,7 +79,7 @@ class ModelContract:
     def items(
         cls, model: type[Model], split: SequenceSplit, make_table: Any, random_codes: Any
     ) -> CatalogueInputs:
-        """What the model says it needs, and no more."""
+        """Return the inputs that the model declares in ``needs``, and no others."""
         table = make_table(random_codes(NUM_ITEMS, SIZES), SIZES)
         features = np.random.default_rng(0).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
         return build_inputs(
@@ -98,7 +100,7 @@ class ModelContract:
     @pytest.fixture(scope="class")
     @classmethod
     def reported(cls) -> list[Any]:
-        """What the fit says after each epoch."""
+        """Return the list of epoch reports, which the fit fills."""
         return []
 
     @pytest.fixture(scope="class")

@@ -1,4 +1,4 @@
-"""Planted data: a hierarchy to find, noise with nothing to find, and residuals of all lengths."""
+"""Fixtures of synthetic data for quantizers, and equal random numbers for every test."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def _same_numbers_whatever_ran_before():
 
 @pytest.fixture(scope="session")
 def anisotropic():
-    """[N, 12] points around a few centres at distances that differ by orders of magnitude."""
+    """Draw points ``[N, 12]`` around centres, at distances of different orders of magnitude."""
 
     def draw(num_vectors=1024, *, seed=0):
         generator = torch.Generator().manual_seed(seed)

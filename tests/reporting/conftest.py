@@ -1,4 +1,4 @@
-"""A headless browser, and pages to open in it."""
+"""Fixtures of a headless browser and of pages for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recgrit.pipeline import run_experiment
 
 
 class Browser:
-    """Chromium on one page, with what it logs and what it asks for."""
+    """Chromium with one page, its console messages and the addresses that it loads."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -33,17 +33,17 @@ class Browser:
         self.driver.get(page.absolute().as_uri())
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """The value of a script's return."""
+        """Run a script and return its value."""
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, script: str) -> Any:
-        """Wait until an expression is truthy; its value."""
+        """Wait until an expression is truthy, and return its value."""
         from selenium.webdriver.support.ui import WebDriverWait
 
         return WebDriverWait(self.driver, 30).until(lambda _: self.run(f"return {script}"))
 
     def draw_all(self) -> int:
-        """Have every figure drawn, as printing does, which is over then; their number."""
+        """Draw every figure, as printing does, and return the number of figures."""
         self.run("dispatchEvent(new Event('beforeprint'))")
         ready = ".plot .main-svg"
         self.wait(f"[...document.querySelectorAll('.plot')].every(p => p.querySelector('{ready}'))")
@@ -51,11 +51,11 @@ class Browser:
         return int(self.run("return document.querySelectorAll('.plot').length"))
 
     def logged(self) -> list[str]:
-        """Messages on the console since the last call."""
+        """Return the console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def asked(self) -> list[str]:
-        """Addresses of what the page loaded since the last call."""
+        """Return the addresses that the page loaded since the last call."""
         entries = [
             json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
         ]
@@ -68,7 +68,7 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Skips where there is no chromium, but not where CI promises one."""
+    """Start the browser, or skip the test if chromium is missing outside of CI."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         reason = "needs chromium and chromedriver (Debian: chromium chromium-driver) on the PATH"
@@ -90,7 +90,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def tiny_page(tiny_run: Any, run_command: Callable[..., Any], tmp_path_factory: Any) -> Path:
-    """The page of the finished small run, by the real command."""
+    """Write the page of the finished small run with the real command."""
     page = tmp_path_factory.mktemp("page") / "report.html"
     done = run_command("report", tiny_run.directory, "--out", page, "--json")
     assert done.code == 0, done.err
@@ -100,9 +100,9 @@ def tiny_page(tiny_run: Any, run_command: Callable[..., Any], tmp_path_factory: 
 
 @pytest.fixture(scope="session")
 def make_run(tiny_run: Any, tmp_path_factory: Any) -> Callable[..., Path]:
-    """Makes a run in a folder of this name, once; settings as the finished small run's but short.
+    """Make a run in a folder with a given name, once, with few epochs.
 
-    Folders are read-only by convention.
+    The other settings are those of the finished small run. Tests only read the folders.
     """
     folder = tmp_path_factory.mktemp("runs")
 

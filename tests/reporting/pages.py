@@ -1,4 +1,4 @@
-"""What a written page holds, read without a browser."""
+"""Read the content of a written page without a browser."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 
 def places_without_figure(page: str) -> set[str]:
-    """Ids of the places for figures that the page has nothing to draw in; the tree is no figure."""
+    """Return the ids of figure elements without data. The tree does not count as a figure."""
     places = re.findall(r'<div class="plot" id="(\w+)"', page)
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert data is not None

@@ -7,7 +7,7 @@ from recgrit.semantic_ids.table import SemanticIdTable
 
 @pytest.fixture(scope="session")
 def make_table():
-    """A table of these codes; item i is called "item i", its title "Title i"."""
+    """Build a table of codes. Item i has the id "item i" and the title "Title i"."""
 
     def make(codes, sizes=None, disambiguation_level=None):
         codes = np.array(codes, dtype=np.int32)

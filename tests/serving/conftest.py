@@ -1,4 +1,4 @@
-"""Bundles of the tiny run, whose items are films with words and genres of four groups."""
+"""Fixtures of bundles of the tiny run. Its items are films with words and genres of four groups."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def run(tiny_run: Any) -> Run:
 
 @pytest.fixture(scope="session")
 def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The first bundle of the run; read-only by convention."""
+    """Export the first bundle of the run, which tests only read."""
     return export_bundle(run, tmp_path_factory.mktemp("bundles") / "first")
 
 
 @pytest.fixture(scope="session")
 def histories(run: Run) -> dict[str, list[str]]:
-    """What every user of the run took."""
+    """Return the items that each user of the run interacted with."""
     return {user: run.history(user)["item_id"].to_list() for user in run.data.interactions.user_ids}
 
 
 @pytest.fixture(scope="session")
 def like(run: Run) -> Callable[..., ItemTable]:
-    """New items that say of themselves what these old ones do: so all their IDs collide."""
+    """Return new items with the attributes of old items, so all their IDs collide."""
 
     def make(item_ids: list[str], prefix: str = "new ") -> ItemTable:
         rows = run.data.items.frame.filter(pl.col("item_id").is_in(item_ids))

@@ -1,7 +1,7 @@
-"""Trains under torchrun; in the first life of the job the second process is killed in epoch 2.
+"""Train under torchrun. In the first start of the job the second process is killed in epoch 2.
 
-Called as ``torchrun elastic_training.py FOLDER KILL_AT``: the folder holds the data and takes the
-result; the second process kills itself at a loss whose number is given.
+The call is ``torchrun elastic_training.py FOLDER KILL_AT``. The folder holds the data and gets the
+result. The second process kills itself at the loss with the number KILL_AT.
 """
 
 import datetime

@@ -1,6 +1,6 @@
-"""Data sources by name: one small file per family of published formats.
+"""Data sources by name, with one small module per family of published formats.
 
-A source only reads: filters, dense ids and splits are the same for all and live in
+A source only reads files. Filters, dense ids and splits are the same for all sources and are in
 `recgrit.data.prepare`.
 """
 
@@ -31,7 +31,7 @@ __all__ = [
     "load_source",
 ]
 
-# The source whose columns are settings, so that its name alone does not make it.
+# Name of the source of a user's own files. It needs settings, so it is not in SOURCES.
 TABLE = "table"
 
 SOURCES: dict[str, Source] = {
@@ -47,23 +47,23 @@ SOURCES: dict[str, Source] = {
     "sequences": Sequences(),
 }
 
-# Families whose files carry a category in their names: 'family/Category' names one source.
+# Families of sources whose file names contain a category. A source is named 'family/Category'.
 SOURCE_FAMILIES: dict[str, Callable[[str], Source]] = {
     f"amazon{year}": partial(Amazon, year) for year in EDITIONS
 }
 
 
 def load_source(name: str) -> Source:
-    """The source of this name, for example ``movielens-100k`` or ``amazon2014/Beauty``.
+    """Return the source of a name, for example ``movielens-100k`` or ``amazon2014/Beauty``.
 
     Raises:
-        ConfigError: There is no such source; lists those there are.
+        ConfigError: There is no such source. The message lists the existing sources.
     """
     if name in SOURCES:
         return SOURCES[name]
     family, _, category = name.partition("/")
     if family in SOURCE_FAMILIES and category:
-        # The category becomes part of file names and addresses: only those published are used.
+        # Only published categories are accepted, because they become part of paths and addresses.
         categories = AMAZON_CATEGORIES[family]
         if category in categories:
             return SOURCE_FAMILIES[family](category)
@@ -81,15 +81,17 @@ def load_source(name: str) -> Source:
 
 
 def build_source(name: str, *, table: Table, movie_tags: int = 0) -> Source:
-    """The source of a name and of what else is set.
+    """Return the source of a name, with the settings that apply to it.
 
     Args:
-        name: As for `load_source`, or ``table``.
-        table: The source that ``table`` means; what it knows of times counts for ``recbole`` too.
-        movie_tags: Tags of a movie at most, as one more field of the items; 0 for none.
+        name: Name of the source, as for `load_source`, or ``table``.
+        table: Source that is returned for ``table``. Its time settings are also used for
+            ``recbole``.
+        movie_tags: Largest number of tags of a movie, which become a further column of the items. 0
+            adds no tags.
 
     Raises:
-        ConfigError: There is no such source, or it has no tags.
+        ConfigError: There is no such source, or the source has no tags.
     """
     if name == TABLE:
         return table

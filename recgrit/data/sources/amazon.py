@@ -1,10 +1,11 @@
-"""Amazon reviews of one category: the editions of 2014, 2018 and 2023.
+"""Reader of the Amazon reviews of one category, in the editions of 2014, 2018 and 2023.
 
-Reviews are JSON lines; of 2014 and 2018 there are tables of ratings alone, of 2023 such tables and
-ready splits. Metadata lines of 2014 are Python dict literals, so they are parsed as literals and
-never run as code. Parsing them costs about 60 µs a line; lines that have one kind of quote only,
-the majority, are JSON but for their quotes and take a tenth of that. Later editions are JSON, their
-titles sometimes scraps of a page.
+Reviews are JSON lines. The editions of 2014 and 2018 also have tables of ratings alone, and the
+edition of 2023 has such tables and ready-made splits. Metadata lines of 2014 are Python dict
+literals, which are parsed as literals and never run as code. Parsing a literal takes about 60 µs a
+line. Most lines have only one kind of quotes; with other quotes these are JSON, which is parsed in
+a tenth of that time. Metadata of later editions are JSON, and some of their titles are fragments of
+web pages.
 
 R. He and J. McAuley, "Ups and Downs", WWW 2016; J. McAuley et al., SIGIR 2015 (2014). J. Ni et al.,
 EMNLP 2019 (2018). Y. Hou et al., arXiv 2403.03952 (2023).
@@ -66,19 +67,20 @@ NO_BRAND = ("none", "unknown")
 
 @dataclass(frozen=True)
 class Edition:
-    """How the files of one year are named and what their fields are called.
+    """The file names and field names of the Amazon reviews of one year.
 
     Args:
-        year: Of the edition.
-        ratings: Sets of files, ``{}`` for the category, that hold the interactions; the preferred
-            set first.
-        metadata: The file that describes the items.
-        review_fields: Names, in a review, of the user, the item, the time and the stars.
-        table_fields: Order of those in a table of ratings; None where it has a header.
-        brand_field: Name, in the metadata, of the brand.
-        category_field: Likewise, the categories.
-        item_field: Likewise, the item.
-        time_unit: Parts of a second that times count.
+        year: Year of the edition.
+        ratings: Sets of files that hold the interactions, the preferred set first. ``{}`` in a name
+            stands for the category.
+        metadata: Name of the file that describes the items. ``{}`` stands for the category.
+        review_fields: Names of the fields of a review for the user, the item, the time and the
+            stars.
+        table_fields: Columns of a table of ratings, in order. None if the table has a header.
+        brand_field: Name of the metadata field for the brand.
+        category_field: Name of the metadata field for the categories.
+        item_field: Name of the metadata field for the item id.
+        time_unit: Number of time units in a second: 1 for seconds, 1000 for milliseconds.
     """
 
     year: int
@@ -124,7 +126,7 @@ EDITIONS = {
         time_unit=1000,
     ),
 }
-# What the columns of tables with a header are called here.
+# Column names used here, by the names in tables with a header.
 TABLE_NAMES = {
     "user_id": "user_id",
     "parent_asin": "item_id",
@@ -135,14 +137,14 @@ TABLE_NAMES = {
 
 @dataclass(frozen=True)
 class Amazon:
-    """One category of one edition, such as ``Beauty`` of 2014."""
+    """The source of one category of one edition, such as ``Beauty`` of 2014."""
 
     year: int
     category: str
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         *sets, metadata = [*self._rating_sets, (self._metadata,)]
         return f"{' or '.join(' + '.join(names) for names in sets)}, and {metadata[0]}"
 
@@ -161,10 +163,14 @@ class Amazon:
         return self._edition.metadata.format(self.category)
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The interactions and the metadata; the smallest files that hold what is needed."""
+        """Return the files of interactions and metadata, preferring the smallest that suffice.
+
+        Raises:
+            DataError: The files do not exist.
+        """
         candidates = [(*names, self._metadata) for names in self._rating_sets]
         if path.is_file() and path.name.removesuffix(".gz") != self._metadata.removesuffix(".gz"):
-            # One of several sets was named, packed or not: that one is meant.
+            # The path is a file of one of the sets, packed or not: this set is used.
             plain = path.name.removesuffix(".gz")
             named = [n for n in candidates if plain in {name.removesuffix(".gz") for name in n}]
             candidates = named or candidates
@@ -176,7 +182,7 @@ class Amazon:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
         coder: InteractionCoder | None = None,
     ) -> RawData:
-        """Read ids, times and stars, and the metadata."""
+        """Read the ids, times and ratings of the interactions, and the metadata of the items."""
         *ratings, metadata = [Place(path) for path in files]
         coder = coder or InteractionCoder()
         parts = [
@@ -187,9 +193,9 @@ class Amazon:
 
 
 def parse_literal(text: str) -> dict[str, Any] | None:
-    """The dict that a line of metadata spells, in Python's or JSON's notation; None if neither."""
-    # Without " and \\ each ' delimits a text, and what is left to differ from JSON (None, tuples,
-    # text with a raw tab) makes the JSON parser fail.
+    """Parse a line of metadata as a dict, in Python's or JSON's notation, or return None."""
+    # In a line without " and \\ each ' delimits a text. All other differences to JSON (None,
+    # tuples, text with a raw tab) make the JSON parser fail.
     has_one_kind_of_quote = '"' not in text and "\\" not in text
     text_as_json = text.replace("'", '"') if has_one_kind_of_quote else text
     try:
@@ -223,7 +229,7 @@ def _read_reviews(place: Place, edition: Edition, coder: InteractionCoder) -> Ro
         place.label,
         f"JSON objects with {user}, {item}, {time} and maybe {stars}",
         units_per_second=edition.time_unit,
-        # Some redistributed copies carry no stars at all: then there is no weight to require.
+        # Some redistributed copies have no stars at all, so a weight is not required.
         weight_is_optional=True,
     )
     parsed = (
@@ -247,10 +253,10 @@ def _read_table(place: Place, edition: Edition, coder: InteractionCoder) -> RowC
 
 
 def _name_columns(header: str, label: str) -> list[str]:
-    """Our names for what a header names; numbers for what is not read.
+    """Translate a header into the column names used here; unused columns get numbers.
 
     Raises:
-        DataError: A column that is needed is missing, or there twice.
+        DataError: A required column is missing or occurs twice.
     """
     fields = header.split(",")
     missing = [name for name in TABLE_NAMES if name not in fields and name != "rating"]
@@ -283,7 +289,7 @@ def _read_metadata(file: RawFile, edition: Edition, max_malformed_share: float) 
 
 
 def _item_values(fields: dict[str, Any], edition: Edition) -> tuple[object, ...]:
-    """Values in the order of `ITEM_SCHEMA`, whatever types the line has them in."""
+    """Return the values of an item in the order of `ITEM_SCHEMA`, from fields of any types."""
     item_id = fields.get(edition.item_field)
     brand = clean_text(fields.get(edition.brand_field))
     return (
@@ -297,13 +303,13 @@ def _item_values(fields: dict[str, Any], edition: Edition) -> tuple[object, ...]
 
 
 def _join_texts(texts: object) -> str | None:
-    """One text of one, or of a list of paragraphs."""
+    """Join a list of paragraphs, or a single text, into one cleaned text."""
     parts = texts if isinstance(texts, list) else [texts]
     return " ".join(text for part in parts if (text := clean_text(part))) or None
 
 
 def _flatten_categories(categories: object) -> list[str]:
-    """The names on all paths of a nested list, each once, in order."""
+    """Return the names on all paths of a nested list, without repeats and in order."""
     return list(dict.fromkeys(_category_names(categories)))
 
 

@@ -1,8 +1,8 @@
-"""What a zip archive may call its members: names only, and each file once.
+"""Checks of the names of members of a zip archive.
 
-Members are read in memory and never unpacked to the disk, so a name could do no harm. Still, no
-publisher writes names that lead out of the archive's folder: whoever made such an archive meant
-something else than to publish data, and it is refused as a whole.
+Members are read into memory and never unpacked to disk, so a name cannot overwrite a file. An
+archive with names that lead out of its folder is refused all the same, because no publisher writes
+such names.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterable
 
 from recgrit.errors import DataError
 
-# What reading a damaged archive raises, as fuzzing found: offsets lead outside of the file, names
-# are no text, sizes are negative, methods are unknown.
+# Errors that reading a damaged archive raises, found by fuzzing: offsets lead outside of the file,
+# names are not text, sizes are negative, methods are unknown.
 DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -29,21 +29,22 @@ DAMAGE = (
     ValueError,
     OverflowError,
 )
-# What macOS adds beside each file.
+# Folder in which macOS stores metadata of each file.
 _SHADOWS = "__MACOSX/"
 _LEADS_ELSEWHERE = re.compile(r"^[/\\]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 
 
 def members_by_name(names: Iterable[str], wanted: Iterable[str], label: str) -> dict[str, str]:
-    """The full name of each member by its last part.
+    """Return the full name of each member, by the last part of its path.
 
     Args:
-        names: Of all members.
-        wanted: Last parts of those that will be read.
-        label: The archive, for messages.
+        names: Full names of all members.
+        wanted: Last parts of the names of the members that will be read.
+        label: Name of the archive, for messages.
 
     Raises:
-        DataError: A name leads out of the archive's folder, or a wanted file is there twice.
+        DataError: A name leads out of the archive's folder, or a wanted file is in the archive
+            twice.
     """
     found: dict[str, str] = {}
     asked_for = set(wanted)

@@ -1,4 +1,4 @@
-"""From fields to valid rows: ids, times and ratings checked, repeats found, scraped text tidied."""
+"""Checks and cleaning of rows: valid ids, times and ratings, repeated items, and scraped text."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from recgrit.data.sources.raw import RawData
 from recgrit.errors import DataError
 from recgrit.text import is_text
 
-# In seconds this is the year 5138: larger numbers are milliseconds, or damage.
+# In seconds this is the year 5138. Larger numbers are milliseconds or damaged.
 MAX_TIMESTAMP = 100_000_000_000
 
-# Only names that are tags: titles such as 'Size <M>' or 'I <3 You' are no markup. A title cut in
-# the middle of a tag has no closing bracket.
+# Only known tags count as markup, because titles such as 'Size <M>' or 'I <3 You' are none. A title
+# that was cut within a tag has no closing bracket.
 _TAG = re.compile(
     r"</?(?:a|b|br|div|em|font|h\d|i|img|li|p|small|span|strong|sub|sup|table|td|tr|u|ul)\b"
     r"[^<>]*(?:>|$)",
     re.IGNORECASE,
 )
 _SCRIPT = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|$)", re.IGNORECASE | re.DOTALL)
-# Page code that was scraped in place of the text, its <script> tag already lost.
+# Page code that was scraped instead of the text, and that has lost its <script> tag.
 _BARE_SCRIPT = re.compile(
     r"\bfunction\s*\w*\([\w\s,]*\)\s*\{|\bvar aPageStart\b|\(new Date\(\)\)|^\s*[.#][\w-]+\s*\{"
 )
@@ -39,7 +39,15 @@ _PRICE = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class CleanRows:
-    """The rows that can be used, and how many could not; of interactions, with codes for ids."""
+    """The usable rows of a file, and counts of the rows that were left out.
+
+    Args:
+        frame: Usable rows. Rows of interactions have codes in place of ids.
+        num_read: Number of rows that were read.
+        num_malformed: Number of rows that were left out as malformed.
+        num_without_id: Number of malformed rows that lack a user or item id.
+        num_repeated: Number of identical repeats of an item that were left out.
+    """
 
     frame: pl.DataFrame
     num_read: int
@@ -49,15 +57,15 @@ class CleanRows:
 
 
 class RowCollector:
-    """The usable rows of a file, handed over block by block, with codes in place of ids.
+    """A collector of the usable rows of a file, block by block, with codes in place of ids.
 
     Args:
-        coder: Of ids; one for all files of a data set.
-        label: The file, for messages.
-        expected: What a line should look like, for messages.
-        units_per_second: What times count; what is left of them beside whole seconds is kept.
-        weight_is_optional: Whether a file may be without any rating; where one line has it, all
-            must.
+        coder: Coder of user and item ids, shared by all files of a data set.
+        label: Name of the file, for messages.
+        expected: Description of a valid line, for messages.
+        units_per_second: Number of time units in a second. Fractions of a second are kept.
+        weight_is_optional: Whether a file may have no ratings at all. If any line has a rating,
+            lines without one are left out.
     """
 
     def __init__(
@@ -75,17 +83,18 @@ class RowCollector:
         self._malformed: list[pl.Series] = []
         self._unrated: list[pl.Series] = []
         self._num_read = self._num_without_id = 0
-        # With both ids, but without a time, a rating, or an event type.
+        # Number of lines that have both ids and lack a time, a rating or an event type.
         self._lacking = {"timestamp": 0, "weight": 0, EVENT: 0}
         self._has_weights = False
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take the rows that have both ids, a time, and what else the file has of interactions.
+        """Keep the rows that have both ids, a time, and the rating and event type if required.
 
         Args:
-            rows: ``line`` and ``user_id``, ``item_id``, ``timestamp`` and maybe ``fraction`` and
-                ``weight``, as text or numbers, and ``event``, the number of its type; null where a
-                line could not be split.
+            rows: Table with ``line``, ``user_id``, ``item_id``, ``timestamp``, and optionally
+                ``fraction``, ``weight`` and ``event``. Times and weights are text or numbers, and
+                ``event`` is the number of the event type. All fields of a line that could not be
+                split are null.
         """
         names = [name for name in ("timestamp", "weight") if name in rows.columns]
         number = {name: _to_number(name, rows.schema) for name in names}
@@ -104,7 +113,7 @@ class RowCollector:
         for name, is_there in has.items():
             self._lacking[name] += checked.filter(has_ids & ~is_there).height
         self._malformed.append(checked.filter(~pl.col("usable"))["line"])
-        # A line that could not be split at all lacks its ids too, but for another reason.
+        # A line that could not be split has no ids either, but is not counted as one without id.
         splittable = pl.any_horizontal(pl.col("user_id", "item_id", "timestamp").is_not_null())
         self._num_without_id += checked.filter(~pl.col("has_ids") & splittable).height
         usable = checked.filter("usable").select(
@@ -126,24 +135,28 @@ class RowCollector:
         self._num_read += rows.height
 
     def add_checked(self, rows: pl.DataFrame) -> None:
-        """Take rows of which all are known to be usable, of the types that `add` makes."""
+        """Keep rows that are already known to be usable and have the types that `add` produces."""
         self._keep(rows)
         self._num_read += rows.height
 
     def add_unsplit(self, lines: pl.Series) -> None:
-        """Take lines that could not be split into fields, by their numbers."""
+        """Count lines that could not be split into fields as malformed.
+
+        Args:
+            lines: Numbers of these lines.
+        """
         self._malformed.append(lines.cast(pl.Int64))
         self._num_read += len(lines)
 
     def finish(self, max_malformed_share: float, reason: str = "") -> CleanRows:
-        """All rows added, in file order.
+        """Return all kept rows, in file order.
 
         Args:
-            max_malformed_share: More malformed lines than this share stop the run.
-            reason: What is known of why lines are malformed, for the message.
+            max_malformed_share: Largest share of malformed lines; above it an error is raised.
+            reason: Known reason for malformed lines, for the message.
 
         Raises:
-            DataError: Too many lines are malformed, or none is left.
+            DataError: Too many lines are malformed, or no line is left.
         """
         malformed = self._malformed + (self._unrated if self._has_weights else [])
         lines = pl.concat([pl.Series("line", [], dtype=pl.Int64), *malformed])
@@ -155,7 +168,7 @@ class RowCollector:
             max_malformed_share,
             self._explain(reason),
         )
-        # Blocks whose times are whole seconds have no fractions, and others may.
+        # Blocks in which all times are whole seconds lack the column of fractions.
         frame = pl.concat(self._parts, how="diagonal", rechunk=True)
         if FRACTION in frame.columns:
             frame = frame.with_columns(pl.col(FRACTION).fill_null(0.0))
@@ -177,7 +190,7 @@ class RowCollector:
         )
 
     def _explain(self, reason: str) -> str:
-        """How many lines lack what, in words."""
+        """Describe how many lines lack which field, for messages."""
         counts = [
             f"{count} of them lack a {what}"
             for name, what in _LACKED.items()
@@ -205,10 +218,18 @@ def clean_interactions(
     coder: InteractionCoder,
     reason: str = "",
 ) -> CleanRows:
-    """The usable rows of a file that is read whole; see `RowCollector`.
+    """Return the usable rows of a file that is read as a whole, checked by `RowCollector`.
+
+    Args:
+        rows: Rows of the file, as for `RowCollector.add`.
+        label: Name of the file, for messages.
+        expected: Description of a valid line, for messages.
+        max_malformed_share: Largest share of malformed lines.
+        coder: Coder of user and item ids, shared by all files of a data set.
+        reason: Known reason for malformed lines, for the message.
 
     Raises:
-        DataError: Too many lines are malformed, or none is left.
+        DataError: Too many lines are malformed, or no line is left.
     """
     collector = RowCollector(coder, label, expected)
     collector.add(rows)
@@ -223,10 +244,17 @@ def clean_items(
     *,
     id_name: str = "item_id",
 ) -> CleanRows:
-    """The rows that have an id, each id once; ``line`` is dropped.
+    """Return the rows that have an id, with each id once and without the column ``line``.
+
+    Args:
+        rows: Rows of the file with ``line``, the id and further columns.
+        label: Name of the file, for messages.
+        expected: Description of a valid line, for messages.
+        max_malformed_share: Largest share of lines without an id.
+        id_name: Name of the column of ids.
 
     Raises:
-        DataError: Too many lines are malformed, or two rows of one id differ.
+        DataError: Too many lines are malformed, or two rows with the same id differ.
     """
     has_id = _is_given(id_name, rows.schema)
     refuse_malformed(
@@ -246,7 +274,11 @@ def clean_items(
 
 
 def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
-    """The rows of several files, one after the other.
+    """Concatenate the rows of several files and add up their counts.
+
+    Args:
+        parts: Rows of each file.
+        files: Path of each file, for messages.
 
     Raises:
         DataError: One file has ratings and another has none.
@@ -273,7 +305,7 @@ def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
 def to_raw_data(
     interactions: CleanRows, items: CleanRows, files: tuple[Path, ...], coder: InteractionCoder
 ) -> RawData:
-    """Both tables with their counts."""
+    """Build the raw data from interactions, items and their counts."""
     return RawData(
         coded=CodedInteractions(interactions.frame, coder.users.ids(), coder.items.ids()),
         items=items.frame,
@@ -297,10 +329,19 @@ def refuse_malformed(
     max_malformed_share: float,
     reason: str = "",
 ) -> None:
-    """Stop if too many lines of a file are malformed.
+    """Raise an error if too many lines of a file are malformed.
+
+    Args:
+        lines: Numbers of the malformed lines.
+        num_read: Number of all lines.
+        label: Name of the file, for messages.
+        expected: Description of a valid line, for messages.
+        max_malformed_share: Largest share of malformed lines.
+        reason: Known reason for malformed lines, for the message.
 
     Raises:
-        DataError: They are more than ``max_malformed_share`` or all of them, or there are none.
+        DataError: More than ``max_malformed_share`` of the lines or all lines are malformed, or the
+            file has no lines.
     """
     if num_read == 0:
         raise DataError(f"{label} holds no lines of data. Expected {expected}.")
@@ -315,7 +356,7 @@ def refuse_malformed(
 
 
 def clean_text(text: object) -> str | None:
-    r"""Readable text, or None if there is none: entities resolved, markup and line breaks gone.
+    r"""Return readable text without entities, markup and line breaks, or None if nothing is left.
 
     >>> clean_text("Crabtree &amp; Evelyn\t<b>Hand\nTherapy</b>")
     'Crabtree & Evelyn Hand Therapy'
@@ -324,7 +365,7 @@ def clean_text(text: object) -> str | None:
         return None
     text = html.unescape(text)
     if not is_text(text):
-        # Halves that belong together make a character; others become U+FFFD.
+        # Two matching surrogates become one character, and a single one becomes U+FFFD.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if "<" in text:
         text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
@@ -334,7 +375,7 @@ def clean_text(text: object) -> str | None:
 
 
 def parse_price(price: object) -> float | None:
-    """A price as a number, or None for ranges, scraps of a page and other text.
+    """Parse a price as a number; ranges, page fragments and other texts give None.
 
     >>> parse_price("$1,299.00")
     1299.0
@@ -356,7 +397,7 @@ def _to_number(name: str, schema: pl.Schema) -> pl.Expr:
 def _is_given(name: str, schema: pl.Schema) -> pl.Expr:
     if schema[name].is_integer():
         return pl.col(name).is_not_null()
-    # Half a surrogate pair in JSON, which is no text, comes as NUL.
+    # The JSON parser turns half of a surrogate pair, which is not text, into NUL.
     text = pl.col(name).cast(pl.String).str.strip_chars()
     return ((text != "") & ~text.str.contains("\0", literal=True)).fill_null(False)
 

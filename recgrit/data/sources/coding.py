@@ -1,8 +1,8 @@
-"""Ids as whole numbers: text is kept once per user and item, not once per interaction.
+"""Coding of ids as whole numbers, so that the text of an id is kept once and not per interaction.
 
-A log of 100 million interactions takes 20 bytes a row this way in place of about a hundred, and
-every filter counts with arrays in place of hashing texts. Ids that are whole numbers themselves, as
-MovieLens has them, never become text but in the list of ids.
+A log of 100 million interactions then takes 20 bytes a row instead of about a hundred, and filters
+count with arrays instead of hashing texts. Ids that are whole numbers, as in MovieLens, become text
+only in the list of ids.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import polars as pl
 from recgrit.data.first_rows import SLICE, find_first
 from recgrit.data.partitions import RowPartitions
 
-# Numbers up to here are looked up in an array of 4 bytes each; larger ones are treated as text.
+# Bound of numbers that are looked up in an array with 4 bytes each. Larger ones are coded as text.
 MAX_NUMBER = 2**26
 
 
 class IdCoder:
-    """Codes from 0 in order of first appearance, the same for an id in every block of a file."""
+    """A coder that numbers ids from 0 in order of first appearance, across all blocks and files."""
 
     def __init__(self) -> None:
         self._code_of = np.full(1024, -1, np.int32)
         self._values: list[npt.NDArray[np.int64]] = []
-        # What texts are numbered by, from the first id that is no small number. Polars forgets
-        # categories that no series has, so one without rows stays.
+        # Categories that number texts. None while all ids are small whole numbers. Polars drops
+        # categories that no series uses, so an empty series keeps them.
         self._categories: pl.Categories | None = None
         self._anchor: pl.Series | None = None
         self.num_ids = 0
@@ -38,10 +38,10 @@ class IdCoder:
         return self._categories is None
 
     def encode(self, ids: pl.Series) -> npt.NDArray[np.int32]:
-        """The code of each id: int32 [len(ids)].
+        """Return the code of each id, int32 ``[len(ids)]``, and give new ids new codes.
 
         Args:
-            ids: Text, or whole numbers that stand for the text they are written as; no nulls.
+            ids: Text, or whole numbers that stand for the text that they are written as. No nulls.
         """
         if not len(ids):
             return np.empty(0, np.int32)
@@ -52,13 +52,13 @@ class IdCoder:
         return self._encode_numbers(self._number_texts(ids.cast(pl.String)))
 
     def ids(self) -> pl.Series:
-        """The id of each code, as text."""
+        """Return the id of each code as text."""
         if self._categories is None:
             return self.numbers().cast(pl.String)
         return self._categories.to_series().gather(self.numbers())
 
     def numbers(self) -> pl.Series:
-        """What each code stands for where ids are small whole numbers."""
+        """Return the number of each code: the id if ids are numbers, or a number per text."""
         return pl.Series(np.concatenate(self._values) if self._values else [], dtype=pl.Int64)
 
     def _encode_numbers(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
@@ -75,7 +75,7 @@ class IdCoder:
 
     def _encode_slice(self, numbers: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
         changes = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
-        if len(changes) < len(numbers) // 4:  # As in a file that lists user after user.
+        if len(changes) < len(numbers) // 4:  # Long runs occur in a file sorted by user.
             starts = np.concatenate([[0], changes])
             lengths = np.diff(starts, append=len(numbers))
             return np.repeat(self._look_up(numbers[starts]), lengths)
@@ -109,10 +109,10 @@ class IdCoder:
 
 
 class InteractionCoder:
-    """Codes of users and items, for all files of a data set.
+    """The coders of user and item ids for all files of a data set.
 
     Args:
-        partitions: Where coded rows go as they are read; None to hold them in memory.
+        partitions: Partitions on disk to which coded rows are written. None keeps them in memory.
     """
 
     def __init__(self, partitions: RowPartitions | None = None) -> None:
@@ -120,7 +120,7 @@ class InteractionCoder:
         self.partitions = partitions
 
     def encode(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows with codes in place of their ids."""
+        """Return the rows with codes in place of ids."""
         return rows.with_columns(
             pl.Series("user_id", self.users.encode(rows["user_id"])),
             pl.Series("item_id", self.items.encode(rows["item_id"])),
@@ -129,14 +129,15 @@ class InteractionCoder:
 
 @dataclass(frozen=True)
 class CodedInteractions:
-    """Interactions in file order whose ids are row numbers in the lists of ids.
+    """Interactions in file order, with codes in place of ids.
 
     Args:
-        frame: ``user_id`` int32, ``item_id`` int32, ``timestamp`` int64 (seconds UTC) and, where
-            there are ratings, ``weight`` float32. No nulls. Without any row where the coder had
-            partitions for them.
-        user_ids: The text of each user's id; each once.
-        item_ids: Likewise, of each item's.
+        frame: Rows with ``user_id`` int32, ``item_id`` int32, ``timestamp`` int64 (seconds since
+            1970, UTC) and, if there are ratings, ``weight`` float32. Codes are row numbers in
+            ``user_ids`` and ``item_ids``. No nulls. The frame has no rows if they were written to
+            partitions.
+        user_ids: Id of each user code as text, without repeats.
+        item_ids: Id of each item code as text, without repeats.
     """
 
     frame: pl.DataFrame
@@ -144,7 +145,7 @@ class CodedInteractions:
     item_ids: pl.Series
 
     def to_polars(self) -> pl.DataFrame:
-        """The same rows with the ids as text."""
+        """Return the rows with ids as text."""
         return self.frame.with_columns(
             self.user_ids.gather(self.frame["user_id"]).alias("user_id"),
             self.item_ids.gather(self.frame["item_id"]).alias("item_id"),

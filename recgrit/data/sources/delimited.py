@@ -1,9 +1,8 @@
-"""Text files with a table, block by block through Arrow's parser, however they are written.
+"""Reader of text files with a table, which repairs quotes and parses block by block with Arrow.
 
-Arrow takes any quote at the start of a field for the beginning of a quoted text and leaves out what
-it makes of the rest. So a block is looked through first: where a quote stands that no writer of
-tables would leave there, as in `7" lamp`, the lines around it are written anew before they are
-parsed.
+Arrow takes any quote at the start of a field as the beginning of a quoted text, and skips the lines
+that it cannot split. Each block is therefore checked first. If a quote is at a place where no
+program would write it, as in `7" lamp`, the lines around it are rewritten before they are parsed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from recgrit.errors import DataError
 
 PIECE_BYTES = 16 * 2**20
 HEAD_BYTES = 2**18
-# A quoted text may go over so many lines and bytes.
+# Largest numbers of lines and bytes of a record with a quoted text.
 MAX_RECORD_LINES = 1000
 MAX_RECORD_BYTES = 2**20
 
@@ -35,9 +34,9 @@ class Rows:
     """Some rows of a file.
 
     Args:
-        frame: The columns asked for; of text files as text.
-        lines: The number of each one's line, or of its row where the format has no lines.
-        unsplit: Numbers of lines that have too many or too few fields.
+        frame: Columns that were asked for. In text files all are text.
+        lines: Line number of each row, or row number if the format has no lines.
+        unsplit: Numbers of the lines that have too many or too few fields.
     """
 
     frame: pl.DataFrame
@@ -49,13 +48,13 @@ class TextFile:
     """A text file with a table.
 
     Args:
-        place: The file.
-        wanted: Columns that it must have, by which its form is found.
-        settings: What is known of its form.
-        setting_of: The setting that names columns where there is no header.
+        place: Location of the file.
+        wanted: Names of required columns, which help to detect the separator.
+        settings: Known facts about how the file is written.
+        setting_of: Setting that names the columns of a file without a header, for messages.
 
     Raises:
-        DataError: It cannot be read, is a web page, or has no header.
+        DataError: The file cannot be read, is a web page, or has no header.
     """
 
     def __init__(
@@ -86,19 +85,18 @@ class TextFile:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns; none where the file is empty."""
+        """Names of the columns, empty if the file is empty."""
         return () if self.dialect is None else self.dialect.names
 
     def describe(self) -> str:
-        """How it is written, in words."""
+        """Describe how the file is written, for messages."""
         return "nothing" if self.dialect is None else f"text, {self.dialect.describe()}"
 
     def rows(self, columns: Sequence[str]) -> Iterator[Rows]:
-        """These columns of all rows, as text.
+        """Yield these columns of all rows as text, block by block.
 
         Raises:
-            DataError: The bytes are no text in the file's encoding, or quotes can be read in two
-                ways.
+            DataError: The bytes are not text in the file's encoding, or quotes are ambiguous.
         """
         if self.dialect is None:
             return
@@ -106,7 +104,7 @@ class TextFile:
             yield self._parse(content, first_line, columns, self.dialect)
 
     def _blocks(self, dialect: Dialect) -> Iterator[tuple[bytes, int]]:
-        """Whole records as UTF-8 with LF, and the number of their first line."""
+        """Yield blocks of whole records as UTF-8 with LF, and the number of their first line."""
         rest, line, to_skip = b"", 1, dialect.num_skipped
         for piece in itertools.chain(self._text_pieces(dialect), [None]):
             content = rest + (b"\n" if piece is None and rest else piece or b"")
@@ -147,7 +145,7 @@ class TextFile:
     def _mend(
         self, content: bytes, first_line: int, dialect: Dialect, *, is_last: bool
     ) -> tuple[bytes, bytes]:
-        """The content as Arrow reads it rightly, and a last record that is not all there yet."""
+        """Return the content with repaired quotes, and the last record if it is incomplete."""
         if dialect.comment is not None:
             mark = re.escape(dialect.comment.encode())
             content = re.sub(rb"(?m)^" + mark + rb"[^\n]*$", b"", content)
@@ -197,13 +195,13 @@ class TextFile:
                 ),
             )
         except pa.ArrowInvalid as error:
-            if "Empty CSV" in str(error):  # All lines are blank.
+            if "Empty CSV" in str(error):  # Arrow raises this if all lines are blank.
                 none = pl.Series("line", [], pl.Int64)
                 return Rows(pl.DataFrame(schema=dict.fromkeys(chosen, pl.String)), none, none)
             raise DataError(f"{self.place.label} cannot be read as text ({error}).") from None
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
-        # Good rows stand between bad ones: each is as many lines further down as bad ones came.
+        # The line number of a good row counts the bad rows before it, which Arrow has skipped.
         unsplit = np.sort(np.array(bad, np.int64)) - 1
         good = np.arange(frame.height)
         before = np.searchsorted(unsplit - np.arange(len(unsplit)), good, side="right")
@@ -227,10 +225,10 @@ class TextFile:
 
 
 def _has_plain_quotes(content: bytes, separator: str, quote: str) -> bool:
-    """Whether quotes stand around whole fields of one line each, and nowhere else."""
+    """Return whether quotes occur only around whole fields, each within one line."""
     data = np.frombuffer(content, np.uint8)
     places = np.flatnonzero(data == ord(quote))
-    # Two that follow one another within a text stand for one.
+    # Quotes have to come in pairs: around a text, or doubled within a text.
     if len(places) % 2:
         return False
     opening, closing = places[::2], places[1::2]
@@ -239,7 +237,7 @@ def _has_plain_quotes(content: bytes, separator: str, quote: str) -> bool:
     after = np.where(closing + 1 < len(data), data[np.minimum(closing + 1, len(data) - 1)], 10)
     starts_field = np.isin(before, ends)
     ends_field = np.isin(after, ends)
-    # Else it must be a doubled quote, which lies between the end of one pair and the next's start.
+    # Any other quote must be doubled: one pair ends with it, and the next pair starts with it.
     doubled_before = np.zeros(len(opening), np.bool_)
     doubled_before[1:] = opening[1:] == closing[:-1] + 1
     doubled_after = np.zeros(len(opening), np.bool_)
@@ -251,7 +249,7 @@ def _has_plain_quotes(content: bytes, separator: str, quote: str) -> bool:
 
 
 class _Mender:
-    """Writes lines anew in which quotes are inches, or refuses them."""
+    """A repairer of lines in which some quotes are ordinary characters, such as inch marks."""
 
     def __init__(self, label: str, dialect: Dialect, settings: TextSettings) -> None:
         self._label, self._dialect = label, dialect
@@ -264,8 +262,12 @@ class _Mender:
         self._quoted = re.compile(rf"[ ]*{quote}((?:[^{quote}]|{quote}{quote})*){quote}[ ]*")
 
     def mend(self, content: bytes, first_line: int, *, is_last: bool) -> tuple[bytes, bytes]:
-        """See `TextFile._mend`."""
-        # Not str.splitlines: it also breaks at characters that occur inside texts.
+        """Return the repaired content, and the last record if it is still incomplete.
+
+        Raises:
+            DataError: A quote can be read in two ways, and ``data.table.quote`` is not set.
+        """
+        # str.splitlines would also split at characters that occur inside texts.
         lines = re.findall(r"[^\n]*\n", content.decode("utf-8", errors="surrogateescape"))
         out, place = io.StringIO(), 0
         while place < len(lines):
@@ -300,7 +302,10 @@ class _Mender:
         return out.getvalue().encode("utf-8", errors="surrogateescape"), b""
 
     def _find_end(self, lines: list[str], place: int) -> int | None:
-        """The line after a record that goes over several and is quoted rightly."""
+        """Return the number of the line after a correctly quoted record of several lines.
+
+        None means that there is no such record.
+        """
         record, size = "", 0
         for end in range(place, min(place + MAX_RECORD_LINES, len(lines))):
             record += lines[end]
@@ -320,7 +325,7 @@ class _Mender:
         return len(left) < MAX_RECORD_LINES and sum(map(len, left)) < MAX_RECORD_BYTES
 
     def _split_spaced(self, line: str) -> list[str] | None:
-        """The fields of a line with blanks before its quotes; None if that is not what is odd."""
+        """Return the fields of a line with blanks before its quotes, or None for any other line."""
         try:
             reader = csv.reader(
                 [line.rstrip("\r\n")],
@@ -335,7 +340,10 @@ class _Mender:
         return fields if len(fields) == self._num_fields else None
 
     def _split_plainly(self, line: str) -> list[str] | None:
-        """The fields of a line whose other quotes are letters; None if they are too many or few."""
+        """Return the fields of a line, with quotes inside fields as ordinary characters.
+
+        None means that the number of fields is wrong.
+        """
         fields = line.rstrip("\r\n").split(self._dialect.separator)
         if len(fields) != self._num_fields:
             return None

@@ -1,4 +1,4 @@
-"""How a text file with a table is written: found from its first lines, or set."""
+"""Detection of how a text file with a table is written, from its first lines and the settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recgrit.data.sources.reading import show_names
 from recgrit.errors import ConfigError, DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", "::": "double colons"}
-# In whose place a separator of several characters is put: Arrow knows single characters only.
+# Character that replaces a separator of several characters, because Arrow accepts only one.
 UNIT_SEPARATOR = "\x1f"
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -22,7 +22,7 @@ BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 NO_QUOTE = "none"
-# Lines looked at to find the separator.
+# Number of lines from which the separator is detected.
 MAX_LINES = 100
 _NUMBER_OR_DATE = re.compile(r"\s*(-?\d+([.,]\d+)?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?!\d).*)\s*")
 _EXCEL_HINT = re.compile(r"\ufeff?sep=(.)\s*", re.IGNORECASE)
@@ -30,15 +30,16 @@ _EXCEL_HINT = re.compile(r"\ufeff?sep=(.)\s*", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """What is known of how text files are written; None is found out.
+    """The settings of how text files are written; a setting of None is detected from the file.
 
     Args:
-        separator: Between fields.
-        encoding: Of the text, such as ``latin-1``.
-        quote: What stands around fields that hold separators; ``none`` where quotes are inches.
-        comment: What lines that are no data begin with.
-        decimal: The mark in numbers, a point or a comma.
-        columns: Names of the columns of files without a header, in order.
+        separator: Separator between fields.
+        encoding: Character encoding of the text, such as ``latin-1``.
+        quote: Quote character around fields that hold separators. ``none`` treats quote characters
+            as ordinary characters, such as inch marks. None means the double quote.
+        comment: Start of the lines that are comments. None detects lines that start with ``#``.
+        decimal: Decimal mark in numbers, a point or a comma.
+        columns: Names of the columns of files without a header, in order. None reads the header.
     """
 
     separator: str | None = None
@@ -51,19 +52,19 @@ class TextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How a file is written.
+    """The detected form of a text file.
 
     Args:
-        encoding: Of the text.
-        bom: Bytes before the text.
-        separator: Between fields.
-        quote: Around fields; None for nothing.
-        comment: What lines that are no data begin with; None where all are data.
-        names: Of the columns.
-        num_skipped: Lines before the data.
-        has_header: Whether the last of them is a header.
-        line_end: What ends a line.
-        repeated: Names that the header has more than once.
+        encoding: Character encoding of the text.
+        bom: Number of bytes of the byte order mark before the text.
+        separator: Separator between fields.
+        quote: Quote character around fields. None if there is none.
+        comment: Start of the lines that are comments. None if there are none.
+        names: Names of the columns.
+        num_skipped: Number of lines before the data.
+        has_header: Whether the last skipped line is a header.
+        line_end: Character that ends a line.
+        repeated: Names that occur more than once in the header.
     """
 
     encoding: str
@@ -78,7 +79,7 @@ class Dialect:
     repeated: frozenset[str] = frozenset()
 
     def describe(self) -> str:
-        """The same in words."""
+        """Describe the form of the file, for messages."""
         words = [f"{SEPARATORS.get(self.separator, repr(self.separator))} between fields"]
         words.append(self.encoding.upper() + (" with a byte order mark" if self.bom else ""))
         words.append("a header" if self.has_header else f"no header, {show_names(self.names)}")
@@ -92,7 +93,12 @@ class Dialect:
 
 
 def find_encoding(start: bytes, encoding: str | None, label: str) -> tuple[str, int]:
-    """A text's encoding and the length of its byte order mark.
+    """Return the encoding of a text and the length of its byte order mark in bytes.
+
+    Args:
+        start: First bytes of the file.
+        encoding: Encoding that the user has set. None detects it.
+        label: Name of the file.
 
     Raises:
         ConfigError: The encoding that is set does not exist.
@@ -130,26 +136,26 @@ def find_dialect(
     settings: TextSettings,
     setting_of: str = "columns",
 ) -> Dialect:
-    """How a file is written, by its first bytes.
+    """Detect how a file is written from its first bytes.
 
     Args:
-        start: These.
-        is_whole: Whether that is all of it.
-        label: The file, for messages.
-        wanted: Columns that it must have.
-        settings: What is known.
-        setting_of: The setting that names columns where there is no header, for messages.
+        start: First bytes of the file.
+        is_whole: Whether these are all bytes of the file.
+        label: Name of the file, for messages.
+        wanted: Names of required columns.
+        settings: Settings of how text files are written.
+        setting_of: Setting that names the columns of a file without a header, for messages.
 
     Raises:
-        ConfigError: A setting means nothing.
-        DataError: There is no text, or no header and no setting that stands in for it.
+        ConfigError: A setting has no valid value.
+        DataError: There is no text, or neither a header nor a setting that names the columns.
     """
     encoding, bom = find_encoding(start, settings.encoding, label)
     text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(start[bom:])
     line_end = "\r" if "\r" in text and "\n" not in text else "\n"
     lines = [line.removesuffix("\r") for line in text.split(line_end)]
     if not is_whole and len(lines) > 1:
-        lines.pop()  # It goes on.
+        lines.pop()  # The last line is incomplete.
     lines = lines[: 10 * MAX_LINES]
     separator, place = settings.separator, 0
     comment = settings.comment
@@ -199,7 +205,7 @@ def find_dialect(
 
 
 def split_line(line: str, separator: str, quote: str | None) -> list[str]:
-    """The fields of one line."""
+    """Split one line into fields."""
     if len(separator) > 1 or quote is None:
         return line.split(separator)
     try:
@@ -215,7 +221,7 @@ def _is_comment(
         return line.startswith(comment)
     if not line.startswith("#"):
         return False
-    # A header may begin with the mark too, as in '#user_id,item_id'.
+    # A header may also begin with this character, as in '#user_id,item_id'.
     separators = SEPARATORS if separator is None else [separator]
     return not any(
         set(wanted) <= {field.strip() for field in line.lstrip("#").split(s)} for s in separators
@@ -225,7 +231,7 @@ def _is_comment(
 def _find_separator(
     lines: Sequence[str], wanted: Sequence[str], num_fields: int, quote: str | None
 ) -> str:
-    """The separator with which the first line has the columns, else the one most lines agree on."""
+    """Return the separator that gives the required columns, or the one that most lines agree on."""
     best, best_score = ",", (False, 0.0, 0)
     for separator in SEPARATORS:
         counts = [len(split_line(line, separator, quote)) for line in lines if line.strip()]
@@ -239,7 +245,7 @@ def _find_separator(
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with numbers for those that are empty or repeated."""
+    """Return distinct names, by adding numbers to those that are empty or repeated."""
     found: dict[str, None] = {}
     for place, name in enumerate(names, start=1):
         new = name or f"column_{place}"

@@ -1,7 +1,7 @@
-"""Tables of items and users, read alike wherever a file comes in: in training and in what follows.
+"""Reader of tables of items and users, used for training and for items that join later.
 
-What a cell says depends on no other cell: the text made of an item is the same in the file of a
-whole catalogue and in one of three new items.
+The value of a cell depends on no other cell. An item therefore gets the same text in a file of the
+whole catalogue and in a file of three new items.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from recgrit.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-# What an item is called here, whatever its columns are.
+# Names of the first two columns of the result, for any names in the files.
 OWN = ("item_id", "title")
 USER_ID = "user_id"
-# Names that no column has: of the numbers of lines, and of a column that is called `line`.
+# Names that no column has: for line numbers, and temporarily for a column that is named `line`.
 LINE, FIELD_LINE = "\0", "\0line"
-# Cells that `clean_text` may change.
+# Pattern of the cells that `clean_text` may change.
 _UNTIDY = r"[&<{}()\t\r\n\x0b\x0c]|\s\s|^\s|\s$|aPageStart"
 NO_ITEMS = CleanRows(
     pl.DataFrame(schema=dict.fromkeys(OWN, pl.String)), num_read=0, num_malformed=0
@@ -45,22 +45,23 @@ def read_item_table(
     max_malformed_share: float,
     or_own_names: bool = False,
 ) -> CleanRows:
-    """The items of some files: ``item_id``, ``title`` (null where none is known), then all else.
+    """Read the items of some files: ``item_id``, ``title`` (null if unknown) and all other columns.
 
-    A column of theirs that is called as one of ours, and is not the one meant, gets ``_column``
-    behind its name. Types that mean no text and no number are left out, and said.
+    A column that is named ``item_id`` or ``title`` but is not the chosen one gets ``_column``
+    appended to its name. Columns whose type is neither text nor number are left out and logged.
 
     Args:
-        files: One row per item.
-        item_id: Name of the id's column.
-        title: Name of the title's column; ``title`` may be missing, any other must be there.
-        text: What is known of how text files are written.
-        max_malformed_share: Of the rows, how many may lack an id.
-        or_own_names: Whether files may call them ``item_id`` and ``title`` all the same.
+        files: Files with one row per item.
+        item_id: Name of the column of ids.
+        title: Name of the column of titles. The column ``title`` may be missing, any other must
+            exist.
+        text: Settings of how text files are written.
+        max_malformed_share: Largest share of rows without an id.
+        or_own_names: Whether ``item_id`` and ``title`` are accepted as names of the columns too.
 
     Raises:
-        DataError: A file cannot be read, lacks a column, describes an item twice and differently,
-            or holds ids or titles of a type that can be none.
+        DataError: A file cannot be read, lacks a column, has two different rows for an item, or
+            holds ids or titles of a type that is not allowed.
     """
     parts, num_unsplit = [], 0
     for path in files:
@@ -84,19 +85,19 @@ def read_item_table(
 def read_user_table(
     files: Sequence[Path], *, user_id: str, text: TextSettings, max_malformed_share: float
 ) -> pl.DataFrame:
-    """What some files say of users: ``user_id`` str, each once, then all else.
+    """Read the users of some files: ``user_id``, each once, then all other columns.
 
-    Columns are read as those of items are. One that is called ``user_id`` and is not the one meant
-    gets ``_column`` behind its name.
+    Columns are read as those of items are. A column that is named ``user_id`` but is not the chosen
+    one gets ``_column`` appended to its name.
 
     Args:
-        files: One row per user.
-        user_id: Name of the id's column.
-        text: What is known of how text files are written.
-        max_malformed_share: Of the rows, how many may lack an id.
+        files: Files with one row per user.
+        user_id: Name of the column of ids.
+        text: Settings of how text files are written.
+        max_malformed_share: Largest share of rows without an id.
 
     Raises:
-        DataError: A file cannot be read, lacks a column, or describes a user twice and differently.
+        DataError: A file cannot be read, lacks a column, or has two different rows for a user.
     """
     parts = []
     for path in files:
@@ -114,7 +115,7 @@ def _join(
     own: str,
     max_malformed_share: float,
 ) -> CleanRows:
-    """The rows of all files, each id once."""
+    """Concatenate the rows of all files, with each id once."""
     try:
         rows = pl.concat(parts, how="diagonal_relaxed")
     except pl.exceptions.PolarsError as error:
@@ -124,7 +125,7 @@ def _join(
         ) from None
     label = str(files[0])
     refuse_damaged_ids(rows[own].cast(pl.String), label, column)
-    # The reader of rows has a use of its own for the name.
+    # `clean_items` uses the name `line` for line numbers.
     renamed = {"line": FIELD_LINE, LINE: "line"}
     rows = rows.rename({old: new for old, new in renamed.items() if old in rows.columns})
     clean = clean_items(rows, label, f"a {column}", max_malformed_share, id_name=own)
@@ -134,9 +135,10 @@ def _join(
 def _read_file(
     table: TableFile, id_name: str, title: str | None, text: TextSettings, *, or_own_names: bool
 ) -> tuple[pl.DataFrame, int]:
-    """The columns, after ids, titles and numbers of lines; how many lines could not be split.
+    """Read the columns of one file, after line number, id and title.
 
-    Without a title it is a table of users.
+    Without ``title`` the file is a table of users. The second result is the number of lines that
+    could not be split.
     """
     label, columns = table.label, table.columns
     own = USER_ID if title is None else "item_id"
@@ -227,7 +229,7 @@ def _titles(frame: pl.DataFrame, name: str, label: str) -> pl.Series:
 
 
 def _tidy(column: pl.Series, name: str, text: TextSettings, label: str) -> pl.Series | None:
-    """A field, each cell by itself; None where the type means neither text nor number."""
+    """Return a column with each cell cleaned, or None if its type is neither text nor number."""
     if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Time | pl.Duration):
         column = column.cast(pl.String)
     elif isinstance(column.dtype, pl.Array):
@@ -238,7 +240,7 @@ def _tidy(column: pl.Series, name: str, text: TextSettings, label: str) -> pl.Se
     if name == "price" and dtype == pl.String:
         column = _prices(column, text, label)
     elif dtype == pl.String:
-        # As a program wrote it that read whole numbers with gaps, or true and false.
+        # Programs write whole numbers with gaps as 7.0, and write true as True.
         cells = _clean(column).str.replace(r"^(-?\d+)\.0$", "$1")
         column = cells.replace({"True": "true", "False": "false"})
     elif dtype.is_float():
@@ -253,7 +255,10 @@ def _tidy(column: pl.Series, name: str, text: TextSettings, label: str) -> pl.Se
 
 
 def _means_nothing(dtype: pl.DataType) -> bool:
-    """Whether a type has no meaning in a text; of lists, those of words, numbers and paths have."""
+    """Return whether columns of a type are left out, such as bytes, structs and objects.
+
+    Lists of words, of numbers and of paths (lists of words) are kept.
+    """
     if isinstance(dtype, pl.List):
         inner = dtype.inner
         if isinstance(inner, pl.List):
@@ -263,7 +268,7 @@ def _means_nothing(dtype: pl.DataType) -> bool:
 
 
 def _prices(texts: pl.Series, text: TextSettings, label: str) -> pl.Series:
-    """Prices as numbers, with or without a currency; null for ranges and words, counted."""
+    """Parse prices with or without a currency; others become null and their number is logged."""
     given = texts.str.strip_chars()
     given = given.set(given == "", None)
     bare = given.str.replace(r"^(?:[A-Z]{3}|[$€£¥])\s*", "").str.replace(
@@ -280,7 +285,7 @@ def _prices(texts: pl.Series, text: TextSettings, label: str) -> pl.Series:
 
 
 def _clean(texts: pl.Series) -> pl.Series:
-    """Text without entities, markup and blanks around; null where nothing is left."""
+    """Remove entities, markup and surrounding blanks from texts; empty texts become null."""
     is_untidy = texts.str.contains(_UNTIDY).fill_null(False)
     if is_untidy.any():
         places = is_untidy.arg_true()

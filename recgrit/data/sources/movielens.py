@@ -1,11 +1,11 @@
-"""MovieLens: the official files of every release, and RecBole's copy of 100K.
+"""Reader of MovieLens: the official files of every release, and RecBole's copy of 100K.
 
-Three layouts: 100K has tables split by tabs and bars, 1M and 10M use ``::``, all later releases are
-comma-separated with headers.
+There are three layouts. 100K has tables with tabs and bars, 1M and 10M use ``::``, and all later
+releases are comma-separated with headers.
 
-Titles end with the year, as in 'Toy Story (1995)'. It is moved to the column ``year``: RecBole's
-copy has it there already, so both copies of MovieLens-100K give equal titles, and whoever wants
-the year in an item's text can put it there from its own column.
+Titles end with the year, as in 'Toy Story (1995)'. The year is moved to the column ``year``, where
+RecBole's copy has it already. Both copies of MovieLens-100K then give equal titles, and the year
+can still be put into the text of an item from its own column.
 
 F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", TiiS 5(4), 2015.
 """
@@ -50,7 +50,7 @@ RATING_FIELDS = ("user_id", "item_id", "weight", "timestamp")
 OFFICIAL_100K = ("u.data", "u.item")
 RECBOLE_100K = ("ml-100k.inter", "ml-100k.item")
 
-# The order of the 19 flags that end each line of u.item.
+# Genres in the order of the 19 flags at the end of each line of u.item.
 GENRES_100K = (
     "unknown",
     "Action",
@@ -72,7 +72,8 @@ GENRES_100K = (
     "War",
     "Western",
 )
-# Item 267 of MovieLens-100K was never identified; RecBole's copy spells its title as in the second.
+# Words for unknown titles and genres. Item 267 of MovieLens-100K has the title 'unknown', which
+# RecBole's copy misspells.
 PLACEHOLDERS = ("unknown", "unkonwn", "(no genres listed)")
 
 ITEM_SCHEMA: dict[str, ColumnType] = {
@@ -82,21 +83,28 @@ ITEM_SCHEMA: dict[str, ColumnType] = {
     "year": pl.Int32,
     "genres": pl.List(pl.String),
 }
-# 'Death Note (2006–2007)' spans years: the first counts.
+# Of a range of years, as in 'Death Note (2006–2007)', the first year is used.
 _YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)$")
 
 
 @dataclass(frozen=True)
 class MovieLens100K:
-    """943 users, 1,682 movies, 100,000 ratings; the official files or RecBole's atomic files."""
+    """The source MovieLens-100K, from the official files or from RecBole's atomic files.
+
+    It has 943 users, 1,682 movies and 100,000 ratings.
+    """
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         return "u.data and u.item, or ml-100k.inter and ml-100k.item, or ml-100k.zip"
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The two files, or the archive; the official ones where both copies are there."""
+        """Return the two files or the archive, preferring the official files over RecBole's copy.
+
+        Raises:
+            DataError: The files do not exist.
+        """
         return find_files(path, (OFFICIAL_100K, RECBOLE_100K), self.expected, "ml-100k.zip")
 
     def read(
@@ -105,7 +113,7 @@ class MovieLens100K:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
         coder: InteractionCoder | None = None,
     ) -> RawData:
-        """Read either copy."""
+        """Read the ratings and movies from either copy."""
         contents = read_files(files, (OFFICIAL_100K, RECBOLE_100K))
         if RECBOLE_100K[0] in contents:
             raw = read_atomic_files(
@@ -131,12 +139,12 @@ class MovieLens100K:
 
 @dataclass(frozen=True)
 class MovieLens:
-    """Every later release: ratings and movies in one of two layouts.
+    """The source of a later MovieLens release, with ratings and movies in one of two layouts.
 
     Args:
-        archive: Name of the published zip.
-        layout: How the files inside are written.
-        folder: Name of the folder inside the zip; its stem if not given.
+        archive: Name of the published zip archive.
+        layout: File names and form of the files in the archive.
+        folder: Name of the folder in the archive. None means the archive's name without ``.zip``.
     """
 
     archive: str
@@ -145,11 +153,15 @@ class MovieLens:
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         return f"{' and '.join(self.layout.files)}, or {self.archive}"
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The two files, or the archive."""
+        """Return the files of ratings and movies, or the archive that holds them.
+
+        Raises:
+            DataError: The files do not exist.
+        """
         return find_files(path, (self.layout.files,), self.expected, self.archive, self.folder)
 
     def read(
@@ -176,7 +188,7 @@ class MovieLens:
 
 
 def _read_flagged_items(file: RawFile, max_malformed_share: float) -> CleanRows:
-    """u.item: id | title | release date | video date | address | 19 flags, in latin-1."""
+    """Read u.item: id | title | release date | video date | address | 19 flags, in latin-1."""
     num_fields = 5 + len(GENRES_100K)
     rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
     for line, text in split_lines(decode(file, "latin-1")).iter_rows():
@@ -198,7 +210,7 @@ def _read_flagged_items(file: RawFile, max_malformed_share: float) -> CleanRows:
 
 
 def _read_colon_items(file: RawFile, max_malformed_share: float) -> CleanRows:
-    """movies.dat: id::title::genres separated by '|'; latin-1 in 1M, UTF-8 in 10M."""
+    """Read movies.dat: id::title::genres separated by '|', in latin-1 (1M) or UTF-8 (10M)."""
     rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
     for line, text in split_lines(_decode_either(file)).iter_rows():
         fields = text.split("::")
@@ -216,7 +228,10 @@ def _read_colon_items(file: RawFile, max_malformed_share: float) -> CleanRows:
 
 
 def _decode_either(file: RawFile) -> str:
-    """UTF-8 if it is that, which titles in latin-1 with any accent are not."""
+    """Decode a file as UTF-8, or as latin-1 if it is not valid UTF-8.
+
+    Text in latin-1 that has an accent is not valid UTF-8.
+    """
     try:
         return decode(file)
     except DataError:
@@ -224,14 +239,14 @@ def _decode_either(file: RawFile) -> str:
 
 
 def _read_quoted_items(file: RawFile, max_malformed_share: float) -> CleanRows:
-    """movies.csv: id, title (quoted where it holds a comma), genres separated by '|'."""
+    """Read movies.csv: id, title (quoted if it has a comma), genres separated by '|'."""
     header = "movieId,title,genres"
     rows: list[tuple[int, str | None, str | None, int | None, list[str] | None]] = []
     for line, text in require_header(file, split_lines(decode(file)), header).iter_rows():
-        # Line by line, so that a stray quote costs one movie and not all that follow.
+        # Each line is parsed alone, so that a stray quote damages one movie and not all after it.
         try:
             fields = next(csv.reader([text]))
-        except csv.Error:  # A carriage return inside, or a field without end.
+        except csv.Error:  # The line has a carriage return inside, or a field without end.
             fields = []
         if len(fields) != header.count(",") + 1:
             rows.append((line, None, None, None, None))
@@ -247,7 +262,7 @@ def _read_quoted_items(file: RawFile, max_malformed_share: float) -> CleanRows:
 
 
 def split_year(text: str) -> tuple[str | None, int | None]:
-    """A title without its year, and the year.
+    """Split a title into the title without its year and the year.
 
     >>> split_year("Seven (a.k.a. Se7en) (1995) ")
     ('Seven (a.k.a. Se7en)', 1995)
@@ -260,9 +275,9 @@ def split_year(text: str) -> tuple[str | None, int | None]:
 
 
 def _drop_placeholders(items: pl.DataFrame) -> pl.DataFrame:
-    """Nulls for words that stand for 'not known', which a text encoder would take as content."""
+    """Replace words that mean 'not known' by null, so that a text encoder does not read them."""
     title = pl.when(~pl.col("title").is_in(PLACEHOLDERS)).then("title").alias("title")
-    if "genres" not in items.columns:  # A copy without them.
+    if "genres" not in items.columns:  # Some copies have no genres.
         return items.with_columns(title)
     known = pl.element().filter(~pl.element().is_in(PLACEHOLDERS))
     genres = pl.col("genres").list.eval(known)
@@ -271,14 +286,14 @@ def _drop_placeholders(items: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a release's files are written.
+    """The file names and form of the files of a MovieLens release.
 
     Args:
-        files: Names of the ratings and of the movies.
-        separator: Between the fields of a rating.
-        fields: A rating's fields as the publisher names them.
-        has_header: Whether the ratings begin with them.
-        read_items: Reads the movies.
+        files: Names of the files of ratings and of movies.
+        separator: Separator between the fields of a rating.
+        fields: Header of the ratings, or the publisher's names of the fields if there is no header.
+        has_header: Whether the ratings begin with this header.
+        read_items: Function that reads the movies, given the file and the largest malformed share.
     """
 
     files: tuple[str, str]
@@ -288,7 +303,7 @@ class Layout:
     read_items: Callable[[RawFile, float], CleanRows]
 
 
-# 1M and 10M.
+# Layout of 1M and 10M.
 COLONS = Layout(
     files=("ratings.dat", "movies.dat"),
     separator="::",
@@ -296,7 +311,7 @@ COLONS = Layout(
     has_header=False,
     read_items=_read_colon_items,
 )
-# 20M and all that came after it.
+# Layout of 20M and all later releases.
 COMMAS = Layout(
     files=("ratings.csv", "movies.csv"),
     separator=",",

@@ -1,9 +1,9 @@
-"""Files that go by numbers of items, and what says which item has which number.
+"""Readers of files that refer to items by number, and of the files that give each item its number.
 
 LETTER, LC-Rec, MiniOneRec and MQL4GRec write ``NAME.index.json`` with semantic IDs and
-``NAME.inter.json`` with sequences. Which item has which number stands beside them, in
-``NAME.item2id`` (item id, tab, number) or in ``NAME.item.json`` (``{"0": {"item_id": "B000..."}}``,
-as `recgrit.export` writes it).
+``NAME.inter.json`` with sequences. The numbers of items are in a file beside them: ``NAME.item2id``
+(item id, tab, number) or ``NAME.item.json`` (``{"0": {"item_id": "B000..."}}``, as `recgrit.export`
+writes it).
 """
 
 from __future__ import annotations
@@ -15,18 +15,27 @@ from typing import Any
 from recgrit.data.sources.reading import Place, decode, read_file
 from recgrit.errors import DataError
 
-# What an entry of .item.json calls the item's id.
+# Names of the field of an item's id in .item.json.
 ID_FIELDS = ("item_id", "asin", "parent_asin")
 
 
 def find_item_numbers(path: Path, name: str) -> tuple[Path, ...]:
-    """The file beside ``path`` that numbers the items of the data set ``name``, if there is one."""
+    """Return a tuple of the file beside ``path`` that numbers the items, empty if there is none.
+
+    Args:
+        path: Path of the file that refers to items by number.
+        name: Name of the data set.
+    """
     beside = [path.with_name(f"{name}{suffix}") for suffix in (".item2id", ".item.json")]
     return tuple(file for file in beside if file.is_file())[:1]
 
 
 def read_item_numbers(path: Path) -> dict[str, str]:
-    """Item ids by number; empty where the file describes items without naming them."""
+    """Read the id of each item number; the result is empty if the file names no ids.
+
+    Raises:
+        DataError: The file cannot be read, or gives two items the same number.
+    """
     if path.suffix == ".json":
         entries = read_object(path, 'a JSON object such as {"0": {"item_id": "B000"}}')
         found = {}
@@ -51,10 +60,14 @@ def read_item_numbers(path: Path) -> dict[str, str]:
 
 
 def read_object(path: Path, form: str) -> dict[str, Any]:
-    """The JSON object in a file, unpacked if it is gzip.
+    """Read the JSON object in a file, which may be packed with gzip.
+
+    Args:
+        path: Path of the file.
+        form: Description of the expected object, for messages.
 
     Raises:
-        DataError: It cannot be read, is no object of the ``form`` described, or has a key twice.
+        DataError: The file cannot be read, is not a JSON object, or has a key twice.
     """
     try:
         value = json.loads(decode(read_file(Place(path))), object_pairs_hook=_refuse_repeats)
@@ -66,7 +79,10 @@ def read_object(path: Path, form: str) -> dict[str, Any]:
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of the pairs; json itself would silently keep the last of equal keys."""
+    """Return a dict of key-value pairs, or raise an error if a key is repeated.
+
+    The JSON parser alone would silently keep the last of equal keys.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

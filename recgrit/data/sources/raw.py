@@ -1,4 +1,4 @@
-"""What every data source gives, and what it has to be able to do."""
+"""The result of reading a data source, and the interface of all data sources."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import polars as pl
 
 from recgrit.data.sources.coding import CodedInteractions, InteractionCoder
 
-# Above this share of unreadable lines a file is damaged or of another format, not merely untidy.
+# Default of the largest share of malformed lines. A file with more is damaged or of another format.
 DEFAULT_MAX_MALFORMED_SHARE = 0.05
 
 
 @dataclass(frozen=True)
 class RawData:
-    """Interactions and item metadata as a source's files hold them, before any filter.
+    """Interactions and item metadata as the files of a source hold them, before any filter.
 
     Args:
-        coded: The interactions in file order, with their ids as codes.
-        items: ``item_id`` str (unique), ``title`` str, then the source's own fields such as
-            ``brand`` str, ``categories`` list[str], ``genres`` list[str], ``year`` int32, ``price``
-            float64. All but the id may be null.
-        counts: ``rows_read``, ``rows_malformed`` (all rows left out), ``rows_without_id`` (those of
-            them that lack a user or item id), ``items_read``, ``items_malformed``,
-            ``items_repeated`` (identical repeats left out).
-        files: The files that were read.
-        users: ``user_id`` str (unique), then what the source says of them; None if nothing.
+        coded: Interactions in file order, with codes in place of ids.
+        items: Table of ``item_id`` str (unique), ``title`` str, and the source's own columns such
+            as ``brand`` str, ``categories`` list[str], ``genres`` list[str], ``year`` int32 and
+            ``price`` float64. All columns except the id may hold nulls.
+        counts: ``rows_read``, ``rows_malformed`` (all rows left out), ``rows_without_id``
+            (malformed rows that lack a user or item id), ``items_read``, ``items_malformed``, and
+            ``items_repeated`` (identical repeats that were left out).
+        files: Paths of the files that were read.
+        users: Table of ``user_id`` str (unique) and the source's own columns. None if the source
+            has no user table.
     """
 
     coded: CodedInteractions
@@ -38,26 +39,29 @@ class RawData:
 
     @property
     def interactions(self) -> pl.DataFrame:
-        """The interactions with their ids as text, made anew each time.
+        """Interactions with ids as text, built anew at each use.
 
-        Columns ``user_id`` str, ``item_id`` str, ``timestamp`` int64 (seconds UTC) and, where the
-        source has ratings, ``weight`` float32.
+        Columns: ``user_id`` str, ``item_id`` str, ``timestamp`` int64 (seconds since 1970, UTC)
+        and, if the source has ratings, ``weight`` float32.
         """
         return self.coded.to_polars()
 
 
 class Source(Protocol):
-    """A published data format: which files it consists of, and how they are read."""
+    """The interface of a data format: how its files are found and read."""
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words, for messages."""
+        """Description of the required files, for messages."""
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The files to read, given a folder, an archive or one of the files; opens none of them.
+        """Return the files to read, without opening them.
+
+        Args:
+            path: Path of a folder, an archive or one of the files.
 
         Raises:
-            DataError: Nothing is there, or not these files.
+            DataError: Nothing is at ``path``, or not the required files.
         """
 
     def read(
@@ -66,14 +70,15 @@ class Source(Protocol):
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
         coder: InteractionCoder | None = None,
     ) -> RawData:
-        """Read what `find_files` found.
+        """Read the files that `find_files` returned.
 
         Args:
-            files: What `find_files` found.
-            max_malformed_share: Of the lines of a file, how many may be left out.
-            coder: Gives ids their codes and may take the rows; None for a new one.
+            files: Files that `find_files` returned.
+            max_malformed_share: Largest share of malformed lines of a file, which are left out.
+            coder: Coder of user and item ids, which may also write the rows to disk. None uses a
+                new coder in memory.
 
         Raises:
-            DataError: A file is damaged, of another format, or has more than this share of
+            DataError: A file is damaged, is of another format, or has more than this share of
                 malformed lines.
         """

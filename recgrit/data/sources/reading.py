@@ -1,8 +1,8 @@
-"""From files to lines: finding a data set's files, unpacking them, splitting them into fields.
+"""Helpers that find the files of a data set, unpack them, and split them into lines and fields.
 
-Files of items are read whole, interactions block by block (`recgrit.data.sources.streaming`). What
-a file is gets decided by its first bytes, not by its name, since browsers unpack ``.gz`` files
-silently and failed downloads save an HTML page under the name asked for.
+Files of items are read as a whole, interactions block by block (`recgrit.data.sources.streaming`).
+The first bytes of a file decide its type, and not its name. Browsers unpack ``.gz`` files without
+notice, and a failed download may save an HTML page under the name of the file.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 BLOCK_BYTES = 2**20
 MAX_NAMES_LISTED = 8
 NEWLINE = b"\n"
-# Of gzip, zlib and zstd.
+# First bytes of data packed with gzip, zlib or zstd.
 PACKED_MAGICS = (GZIP_MAGIC, b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", ZSTD_MAGIC)
 
-# Of the columns of a file in a message.
+# Largest number of column names in a message, and largest length of each.
 SHOWN_NAMES, SHOWN_BYTES = 30, 60
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file's bytes are: on disk, or within an archive.
+    """The location of a file's bytes: a path on disk, or a member of an archive.
 
     Args:
-        path: The file, or the zip.
-        member: Its name within the zip.
+        path: Path of the file or of the zip archive.
+        member: Name of the member in the archive. None if the file is not in an archive.
     """
 
     path: Path
@@ -54,13 +54,18 @@ class Place:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Name of the file for messages."""
         return str(self.path) if self.member is None else f"{self.path}:{self.member}"
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file's unpacked bytes, and what messages call it."""
+    """The unpacked bytes of a file.
+
+    Args:
+        label: Name of the file for messages.
+        content: Unpacked bytes.
+    """
 
     label: str
     content: bytes
@@ -73,17 +78,18 @@ def find_files(
     archive: str | None = None,
     folder: str | None = None,
 ) -> tuple[Path, ...]:
-    """The first complete set of files in a folder, or the archive that holds them.
+    """Return the first complete set of files in a folder, or the archive that holds the files.
 
     Args:
-        path: A folder, one of the files, or a zip archive.
-        candidates: Sets of file names, the preferred one first.
-        expected: These sets in words, for messages.
-        archive: Name of the published zip.
-        folder: The subfolder it unpacks to, looked for too; its stem if not given.
+        path: Path of a folder, of one of the files, or of a zip archive.
+        candidates: Sets of file names, the preferred set first.
+        expected: Description of these sets, for messages.
+        archive: Name of the published zip archive. None if there is none.
+        folder: Name of the folder that the archive unpacks to, in which files are searched too.
+            None means the archive's name without its suffix.
 
     Raises:
-        DataError: Nothing is at ``path``, or none of the sets is complete there.
+        DataError: Nothing is at ``path``, or no set of files is complete.
     """
     require_path(path, expected)
     if path.is_file():
@@ -110,37 +116,37 @@ def find_files(
 
 
 def _unpacked(candidates: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """The sets with the names that unpacked files have, where they differ."""
+    """Return the sets of files with the names of unpacked files, if these differ."""
     plain = [tuple(name.removesuffix(".gz") for name in names) for names in candidates]
     return [names for names in plain if names not in candidates]
 
 
 def _find_file(path: Path) -> Path | None:
-    """A file, packed or not; None if there is neither."""
+    """Return the path of a file, packed or unpacked, or None if it does not exist."""
     plain = path.with_name(path.name.removesuffix(".gz"))
     return next((file for file in (path, plain) if file.is_file()), None)
 
 
 def require_path(path: Path, expected: str) -> None:
-    """Stop if nothing is at a path.
+    """Raise an error if nothing is at a path.
 
     Raises:
-        DataError: There is neither a file nor a folder.
+        DataError: There is neither a file nor a folder at the path.
     """
     if not path.exists():
         raise DataError(f"No file or folder at {path}. Expected {expected}; check data.path.")
 
 
 def list_folder(path: Path) -> str:
-    """The names in a folder, in words and not too many."""
+    """Return the first names in a folder as text for messages."""
     return _list_names(sorted(entry.name for entry in path.iterdir()))
 
 
 def find_places(files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]) -> dict[str, Place]:
-    """Where each file is, by its name; in a zip, the first complete set within.
+    """Return the location of each file by its name; in a zip archive, of the first complete set.
 
     Raises:
-        DataError: The archive is damaged, or lacks the files.
+        DataError: The archive is damaged or lacks the files.
     """
     if len(files) == 1 and files[0].suffix == ".zip":
         return _find_members(files[0], candidates)
@@ -150,7 +156,7 @@ def find_places(files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]) 
 def read_files(
     files: tuple[Path, ...], candidates: Sequence[tuple[str, ...]]
 ) -> dict[str, RawFile]:
-    """The content of each file by its name; of a zip, that of the first complete set within.
+    """Return the content of each file by its name; in a zip archive, of the first complete set.
 
     Raises:
         DataError: A file is damaged, or the archive lacks the files.
@@ -160,11 +166,11 @@ def read_files(
 
 
 def read_file(place: Place, bound: Bound | None = None) -> RawFile:
-    """A file's bytes, unpacked if they are gzip or in an archive.
+    """Read all bytes of a file, unpacked if the file is packed or in an archive.
 
     Args:
-        place: The file.
-        bound: The most bytes that it may have; None for any number.
+        place: Location of the file.
+        bound: Largest number of bytes. None sets no bound.
 
     Raises:
         DataError: The file cannot be read, is empty, is cut short, is too large, or is an HTML
@@ -184,10 +190,10 @@ def read_file(place: Place, bound: Bound | None = None) -> RawFile:
 
 
 def read_pieces(place: Place, piece_bytes: int) -> Generator[bytes]:
-    """A file's unpacked bytes, so many at a time.
+    """Yield the unpacked bytes of a file in pieces of up to ``piece_bytes`` bytes.
 
     Raises:
-        DataError: The file cannot be read, is cut short, or grows as no data do.
+        DataError: The file cannot be read, is cut short, or unpacks to implausibly many bytes.
     """
     size = 0
     try:
@@ -220,13 +226,13 @@ def read_pieces(place: Place, piece_bytes: int) -> Generator[bytes]:
 def decode(
     file: RawFile, encoding: str = "utf-8-sig", *, offset: int = 0, first_line: int = 1
 ) -> str:
-    """A file's text; by default UTF-8, with or without a byte order mark.
+    """Decode the text of a file, by default as UTF-8 with or without a byte order mark.
 
     Args:
-        file: The file, or a part of it.
-        encoding: Of the text.
-        offset: Where in the file the part begins.
-        first_line: Number of the line it begins with.
+        file: Bytes of the file, or of a part of it.
+        encoding: Character encoding of the text.
+        offset: Position in the file at which the part begins, in bytes, for messages.
+        first_line: Number of the line with which the part begins, for messages.
 
     Raises:
         DataError: The bytes are not text in this encoding.
@@ -242,8 +248,8 @@ def decode(
 
 
 def split_lines(text: str, first_line: int = 1) -> pl.DataFrame:
-    """Columns ``line`` (a number) and ``text`` of the lines that are not blank."""
-    # Not str.splitlines: it also breaks at characters that occur inside titles.
+    """Split a text into its non-blank lines, as columns ``line`` (a number) and ``text``."""
+    # str.splitlines would also split at characters that occur inside titles.
     lines = pl.DataFrame({"text": text.split("\n")}).select(
         pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line"),
         pl.col("text").str.strip_suffix("\r"),
@@ -252,7 +258,10 @@ def split_lines(text: str, first_line: int = 1) -> pl.DataFrame:
 
 
 def split_fields(lines: pl.DataFrame, separator: str, names: Sequence[str]) -> pl.DataFrame:
-    """Columns ``line`` and ``names``, all null in lines with another number of fields."""
+    """Split lines into the columns ``line`` and ``names``.
+
+    A line with another number of fields has nulls in all columns of ``names``.
+    """
     fields = lines.select(pl.col("line"), pl.col("text").str.split(separator).alias("fields"))
     complete = pl.col("fields").list.len() == len(names)
     return fields.select(
@@ -265,7 +274,7 @@ def split_fields(lines: pl.DataFrame, separator: str, names: Sequence[str]) -> p
 
 
 def require_header(file: RawFile, lines: pl.DataFrame, header: str) -> pl.DataFrame:
-    """The lines after the first, which must be this header.
+    """Return the lines after the first, which must be this header.
 
     Raises:
         DataError: The first line is something else.
@@ -275,7 +284,7 @@ def require_header(file: RawFile, lines: pl.DataFrame, header: str) -> pl.DataFr
 
 
 def require_first_line(label: str, first: object, header: str) -> None:
-    """Stop if a file's first line is not this header.
+    """Raise an error if the first line of a file is not this header.
 
     Raises:
         DataError: The first line is something else.
@@ -288,24 +297,30 @@ def require_first_line(label: str, first: object, header: str) -> None:
 
 
 def looks_packed(content: bytes) -> bool:
-    """Whether the fast parsers would take these bytes for packed ones, and unpack them unasked."""
+    """Return whether bytes look packed, which the fast parsers would unpack without being asked."""
     return content.startswith(PACKED_MAGICS)
 
 
 def parse_json_lines(
     file: RawFile, schema: dict[str, ColumnType], first_line: int = 1
 ) -> pl.DataFrame:
-    """Columns ``line`` and those of ``schema``; null where a line has no such value.
+    """Parse JSON lines into the column ``line`` and the columns of ``schema``.
 
-    A part of a file without any malformed line, the usual case, is parsed in one go; else line by
-    line, so that one cut line does not cost the rest.
+    A value that a line lacks is null. Content without a malformed line, the usual case, is parsed
+    at once. Otherwise each line is parsed alone, so that one broken line does not affect the
+    others.
+
+    Args:
+        file: Bytes of the file, or of a part of it.
+        schema: Names of the fields to read, and their types.
+        first_line: Number of the first line.
     """
     numbers = pl.int_range(first_line, first_line + pl.len(), dtype=pl.Int64).alias("line")
     frame = pl.DataFrame()
     if not looks_packed(file.content) and not may_spell_half(file.content):
         with contextlib.suppress(pl.exceptions.PolarsError):
             frame = pl.read_ndjson(file.content, schema=schema)
-    # Blank lines are skipped, which would shift the numbers of the lines behind them.
+    # The parser skips blank lines. Line numbers would then be wrong, so such content is not used.
     if frame.height == file.content.rstrip(b"\n").count(b"\n") + 1:
         return frame.select(numbers, *schema)
     lines = split_lines(file.content.decode("utf-8-sig", errors="replace"), first_line)
@@ -328,15 +343,15 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _text_or_none(value: object) -> str | None:
-    """Numbers and texts alike, for columns whose type the schema decides afterwards."""
+    """Return a text or number as text, which the schema then converts; other values give None."""
     return str(value) if isinstance(value, str | int | float) and is_text(str(value)) else None
 
 
 def refuse_long_line(label: str, line: int, num_bytes: int) -> None:
-    """Stop before a line without an end fills the memory.
+    """Raise an error before a line without an end fills the memory.
 
     Raises:
-        DataError: It has more bytes than any row has.
+        DataError: The line has more bytes than any real row.
     """
     if num_bytes > LINE_BYTES.allowed():
         raise DataError(
@@ -346,17 +361,17 @@ def refuse_long_line(label: str, line: int, num_bytes: int) -> None:
 
 
 def show_names(names: Sequence[str]) -> str:
-    """Names of columns for a message, cut where they are long or many."""
+    """Return names of columns as text for messages, shortened if they are long or many."""
     shown = [name if len(name) <= SHOWN_BYTES else f"{name[:SHOWN_BYTES]}…" for name in names]
     more = [f"and {len(shown) - SHOWN_NAMES} more"] if len(shown) > SHOWN_NAMES else []
     return ", ".join((*shown[:SHOWN_NAMES], *more)) or "none"
 
 
 def refuse_html(label: str, content: bytes) -> None:
-    """Stop if a file begins as a web page does.
+    """Raise an error if a file begins as a web page does.
 
     Raises:
-        DataError: It does.
+        DataError: The file is a web page.
     """
     start = content[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
@@ -384,14 +399,18 @@ def _find_members(path: Path, candidates: Sequence[tuple[str, ...]]) -> dict[str
 
 
 def _open(place: Place, stack: ExitStack) -> tuple[IO[bytes] | gzip.GzipFile, int | None]:
-    """A stream of unpacked bytes, and how many they are packed; None where they are not."""
+    """Open a stream of unpacked bytes, and return it with the packed size in bytes.
+
+    The size is None if the file is not packed.
+    """
     if place.member is not None:
         archive = stack.enter_context(zipfile.ZipFile(place.path))
-        # The directory may say anything; no member is larger than the archive.
+        # The directory of the archive may be wrong, but no packed member is larger than the
+        # archive.
         size = min(archive.getinfo(place.member).compress_size, place.path.stat().st_size)
         try:
             return stack.enter_context(archive.open(place.member)), size
-        except RuntimeError as error:  # It asks for a password.
+        except RuntimeError as error:  # The archive needs a password.
             raise _damaged_archive(place.path, error) from None
     stream = stack.enter_context(place.path.open("rb"))
     start = stream.read(len(ZSTD_MAGIC))
@@ -407,7 +426,7 @@ def _open(place: Place, stack: ExitStack) -> tuple[IO[bytes] | gzip.GzipFile, in
 
 
 def _packed_as(path: Path) -> str:
-    """What a packed file is called."""
+    """Return the name of the format with which a file is packed."""
     with path.open("rb") as stream:
         return "zstd" if stream.read(len(ZSTD_MAGIC)) == ZSTD_MAGIC else "gzip"
 

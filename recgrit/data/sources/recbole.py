@@ -1,8 +1,8 @@
-"""RecBole's atomic files: tab-separated, with a header of ``name:type`` fields.
+"""Reader of RecBole's atomic files: tab-separated, with a header of ``name:type`` fields.
 
-``<name>.inter`` holds the interactions and, where they are, ``<name>.item`` the items and
-``<name>.user`` the users; the types are ``token``, ``token_seq`` (separated by blanks), ``float``
-and ``float_seq``.
+``<name>.inter`` holds the interactions. The optional files ``<name>.item`` and ``<name>.user`` hold
+the items and users. The types are ``token``, ``token_seq`` (separated by blanks), ``float`` and
+``float_seq``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from recgrit.data.time_settings import TimeSettings
 from recgrit.data.times import TimeReader
 from recgrit.errors import DataError
 
-# The published files name the same thing differently.
+# Column names used here, by the names of item fields in published data sets.
 ITEM_FIELDS = {
     "movie_title": "title",
     "item_name": "title",
@@ -50,21 +50,25 @@ ANY_TIMES, SECONDS = TimeSettings(), TimeSettings(time_unit="s")
 
 @dataclass(frozen=True)
 class RecBole:
-    """Any data set in RecBole's atomic files.
+    """The source of any data set in RecBole's atomic files.
 
     Args:
-        times: How its times are written, as far as that is known.
+        times: Settings of how times are written.
     """
 
     times: TimeSettings = ANY_TIMES
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         return "exactly one *.inter file and, with the same name, optional *.item and *.user files"
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The interaction file, and those of items and users where they are."""
+        """Return the file of interactions, and the files of items and users if they exist.
+
+        Raises:
+            DataError: There is not exactly one file of interactions.
+        """
         require_path(path, self.expected)
         found = sorted(path.glob("*.inter")) if path.is_dir() else [path]
         if len(found) != 1 or found[0].suffix != ".inter":
@@ -82,7 +86,7 @@ class RecBole:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
         coder: InteractionCoder | None = None,
     ) -> RawData:
-        """Read the interactions and, where given, the items and users."""
+        """Read the interactions, and the items and users if their files exist."""
         suffixes = [file.suffix for file in files]
         contents = dict(zip(suffixes, read_files(files, ()).values(), strict=True))
         raw = read_atomic_files(
@@ -107,10 +111,18 @@ def read_atomic_files(
     *,
     times: TimeSettings = SECONDS,
 ) -> RawData:
-    """Interactions and items of one data set in atomic files.
+    """Read the interactions and items of one data set in atomic files.
+
+    Args:
+        inter: Content of the file of interactions.
+        item: Content of the file of items. None if there is none.
+        files: Paths of all files, for the result.
+        max_malformed_share: Largest share of malformed lines of a file.
+        coder: Coder of user and item ids. None uses a new coder in memory.
+        times: Settings of how times are written.
 
     Raises:
-        DataError: A header lacks a field that is needed, or the content is malformed.
+        DataError: A header lacks a required field, or the content is malformed.
     """
     coder = coder or InteractionCoder()
     interactions = _read_inter(inter, max_malformed_share, coder, times)
@@ -126,7 +138,7 @@ def _read_inter(
     file: RawFile, max_malformed_share: float, coder: InteractionCoder, times: TimeSettings
 ) -> CleanRows:
     rows, types = _read_table(file)
-    # Without times there is no order to learn from: the file's own may be anything.
+    # Times are required, because the order of the file may be arbitrary.
     missing = [name for name in ("user_id", "item_id", "timestamp") if name not in types]
     if missing:
         raise DataError(
@@ -196,7 +208,7 @@ def _read_user(file: RawFile, max_malformed_share: float) -> pl.DataFrame:
 
 
 def _convert(column: pl.Expr, name: str, field_type: str) -> pl.Expr:
-    """A text column as what its name or else its type says; empty fields are null."""
+    """Convert a text column by its name or else by its type; empty fields become null."""
     words = column.str.extract_all(r"\S+")
     if name == "item_id":
         converted = column
@@ -214,7 +226,7 @@ def _convert(column: pl.Expr, name: str, field_type: str) -> pl.Expr:
 
 
 def _read_table(file: RawFile) -> tuple[pl.DataFrame, dict[str, str]]:
-    """All fields as text, with ``line``; and the type of each field by its name."""
+    """Read all fields as text with ``line``, and return them with the type of each field."""
     lines = split_lines(decode(file))
     header = str(lines["text"].first()).split("\t")
     types = dict(field.strip().partition(":")[::2] for field in header)

@@ -1,6 +1,7 @@
-"""Sequences by numbers: ``NAME.inter.json``, each user's items in order, without times.
+"""Reader of ``NAME.inter.json``: each user's items in order, as numbers and without times.
 
-LETTER, LC-Rec, MiniOneRec and MQL4GRec publish their splits so, and `recgrit.export` writes it.
+LETTER, LC-Rec, MiniOneRec and MQL4GRec publish their data in this form, and `recgrit.export` writes
+it.
 """
 
 from __future__ import annotations
@@ -34,27 +35,31 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".inter.json", ".inter.json.gz")
 FORM = 'a JSON object of item numbers by user, such as {"0": [3, 17, 4]}'
-# Of an item, beside its title.
+# Fields of an item that are read in addition to its title.
 TEXT_FIELDS = ("brand", "categories", "description")
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """A data set of sequences by the numbers of items.
+    """The source of a data set that lists the item numbers of each user in order.
 
-    A position in a sequence stands for the time: only the order within a user means anything.
+    The position in a sequence serves as time, so times can be compared only within a user.
     """
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         return (
             "exactly one NAME.inter.json (or .inter.json.gz) and, where they are, NAME.item2id and "
             "NAME.item.json"
         )
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The sequences, what numbers the items, and what describes them."""
+        """Return the file of sequences, and the files that number and describe the items.
+
+        Raises:
+            DataError: There is not exactly one file of sequences.
+        """
         require_path(path, self.expected)
         found = sorted(path.iterdir()) if path.is_dir() else [path]
         found = [file for file in found if file.name.endswith(SUFFIXES) and file.is_file()]
@@ -75,10 +80,10 @@ class Sequences:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
         coder: InteractionCoder | None = None,
     ) -> RawData:
-        """Read the sequences and, where given, the items.
+        """Read the sequences, and the items if their file exists.
 
         Raises:
-            DataError: A file is damaged or of another form, or a number is no item's.
+            DataError: A file is damaged or of another form, or an item number is unknown.
         """
         coder = coder or InteractionCoder()
         names = read_item_numbers(files[1]) if len(files) > 1 else {}
@@ -118,7 +123,7 @@ def _is_number(value: object) -> bool:
 
 
 def _name(path: Path, user: str, number: str, names: dict[str, str]) -> str:
-    """The id of the item with a number: the number itself where nothing says more."""
+    """Return the id of an item number, or the number itself if no file names the ids."""
     if not names:
         return number
     if number not in names:
@@ -130,7 +135,7 @@ def _name(path: Path, user: str, number: str, names: dict[str, str]) -> str:
 
 
 def _read_items(path: Path | None, names: dict[str, str], max_malformed_share: float) -> CleanRows:
-    """What is said of the items; nothing where only their ids are known."""
+    """Read the descriptions of the items; without a file the table is empty."""
     schema = {"item_id": pl.String, "title": pl.String}
     if path is None:
         return CleanRows(pl.DataFrame(schema=schema), num_read=0, num_malformed=0)
@@ -155,7 +160,7 @@ def _read_items(path: Path | None, names: dict[str, str], max_malformed_share: f
 
 
 def _read_text(value: object) -> str | None:
-    """A field's text; lists of words become one text."""
+    """Return the text of a field; a list of words becomes one text."""
     if isinstance(value, list):
         value = ", ".join(str(part) for part in value)
     return clean_text(value)

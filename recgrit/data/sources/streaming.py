@@ -1,7 +1,7 @@
-"""Large files block by block: memory holds one block's text, however long the file is.
+"""Reader of large files block by block, so that memory holds the text of one block at a time.
 
-A block of clean lines goes through the fast CSV or JSON parser. Where anything in it is not as it
-should be, that block alone goes line by line, so that every malformed line is found and counted.
+A block without a malformed line is parsed by the fast CSV or JSON parser. Any other block is split
+line by line, so that each malformed line is found and counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from recgrit.errors import DataError
 T = TypeVar("T")
 
 PARSED_BYTES = 16 * 2**20
-# What ids are stripped of, beside the ends of lines.
+# Characters that are stripped from ids, in addition to line ends.
 BLANKS = (b" ", b"\t", b"\x0b", b"\x0c")
 ID_FIELDS = ("user_id", "item_id")
 KNOWN_FIELDS = (*ID_FIELDS, "timestamp", "weight")
@@ -44,9 +44,9 @@ class Block:
     """Some whole lines of a file.
 
     Args:
-        file: Their bytes.
-        first_line: Number of the first of them, from 1.
-        offset: Of the first byte in the unpacked file.
+        file: Bytes of these lines.
+        first_line: Number of the first line, from 1.
+        offset: Position of the first byte in the unpacked file.
     """
 
     file: RawFile
@@ -55,7 +55,7 @@ class Block:
 
 
 def read_blocks(place: Place) -> Iterator[Block]:
-    """A file's lines, unpacked on the way if they are gzip or in an archive.
+    """Yield the lines of a file in blocks, unpacked if the file is packed or in an archive.
 
     Raises:
         DataError: The file cannot be read, is empty, is cut short, or is an HTML page.
@@ -83,10 +83,10 @@ def read_blocks(place: Place) -> Iterator[Block]:
 
 
 def read_first_line(place: Place) -> str:
-    """A file's first line that is not blank.
+    """Return the first line of a file that is not blank.
 
     Raises:
-        DataError: The file cannot be read, or there is none.
+        DataError: The file cannot be read or has no such line.
     """
     for block in read_blocks(place):
         lines = split_lines(_decode(block))
@@ -102,14 +102,14 @@ def collect_fields(
     collector: RowCollector,
     header: str | None = None,
 ) -> None:
-    """Hand all lines of a file, as fields between separators, to a collector.
+    """Split all lines of a file into fields and pass them to a collector.
 
     Args:
-        place: The file.
-        separator: Between fields; it has no other meaning, in quotes or not.
-        names: Of the fields; those a collector has no use for are passed over.
-        collector: What checks and keeps the rows.
-        header: The line before the first row; None for none.
+        place: Location of the file.
+        separator: Separator between fields. It also separates fields within quotes.
+        names: Names of the fields, in order. Fields that the collector does not use are skipped.
+        collector: Collector that checks and keeps the rows.
+        header: Header that must be the first line. None if there is no header.
 
     Raises:
         DataError: The file cannot be read, or does not start with the header.
@@ -117,7 +117,7 @@ def collect_fields(
     blocks = read_blocks(place)
     if header is not None:
         blocks = _skip_header(blocks, header)
-    # While one block is encoded, the next is read and parsed.
+    # The next block is read and parsed while the collector encodes the current one.
     for block, rows in fetch_ahead(_parse_blocks(blocks, separator, names)):
         if rows is not None:
             collector.add_checked(rows)
@@ -130,13 +130,19 @@ def collect_fields(
 def parse_clean_fields(
     content: bytes, separator: str, names: Sequence[str], *, id_type: type[pl.Int64 | pl.String]
 ) -> pl.DataFrame | None:
-    """The rows of clean lines; None if any of them is not surely clean.
+    """Parse lines with the fast parser, or return None unless all of them are certain to be clean.
 
-    With numbers for ids, clean means that each is written as its number is: '007' is another id
-    than '7', and the parser takes both for 7. Whatever else it forgives makes a line longer too, so
-    adding up the digits tells.
+    If ids are parsed as numbers, each id must be written as its number is. '007' and '7' are
+    different ids, but the parser reads both as 7. Every such leniency of the parser accepts a
+    longer line. Comparing the number of bytes with the number of digits therefore detects it.
+
+    Args:
+        content: Bytes of whole lines.
+        separator: Separator between fields.
+        names: Names of the fields, in order.
+        id_type: Type as which ids are parsed.
     """
-    if len(separator) > 1:  # The parser knows single characters only.
+    if len(separator) > 1:  # The parser accepts only a separator of one character.
         if b"\t" in content:
             return None
         content, separator = content.replace(separator.encode(), b"\t"), "\t"
@@ -152,7 +158,7 @@ def parse_clean_fields(
         rows = pl.read_csv(
             content, has_header=False, separator=separator, quote_char=None, schema=schema
         )
-    except (pl.exceptions.PolarsError, OSError):  # The latter where it takes them for gzip.
+    except (pl.exceptions.PolarsError, OSError):  # OSError: the parser took the bytes for gzip.
         return None
     known = rows.select(name for name in KNOWN_FIELDS if name in names)
     if "weight" in names:
@@ -168,14 +174,17 @@ def parse_clean_fields(
 
 
 def _is_plain(content: bytes, separator: str) -> bool:
-    """Whether no id can have anything around it to strip."""
+    """Return whether no id can have blanks around it that would have to be stripped."""
     return content.isascii() and not any(
         blank in content for blank in BLANKS if blank != separator.encode()
     )
 
 
 def _count_bytes(rows: pl.DataFrame) -> int:
-    """How long these rows are, written with one byte behind each field; -1 for numbers below 0."""
+    """Return the number of bytes of these rows as text, with one byte after each field.
+
+    The result is -1 if a number is negative.
+    """
     size = rows.height * rows.width
     for column in rows:
         if column.dtype == pl.String:
@@ -188,12 +197,12 @@ def _count_bytes(rows: pl.DataFrame) -> int:
 
 
 def count_lines(content: bytes) -> int:
-    """How many lines end in these bytes; several times as fast as counting with `bytes.count`."""
+    """Count the line ends in these bytes, several times as fast as `bytes.count`."""
     return int(np.count_nonzero(np.frombuffer(content, np.uint8) == ord("\n")))
 
 
 def fetch_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each made in another thread while the one before it is used."""
+    """Yield the items of an iterable, computing the next one in a thread while one is in use."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, iterator, None)
@@ -217,7 +226,7 @@ def _parse_blocks(
 
 
 def _count_digits(numbers: pl.Series) -> int:
-    """Characters of all these whole numbers from 0 on."""
+    """Return the total number of digits of these whole numbers, which must not be negative."""
     top, count, power = int(numbers.max()), len(numbers), 10  # type: ignore[arg-type]
     while power <= top:
         count += int((numbers >= power).sum())

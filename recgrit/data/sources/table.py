@@ -1,4 +1,4 @@
-"""A user's own interactions: files in any common format, under their own column names."""
+"""Reader of a user's own interactions, in files of any common format with any column names."""
 
 from __future__ import annotations
 
@@ -31,29 +31,36 @@ SAMPLE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Files with one row per interaction and, if there are any, files with one row per item.
+    """The source of a user's own files of interactions and, optionally, of items and users.
 
     Args:
-        items_path: Files of items; None for items of which only the ids are known.
-        users_path: Files of users; None where nothing is known of them.
-        user_id: Name of the user's column.
-        item_id: Name of the item's column, in both kinds of files.
-        items_id: Its name in the files of items; None where both call it alike.
-        timestamp: Name of the time's column: numbers, or dates with times.
-        weight: Name of the rating's column; None for none.
-        event: Name of the column of event types; None for none.
-        title: Name of the title's column among the items.
-        time_format: Form of times that are text; None to find out.
-        time_unit: What times count, where they are numbers; None to find out.
-        timezone: Of times that name none.
-        separator: Between the fields of text files; None to find out, as of all that follow.
-        encoding: Of text files.
-        quote: Around fields of text files.
-        comment: What lines of text files begin with that are no data.
-        decimal: The mark in numbers.
-        columns: Names of the columns of interactions in text files without a header.
-        item_columns: Likewise, of items.
-        event_types: What is known of event types; None leaves them to be found and told.
+        items_path: Files of items, with one row per item. None if only the ids of the items are
+            known.
+        users_path: Files of users, with one row per user. None if nothing is known of the users.
+        user_id: Name of the column of user ids.
+        item_id: Name of the column of item ids, in the files of interactions and of items.
+        items_id: Name of the column of item ids in the files of items, if it differs from
+            ``item_id``. None if both have the same name.
+        timestamp: Name of the column of times. Times are numbers, or dates with or without a time
+            of day.
+        weight: Name of the column of ratings. None if there are no ratings.
+        event: Name of the column of event types. None if there are no event types.
+        title: Name of the column of titles in the files of items.
+        time_format: Format of times that are text. None detects it.
+        time_unit: Unit of times that are numbers. None detects it.
+        timezone: Time zone of times that name no zone.
+        separator: Separator between the fields of text files. None detects it.
+        encoding: Character encoding of text files. None detects it.
+        quote: Quote character around fields of text files. None means the double quote.
+        comment: Start of the lines of text files that are comments. None detects lines
+            that start with ``#``.
+        decimal: Decimal mark in numbers. None detects it.
+        columns: Names of the columns of interactions in text files without a header, in order. None
+            reads the header.
+        item_columns: Names of the columns of items in text files without a header, in order. None
+            reads the header.
+        event_types: Event types of the settings. None raises an error that lists the types in the
+            files, if ``event`` names a column.
     """
 
     items_path: Path | None
@@ -79,18 +86,18 @@ class Table:
 
     @property
     def described_id(self) -> str:
-        """Name of the item's column in the files of items."""
+        """Name of the column of item ids in the files of items."""
         return self.items_id or self.item_id
 
     @property
     def times(self) -> TimeSettings:
-        """How times are written."""
+        """Settings of how times are written."""
         return TimeSettings(
             time_format=self.time_format, time_unit=self.time_unit, timezone=self.timezone
         )
 
     def text(self, columns: tuple[str, ...] | None) -> TextSettings:
-        """How text files are written, and what their columns are called."""
+        """Return the settings of how text files are written, with these names of columns."""
         return TextSettings(
             separator=self.separator,
             encoding=self.encoding,
@@ -102,24 +109,31 @@ class Table:
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         names = ", ".join(self._interaction_columns.values())
         return f"Parquet or CSV, or another table, with the columns {names}"
 
     @property
     def _interaction_columns(self) -> dict[str, str]:
-        """The names of our columns in the files."""
+        """Names of the columns of interactions in the files, by the names used here."""
         names = {"user_id": self.user_id, "item_id": self.item_id, "timestamp": self.timestamp}
         optional = {"weight": self.weight, EVENT: self.event}
         return names | {ours: name for ours, name in optional.items() if name is not None}
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The files of a folder or of a pattern such as ``2024-*.parquet``; then items, users."""
+        """Return the files of interactions, followed by those of items and of users.
+
+        Args:
+            path: Path of a file or folder, or a pattern such as ``2024-*.parquet``.
+
+        Raises:
+            DataError: There are no such files, or files of several kinds.
+        """
         items, users = self._described()
         return (*list_files(path, self.expected, apart=(*items, *users)), *items, *users)
 
     def _described(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-        """The files of items, and those of users."""
+        """Return the files of items and the files of users."""
         return (
             () if self.items_path is None else list_files(self.items_path, "items"),
             () if self.users_path is None else list_files(self.users_path, "users"),
@@ -131,7 +145,7 @@ class Table:
         max_malformed_share: float = DEFAULT_MAX_MALFORMED_SHARE,
         coder: InteractionCoder | None = None,
     ) -> RawData:
-        """Read the interactions, and the items where there are files of them."""
+        """Read the interactions, and the items and users if there are files of them."""
         described, of_users = self._described()
         logs = files[: len(files) - len(described) - len(of_users)]
         coder = coder or InteractionCoder()
@@ -194,7 +208,7 @@ class Table:
         return replace(raw, users=users)
 
     def _open(self, files: Sequence[Path]) -> list[TableFile]:
-        """The tables in these files, each with all columns; how they are written is said."""
+        """Open the tables in these files, check that they have all columns, and log their forms."""
         tables, forms = [], dict[str, list[str]]()
         wanted = list(self._interaction_columns.values())
         for path in files:
@@ -222,7 +236,7 @@ class Table:
         *,
         is_only: bool,
     ) -> CleanRows | None:
-        """The rows of a file; None where it has none, and others may."""
+        """Read the interactions of a file; an empty file that is not the only one gives None."""
         names = self._interaction_columns
         collector = RowCollector(
             coder, table.label, f"{', '.join(names.values())}, with times as dates or numbers"
@@ -235,7 +249,7 @@ class Table:
                 for ours, name in names.items()
                 if ours in ("user_id", "item_id")
             }
-            for ours, ids in columns.items():  # Damaged ids end the run before times are read.
+            for ours, ids in columns.items():  # Errors in ids are raised before errors in times.
                 sample = ids.head(SAMPLE).cast(pl.String).unique(maintain_order=True)
                 refuse_damaged_ids(sample, table.label, names[ours])
             exact = times.read(part.frame[self.timestamp], table.label)
@@ -286,5 +300,5 @@ def _require_columns(table: TableFile, names: dict[str, str]) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name without what people write in different ways."""
+    """Return the letters and digits of a name in lower case, for comparison with similar names."""
     return "".join(letter for letter in name.lower() if letter.isalnum())

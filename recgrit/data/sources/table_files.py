@@ -1,4 +1,4 @@
-"""Files with a table in whatever format, found under a path and read block by block."""
+"""Search for files with a table under a path, and readers of their formats, block by block."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ PARQUET_ROWS = 2**19
 
 @dataclass(frozen=True)
 class TableFile:
-    """One file, or one member of an archive, of which the columns are known.
+    """A file with a table, or a member of an archive, whose columns are known.
 
     Args:
-        place: Where it is.
-        kind: ``parquet``, ``json`` or ``text``.
-        columns: Names of its columns, those of its folders (``day=2024-01-01``) last.
-        folders: The values of these.
-        text: Its form, of text.
+        place: Location of the file.
+        kind: Format of the file: ``parquet``, ``json`` or ``text``.
+        columns: Names of the columns. Columns that are named by the file's folders
+            (``day=2024-01-01``) come last.
+        folders: Values of the columns that are named by the file's folders.
+        text: Opened text file. None for other formats.
     """
 
     place: Place
@@ -62,20 +63,20 @@ class TableFile:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Name of the file for messages."""
         return self.place.label
 
     def describe(self) -> str:
-        """How it is written, in words."""
+        """Describe the format of the file, for messages."""
         if self.text is not None:
             return self.text.describe()
         return {"parquet": "Parquet", "json": "JSON lines"}[self.kind]
 
     def refuse_repeated(self, names: Sequence[str]) -> None:
-        """Stop where the header has one of these names twice: either column may be meant.
+        """Raise an error if the header has one of these names twice, because either may be meant.
 
         Raises:
-            DataError: It has.
+            DataError: A name occurs twice.
         """
         if self.text is None or self.text.dialect is None:
             return
@@ -87,7 +88,9 @@ class TableFile:
                 )
 
     def rows(self, columns: Sequence[str]) -> Iterator[Rows]:
-        """These columns of all rows; rows of Parquet count from 2 on, as after a header.
+        """Yield these columns of all rows, block by block.
+
+        Rows of Parquet files are numbered from 2 on, as lines after a header are.
 
         Raises:
             DataError: The file is damaged.
@@ -121,7 +124,7 @@ class TableFile:
         refuse_too_many_rows(self.place.path)
         file = pq.ParquetFile(self.place.path)
         for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
-            batch.validate(full=True)  # Lengths that lie would be followed outside of memory.
+            batch.validate(full=True)  # Wrong lengths would lead to reads outside of memory.
             frame = pl.from_arrow(batch)
             assert isinstance(frame, pl.DataFrame)
             yield frame
@@ -137,16 +140,18 @@ def open_table(
     *,
     setting_of: str = "columns",
 ) -> TableFile:
-    """A file, opened as far as it takes to know its columns; its first bytes tell what it is.
+    """Open a file far enough to know its columns.
+
+    Parquet and Excel are recognised by the first bytes of the file, and JSON by its name.
 
     Args:
-        place: The file.
-        wanted: Columns that it should have, by which a text's form is found.
-        settings: What is known of the form of text.
-        setting_of: The setting that names columns of a text without a header.
+        place: Location of the file.
+        wanted: Names of required columns, which help to detect the form of text files.
+        settings: Settings of how text files are written.
+        setting_of: Setting that names the columns of a text file without a header, for messages.
 
     Raises:
-        DataError: It is damaged, or of no format that holds a table.
+        DataError: The file is damaged, or its format holds no table.
     """
     folders = _hive_columns(place.path)
     start = _first_bytes(place)
@@ -170,15 +175,16 @@ def open_table(
 
 
 def list_files(path: Path, expected: str, *, apart: Sequence[Path] = ()) -> tuple[Path, ...]:
-    """The files with a table that a path stands for, in the order of their names.
+    """Return the files with a table that a path stands for, sorted by name.
 
     Args:
-        path: A file, a folder (its files, else those of the folders in it), or a pattern.
-        expected: What is wanted, for messages.
-        apart: Files that are not meant.
+        path: Path of a file, or of a folder, or a pattern. A folder stands for its files or, if it
+            has none, for those of its subfolders.
+        expected: Description of the required files, for messages.
+        apart: Files to leave out.
 
     Raises:
-        DataError: There are none, or files of several kinds.
+        DataError: There are no such files, or files of several kinds.
     """
     if path.is_file():
         return (path,)
@@ -196,7 +202,7 @@ def list_files(path: Path, expected: str, *, apart: Sequence[Path] = ()) -> tupl
     for file in found:
         kinds.setdefault(_kind_of(file), []).append(file)
     if len(kinds) > 1:
-        kinds.pop(".txt", None)  # Read-me files and the like.
+        kinds.pop(".txt", None)  # Text files beside others are read-me files and the like.
     if len(kinds) != 1:
         listed = sorted(kinds, key=lambda kind: (SUFFIXES.index(_without_packing(kind)), kind))
         what = f"files of several kinds ({', '.join(listed)})" if kinds else "no such file"
@@ -210,10 +216,10 @@ def list_files(path: Path, expected: str, *, apart: Sequence[Path] = ()) -> tupl
 
 
 def find_tables(path: Path) -> tuple[Place, ...]:
-    """The tables in a file: itself, or those in a zip.
+    """Return the tables in a file: the file itself, or the members of a zip archive.
 
     Raises:
-        DataError: The archive is damaged or holds none.
+        DataError: The archive is damaged or holds no table.
     """
     if not _is_zip(path):
         return (Place(path),)
@@ -224,7 +230,7 @@ def find_tables(path: Path) -> tuple[Place, ...]:
         raise DataError(f"{path} is a damaged zip archive ({error}). Copy it again.") from None
     if any(name.startswith("xl/") for name in names):
         raise DataError(f"{path} is an Excel workbook: save it as CSV (UTF-8) and name that.")
-    members_by_name(names, (), str(path))  # Refuses names that lead elsewhere.
+    members_by_name(names, (), str(path))  # Raises an error if a name leads out of the archive.
     tables = sorted(
         name for name in names
         if Path(name).name.lower().endswith((*TEXT, *JSON)) and not _is_hidden(Path(name))
@@ -238,7 +244,7 @@ def find_tables(path: Path) -> tuple[Place, ...]:
 
 
 def read_table(file: TableFile, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """All rows at once, those that cannot be split left out."""
+    """Read all rows of a file at once, without the lines that cannot be split."""
     chosen = file.columns if columns is None else columns
     parts = [part.frame for part in file.rows(chosen)]
     if not parts:
@@ -247,7 +253,7 @@ def read_table(file: TableFile, columns: Sequence[str] | None = None) -> pl.Data
 
 
 def _read_json(place: Place) -> pl.DataFrame:
-    """JSON objects, one a line, or an array of them; types by all of them."""
+    """Read JSON objects, one per line or in an array, with types that fit all of them."""
     file = read_file(place, JSON_BYTES)
     content = file.content.lstrip(b"\xef\xbb\xbf \t\r\n")
     objects = None
@@ -295,7 +301,7 @@ def _read_json(place: Place) -> pl.DataFrame:
 
 
 def _column(values: list[object]) -> pl.Series:
-    """Values of one type as they are, of several as text."""
+    """Return a column of values, as text if their types differ."""
     try:
         return pl.Series(values, strict=True)
     except (TypeError, pl.exceptions.PolarsError, OverflowError):
@@ -307,7 +313,7 @@ def _column(values: list[object]) -> pl.Series:
 
 
 def _files_below(path: Path) -> list[Path]:
-    """The files of a folder, or of the folders in it if it has none itself."""
+    """Return the files of a folder or, if it has none, the files of its subfolders."""
     if not path.is_dir():
         return [path] if _kind_of(path) else []
     entries = sorted(entry for entry in path.iterdir() if not _is_hidden(Path(entry.name)))
@@ -318,7 +324,7 @@ def _files_below(path: Path) -> list[Path]:
 
 
 def _kind_of(path: Path) -> str:
-    """The end of the name that tells a format; empty if it tells none."""
+    """Return the suffix of a file name that shows its format, or an empty text."""
     name = path.name.lower()
     plain = _without_packing(name)
     packed = name[len(plain) :]
@@ -332,7 +338,7 @@ def _without_packing(name: str) -> str:
 
 
 def _is_hidden(path: Path) -> bool:
-    """Whether a name is one of those that Spark, macOS and others leave beside the data."""
+    """Return whether a name is of a kind that Spark, macOS and others leave beside the data."""
     return any(part.startswith(("_", ".")) for part in path.parts)
 
 
@@ -351,7 +357,7 @@ def _first_bytes(place: Place) -> bytes:
 
 
 def _before_magic(path: Path) -> Iterator[str]:
-    """The parts of a pattern up to the first that is one."""
+    """Yield the parts of a pattern before the first part with a wildcard."""
     for part in path.parts:
         if glob.has_magic(part):
             return
@@ -359,7 +365,7 @@ def _before_magic(path: Path) -> Iterator[str]:
 
 
 def _hive_columns(path: Path) -> dict[str, str | None]:
-    """The columns that a file's folders are named after, as in ``day=2024-01-01``."""
+    """Return the columns that are named by a file's folders, as in ``day=2024-01-01``."""
     pairs = [re.fullmatch(r"([^=]+)=(.*)", part) for part in path.parts[:-1]]
     found = {match[1]: unquote(match[2]) for match in pairs if match}
     return {name: None if value == HIVE_NULL else value for name, value in found.items()}
@@ -372,7 +378,7 @@ def _with_folders(
     folders: dict[str, str | None],
     text: TextFile | None = None,
 ) -> TableFile:
-    """A file with what its folders say beside what it says itself."""
+    """Return a file with the columns that its folders name, unless the file has them itself."""
     added = {name: value for name, value in folders.items() if name not in columns}
     return TableFile(place, kind, (*columns, *added), added, text)
 

@@ -1,8 +1,9 @@
-"""MovieLens with what its users call each movie: tags as one more field of the items.
+"""Reader of the tags of MovieLens, which become a further column of the items.
 
-Releases from 10M on have them. A movie's tags are those that most users gave it, letter case aside,
-the earliest first where equally many did. They are item features made by users: one may be younger
-than an interaction that is predicted, as with any text of a catalogue as it stands today.
+Releases from 10M on have tags. A movie gets the tags that most users gave it, without regard to
+letter case. Tags with equally many users are ordered by first use. Tags are item features that
+users made. A tag may be younger than an interaction that is predicted, as any text of a present-day
+catalogue may be.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ TAG_FIELDS = "userId,movieId,tag,timestamp"
 
 @dataclass(frozen=True)
 class TaggedMovieLens:
-    """A release whose items have a field ``tags``, the most given first.
+    """A MovieLens source whose items have a column ``tags``, with the most frequent tag first.
 
     Args:
-        release: The ratings and movies.
-        num_tags: Tags of a movie at most.
+        release: Source of the ratings and movies.
+        num_tags: Largest number of tags of a movie.
     """
 
     release: MovieLens
@@ -49,7 +50,7 @@ class TaggedMovieLens:
 
     @property
     def expected(self) -> str:
-        """The files wanted, in words."""
+        """Description of the required files, for messages."""
         *files, tags = self._files
         return f"{', '.join(files)} and {tags}, or {self.release.archive}"
 
@@ -62,7 +63,11 @@ class TaggedMovieLens:
         return (*self.release.layout.files, "tags.csv" if self._has_header else "tags.dat")
 
     def find_files(self, path: Path) -> tuple[Path, ...]:
-        """The three files, or the archive."""
+        """Return the files of ratings, movies and tags, or the archive that holds them.
+
+        Raises:
+            DataError: The files do not exist.
+        """
         return find_files(
             path, (self._files,), self.expected, self.release.archive, self.release.folder
         )
@@ -83,7 +88,7 @@ class TaggedMovieLens:
         return dataclasses.replace(raw, items=items, files=files)
 
     def _read_tags(self, file: RawFile, max_malformed_share: float) -> pl.DataFrame:
-        """``item_id`` and the most given ``tags`` of each movie."""
+        """Return a table of ``item_id`` and the most frequent ``tags`` of each movie."""
         lines = split_lines(decode(file))
         if self._has_header:
             lines = require_header(file, lines, TAG_FIELDS)
@@ -113,7 +118,7 @@ class TaggedMovieLens:
     ) -> Iterator[tuple[int, str | None, str | None, str | None]]:
         for line, text in lines.iter_rows():
             try:
-                # Line by line, so that a stray quote costs one tag and not all that follow.
+                # Each line is parsed alone, so that a stray quote damages one tag only.
                 fields = next(csv.reader([text])) if self._has_header else text.split("::")
             except csv.Error:
                 fields = []
@@ -125,10 +130,15 @@ class TaggedMovieLens:
 
 
 def with_tags(source: object, name: str, num_tags: int) -> TaggedMovieLens:
-    """A source that gives its items tags.
+    """Return a source whose items also have tags.
+
+    Args:
+        source: Source without tags.
+        name: Name of the source.
+        num_tags: Largest number of tags of a movie.
 
     Raises:
-        ConfigError: The source has none.
+        ConfigError: The source has no tags.
     """
     if not isinstance(source, MovieLens) or name == "movielens-1m":
         raise ConfigError(
