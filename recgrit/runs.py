@@ -203,9 +203,10 @@ class Run(Summarized):
         return manifest
 
     def stages(self) -> list[str]:
-        """Return the names of the run's stages in order, including stages that have not run yet.
+        """Return the names of the run's stages in order.
 
-        Stages that a trained model does not need are left out, and so are baselines that were not
+        Stages that have not run yet are included. Stages that the run's kind of model does not
+        have, such as ``tokenize`` for SASRec, are left out. So are baselines that were not
         measured.
         """
         names = list(FOLDERS)

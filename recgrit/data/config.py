@@ -89,8 +89,8 @@ class TableConfig(Config):
 class DataConfig(Config):
     """Settings of the data: which files to read, which interactions to keep, and how to split them.
 
-    ``path``, ``table.items_path``, ``table.users_path`` and ``download_dir`` are paths. The key of
-    a stage depends on the content of the files and not on their paths.
+    Moving the files of ``path``, ``table.items_path`` and ``table.users_path`` repeats no stage:
+    stages depend on the content of files and not on their paths.
 
     Args:
         source: Name of the data set or format. ``recgrit datasets`` lists the names.
@@ -127,8 +127,8 @@ class DataConfig(Config):
             here raises an error.
         target_events: Event types that are predicted in training, validation and test. All other
             types occur in histories only. None predicts all types with a weight above 0.
-        min_weight: Lowest rating that is kept. Interactions with a lower rating are left out. None
-            keeps all.
+        min_weight: Lowest value of the column ``table.weight``, such as a rating, that is kept.
+            Interactions with a lower rating are left out. None keeps all.
         max_malformed_share: Largest share of malformed lines of a file. Up to this share malformed
             lines are left out. Above it an error is raised, because the file is probably damaged or
             in another format.
@@ -147,8 +147,8 @@ class DataConfig(Config):
         test_until: Cut-off time at which the test period of a temporal split ends, in UTC.
             Interactions from then on are left out before any other step. None ends the test period
             with the last interaction.
-        cold_item_share: Share of items that are held out of all training parts. Use it to measure
-            how well items without interactions are recommended.
+        cold_item_share: Share of items that are held out of all training histories. Use it to
+            measure how well items without interactions are recommended.
         cold_item_seed: Seed of the random choice of the held-out items.
         partition_users: Number of users whose interactions are held in memory at a time, while
             those of all other users are on disk. None holds all in memory, which is faster. The

@@ -1,4 +1,4 @@
-"""Protocols that split sequences into training parts and targets of validation and test.
+"""Protocols that split sequences into training histories and targets of validation and test.
 
 MiniOneRec's protocol is in `recgrit.data.minionerec`.
 """
@@ -73,8 +73,8 @@ class Splitter:
     Args:
         protocol: Function that splits the sequences of some users.
         counted: Splits whose targets are counted, each with the label of its count in the funnel.
-        held_out: bool ``[num_items]``, True for items that are held out of all training parts. None
-            holds out no items.
+        held_out: bool ``[num_items]``, True for items that are held out of all training histories.
+            None holds out no items.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ def draw_items(num_items: int, share: float, seed: int) -> npt.NDArray[np.bool_]
 
 
 def without_items(split: SequenceSplit, held_out: npt.NDArray[np.bool_]) -> SequenceSplit:
-    """Remove items from all training parts, so that recommendation of cold items can be measured.
+    """Remove items from all training histories, to measure recommendation of cold items.
 
     These items remain in the catalogue and may be targets of validation and test. A user whose
     history becomes empty has no targets.

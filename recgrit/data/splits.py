@@ -30,7 +30,7 @@ MAX_CHECKED = 2**24
 
 @dataclass(frozen=True)
 class SequenceSplit:
-    """The items of all users in time order, with training parts and targets of validation and test.
+    """The items of all users in time order, with the targets of validation and test.
 
     A sequence has at most one target per split. Some protocols evaluate several targets of a user.
     The split then has one more sequence for each such target: a copy of the history that the
@@ -112,7 +112,10 @@ class SequenceSplit:
         return sequences if self.owners is None else np.asarray(self.owners[sequences])
 
     def people_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Return the training user of each of these sequences, int64, or None if none is known."""
+        """Return the index of each sequence's user in the user table, int64.
+
+        The result is None if the split was made without users.
+        """
         return None if self.people is None else np.asarray(self.people[sequences])
 
     def with_own_people(self) -> SequenceSplit:
@@ -212,7 +215,7 @@ class SequenceSplit:
         return self.items[self.offsets[sequence] : self.offsets[sequence + 1]]
 
     def train_item_counts(self) -> npt.NDArray[np.int64]:
-        """Count how often each item occurs in the training parts, int64 ``[num_items]``."""
+        """Count how often each item occurs in the training histories, int64 ``[num_items]``."""
         counts = np.zeros(self.num_items, np.int64)
         for part, may_be_learned in self._train_parts():
             counts += np.bincount(self.items[part][may_be_learned], minlength=self.num_items)
@@ -226,7 +229,7 @@ class SequenceSplit:
         return np.bincount(targets, minlength=self.num_items)
 
     def train_pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the distinct pairs of user and item in the training parts, as two int64 arrays."""
+        """Return the distinct pairs of user and item in training histories, as two int64 arrays."""
         sequences = np.repeat(np.arange(len(self.train_ends)), np.diff(self.offsets))
         trained = self.train_mask()
         users = self.owners_of(sequences[trained]).astype(np.int64)

@@ -72,7 +72,12 @@ class UserHistories:
 
     @classmethod
     def without_history(cls, user_ids: Sequence[str], num_items: int) -> UserHistories:
-        """Return users with empty histories."""
+        """Build the histories of users of whom nothing is known: all are empty.
+
+        Args:
+            user_ids: Ids of the users.
+            num_items: Number of items in the catalogue.
+        """
         none = np.empty(0, np.int64)
         return cls.of(pl.Series(user_ids, dtype=pl.String), none, none.astype(np.int32), num_items)
 

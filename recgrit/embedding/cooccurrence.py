@@ -6,8 +6,8 @@ as well with fewer choices (Levy, Goldberg & Dagan, 2015, "Improving distributio
 lessons learned from word embeddings"). That paper also raises the context distribution to the power
 of .75, so that rare contexts do not get the largest PMI, and uses the rows of U sqrt(S).
 
-Only training parts are counted, because a pair with a validation or test target would leak what the
-model has to predict. Memory is linear in the number of distinct pairs.
+Only training histories are counted, because a pair with a validation or test target would leak what
+the model has to predict. Memory is linear in the number of distinct pairs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build_cooccurrence_vectors(
     """Return item vectors that are close for items near each other in training sequences.
 
     Args:
-        split: Sequences to count. Only their training parts are read.
+        split: Sequences to count. Only their training histories are read.
         dim: Length of the vectors. Columns beyond the rank of the matrix are zero.
         window: Maximum distance, in positions of a history, at which two items count as a pair.
         seed: Seed of the randomized SVD.

@@ -46,7 +46,9 @@ class RayEngine:
         self._is_own = is_own
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """Write the missing shards on the cluster.
+        """Run the function that ``build`` returns for each shard of users that has no file yet.
+
+        The shards are divided among the actors of the Ray cluster.
 
         See `recgrit.engines.engine.Engine.map_shards`.
         """

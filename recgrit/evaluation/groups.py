@@ -39,8 +39,8 @@ Groups = dict[str, Members]
 def group_targets(report: EvaluationReport, split: SequenceSplit) -> dict[str, Groups]:
     """Group test targets by length of the history, popularity, cold items and new users.
 
-    The popularity of a target is its number of interactions in the training parts. A cold target
-    has none. A new user has no interactions in the training parts.
+    The popularity of a target is its number of interactions in the training histories. A cold
+    target has none. A new user has no interactions in the training histories.
 
     Args:
         report: Report on test, whose targets are grouped.

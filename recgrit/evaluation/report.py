@@ -132,8 +132,8 @@ class EvaluationReport:
         protocol: Conditions of the measurement: ``split``, ``masked``, ``ks``, ``search``,
             ``ties``, ``num_items``, ``num_users``, ``num_targets``, ``num_bootstrap`` and ``seed``.
         means: Mean of each metric over the targets, by names such as ``recall_at_10``.
-        bounds: 95% bootstrap interval of each mean over users, by the same names. A user is
-            resampled together with all targets.
+        bounds: 95% bootstrap interval of each mean, by the same names. The bootstrap draws users,
+            each with all of the user's targets.
     """
 
     per_target: pl.DataFrame

@@ -31,12 +31,12 @@ SIMILARITIES_NAME = "similarities.npz"
 
 
 class ItemKNN(Model):
-    """A model that ranks items by similarities that are counted in the training parts.
+    """A model that ranks items by how often they occur near the history's items in training.
 
     Args:
         similarities: Similarities of the items, sparse float64 ``[N, N]``. Row i holds the items
             most similar to item i.
-        discount: Weight of an item of the history relative to the item after it.
+        discount: Factor by which each step back in the history lowers the weight of an item.
         history_length: Number of items of a history that the model reads, the most recent ones.
     """
 
@@ -60,7 +60,7 @@ class ItemKNN(Model):
         on_epoch: Callable[[Any], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Compute the similarities from pairs of items in the training parts; see `Model.fit`."""
+        """Compute the similarities from pairs of items in training histories; see `Model.fit`."""
         similarities = find_similar(
             split,
             num_neighbours=settings.num_neighbours,

@@ -117,7 +117,7 @@ def learn_ids(
 
     Args:
         features: Feature vectors of the items, float32 ``[N, F]``.
-        split: Sequences of the users. The network learns from the training parts, and the
+        split: Sequences of the users. The network learns from the training histories, and the
             validation targets decide which epoch is kept.
         config: Settings of the codebooks. The objective is ``item_vectors`` or ``next_item``.
         settings: Settings of the network and its training.

@@ -177,11 +177,11 @@ class Model(ABC):
         on_epoch: Callable[[TrainingEpoch], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Fit a model to the training parts of a split.
+        """Fit a model to the training histories of a split.
 
         Args:
             items: The items of the catalogue.
-            split: Sequences of the users. The model learns from the training parts, and the
+            split: Sequences of the users. The model learns from the training histories, and the
                 validation targets decide when the training stops.
             settings: Settings of the model, an instance of ``settings_class``.
             seed: Seed of all random numbers.

@@ -68,14 +68,14 @@ class NetworkModel(Model, Generic[NetworkT]):
 
     @classmethod
     def count(cls, network: NetworkT, items: CatalogueInputs, split: SequenceSplit) -> None:
-        """Fill the network's buffers with counts of the training parts, such as item neighbours.
+        """Fill the network's buffers with counts of training histories, such as neighbours.
 
         The base class counts nothing.
 
         Args:
             network: The network whose buffers are filled.
             items: The items of the catalogue.
-            split: Sequences whose training parts are counted.
+            split: Sequences whose training histories are counted.
         """
 
     @classmethod
@@ -255,7 +255,7 @@ def count_neighbours(
 
     Args:
         neighbours: Neighbours to fill. None does nothing.
-        split: Sequences whose training parts are counted.
+        split: Sequences whose training histories are counted.
         likeness: Similarity of the items by text or features. None gives items without interactions
             no neighbours.
     """

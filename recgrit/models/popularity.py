@@ -53,7 +53,7 @@ class Popularity(Model):
         on_epoch: Callable[[Any], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Fitted[Self]:
-        """Count the interactions of each item in the training parts; see `Model.fit`."""
+        """Count the interactions of each item in the training histories; see `Model.fit`."""
         return Fitted(cls(split.train_target_counts()), FitSummary({"counts": split.num_items}))
 
     def save(self, directory: Path) -> None:

@@ -157,7 +157,7 @@ class SASRecModel(NetworkModel[SASRec]):
 
     @classmethod
     def count(cls, network: SASRec, items: CatalogueInputs, split: SequenceSplit) -> None:
-        """Count the item neighbours in the training parts, if the settings name any kind."""
+        """Count the item neighbours in the training histories, if the settings name any kind."""
         count_neighbours(network.neighbours, split, items.likeness)
 
     def ranker(

@@ -42,7 +42,7 @@ START = Strengths(mixture=0.9)
 
 
 class Transitions(Model):
-    """A model that ranks items by neighbours, which come from the training parts and the texts.
+    """A model that ranks items by neighbours, which come from the training histories and the texts.
 
     Args:
         neighbours: Neighbours of all items, with the weights of their kinds.

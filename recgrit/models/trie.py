@@ -81,7 +81,7 @@ class TrieModel(NetworkModel[TrieRetriever]):
 
     @classmethod
     def count(cls, network: TrieRetriever, items: CatalogueInputs, split: SequenceSplit) -> None:
-        """Count the item neighbours in the training parts and store them in the network."""
+        """Count the item neighbours in the training histories and store them in the network."""
         count_neighbours(network.neighbours, split, items.likeness)
 
     @classmethod

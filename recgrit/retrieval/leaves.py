@@ -83,7 +83,7 @@ class LeafSets:
 
 @dataclass(frozen=True)
 class LeafWeights:
-    """Mixture weights and additive bonuses that neighbours give to some leaves of each row.
+    """Mixture weights and additive bonuses of some items for each user, from neighbours.
 
     Each leaf of the trie is an item, and each row is a user. All other leaves have weight and bonus
     0.
@@ -93,7 +93,8 @@ class LeafWeights:
     Args:
         leaves: Leaves of each row ``[R, E]``, ascending. If a leaf is repeated, its first entry has
             its whole weight and bonus, and the others have 0.
-        weights: Mixture weights, which are parts of the probability, float64 ``[R, E]``.
+        weights: Probability that the neighbours add to each leaf, float64 ``[R, E]``. The model's
+            own probabilities are scaled so that all sum to 1.
         bonuses: Additive bonuses in the score, float32 ``[R, E]``, at least 0.
     """
 

@@ -101,7 +101,7 @@ def find_similar(
     divisor, so that similarities based on few counts are close to 0 (Sarwar et al., WWW 2001).
 
     Args:
-        split: Sequences to count. Only their training parts are read.
+        split: Sequences to count. Only their training histories are read.
         num_neighbours: Number of most similar items to keep per item.
         window: Maximum distance, in positions of a history, at which two items count as a pair.
         shrinkage: Number that is added to the divisor.
@@ -193,7 +193,7 @@ class ItemNeighbours(nn.Module):
         self.fitted.copy_(torch.tensor(astuple(strengths), dtype=torch.float64))
 
     def count(self, split: SequenceSplit, likeness: Likeness | None = None) -> None:
-        """Count the neighbours of all items in the training parts of sequences.
+        """Count the neighbours of all items in the training histories of sequences.
 
         Args:
             split: Sequences to count.

@@ -145,7 +145,7 @@ class StepPlanner:
         self._asked_places = np.zeros(trie.num_nodes, dtype=np.int64)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return this planner itself: it also fits a copied retriever, and the trie is large."""
+        """Return this planner itself, so that copies of a retriever share its large trie."""
         return self
 
     def plan(self, batch: Batch) -> StepPlan:

@@ -89,7 +89,12 @@ def _require_segments(config: ExperimentConfig) -> None:
 def _measure_groups(
     report: EvaluationReport, run: Run, segments: tuple[str, ...]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the number of targets and the metrics of each group, by group key and label."""
+    """Return the number of targets and the metrics of each group of targets.
+
+    The outer key is the grouping, such as ``history``, and the inner key the group, such as
+    ``5 to 9 items``. ``segments`` names columns of the run's user table, which give one grouping
+    each.
+    """
     grouped = group_targets(report, run.data.split)
     grouped |= group_by_segments(report, run.data.users, segments)
     return {

@@ -45,7 +45,12 @@ class FitTokenizer:
     folder: Path
 
     def __call__(self, report: Report) -> dict[str, Any]:
-        """Fit the codebooks and return the summary of the fit; ``report`` is not called."""
+        """Fit the codebooks and return their sizes, loss and best epoch.
+
+        Args:
+            report: Progress callback of the engine. It is not used, because the fit shows its own
+                progress.
+        """
         import torch
 
         from recgrit import distributed

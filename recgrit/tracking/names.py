@@ -32,7 +32,7 @@ def clean_name(name: str) -> str:
         name: Name of a metric, setting or tag.
 
     Raises:
-        TrackingError: No character of the name is left.
+        TrackingError: Nothing is left, as of a name of dots and slashes alone.
 
     Example:
         >>> clean_name("test/Recall@10")

@@ -27,7 +27,7 @@ from recgrit.ranking import Batch
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of a split's training parts, as slices of ``SequenceSplit.items``.
+    """The windows of a split's training histories, as slices of ``SequenceSplit.items``.
 
     The target of a position is the item after it. A position is supervised if its target is part of
     the loss.
@@ -70,7 +70,7 @@ class TrainingStep:
 
 
 def build_windows(split: SequenceSplit, history_length: int) -> Windows:
-    """Cut all training parts into windows of at most ``history_length`` history items.
+    """Cut all training histories into windows of at most ``history_length`` history items.
 
     The windows of one user advance by half of ``history_length``. Each target therefore has at
     least half a window of context, if the user's history is that long.
@@ -132,7 +132,7 @@ def iterate_steps(
 
     Args:
         split: Sequences of the users.
-        windows: Windows of the split's training parts.
+        windows: Windows of the split's training histories.
         batch_targets: Approximate number of targets of a step, over all processes.
         num_parts: Number of parts of similar size that a step is split into. A step with fewer
             windows has fewer parts.
@@ -156,7 +156,7 @@ def plan_batches(
     ``batch_targets`` targets. The batches are then shuffled.
 
     Args:
-        windows: Windows of the training parts.
+        windows: Windows of the training histories.
         batch_targets: Approximate number of targets of a batch.
         generator: Random generator for ties and for the order of the batches.
     """
@@ -172,7 +172,7 @@ def collate(split: SequenceSplit, windows: Windows, chosen: npt.NDArray[np.int64
 
     Args:
         split: Sequences of the users.
-        windows: Windows of the split's training parts.
+        windows: Windows of the split's training histories.
         chosen: Numbers of the windows of this batch, int64.
     """
     lengths = windows.lengths[chosen]

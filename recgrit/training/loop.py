@@ -162,8 +162,8 @@ def train_model(
             seed is set.
         build_ranker: Function that returns a ranker for the model in a number format, for the
             validation.
-        split: Sequences of the users. The model learns from the training parts, and the validation
-            targets decide when the training stops.
+        split: Sequences of the users. The model learns from the training histories, and the
+            validation targets decide when the training stops.
         config: Settings of the training.
         history_length: Largest number of items of a history that the model reads.
         seed: Seed of the initial weights, the order of the batches and dropout.
@@ -290,7 +290,10 @@ def _end_epoch(
 
 @dataclass
 class _EpochSums:
-    """Sums over the steps of one epoch, from which the results of the epoch are computed."""
+    """Running sums of loss, accuracy and number of targets over the steps of one epoch.
+
+    The means of the epoch are computed from them.
+    """
 
     epoch: int
     started: float = field(default_factory=time.perf_counter)

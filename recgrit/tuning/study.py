@@ -342,6 +342,10 @@ class _Tuning:
     def _conclude(self, tracker: Tracker, *, is_over: bool) -> TuneResult:
         """Write the best trial's configuration and return the result.
 
+        Args:
+            tracker: Records the best result in MLflow.
+            is_over: Whether the search is complete. The result passes it on.
+
         Raises:
             ConfigError: No trial has ended.
         """

@@ -286,8 +286,13 @@ def require_header(file: RawFile, lines: pl.DataFrame, header: str) -> pl.DataFr
 def require_first_line(label: str, first: object, header: str) -> None:
     """Raise an error if the first line of a file is not this header.
 
+    Args:
+        label: Name of the file in messages.
+        first: First line as it was read. None if the file is empty.
+        header: Line that the file must start with.
+
     Raises:
-        DataError: The first line is something else.
+        DataError: The first line is another one.
     """
     if first != header:
         raise DataError(
