@@ -78,13 +78,13 @@ def print_folds(found: FoldResults) -> None:
     k = headline_k(found.folds[0].report.ks)
     names = [f"{metric.lower()}_at_{k}" for metric in HEADLINES]
     titles = [metric_title(name) for name in names]
-    table = build_table("fold", "test from", "targets", *titles, numbers=("targets", *titles))
+    table = build_table("fold", "test from (UTC)", "targets", *titles, numbers=("targets", *titles))
     table.title = "Folds"
     for fold in found.folds:
         report = fold.report
         table.add_row(
             str(fold.number),
-            fold.test_from,
+            fold.test_from[:16].replace("T", " "),
             f"{report.protocol['num_targets']:,}",
             *(_show_mean(report, name) for name in names),
         )
