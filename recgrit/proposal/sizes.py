@@ -20,6 +20,10 @@ from recgrit.errors import DataError
 FILTERS = ((5, 5), (3, 3), (3, 1))
 ENOUGH = 0.5
 LONG_HISTORY = 100
+# Mean number of interactions per item from which a large log counts as dense, as MovieLens-1M does.
+# Such a log is regularised less, and long histories pay.
+DENSE = 100
+LONGEST_HISTORY = 200
 # Least number of training steps per epoch, which bounds the number of targets per step. With a
 # learning rate of .003, training then converges within its epochs.
 STEPS_PER_EPOCH = 16
@@ -149,20 +153,17 @@ def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
         num_targets: Number of events that training predicts in an epoch.
     """
     items, interactions = kept.num_items, kept.num_interactions
-    if items <= 300:
-        levels, codes = 2, 16
-    elif items <= 1000:
-        levels, codes = 2, 64
-    elif items <= 5000:
-        levels, codes = 3, 256
-    else:
-        levels, codes = (2, 1024) if items <= 50_000 else (3, 1024)
+    levels = 2 if items <= 50_000 else 3
+    codes = 16 if items <= 300 else 64 if items <= 1000 else 256 if items <= 5000 else 1024
     # With more codes than a quarter of the items, most codes would have one item or none.
     codes = min(codes, max(2, _power_of_two(items // 4)))
-    history = next(n for n in (20, 50, LONG_HISTORY) if n >= min(kept.long_history, LONG_HISTORY))
     # With few targets, large steps would be too few, and training would end before it converges.
     batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, _power_of_two(num_targets // STEPS_PER_EPOCH)))
     is_small, is_large = interactions < 20_000, interactions >= 150_000
+    is_dense = is_large and interactions >= DENSE * items
+    longest = LONGEST_HISTORY if is_dense else LONG_HISTORY
+    lengths = (20, 50, LONG_HISTORY, LONGEST_HISTORY)
+    history = next(n for n in lengths if n >= min(kept.long_history, longest))
     return Sizes(
         num_levels=levels,
         codebook_size=codes,
@@ -171,7 +172,7 @@ def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
         num_layers=1 if is_small else 2,
         num_heads=2 if is_small else 4,
         history_length=history,
-        dropout=0.5 if is_large else 0.3,
+        dropout=0.2 if is_dense else 0.5 if is_large else 0.3,
         epochs=20 if is_large else 60,
         patience=4 if is_large else 6,
         batch_targets=batch,

@@ -13,7 +13,7 @@ from recgrit.data.sources.reading import show_names
 from recgrit.experiment import ExperimentConfig
 from recgrit.progress import show_control
 from recgrit.proposal.shop import FEW_REPEATS, ShopFacts
-from recgrit.proposal.sizes import choose_sizes
+from recgrit.proposal.sizes import DENSE, choose_sizes
 
 COMMENT_COLUMN = 34
 
@@ -195,7 +195,12 @@ def _stages(facts: ShopFacts) -> list[str]:
             f"9 of 10 users have {kept.long_history:,} or fewer",
             1,
         ),
-        _line("dropout", sizes.dropout, "0.5 from 150,000 interactions", 1),
+        _line(
+            "dropout",
+            sizes.dropout,
+            f"0.5 from 150,000 interactions, 0.2 if that is {DENSE} for each item",
+            1,
+        ),
         _line("epochs", sizes.epochs, "at most: validation ends it,", 1),
         _line("patience", sizes.patience, "after so many epochs without a better one", 1),
         _line(
