@@ -68,7 +68,8 @@ class RecommendationConfig(Config):
     """Lists that the last stage of a run writes for every user.
 
     Args:
-        top_k: Number of items in each user's list. It may be at most ``evaluation.beam_width``.
+        top_k: Number of items in each user's list. The settings are refused if it is larger than
+            ``evaluation.beam_width``.
         exclude_seen: Filter seen items out of the lists: a user gets only items that the user has
             not interacted with. Set it to false where people come back to items, such as groceries
             or music.

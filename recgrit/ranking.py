@@ -169,7 +169,15 @@ class ScoreRanker:
 
     @torch.inference_mode()
     def rank(self, histories: Histories, *, top_k: int, excluded: Histories | None) -> Ranked:
-        """Return the best items after these histories, as `Ranker.rank` describes."""
+        """Return the best items after these histories.
+
+        Args:
+            histories: Histories that ``score`` reads.
+            top_k: Number of items to list per user, K. If the catalogue has fewer items, lists are
+                shorter.
+            excluded: Items that must not be listed, one row per user, such as all items that the
+                user interacted with. None excludes no item.
+        """
         scores = self.score(histories)
         return rank_scores(scores, top_k=top_k, excluded=excluded, allowed=self.allowed)
 

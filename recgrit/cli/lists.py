@@ -35,7 +35,14 @@ class Lists(Protocol):
         ...
 
     def first(self, num_users: int) -> pl.DataFrame:
-        """Return the lists of the users that were named, or of the first ``num_users`` users."""
+        """Return the lists to print: of all named users, or else of the first users.
+
+        Args:
+            num_users: Number of users to return lists for if no users were named.
+
+        Returns:
+            A table with the columns of `Run.recommend`.
+        """
         ...
 
     def users(self) -> list[str]:

@@ -308,7 +308,8 @@ def append(
         Path | None,
         typer.Argument(
             metavar="ITEMS_FILE",
-            help="New items: a Parquet, CSV or JSON lines file with item_id.",
+            help="New items: a Parquet, CSV or JSON lines file with the column names of the run's "
+            "item table, or with item_id and title.",
         ),
     ] = None,
     out: Annotated[

@@ -117,7 +117,10 @@ class Attributes:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows of the embedding table."""
+        """Number of rows of the embedding table: one for "no value" and one per code.
+
+        It does not count the items or users that the attributes describe.
+        """
         return 1 + sum(column.num_codes for column in self.columns)
 
     @property

@@ -73,14 +73,17 @@ def is_null(value: Any) -> bool:
 
 
 def list_ids(ids: object, what: str) -> list[str]:
-    """Read the ids that an argument lists, and log the number of nulls.
+    """Return the ids that an argument lists, without its nulls.
+
+    If there are nulls, their number is logged as a warning.
 
     Args:
         ids: One id or several ids, possibly with nulls.
         what: Name of the argument for messages, such as "the history 'a'".
 
     Raises:
-        DataError: The argument is not a list of ids, or holds a value that is not text.
+        DataError: The argument is not a list of ids, or holds a value that is neither text nor
+            null.
     """
     read = read_ids(ids, what)
     if read.num_nulls:

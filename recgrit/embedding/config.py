@@ -29,7 +29,8 @@ class EmbeddingConfig(Config):
             ``encoder=static``, this is the sentence encoder to distill, or a static model that is
             used unchanged.
         template: Item text with column names in braces, such as ``{title} by {brand}``. None uses
-            all known columns that the item table has, such as title, brand and categories.
+            all known columns that the item table has, such as title, brand and categories. With
+            ``data.source=table``, None also uses the other columns that hold text.
         dim: Length of the item vectors. Used with ``encoder=lsa`` only.
         vectors_path: File of ready-made item vectors. Required with ``encoder=vectors`` and not
             allowed with other encoders.

@@ -381,7 +381,9 @@ def codes_of(items: CatalogueInputs) -> tuple[Tensor, tuple[int, ...]]:
 def beam_mask(width: int, length: int, device: torch.device) -> Tensor:
     """Return the attention mask of beams in one sequence, bool ``[1, W * l, W * l]``.
 
-    A token of a beam attends to itself and to earlier tokens of the same beam.
+    The sequence has all tokens of the first beam in order, then those of the second beam, and so
+    on. True at ``[0, i, j]`` means that token i may attend to token j: j is i itself or an earlier
+    token of the same beam.
 
     Args:
         width: Number of beams, W.

@@ -297,9 +297,11 @@ class Codebook(WithStatistics):
             self.projections += torch.stack([along @ weights, weights.sum()])
 
     def recorded(self) -> list[Tensor]:
-        """Return the tensors in which `record_` adds up batches since the last step.
+        """Return the tensors in which `record_` adds up training batches since the last update.
 
-        Several processes sum these tensors before they update the codes.
+        These are the number of vectors per code and, if the codes learn by moving averages, also
+        the sums of these vectors per code and the sums for the gain of the level. Several processes
+        sum these tensors before they update the codes.
         """
         return [self.counts, *([self.sums, self.projections] if self.learning == "ema" else [])]
 

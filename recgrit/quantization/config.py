@@ -30,7 +30,8 @@ class TokenizerConfig(Config):
         quantizer: Kind of quantizer. ``grit`` is GRIT-VQ. All others are baselines of
             `recgrit.quantization.baselines` to compare GRIT-VQ with. A setting that defines a
             baseline overrides the settings below.
-        num_levels: Number of codebooks in the stack. An ID has one code per level.
+        num_levels: Number of codebooks in the stack. An ID has one code per codebook and, with
+            ``unique_ids=disambiguation``, a last number that tells items with equal codes apart.
         codebook_size: Number of codes per level. Give one number for all levels, such as ``256``,
             or one number per level, such as ``[256, 256, 64]``.
         radius: Family of the radius, which splits the gradient between the encoder and the codes.

@@ -74,8 +74,9 @@ class UserToken(nn.Module):
         Shapes: D model dimensions.
 
         Args:
-            users: Row of each user, int64 ``[B]``. -1 and rows outside the table mean an unknown
-                user. None means that all users are unknown.
+            users: ``user_idx`` of each user, int64 ``[B]``, which is the user's row in
+                ``attributes``. -1, the last row, and numbers beyond it mean an unknown user. None
+                means that all users are unknown.
             num_users: Number of users B.
         """
         unknown = len(self.vectors.codes) - 1

@@ -65,9 +65,11 @@ class TrieTensors(nn.Module):
 
     @property
     def fixed_shapes(self) -> bool:
-        """Whether shapes must not depend on the data, which holds on every device except a CPU.
+        """Whether intermediate tensors must have the same shapes for all histories.
 
-        On an accelerator, a shape that depends on the data forces a host-device synchronisation.
+        True on every device except a CPU. On an accelerator, a shape that depends on the data, such
+        as the number of children of the kept prefixes, forces a host-device synchronisation. With
+        fixed shapes, tensors are padded to the largest possible number instead.
         """
         return self.device.type != "cpu"
 
