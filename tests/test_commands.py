@@ -38,9 +38,17 @@ SUBSTITUTIONS = {
     r"data\.source=recbole data\.path=\S+": "data.source=recbole data.path=atomic-files",
     r"data\.path=(?:FOLDER|FILES|…|/path/to/\S+)": "data.path=ml-100k",
     r"items_path=items\.csv": "items_path=skus.csv",
+    # A shop's own file names its users already.
+    r"shop\.yaml (?=.*(?:segments|_attributes))(?!.*users_path)": (
+        "shop.yaml data.table.users_path=customers.csv "
+    ),
     r"shop\.yaml (?=.*users_path)": (
         "shop.yaml data.source=table data.path=log.csv data.table.items_path=skus.csv "
         "data.table.user_id=uid data.table.item_id=sku data.table.timestamp=at "
+    ),
+    r"init --events \S+ --items \S+ --users \S+$": (
+        "init --events log.csv --items skus.csv --users customers.csv "
+        "data.table.user_id=uid data.table.item_id=sku data.table.timestamp=at"
     ),
     r"init --events \S+ --items \S+": "init --events log.csv --items skus.csv",
     r"/shared/": "",
@@ -68,6 +76,12 @@ NOT_RUN = {
     # tests/engines/test_ray_engine.py runs on a cluster.
     r"(cat|echo|\.|python3 -m venv|pre-commit|pytest) |(torchrun --max-restarts|ray start)$": (
         "no command of recgrit"
+    ),
+    r"recgrit run shop\.yaml features\.blocks\.image\.column": (
+        "needs the weights of a vision model; tests/embedding makes a small one"
+    ),
+    r"recgrit run shop\.yaml embedding\.encoder=static": (
+        "needs the weights of a sentence encoder; tests/embedding distils a small one"
     ),
     r"python make_shop\.py": "the page shows the script; tested below",
     r"(make|pip) ": "tested below for what they name",
@@ -214,7 +228,7 @@ INPUTS: dict[str, Callable[[Path, Any], object]] = {
     r".*\bown_models\.NextItem\b.*": write_own_model,
     r"(items|new)\.csv": lambda path, run: later_items().write_csv(path),
     r"items\.parquet": lambda path, run: later_items().write_parquet(path),
-    r"vectors\.parquet": write_vectors,
+    r"(vectors|prices)\.parquet": write_vectors,
     r"customers\.csv": write_customers,
     r"gone\.txt": lambda path, run: path.write_text("3\n"),
     r"recbole-top20\.csv": write_lists,
