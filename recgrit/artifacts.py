@@ -194,6 +194,7 @@ def open_artifact(directory: Path, *, whole: bool = False) -> Manifest:
 
     Raises:
         ArtifactError: A file changed since it was written, or `read_manifest` refuses the folder.
+        ReplacedError: The artifact was replaced during every attempt.
     """
     for _ in range(OPEN_ATTEMPTS):
         before = _peek(directory)
@@ -227,7 +228,8 @@ def load_artifact(
         expected: Manifest that the artifact must have. None accepts any manifest.
 
     Raises:
-        ReplacedError: The artifact has another manifest than ``expected``.
+        ReplacedError: The artifact has another manifest than ``expected``, or was replaced during
+            every attempt.
         ArtifactError: `open_artifact` refuses the artifact, or its files cannot be read.
     """
     for _ in range(OPEN_ATTEMPTS):

@@ -1,8 +1,9 @@
 """Settings: frozen pydantic models, one YAML file per experiment, and dotted overrides.
 
-Each package defines its settings classes in its own ``config.py``. This module loads, overrides and
-validates them. Unknown keys are refused with the nearest known name, because a misspelt setting
-that is silently ignored costs a user a whole training run.
+The settings of a package are in its ``config.py``, and those of a whole run in
+`recgrit.experiment`. This module loads, overrides and validates them. Unknown keys are refused with
+the nearest known name, because a misspelt setting that is silently ignored costs a user a whole
+training run.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _is_running(process: str) -> bool:
         os.kill(int(process), 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # The process belongs to another user.
+    except (OSError, OverflowError):  # For example, the process belongs to another user.
         pass
     return True
 
@@ -139,8 +139,8 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     reader therefore never sees some of the new files beside some of the old ones.
 
     Raises:
-        ArtifactError: ``folder`` holds folders, is the working folder or above it, lies inside an
-            artifact, or is being written by another process.
+        ArtifactError: ``folder`` is a file, holds folders, is the working folder or above it, lies
+            inside an artifact, or is being written by another process.
     """
     folder = resolve_links(folder)
     refuse_inside_artifact(folder / "any")
@@ -299,7 +299,8 @@ def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
             beside the folder.
 
     Raises:
-        ArtifactError: Another process holds the lock. The message names this process.
+        ArtifactError: Another process holds the lock, or the lock's file belongs to another user.
+            The message names the process or the file.
         OSError: The lock's files cannot be written.
     """
     from filelock import FileLock, Timeout
@@ -344,7 +345,7 @@ def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
 
 
 def _write_holder(note: Path) -> None:
-    """Write into a file which process holds a lock, replacing a link made by someone else."""
+    """Write which process holds a lock into a new file, never through a link that others made."""
     content = json.dumps(_describe_holder())
     with contextlib.suppress(OSError):  # On a full disk, the write after this one raises the error.
         note.unlink(missing_ok=True)

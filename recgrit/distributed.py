@@ -94,7 +94,8 @@ def mean_of_rows(rows: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         rows: Rows of this process, ``[B, ...]``.
-        weights: Weight of each row, ``[B]``. If all weights are 0, the mean is 0.
+        weights: Weight of each row, ``[B]``: 1 for a row that counts and 0 for any other. The mean
+            of no rows is 0.
     """
     total = weights @ rows.detach()
     count = weights.sum()

@@ -4,8 +4,8 @@ RecBole: atomic files, which are tab-separated tables with typed columns. For pl
 there is one ``.inter`` file, from which RecBole makes the same targets. Any other split gets one
 ``.inter`` file per part. ``.item`` and ``.user`` hold all fields.
 
-LETTER, LC-Rec and MiniOneRec: ``.index.json`` with the semantic IDs, ``.inter.json`` with the
-sequences and ``.item.json`` with the texts, all by item_idx.
+LETTER, LC-Rec and MiniOneRec: ``.index.json`` with the semantic IDs and ``.item.json`` with the
+texts, both by item_idx, and ``.inter.json`` with the item_idx sequence of each user_idx.
 
 Any tool: the ID table as Parquet and as JSON lines, and the trie as safetensors. Their rows and
 leaves are in the order of item_idx.
@@ -53,10 +53,10 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
     """Write RecBole's atomic files of the interactions, the items and, if known, the users.
 
     For plain leave-one-out, RecBole makes the same split from ``NAME.inter`` by ``eval_args:
-    {order: TO, split: {LS: valid_and_test}, mode: full}``, if every user has four interactions. The
-    exported time is the position in the user's sequence, from 0. RecBole reads times as 32-bit
-    numbers, which cannot distinguish seconds of today and would order simultaneous interactions by
-    chance.
+    {order: TO, split: {LS: valid_and_test}, mode: full}``, if every user has at least four
+    interactions. The exported time is the position in the user's sequence, from 0. RecBole reads
+    times as 32-bit numbers, which cannot distinguish seconds of today and would order simultaneous
+    interactions by chance.
 
     Any other split is written as ``NAME.train.inter``, ``NAME.valid.inter`` and
     ``NAME.test.inter``, which RecBole reads by ``benchmark_filename: [train, valid, test]`` and
@@ -73,7 +73,8 @@ def export_recbole(data: PreparedData, folder: Path, name: str) -> list[Path]:
         Paths of the written files.
 
     Raises:
-        DataError: Ids contain characters that these files cannot represent.
+        DataError: Ids contain characters that these files cannot represent, or would be read as
+            missing values, such as ``NA``.
     """
     _refuse_ids(data)
     with replacing_files(folder) as temporary:
@@ -157,7 +158,7 @@ def _refuse_ids(data: PreparedData) -> None:
 def _export_samples(
     split: SequenceSplit, folder: Path, name: str, user_ids: pl.Series, item_ids: pl.Series
 ) -> list[Path]:
-    """Write one file per part of the split, with one line per target."""
+    """Write one file per part of the split, with one line per target, in the order of the split."""
     longest = MAX_HISTORY if split.owners is not None else LONGEST_HISTORY
     users, items = user_ids.to_list(), item_ids.to_list()
     paths = []

@@ -1,9 +1,9 @@
 """Folds of a run: one further run for each window of time before the run's own test window.
 
 A fold is an ordinary run in ``folds/1``, ``folds/2`` and so on, the oldest window first. The run
-itself is the last fold. The settings of folds differ only in their cut-off times. Every stage of a
-fold is built from interactions before the end of its test window, and training from those before
-its first cut-off time.
+itself is the last fold. A fold has the run's settings with other cut-off times, and registers no
+model. Every stage of a fold is built from interactions before the end of its test window, and
+training from those before its first cut-off time.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def plan_folds(config: ExperimentConfig) -> list[ExperimentConfig]:
     """Return the settings of each fold before the last; the run's data have to be prepared.
 
     Raises:
-        DataError: A fold has no interactions in its training, validation or test window.
+        DataError: A fold has an empty part, because too many interactions have the same time.
     """
     if config.evaluation.folds == 1:
         return []
@@ -94,8 +94,8 @@ def plan_folds(config: ExperimentConfig) -> list[ExperimentConfig]:
 def collect_folds(run: Run) -> FoldResults | None:
     """Return the results of all folds of an evaluated run.
 
-    The result is None if the settings ask for one fold only, or if a fold is missing or out of
-    date.
+    The result is None if the settings ask for one fold only, if the run is not evaluated, or if a
+    fold is missing or out of date.
     """
     config = run.config
     if config.evaluation.folds == 1 or not run.has("evaluate"):

@@ -121,8 +121,8 @@ def read_manifest(directory: Path) -> Manifest:
     The content of the files is not compared. `recgrit.artifacts.open_artifact` compares it.
 
     Raises:
-        ArtifactError: The manifest is missing or was changed, a newer or older recgrit wrote it, or
-            the folder lacks a listed file or holds an unlisted one.
+        ArtifactError: The manifest is missing or was changed, a recgrit with another schema version
+            wrote it, or the folder lacks a listed file or holds an unlisted one.
     """
     wait_for(directory)
     path = directory / MANIFEST_NAME
@@ -243,7 +243,7 @@ def find_files(directory: Path, *, hidden: bool = False) -> set[str]:
 
     Args:
         directory: Folder of the artifact.
-        hidden: Also return hidden files, except the files that file managers create.
+        hidden: Also return hidden files, except the hidden files that file managers create.
     """
     found = set()
     for folder, folders, names in os.walk(directory):
@@ -251,6 +251,6 @@ def find_files(directory: Path, *, hidden: bool = False) -> set[str]:
         found |= {
             (Path(folder) / name).relative_to(directory).as_posix()
             for name in names
-            if (hidden and name not in OF_FILE_MANAGERS) or not name.startswith(".")
+            if name not in OF_FILE_MANAGERS and (hidden or not name.startswith("."))
         }
     return found - {MANIFEST_NAME}

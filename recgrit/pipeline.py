@@ -56,9 +56,11 @@ class RunResult:
             evaluation.
         groups: Metrics of the run's own model on groups of test targets, by name of the grouping,
             then by label of the group.
-        new_items: Report on the test targets that are not yet in the user's history, by model.
-            Empty if few targets are in the history, because ``reports`` then say the same.
-        folds: Results of all folds. None if the settings ask for one fold only.
+        new_items: Report on the test targets that are not yet in the user's history, by model, with
+            seen items filtered out. Empty if few targets are in the history, because ``reports``
+            then say almost the same, or if all are.
+        folds: Results of all folds. None if the settings ask for one fold only, or if the run
+            stopped before evaluation.
         seconds: Duration of each stage in this call, in seconds. 0 for a stage that was up to date.
         up_to_date: Names of the stages that did not run because they were up to date.
         artifacts: Folder of each stage's artifact, by name of the stage.

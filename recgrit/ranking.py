@@ -1,4 +1,4 @@
-"""The interface that every model has: rank items after a batch of histories, or learn from it.
+"""The interfaces of models: ranking items after a batch of histories, and learning from a batch.
 
 Recommending, validation and evaluation use a model only as a `Ranker`, so baselines and the
 retriever are measured by the same code.

@@ -54,8 +54,9 @@ class Recommender:
             search ignore it.
         listed: Items that may be recommended at all, bool ``[N]`` for N items. None allows all
             items.
-        counts: Number of times that each item is in training, int64 ``[N]``. None if the numbers
-            are unknown; then there are no popular items to fall back on.
+        counts: Number of training interactions of each item, int64 ``[N]``. If events have types,
+            only the types that are predicted count. None if the numbers are unknown; then there are
+            no popular items to fall back on.
     """
 
     def __init__(
@@ -166,8 +167,8 @@ class Recommender:
 
         Returns:
             Tables with the columns user_id, rank, item_id, title, semantic_id if the model has
-            semantic IDs, score, and source. The score of a popular item is the number of times that
-            it is in training.
+            semantic IDs, score, and source. The score of a popular item is its number of training
+            interactions.
 
         Raises:
             DataError: ``top_k`` is below 1.
@@ -220,7 +221,7 @@ class Recommender:
             histories, and source is "history" or "popular".
 
         Raises:
-            ConfigError: The fallback is unknown.
+            ConfigError: The fallback is unknown, or is needed without item counts.
             DataError: ``top_k`` is below 1, a history is no list of ids, or the filters leave no
                 item.
         """
@@ -341,7 +342,8 @@ class Recommender:
             - ``level``: Level of the semantic ID, from 0.
             - ``code``: Code at this level. At the last level of the search, all remaining codes.
             - ``chosen``: Whether the code is in the item's own ID.
-            - ``rank``: Rank by score among the ``num_codes`` codes that can follow the prefix.
+            - ``rank``: Rank by score among the codes that can follow the prefix, from 1.
+            - ``num_codes``: Number of codes that can follow the prefix.
             - ``probability``: Probability of the code given the prefix. The probabilities of the
               chosen codes multiply to the item's probability P.
             - ``neighbour_share``: Share of the probability of the prefix up to this code that comes

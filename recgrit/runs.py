@@ -467,8 +467,8 @@ class Run(Summarized):
         """Return the report on test targets that are not yet in the user's history, by model.
 
         Seen items are filtered out of the lists. The result is empty if few targets are in the
-        history (`Repeats.are_many`), because the reports on all targets then say the same. It is
-        also empty if all targets are in the history.
+        history (`Repeats.are_many`), because the reports on all targets then say almost the same.
+        It is also empty if all targets are in the history.
         """
         if not self.repeats.are_many:
             return {}
@@ -571,7 +571,7 @@ class Run(Summarized):
             Tables with the columns user_id, rank, item_id, title, semantic_id if the model has
             semantic IDs, score, and source. The source is "model" for users of training, "history"
             for users who were left out of training and have known items, and "popular" for all
-            others. The score of a popular item is the number of times that it is in training.
+            others. The score of a popular item is its number of training interactions.
 
         Raises:
             ConfigError: The fallback is unknown.
@@ -714,7 +714,7 @@ class Run(Summarized):
         return names.to_polars().select(pl.col(columns).gather(seen.tolist()))
 
     def evaluated_beam_width(self) -> int:
-        """Return the number of prefixes per level with which the run was evaluated."""
+        """Return the beam width of the run's evaluation, or of the settings if there is none."""
         directory = stage_directory(self.directory, "evaluate")
         if not directory.is_dir():
             return self.config.evaluation.beam_width

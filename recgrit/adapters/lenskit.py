@@ -174,7 +174,10 @@ def _order(history: ItemList) -> list[str]:
 
 
 def _describe_items(data: Dataset) -> pd.DataFrame | None:
-    """Return all text columns of a dataset's items, or None if there are only ids."""
+    """Return the ids and all columns of texts or text lists of a dataset's items.
+
+    The result is None if there is no such column beside the ids.
+    """
     entities = data.entities("item").arrow()
     told = [
         name

@@ -98,8 +98,8 @@ def init(
 def _choose_ask(*, yes: bool) -> Ask:
     """Return the function that answers questions about the files.
 
-    With ``yes`` it takes the defaults. Otherwise it asks on a terminal, and raises an error
-    elsewhere.
+    With ``yes`` it takes the defaults. Otherwise it asks on a terminal. Elsewhere it raises an
+    error for each question that must be answered.
     """
     if yes:
         return take_default

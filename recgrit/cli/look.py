@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 @app.command(rich_help_panel="Look")
 def settings(
     word: Annotated[
-        str | None, typer.Argument(help="Word in a setting's name or in its meaning.")
+        str | None, typer.Argument(help="Text in a setting's name or in its meaning.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List all settings with meaning, default and values, or the settings that contain a word.
+    """List settings with meaning, default and values: all, or those with a word in name or meaning.
 
     Example: `recgrit settings dropout`
     """
@@ -124,7 +124,7 @@ def inspect_item(
     ],
     run_directory: RunOption = None,
     relatives: Annotated[
-        int, typer.Option(metavar="N", help="Number of items with a shared prefix.", min=0)
+        int, typer.Option(metavar="N", help="Largest number of items with a shared prefix.", min=0)
     ] = 10,
     as_json: JsonOption = False,
 ) -> None:

@@ -215,7 +215,7 @@ def _comparison_values(comparison: Comparison) -> dict[str, Any]:
 
 
 def _check_place(path: Path) -> None:
-    """Raise an error if a page cannot be written to the path.
+    """Raise an error if the path is a folder, or an existing file that is no HTML page.
 
     The path is checked before the page is made, which may take minutes.
     """

@@ -1,4 +1,4 @@
-"""Commands that use a run: recommend, export, and append of new items."""
+"""Commands that use a run or a bundle: recommend, export, and append of new items."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ class TableConfig(Config):
     Args:
         items_path: Files that describe the items, with one row per item: a file, a folder or a
             pattern such as ``items/*.csv``. None if only the ids of the items are known.
-        users_path: Files that describe the users, with one row per user and the column ``user_id``
-            as in the interactions. None if nothing is known of the users.
-        user_id: Name of the column of user ids.
+        users_path: Files that describe the users, with one row per user. Their column of user ids
+            has the same name as in the interactions. None if nothing is known of the users.
+        user_id: Name of the column of user ids, in the files of interactions and of users.
         item_id: Name of the column of item ids, in the files of interactions and of items.
         items_id: Name of the column of item ids in the files of items, if it differs from
             ``item_id``, such as ``product_id`` beside ``sku``. None if both have the same name.
@@ -45,8 +45,8 @@ class TableConfig(Config):
             UTF-16.
         quote: Quote character around fields of text files. ``none`` treats quote characters as
             ordinary characters, such as inch marks. None means the double quote.
-        comment: Start of the lines of text files that are comments. None detects lines that
-            start with ``#``.
+        comment: Start of the lines of text files that are comments. None treats lines that start
+            with ``#`` as comments if the file begins with such a line.
         decimal: Decimal mark of ratings and prices, a point or a comma. None detects it.
         columns: Names of the columns of the interaction files, in order, if text files have no
             header. None reads the names from the header.
@@ -127,8 +127,9 @@ class DataConfig(Config):
             here raises an error.
         target_events: Event types that are predicted in training, validation and test. All other
             types occur in histories only. None predicts all types with a weight above 0.
-        min_weight: Lowest value of the column ``table.weight``, such as a rating, that is kept.
-            Interactions with a lower rating are left out. None keeps all.
+        min_weight: Lowest rating that is kept. Interactions with a lower rating are left out. The
+            files need ratings; those of ``source=table`` are in the column ``table.weight``. None
+            keeps all.
         max_malformed_share: Largest share of malformed lines of a file. Up to this share malformed
             lines are left out. Above it an error is raised, because the file is probably damaged or
             in another format.
@@ -193,7 +194,7 @@ class DataConfig(Config):
 
     @property
     def event_types(self) -> EventTypes | None:
-        """Event types of the settings. None if the settings name no event types."""
+        """Event types of the settings. None if ``event_weights`` is empty."""
         return EventTypes.of(self.event_weights, self.target_events)
 
     @field_validator("event_weights")
@@ -254,7 +255,10 @@ class DataConfig(Config):
     @field_validator("valid_from", "test_from", "test_until")
     @classmethod
     def _in_utc(cls, moment: datetime | None) -> datetime | None:
-        """Convert a time to UTC, and raise an error if it has a fraction of a second."""
+        """Convert a time to UTC, and raise an error if it has a fraction of a second.
+
+        A time that names no zone is in UTC.
+        """
         if moment is None:
             return None
         if moment.microsecond:

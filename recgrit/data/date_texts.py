@@ -135,7 +135,7 @@ class DateTexts:
         )
 
     def _parse(self, texts: pl.Series, form: str, unit: Literal["us", "ns"]) -> pl.DataFrame:
-        """Read texts in exactly one format with years of four digits; other texts become null."""
+        """Read texts in exactly this format with years of four digits; other texts become null."""
         if "%H" not in form and "%I" not in form:
             stamps = texts.str.to_date(form, strict=False).cast(pl.Datetime("us"))
         elif "%.f" in form and unit == "ns":
@@ -252,7 +252,11 @@ class DateTexts:
         )
 
     def read_format(self, times: pl.Series, form: str) -> pl.DataFrame:
-        """Read texts in the format that the user has set; other texts become null."""
+        """Read texts in the format that the user has set; other texts become null.
+
+        Raises:
+            ConfigError: The format cannot be used.
+        """
         texts = strip_blanks(times)
         try:
             if "%H" in form or "%I" in form or "%T" in form or "%s" in form or "%R" in form:

@@ -2,8 +2,8 @@
 
 The log of a shop holds views, carts and purchases. All of them show what a user is interested in,
 so all are part of the histories. The settings choose the types that are predicted, such as
-purchases. Each row has the number of its type, from the weakest to the strongest. Of two events at
-the same time the one with the larger number is kept.
+purchases. Each row has the number of its type, from the weakest to the strongest. Of two events of
+a user with an item at the same time, the one with the larger number is kept.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def as_ids(ids: pl.Series, label: str, column: str) -> pl.Series:
 
 
 def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
-    """Raise an error if ids are whole numbers that some program has written as decimals.
+    """Raise an error if some program has written whole numbers as decimals or with exponents.
 
     Ids such as ``1.5`` beside ``7`` are accepted as text.
 

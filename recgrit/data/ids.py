@@ -40,7 +40,8 @@ def read_ids(ids: object, what: str) -> Ids:
         what: Name of the argument for messages, such as "the history 'a'".
 
     Raises:
-        DataError: The argument is not a list of ids, or holds a value that is not text.
+        DataError: The argument is not a list of ids, or holds a value that is neither text nor
+            null.
 
     >>> read_ids("242", "the history")
     Ids(ids=['242'], num_nulls=0)

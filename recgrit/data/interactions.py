@@ -26,8 +26,8 @@ ROW_GROUP_SIZE = 2**18
 class Interactions(Summarized):
     """Interactions with dense user and item indices, sorted by user, then time, then file order.
 
-    Saved interactions are read when `frame` is first used, because most stages need the ids and
-    counts alone.
+    Saved interactions are read when `frame` is first used. Ids and counts are known without it, and
+    most stages read the split instead.
 
     Args:
         frame: Rows with the columns ``user_idx`` int32, ``item_idx`` int32, ``timestamp`` int64
@@ -198,7 +198,7 @@ def _write(frame: pl.LazyFrame, path: Path) -> None:
 
 
 def _identify(path: Path) -> tuple[int, ...]:
-    """Return device, inode, size and change time of a file, which differ if the file is replaced.
+    """Return device, inode, size and modification time, which differ if the file is replaced.
 
     A missing file gives an empty tuple.
     """

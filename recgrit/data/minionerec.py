@@ -12,8 +12,8 @@ file, and then as in the file. Models here learn from a user's training items as
 windows of ``retriever.history_length``. With a length of 10 no target sees more items than the
 protocol allows.
 
-The history of each evaluated target is stored once more. In the worst case this about doubles the
-number of stored interactions.
+The history of each evaluated target is stored once more. In the worst case this adds about twice
+the number of interactions: a fifth of the samples, with up to 11 items each.
 """
 
 from __future__ import annotations

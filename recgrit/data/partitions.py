@@ -191,7 +191,8 @@ class RowPartitions:
 
         Columns: ``user_id``, ``item_id``, ``timestamp`` (seconds), ``fraction`` of a second if any
         time has one, ``weight`` if the files have ratings, ``event`` if events have types, and
-        ``row``, the position among the rows of all files.
+        ``row``, the position among the rows of all files. If the files have ratings, rows without
+        one are left out.
         """
         rows = self._store.take(number)
         is_rated = pl.col("weight").is_not_nan()

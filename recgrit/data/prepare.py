@@ -57,8 +57,8 @@ class PreparedData:
         funnel: Table with one row per step, as `Funnel.to_polars` describes.
         left_out: Users of the log who have too few interactions, with their histories.
         users: User table of the source, with one row per user and ``user_id`` first. None if the
-            source has no user table. Models use it only if ``retriever.user_attributes`` names
-            columns.
+            source has no user table. A model uses it only if ``retriever.user_attributes`` names
+            columns, and the evaluation only if ``evaluation.segments`` does. Exports include it.
 
     Raises:
         DataError: The parts do not belong together.

@@ -89,9 +89,11 @@ class Splitter:
     def split(self, sequences: Sequences) -> SequenceSplit:
         """Split the sequences of some users, and add their targets to the counts."""
         split = self._protocol(sequences)
+        if self._held_out is not None:
+            split = without_items(split, self._held_out)
         for name in self._counted:
             self._num_targets[name] += len(split.target_users(name))
-        return split if self._held_out is None else without_items(split, self._held_out)
+        return split
 
     def counts(self, num_held_out: int) -> list[tuple[str, int]]:
         """Return labels and numbers for the funnel: targets, and items held out of training.

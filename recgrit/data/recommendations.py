@@ -92,7 +92,7 @@ class WrittenLists:
     """The size of a written file of recommendation lists.
 
     Args:
-        num_users: Number of users with a list.
+        num_users: Number of lists: of users, or of items in a file of similar items.
         num_rows: Number of rows, one per recommended item.
     """
 
@@ -104,9 +104,10 @@ def write_lists(shards: Iterable[pl.DataFrame], path: Path, *, of: str = "user_i
     """Write recommendation lists to one Parquet file, shard by shard.
 
     Args:
-        shards: Tables of lists, at least one. A user's list must be in one shard only.
+        shards: Tables of lists, at least one. A list must be in one shard only.
         path: Path of the file, which appears only when it is complete.
-        of: Name of the column of user ids.
+        of: Name of the column that says whose list a row belongs to: ``user_id``, or ``item_id``
+            for lists of similar items.
     """
     import pyarrow.parquet as pq
 

@@ -112,9 +112,9 @@ class SequenceSplit:
         return sequences if self.owners is None else np.asarray(self.owners[sequences])
 
     def people_of(self, sequences: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-        """Return the index of each sequence's user in the user table, int64.
+        """Return the training user of each sequence by user_idx, int64, -1 for an unknown user.
 
-        The result is None if the split was made without users.
+        The result is None if no training user is known.
         """
         return None if self.people is None else np.asarray(self.people[sequences])
 

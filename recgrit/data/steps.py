@@ -51,7 +51,11 @@ class WeightFilter:
 
 
 def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
-    """Return the filters that the settings ask for, in order."""
+    """Return the filters that the settings ask for, in order.
+
+    Raises:
+        ConfigError: ``min_weight`` is set, and the files have no ratings.
+    """
     steps = []
     if config.test_until is not None:  # First, so that later rows influence no other step.
         end = to_seconds(config.test_until)

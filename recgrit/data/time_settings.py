@@ -66,7 +66,10 @@ def strip_blanks(texts: pl.Series) -> pl.Series:
 
 
 def to_utc(times: pl.Series, timezone: str) -> pl.Series:
-    """Convert times of one time zone to UTC; the times carry no zone before and after."""
+    """Convert times of one time zone to UTC; the times carry no zone before and after.
+
+    A time that the clocks show twice is the earlier of both, and one that they skip becomes null.
+    """
     if timezone == "UTC":
         return times.dt.replace_time_zone(None)
     placed = times.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null")

@@ -50,6 +50,9 @@ class TimeReader:
         prefix: Prefix of the names of settings in messages, such as ``data.table.``.
         other_files: Function that returns the times of all files. It is called if one file leaves
             the unit or the order of day and month open. None if there is only one file.
+
+    Raises:
+        ConfigError: The time zone of the settings is unknown.
     """
 
     def __init__(
@@ -258,7 +261,7 @@ def _require_timezone(timezone: str, prefix: str) -> None:
 
     try:
         ZoneInfo(timezone)
-    except (ValueError, OSError, KeyError):  # The name is malformed, no file of zones, or unknown.
+    except (ValueError, OSError, KeyError):  # The name is malformed, is a folder, or is unknown.
         raise ConfigError(
             f"{prefix}timezone={timezone} is no known time zone: write it as in Europe/Berlin, "
             "America/New_York or UTC."

@@ -3,8 +3,8 @@
 The received part is kept as ``NAME.partial``. An interrupted transfer is resumed, also in a later
 run, if the server confirms that the file is unchanged. The file gets its name once its size and
 checksum are right. A published checksum is read from the official address, because a mirror cannot
-confirm its own files. If no checksum is published, the checksum of the first download is recorded
-beside the files and compared with later downloads of the same name. A request that starts with
+confirm its own files. The SHA-256 of the first download is recorded beside the files and compared
+with later downloads of the same name, also if a checksum is published. A request that starts with
 https is never redirected to an address without it. Proxies are read from the environment.
 """
 

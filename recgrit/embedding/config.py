@@ -76,7 +76,8 @@ class FeatureBlock(Config):
         weight: Scale of the block relative to the text part, which has scale 1. 0 leaves the block
             out.
         missing: Vector of an item that has none in this block. ``alike`` uses the mean of the ten
-            items with the most similar texts. ``mean`` uses the mean of all items.
+            items with the most similar texts, out of the items that have a vector. ``mean`` uses
+            the mean of all items that have one.
     """
 
     path: Path | None = None
@@ -124,7 +125,8 @@ class FeatureConfig(Config):
 
         A manifest records a block's file by its content, without its path. The path therefore comes
         from the block of the same name in these settings. If these settings lack that block, its
-        path is ``not recorded``.
+        path is ``not recorded``. A block of pictures gets its folder in the same way, and its model
+        if that is a folder, because neither is recorded.
 
         Args:
             recorded: Feature settings from the manifest of an embed stage.

@@ -117,7 +117,7 @@ class Embeddings:
         return replace(self, vectors=self.vectors[rows])
 
     def to_polars(self) -> pl.DataFrame:
-        """Return a data frame with the columns ``item_idx`` and ``vector``, one row per item."""
+        """Return a data frame with ``item_idx`` and ``vector`` (an array), one row per item."""
         # polars cannot read rows from a memory-mapped array, so it gets a plain contiguous copy.
         vectors = np.array(self.vectors)
         return pl.DataFrame(

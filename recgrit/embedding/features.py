@@ -50,7 +50,7 @@ class Block:
         dim: Number of principal components to keep. None keeps all dimensions.
         weight: Scale of the block relative to the text part, which has scale 1.
         missing: Vector of an item that has none: ``alike`` uses the mean of the items with the most
-            similar texts, ``mean`` the mean of all items.
+            similar texts, ``mean`` the mean of all items that have one.
     """
 
     vectors: Vectors

@@ -46,9 +46,7 @@ class RayEngine:
         self._is_own = is_own
 
     def map_shards(self, build: ShardBuilder, shards: Shards) -> None:
-        """Run the function that ``build`` returns for each shard of users that has no file yet.
-
-        The shards are divided among the actors of the Ray cluster.
+        """Write the missing shards, which are divided among the actors of the Ray cluster.
 
         See `recgrit.engines.engine.Engine.map_shards`.
         """
@@ -95,8 +93,8 @@ class RayEngine:
 
         Args:
             num_workers: Number of workers that are needed.
-            may_grow: Whether to wait for a cluster that has too little room, because a cluster that
-                was not started for this run may grow.
+            may_grow: Whether too little room is only a warning in a cluster that was not started
+                for this run. Such a cluster may grow, and Ray then waits for it.
 
         Raises:
             EngineError: There is too little room, and the cluster is not expected to grow.

@@ -2,8 +2,8 @@
 
 The lists are a table with one row per recommended item. Its columns are ``user_id``, ``item_id``
 and either ``rank`` (counted from 1) or ``score`` (higher is better). If a split has several targets
-per user, the column ``row`` replaces ``user_id``. It holds the number of a line of the exported
-test or validation file, counted from 0, whose target the list is for.
+per user, the column ``row`` replaces ``user_id``. It holds the number of the line of the exported
+test or validation file whose target the list is for. Lines after the header are counted from 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def read_lists(
         item_ids: External id of each item, in the order of ``item_idx``.
 
     Raises:
-        DataError: The file cannot be read, a column is missing, a user or an item is not in the
-            split, or two items of a list have the same rank.
+        DataError: The file cannot be read or is empty, a column is missing, a rank or score is not
+            a finite number, a user or an item is not in the split, or two items of a list have the
+            same rank.
     """
     rows = _read_table(path)
     key = "user_id" if split.owners is None else "row"

@@ -66,9 +66,10 @@ def group_by_segments(
 ) -> dict[str, Groups]:
     """Group targets by the values of columns of the users' table.
 
-    A column of text has a group for each of its 12 most frequent values and a group for all others.
-    A column of numbers with more than 12 values is cut at the quartiles of its values over the
-    report's targets.
+    A column has a group for each of its 12 most frequent values and a group for all others. A
+    column of numbers with more than 12 values is cut at the quartiles of its values instead.
+    Frequencies and quartiles count each target of the report. Users without a value form the group
+    ``unknown``.
 
     Args:
         report: Report whose targets are grouped.

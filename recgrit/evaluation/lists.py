@@ -156,7 +156,8 @@ def intra_list_diversity(items: Lists, features: npt.NDArray[np.float32]) -> Per
 
     The value is ``1 - mean over pairs of cos(x, y)``, and NaN for a list of fewer than two items.
     For unit vectors, the sum of the cosines over all pairs of n items is
-    ``(|sum of vectors|² - n) / 2``, so the cost of a list grows linearly with its length.
+    ``(|sum of vectors|² - n) / 2``, so the cost of a list grows linearly with its length. An item
+    whose features are all 0 has cosine 0 with every item.
 
     Args:
         items: Lists of K items for each of U users, by ``item_idx``, best first, int32 ``[U, K]``.
@@ -175,8 +176,9 @@ def intra_list_diversity(items: Lists, features: npt.NDArray[np.float32]) -> Per
     for place in range(items.shape[1]):
         sums += np.where(filled[:, place, None], units[items[:, place]], 0)
     num = filled.sum(axis=1)
+    num_units = (filled & (lengths[items, 0] > 0)).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines = (np.square(sums).sum(axis=1) - num) / (num * (num - 1))
+        cosines = (np.square(sums).sum(axis=1) - num_units) / (num * (num - 1))
     return np.where(num > 1, 1 - cosines, np.nan)
 
 

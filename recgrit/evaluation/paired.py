@@ -172,7 +172,8 @@ def compare_ranks(
     """Compute the difference of a metric between two models from the ranks of the targets.
 
     The models are paired on the seeds that both have. If they have no seed in common, the seeds of
-    each are sorted and paired in order. Such pairs make the interval wider, and it stays valid.
+    each are sorted and paired in order, and surplus seeds are left out. Such pairs make the
+    interval wider, and it stays valid.
 
     Args:
         first: Ranks of the targets by the first model, int32 ``[T]`` for each seed. It has at least

@@ -38,8 +38,6 @@ class Repeats:
     def of(cls, report: EvaluationReport, split: SequenceSplit, data: DataConfig) -> Repeats:
         """Find the repeats among the targets of a report on test.
 
-        A repeat is a target whose item is already in the user's history before the target.
-
         Args:
             report: Report on test.
             split: Split that the report was measured on.

@@ -314,7 +314,8 @@ def evaluate_recommendations(
     """Evaluate recommendation lists against the items that the users interacted with next.
 
     Args:
-        recommendations: Lists by sequence of the split, at least as long as the largest k.
+        recommendations: Lists by sequence of the split, at least as long as the largest k or, if
+            the catalogue is smaller, as the catalogue.
         split: Split that holds the targets.
         split_name: Part of the split whose targets are used, ``"valid"`` or ``"test"``.
         masked: Whether seen items were filtered out of the lists.
@@ -332,8 +333,8 @@ def evaluate_recommendations(
         The report, with sequences in ascending order.
 
     Raises:
-        DataError: Lists are shorter than the largest k, contain items outside the catalogue, or are
-            given twice for a user; or a sequence to evaluate has no target.
+        DataError: Lists are too short, contain items outside the catalogue, or are given twice for
+            a sequence; or a sequence to evaluate has no target; or there is none to evaluate.
     """
     config = EvaluationConfig(ks=tuple(ks), num_bootstrap=num_bootstrap)
     sequences = split.target_users(split_name) if sequences is None else np.unique(sequences)

@@ -91,7 +91,8 @@ class TigerConfig(TokenModelConfig):
         num_heads: Number of attention heads of each layer.
         head_dim: Number of dimensions of each attention head.
         hidden_dim: Number of hidden units of each feed-forward network.
-        history_length: Number of items of a history that the model reads, the most recent ones.
+        history_length: Largest number of items of a history that the model reads. The most recent
+            items are read.
         dropout: Dropout rate in all parts of the network.
     """
 
@@ -119,7 +120,8 @@ class TransitionsConfig(Config):
         neighbours: Kinds of item neighbours to use, at least one: ``near`` (items that occur near
             the history's items in other histories), ``next`` (items that come right after them
             there) and ``alike`` (items with a similar text).
-        history_length: Number of items of a history that the model reads, the most recent ones.
+        history_length: Largest number of items of a history that the model reads. The most recent
+            items are read.
     """
 
     neighbours: tuple[NeighbourKind, ...] = Field(("near", "next", "alike"), min_length=1)
@@ -137,7 +139,8 @@ class ItemKNNConfig(Config):
             value lowers similarities that rest on few interactions.
         discount: Weight of an item of the history relative to the item after it, so that recent
             items count more. 1 weighs all items equally.
-        history_length: Number of items of a history that the model reads, the most recent ones.
+        history_length: Largest number of items of a history that the model reads. The most recent
+            items are read.
     """
 
     num_neighbours: int = Field(100, ge=1, le=1_000_000)

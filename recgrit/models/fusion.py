@@ -26,8 +26,9 @@ class FusedRanker:
     Args:
         rankers: Rankers over the same items. Their scores are log P(item | history), plus the
             additive bonus of neighbours if they use neighbours.
-        depth: Number of items that each ranker lists, at most its beam width. An item that a ranker
-            does not list counts with probability 0 for this ranker.
+        depth: Number of items that each ranker lists, at most its beam width. A longer requested
+            list raises it. An item that a ranker does not list counts with probability 0 for this
+            ranker.
 
     Raises:
         ConfigError: There are no rankers, or they read histories of different lengths.
@@ -46,7 +47,7 @@ class FusedRanker:
 
     @property
     def history_length(self) -> int:
-        """Number of items of a history that the rankers read, the most recent ones."""
+        """Largest number of items of a history that the rankers read, the most recent ones."""
         return self.rankers[0].history_length
 
     @property

@@ -37,7 +37,8 @@ class ItemKNN(Model):
         similarities: Similarities of the items, sparse float64 ``[N, N]``. Row i holds the items
             most similar to item i.
         discount: Factor by which each step back in the history lowers the weight of an item.
-        history_length: Number of items of a history that the model reads, the most recent ones.
+        history_length: Largest number of items of a history that the model reads. The most recent
+            items are read.
     """
 
     settings_class = ItemKNNConfig

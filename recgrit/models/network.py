@@ -256,8 +256,8 @@ def count_neighbours(
     Args:
         neighbours: Neighbours to fill. None does nothing.
         split: Sequences whose training histories are counted.
-        likeness: Similarity of the items by text or features. None gives items without interactions
-            no neighbours.
+        likeness: Similarity of the items by text or features. With None, items without interactions
+            get no neighbours, and no item gets ``alike`` neighbours.
     """
     if neighbours is None:
         return

@@ -1,10 +1,10 @@
 """SASRec: a transformer with one vector per item, trained with cross-entropy over all items.
 
-The model is self-attentive sequential recommendation (Kang and McAuley, arXiv 1808.09781). Two
-changes make it a strong baseline: every position of a history is a target, and the loss is the
-cross-entropy over all training items instead of over one sampled negative. SASRec shares history
-encoder, batches and training loop with the retriever. A comparison of the two therefore differs
-only in how items are represented: by semantic IDs or by a vector each.
+The model is self-attentive sequential recommendation (Kang and McAuley, arXiv 1808.09781). It is
+trained as a strong baseline: every position of a history is a target, as in the paper, and the loss
+is the cross-entropy over all training items instead of over one sampled negative. SASRec shares
+history encoder, batches and training loop with the retriever. A comparison of the two therefore
+differs only in how items are represented: by semantic IDs or by a vector each.
 
 Shapes: B users, T history items, M targets, N items, D model dimensions.
 """

@@ -314,7 +314,7 @@ class TokenRanker:
 
     @property
     def history_length(self) -> int:
-        """Number of items of a history that the network reads, the most recent ones."""
+        """Largest number of items of a history that the network reads, the most recent ones."""
         return self.model.history_length
 
     @property

@@ -46,7 +46,8 @@ class Transitions(Model):
 
     Args:
         neighbours: Neighbours of all items, with the weights of their kinds.
-        history_length: Number of items of a history that the model reads, the most recent ones.
+        history_length: Largest number of items of a history that the model reads. The most recent
+            items are read.
     """
 
     settings_class = TransitionsConfig

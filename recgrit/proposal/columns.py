@@ -96,7 +96,7 @@ def find_columns(
         log: Some rows of the log, with all columns.
         items: Rows of the item table. None if there is no item table.
         known: Column names that the user has set, by role, such as ``user_id``.
-        ask: Function that answers questions if several columns are possible.
+        ask: Function that answers questions if several columns, or none, fit a role.
 
     Raises:
         ConfigError: No column can have a required role, or a question has no answer.
@@ -206,8 +206,9 @@ def _find_meeting(
         items_id: The only column of the item table to compare with. None compares with all columns.
 
     Returns:
-        For each column of the log, the columns of the item table that have at least half of its
-        ids. A column with the same name comes first.
+        For columns of the log with at least two different ids, the columns of the item table that
+        have at least half of these ids. A column with the same name comes first. Only columns of
+        the item table with few repeated ids count. Columns of the log without a match are left out.
     """
     wanted = items.columns if items_id is None else [items_id]
     described = {name: ids for name in wanted if (ids := _read_ids(items, name)) is not None}
@@ -239,8 +240,9 @@ def _prefer_meeting(
     """Give a bonus in the role of the item to columns of the log whose ids are in the item table.
 
     Columns with the same name in both tables get the bonus. If there are none, columns whose name
-    fits an item get it. Otherwise the only column whose name fits neither a user nor a time gets
-    it. The names matter because user ids may be the same numbers as item ids.
+    fits an item get it. If there are none of these either, and exactly one column's name fits
+    neither a user nor a time, this column gets it. The names matter because user ids may be the
+    same numbers as item ids.
     """
     of_items = scores["item_id"]
     alike = [name for name, others in meeting.items() if others[0] == name]
@@ -259,8 +261,9 @@ def _choose_items_id(
 ) -> str:
     """Return the column of the item table whose ids are the log's ids in the column ``item_id``.
 
-    The column is chosen by its content, or else by its name. If it is chosen by name and its ids do
-    not match, an error is raised when all rows are read.
+    The column is chosen by its content, or else by its name. If neither settles it, the user is
+    asked. If it is chosen by name and its ids do not match, an error is raised when all rows are
+    read.
     """
     options = list(meeting.get(item_id, ()))
     if options[:1] == [item_id] or (not options and item_id in items.columns):
@@ -310,7 +313,10 @@ def _choose(role: str, scores: dict[str, float], taken: set[str], ask: Ask) -> s
 
 
 def _find_rating(log: pl.DataFrame, left: list[str]) -> str | None:
-    """Return a column that is named like a rating and has at most 100 numbers, or None."""
+    """Return a column that is named like a rating and has at most 100 different numbers, or None.
+
+    More than half of the rows must have a number in this column.
+    """
     for name in left:
         if score_name("weight", name) >= WHOLE_NAME:
             numbers = log[name].cast(pl.Float64, strict=False).drop_nulls()
@@ -335,9 +341,10 @@ def _find_title(items: pl.DataFrame | None, item_id: str) -> str | None:
 def _find_event(log: pl.DataFrame, left: list[str]) -> str | None:
     """Return the column of event types; None if there is none.
 
-    The column has 2 to 30 different values, and at least half of them are names of event types. A
-    column that is named like an event type also counts. The name ``type`` may mean anything, so it
-    counts only if at least one value is the name of an event type.
+    The column has 2 to 30 different texts or whole numbers. In addition, at least half of them are
+    names of event types, or the column is named like event types. The name ``type`` may mean
+    anything, and so may more than 10 different whole numbers. In these two cases the name counts
+    only if at least one value is the name of an event type.
     """
     from recgrit.proposal.events import is_event
 

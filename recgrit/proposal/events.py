@@ -14,7 +14,8 @@ from recgrit.proposal.questions import Ask, Question
 # Largest number of event types with unknown names that the user is asked about. With more, no
 # question is asked.
 MAX_QUESTIONS = 8
-# Largest share of rows without an event type that may be left out.
+# Largest share of rows without an event type. These rows are left out. With a larger share, the
+# proposed weights are uncertain.
 MAX_BLANK = 0.01
 # Number of test users that is always enough, even if it is a small share of all users.
 ENOUGH_USERS = 100
@@ -63,8 +64,8 @@ class EventChoice:
         targets: Event types that are predicted.
         doubt: Reason why the settings are only written as comments, as part of a sentence. Empty if
             they are certain.
-        asked: Number of users with at least two target events, which is the least number that
-            allows a test. None if it was not counted.
+        asked: Number of users with at least two target events. A user with fewer cannot be tested.
+            None if it was not counted.
     """
 
     weights: dict[str, int | None]
@@ -80,6 +81,9 @@ class EventChoice:
 
 def choose_events(types: Mapping[str, int], num_blank: int, ask: Ask) -> EventChoice:
     """Choose the weight of each event type, and ask about types whose names say nothing.
+
+    No question is asked if more than 8 types have such names. Types without an answer get weight 1,
+    and the choice is then uncertain.
 
     Args:
         types: Number of rows of each event type.
@@ -145,7 +149,8 @@ def settle_targets(choice: EventChoice, rows: pl.DataFrame, names: Sequence[str]
         names: Names of the event types.
 
     Returns:
-        The same choice with these targets.
+        The same choice with these targets, and with the number of users that are left. If no choice
+        leaves enough users, all types with a weight are targets.
     """
     enough = min(ENOUGH_USERS, rows["user_id"].n_unique() // 10)
     num_weights = len({weight for weight in choice.weights.values() if weight})

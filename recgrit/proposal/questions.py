@@ -36,6 +36,8 @@ Ask = Callable[[Question], str]
 def take_default(question: Question) -> str:
     """Return the likely answer, and log it as a warning.
 
+    A question that needs no answer gets its value for the unanswered case, without a warning.
+
     Raises:
         ConfigError: No answer is likely, and one is required.
     """

@@ -59,25 +59,25 @@ class ShopFacts:
     """Everything that was found in a shop's files.
 
     Args:
-        events: Where the log is, as it was given.
-        items: Where the item table is; None where there is none.
-        users: Where the user table is. None if there is none.
-        user_columns: Columns of the user table beside the id.
-        columns: Which column is which.
-        table: Settings of ``data.table`` beside those, in order.
-        num_rows: Usable rows of the log.
-        num_users: Different users in it.
-        num_items: Different items in it.
-        first: The first day.
-        last: The last day.
-        types: How often each type of events is there; empty where the log has none.
-        events_choice: What each type is worth; None where the log has none.
-        num_targets: Events that training predicts in an epoch, about.
-        repeats: How often users meet an item again.
-        keeps_repeats: Whether interactions with an item that a user had before are kept.
-        kept: What the proposed filters leave.
-        text: What item texts are made of; None without an item table.
-        warnings: What looks like a mistake or a leak, a sentence each.
+        events: Path of the log, as it was given.
+        items: Path of the item table. None if there is none.
+        users: Path of the user table. None if there is none.
+        user_columns: Columns of the user table except the id.
+        columns: Names of the columns of the log and of the item table.
+        table: Other settings of ``data.table`` that the user has set or answered, in order.
+        num_rows: Number of usable rows of the log, without event types that are left out.
+        num_users: Number of different users in the log.
+        num_items: Number of different items in the log.
+        first: First day of the log in UTC.
+        last: Last day of the log in UTC.
+        types: Number of rows of each event type. Empty if the log has no event types.
+        events_choice: Proposed settings of event types. None if the log has no event types.
+        num_targets: Approximate number of events that training predicts in an epoch.
+        repeats: How often users interact with the same item again.
+        keeps_repeats: Whether repeated interactions of a user with an item are kept.
+        kept: The proposed filters, and the data that they leave.
+        text: Columns that the item texts are made of. None without an item table.
+        warnings: Warnings about what looks like a mistake or a leak.
     """
 
     events: Path
@@ -115,8 +115,8 @@ def look_at(
         events: The log: a file, a folder or a pattern.
         items: The item table: a file, a folder or a pattern. None if there is none.
         users: The user table: a file, a folder or a pattern. None if there is none.
-        overrides: What is known of the files, as ``data.table.user_id=customer``.
-        ask: Answers what the files leave open.
+        overrides: Settings of the files, such as ``data.table.user_id=customer``.
+        ask: Function that answers questions that the files leave open.
 
     Raises:
         ConfigError: A question has no answer, or a setting is not one of ``data.table``.
@@ -163,7 +163,7 @@ ROLES = ("user_id", "item_id", "items_id", "timestamp", "weight", "event", "titl
 def _read_overrides(
     overrides: Sequence[str], items: Path | None, users: Path | None
 ) -> dict[str, Any]:
-    """What is set of ``data.table``, in the types it has there."""
+    """Return the settings of ``data.table`` that the user has set, converted to their types."""
     other = [text for text in overrides if not text.startswith(PREFIX)]
     if other:
         raise ConfigError(

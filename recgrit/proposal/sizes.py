@@ -24,7 +24,8 @@ LONG_HISTORY = 100
 # Such a log is regularised less, and long histories pay.
 DENSE = 100
 LONGEST_HISTORY = 200
-# Least number of training steps per epoch, which bounds the number of targets per step. With a
+# Least number of training steps per epoch, which bounds the number of targets per step. An epoch
+# has fewer steps only if its targets are too few for so many steps of SMALLEST_BATCH. With a
 # learning rate of .003, training then converges within its epochs.
 STEPS_PER_EPOCH = 16
 SMALLEST_BATCH, LARGEST_BATCH = 64, 1024
@@ -97,7 +98,7 @@ def choose_filters(
         rows: Interactions, with columns ``user_id`` and ``item_id`` as codes from 0.
         num_users: Number of user codes.
         num_items: Number of item codes.
-        counted: Noun for the rows in messages, such as "interactions".
+        counted: Noun phrase for the rows in messages, such as "interactions".
 
     Returns:
         The filter with the numbers that it leaves, and the rows that are left.

@@ -14,7 +14,7 @@ from recgrit.data.id_columns import STAND_INS
 
 DAY = 86_400
 _CLOCK = r"^\s*\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?\s*$"
-# User ids that stand for many people, such as everybody who was not logged in.
+# User ids that stand for many people, such as a till, or everybody who was not logged in.
 NOBODY = {*STAND_INS, "guest", "anonymous", "anon", "unknown", "test", "0", "-1", ""}
 # Names of item columns that may be counted from interactions, also from those of the test period.
 _COUNTED = re.compile(
@@ -26,8 +26,9 @@ class Repeats(NamedTuple):
     """How often users interact with the same item again.
 
     Args:
-        share: Share of all interactions with an item that the user interacted with before.
-        soon: Share of these interactions that are less than a day after the previous one.
+        share: Share of the interactions whose item the user interacted with before.
+        soon: Share of these interactions that are less than a day after the user's previous
+            interaction with the item.
     """
 
     share: float

@@ -23,8 +23,8 @@ def write_shop_config(facts: ShopFacts, out: Path) -> str:
 
     Args:
         facts: Everything that was found in the files.
-        out: Path that the YAML will be written to. Its name without the ending becomes the run's
-            name.
+        out: Path that the YAML will be written to. Its name without the ending becomes the name of
+            the run's folder.
     """
     lines = [
         f"# Made by 'recgrit init' from {_plain(facts.events)}"

@@ -24,8 +24,8 @@ CPU_ROWS = 1024
 CPU_SCORES = 2**20
 # Number of scores in one piece on a GPU, 256 MiB. This many scores keep a GPU busy.
 GPU_SCORES = 2**26
-# Number of changes of the prices in balanced assignment, and the size of the first change relative
-# to the mean squared distance to the nearest code.
+# Number of changes of the prices in balanced assignment, and the largest size of the first change
+# relative to the mean squared distance to the nearest code.
 NUM_PRICES = 100
 FIRST_PRICE = 0.3
 
@@ -169,7 +169,7 @@ def cheapest_codes(rows: Tensor, codes: Tensor, prices: Tensor) -> Tensor:
 
 
 def first_price_step(rows: Tensor, codes: Tensor) -> Tensor:
-    """Return the size of the first change of a price, a scalar tensor.
+    """Return the largest size of the first change of a price, a scalar tensor.
 
     It is `FIRST_PRICE` times the mean squared distance of the rows ``[B, D]`` to their nearest
     codes ``[K, D]``.
@@ -185,7 +185,7 @@ def price_change(counts: Tensor, wanted: float, step: Tensor, number: int) -> Te
     Args:
         counts: Number of rows that chose each code in this round, ``[K]``.
         wanted: Number of rows that each code would have if all codes were used equally often.
-        step: Size of the first change, from `first_price_step`.
+        step: Largest size of the first change, from `first_price_step`.
         number: Number of the round, from 1. Later rounds make smaller changes.
     """
     size: float = number**-0.5

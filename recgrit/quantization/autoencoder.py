@@ -111,7 +111,7 @@ class FeatureEncoder(nn.Module):
         feature_dim: Number of dimensions F of the features.
         dim: Number of dimensions D of the output vectors.
         hidden_dim: Width of the hidden layer of the MLP. At the start, the output of the MLP is
-            small relative to that of the linear map.
+            about two thirds as large as that of the linear map.
         std: Standard deviation of each dimension of the linear map's output at the start.
     """
 

@@ -75,11 +75,12 @@ class OptimizedProductQuantizer(nn.Module):
 
     Args:
         dim: Number of dimensions D of the vectors.
-        num_levels: Number of subspaces, one per level.
-        codebook_size: Number of codes K of each level, a power of two.
+        num_levels: Number of subspaces, one per level. Each has D / L dimensions, rounded up.
+        codebook_size: Number of codes K of each level, a power of two from 2 on.
 
     Raises:
-        QuantizerError: K is not a power of two, or there are more subspaces than dimensions.
+        QuantizerError: K is not a power of two from 2 on, or there are more subspaces than
+            dimensions.
     """
 
     rotation: Tensor
@@ -181,7 +182,10 @@ class OptimizedProductQuantizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the centroids of all subspaces, concatenated and rotated back, ``[..., D]``."""
+        """Return the centroids of all subspaces, concatenated and rotated back, ``[..., D]``.
+
+        The result is 0 if a code is -1.
+        """
         parts = [
             F.embedding(codes[..., level].clamp_min(0), book)
             for level, book in enumerate(self.centroids)

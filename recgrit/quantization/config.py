@@ -41,8 +41,9 @@ class TokenizerConfig(Config):
         surrogate: Form of the radius surrogate. ``additive`` has the Jacobians that the GRIT-VQ
             paper states. ``multiplicative`` is the formula of the paper taken literally. Both are
             equal for the Euclidean radius.
-        direction_noise: Standard deviation of the noise on the direction of the gap in the backward
-            pass, relative to the length of the gap. 0 adds no noise.
+        direction_noise: Strength of the noise on the direction of the gap in the backward pass: the
+            root mean square length of the random vector, relative to the length of the gap. 0 adds
+            no noise.
         transform: Kind of the integrated transform, through which all codes of a level move
             together. ``linear`` mixes the codes by a matrix of low rank, ``attention`` by attention
             over all codes of the level, and ``identity`` applies no transform.
@@ -90,7 +91,7 @@ class TokenizerConfig(Config):
         sample_items: Largest number of items to fit to. A larger catalogue is sampled at random for
             the fit. All items get codes.
         control: Negative control, which should give worse recommendations than real IDs.
-            ``permuted`` gives every item the ID of another item. ``random`` draws the codes.
+            ``permuted`` shuffles the IDs among the items. ``random`` draws the codes.
             ``none`` keeps the IDs of the tokenizer.
         semantic_ids_path: File with published IDs, ``NAME.index.json``, which the items get in
             place of fitted IDs. No tokenizer is fitted then, so the settings of the fit have no

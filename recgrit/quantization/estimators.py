@@ -45,8 +45,8 @@ class RadiusSurrogate:
     Args:
         radius: Family of radii.
         form: Form of the surrogate, ``additive`` or ``multiplicative``.
-        direction_noise: Standard deviation of the noise on the direction in training, relative to
-            the gap.
+        direction_noise: Root mean square length of the noise on the direction in training,
+            relative to the gap.
     """
 
     radius: Radius
@@ -120,7 +120,7 @@ class DiVeQ:
         difference = quantized - latent
         noise = self.noise_variance**0.5 * torch.randn_like(difference)
         direction = F.normalize((difference + noise).detach(), dim=-1)
-        # The gradient of the square root is infinite at zero. A vector that equals its code has no
-        # gradient.
+        # The gradient of the square root is infinite at zero. The gap of a vector that equals its
+        # code passes no gradient.
         gap = difference.square().sum(dim=-1, keepdim=True).clamp_min(MIN_GAP**2).sqrt()
         return latent + gap * direction

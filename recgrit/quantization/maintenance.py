@@ -117,7 +117,7 @@ class CodebookMaintenance(WithStatistics):
             weights: Weight of each vector at each level, ``[B, L]``: 1 for a vector that counts and
                 0 for a vector that does not.
             keep_batch: Whether to keep codes and residuals until the next step, because a dead-code
-                reset places codes on these residuals.
+                reset may place codes on these residuals.
         """
         present = weights[:, 0]
         batch = torch.stack([gap @ present, present.sum(), present.new_ones(())])

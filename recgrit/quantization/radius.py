@@ -47,8 +47,8 @@ SurrogateForm = Literal["additive", "multiplicative"]
 class Radius(Protocol):
     """A family of radii ρ(δ), where the gap δ is the distance between a vector and its code.
 
-    A radius splits the gradient at a quantizer. The slope ρ'(δ) is the share of the gradient along
-    the gap that the code gets; the encoder gets the rest.
+    A radius splits the gradient at a quantizer. In the additive surrogate, the slope ρ'(δ) is the
+    share of the gradient along the gap that the code gets; the encoder gets the rest.
 
     Thresholds of a family are multiples of ``mean_gap``, the quantizer's running mean of δ, a
     scalar. A threshold therefore has the same effect for every scale of the data and at every time
@@ -299,9 +299,10 @@ def surrogate_radius(
         mean_gap: Scalar that the thresholds of the radius are multiples of. None uses the mean gap
             of this batch.
         form: Form of the surrogate, ``additive`` or ``multiplicative``.
-        direction_noise: Standard deviation of the noise on the direction ``s`` in the backward
-            pass, relative to the gap. With noise, vectors also move their code sideways and not
-            only towards them. The noise is an addition to the published method.
+        direction_noise: Root mean square length of the random vector that is added to ``q - z``
+            before the direction ``s`` of the backward pass is computed, relative to the gap. With
+            noise, vectors also move their code sideways and not only towards them. The noise is an
+            addition to the published method.
     """
     outputs: tuple[Tensor, ...] = _RadiusSurrogate.apply(  # type: ignore[no-untyped-call]
         latent, quantized, radius, mean_gap, form, direction_noise

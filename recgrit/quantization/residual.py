@@ -95,8 +95,8 @@ class ResidualGRITVQ(CodebookStack):
         surrogate: Form of the radius surrogate, ``additive`` or ``multiplicative``. A
             `GradientEstimator` replaces the surrogate; ``radius`` and ``direction_noise`` then have
             no effect.
-        direction_noise: Standard deviation of the noise on the surrogate's direction in training,
-            relative to the gap.
+        direction_noise: Root mean square length of the noise on the surrogate's direction in
+            training, relative to the gap.
         transform: Kind of the integrated transform: ``linear``, ``attention`` or ``identity``.
         transform_rank: Rank of the part of the transform that mixes the codes of a level. 0 keeps
             only ``W``.
@@ -426,7 +426,7 @@ class ResidualGRITVQ(CodebookStack):
         )
 
     def _collect_start(self, rows: Tensor) -> None:
-        """Collect vectors ``[B, D]`` of all processes until they suffice to start k-means."""
+        """Collect vectors ``[B, D]`` of all processes; start the codes once there are enough."""
         rows = distributed.gather_rows(rows.float())
         wanted = START_VECTORS_PER_CODE * max(self.codebook_sizes)
         if sum(map(len, self._waiting)) < wanted:

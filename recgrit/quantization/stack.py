@@ -172,7 +172,8 @@ class CodebookStack(WithStatistics):
             Vectors, ``[..., D]``.
 
         Raises:
-            QuantizerError: There are more codes than levels, or a code does not exist at its level.
+            QuantizerError: There are more codes than levels, a code does not exist at its level
+                (checked on the CPU only), or the codes are not int64 or int32.
         """
         self._check_codes(codes)
         with full_precision(codes):
@@ -202,7 +203,8 @@ class CodebookStack(WithStatistics):
             Contributions, float32 ``[..., l, D]``.
 
         Raises:
-            QuantizerError: There are more codes than levels, or a code does not exist at its level.
+            QuantizerError: There are more codes than levels, a code does not exist at its level
+                (checked on the CPU only), or the codes are not int64 or int32.
         """
         self._check_codes(codes)
         books = self.effective_codebooks()[: codes.shape[-1]]

@@ -74,6 +74,9 @@ class AttentionMixing(nn.Module):
         codebook_size: Number of codes K.
         dim: Number of dimensions D.
         rank: Number of dimensions r of queries and keys.
+
+    Raises:
+        ConfigError: There are more than `MAX_ATTENTION_CODES` codes.
     """
 
     def __init__(self, codebook_size: int, dim: int, rank: int) -> None:

@@ -144,7 +144,8 @@ class Comparison:
         num_targets: Number of targets that are measured.
         differences: Differences of all other rows from the first.
         breakdowns: Recall of each row over groups of targets.
-        settings: Settings that differ between the rows: by setting, the value of each row as JSON.
+        settings: Settings that differ between the rows: by setting, the value of each row as JSON,
+            without baselines.
         data: Summary of the data that all runs share.
         created: Time when the comparison was computed, in UTC.
         repeats: Targets whose item is in the history before them. None if they are few.

@@ -87,12 +87,12 @@ def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
     Lists of users that the filters left out of training are also in the file, and are skipped.
 
     Returns:
-        Users, int64 ``[U]``, and items by rank, int32 ``[U, K]``. U is the number of users with a
-        list, and K the length of the longest list.
+        Users, int64 ``[U]``, and items by rank, int32 ``[U, K]``, with `NO_ITEM` at the end of
+        short lists. U is the number of users with a list, and K the length of the longest list.
 
     Raises:
-        ArtifactError: The file is missing or damaged.
-        DataError: The lists have unknown users or items, or impossible ranks.
+        ArtifactError: The file is missing or damaged, or its lists have unknown users or items, or
+            impossible ranks.
     """
     data = run.data.interactions
     known_users = pl.concat([data.user_ids, run.data.left_out.user_ids])

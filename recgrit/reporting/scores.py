@@ -14,7 +14,7 @@ from recgrit.evaluation.groups import Members, group_by_segments, group_targets
 from recgrit.evaluation.metrics import METRICS, SERENDIPITY
 from recgrit.evaluation.report import EvaluationReport, ReportKey
 
-# The model whose lists are the same for all users. It is the lowest baseline.
+# The model whose lists are the same for all users. Any other model has to beat it.
 FLOOR = "popularity"
 
 # Largest number of categories to show. Categories with the most targets come first.

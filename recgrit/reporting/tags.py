@@ -83,7 +83,7 @@ def typical_tags(tags: Tags, groups: pl.DataFrame, *, limit: int = 3) -> pl.Data
 
     Returns:
         Columns ``group``, ``tag``, ``share``, ``lift``, best first within a group. Tags that are
-        rarer in the group than in the catalogue are left out.
+        not more frequent in the group than in the catalogue are left out.
     """
     sizes = groups.group_by("group").len("size")
     overall = tags.pairs.group_by("tag").len("total")

@@ -1,11 +1,11 @@
 """The children of the nodes that a beam search has reached, and their scores.
 
 The children of a node are a range of node numbers, so their vectors are adjacent in memory. On a
-CPU, each node that many beams have reached is one matrix product. All other nodes together are one
-sampled product (the dot products of a sparse pattern), which reads each vector once and copies
-none. The sizes of these products depend on the data, and an accelerator would have to synchronise
-with the host to know them. On an accelerator, every node therefore has as many candidates as the
-widest node of its level, and missing candidates score -inf.
+CPU, if there are many scores per node, each node is one matrix product. Otherwise all nodes
+together are one sampled product (the dot products of a sparse pattern), which copies no vector. The
+sizes of these products depend on the data, and an accelerator would have to synchronise with the
+host to know them. On an accelerator, every node therefore has as many candidates as the widest node
+of its level, and missing candidates score -inf.
 
 Shapes: B users, W beams, R rows, C children, V nodes, E entries, K candidates, D model dimensions.
 """

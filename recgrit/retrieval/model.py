@@ -222,7 +222,8 @@ class TrieRetriever(nn.Module):
     def item_vectors(self, items: Tensor, node_vectors: NodeTable) -> Tensor:
         """Return the encoder's input vectors of items.
 
-        An item's vector is the sum of the node vectors on its path and of its attribute embeddings.
+        An item's vector is the sum of the node vectors on its path and of its attribute embeddings,
+        times the square root of D.
 
         Shapes: D model dimensions.
 
@@ -239,7 +240,7 @@ class TrieRetriever(nn.Module):
         return self.input_scale * vectors
 
     def encode(self, histories: Tensor, node_vectors: NodeTable) -> Tensor:
-        """Return the states of histories after each of their items.
+        """Return the states of histories after each of their items, for unknown users.
 
         Shapes: B users, T history items, D model dimensions.
 
@@ -352,9 +353,7 @@ class TrieRetriever(nn.Module):
     ) -> Tensor:
         """Return the scores of the candidates of each open target; missing candidates have -inf.
 
-        Shapes: O open targets, U nodes of this level that the step needs.
-
-        Shapes: D model dimensions.
+        Shapes: O open targets, U nodes of this level that the step needs, D model dimensions.
 
         Args:
             queries: Query of each open target ``[O, D]``.
@@ -392,7 +391,7 @@ class TrieRetriever(nn.Module):
             level: Level of the codes.
 
         Returns:
-            Scores ``[M, K]`` for K codes, or ``[M, 0]`` at a level whose nodes are items.
+            Scores ``[M, K]`` for K codes, or ``[M, 0]`` at a level without code embeddings.
         """
         others = (queries @ self.nodes.vectors_of_codes(level).T).float()
         if not others.shape[1]:

@@ -74,9 +74,9 @@ class NodeVectors(nn.Module):
         num_tree_levels: Number of levels of the trie whose nodes are codes.
         own_nodes: Whether each node has its own embedding, bool ``[V]``. The other nodes use the
             fallback.
-        lone_items: Item of each node that is the first on its path to lead to a single item, int32
-            ``[V]``, from `find_lone_items`. All remaining codes of the item's ID are part of the
-            node's vector.
+        lone_items: Item of each node that is the first on its path to lead to a single item, and -1
+            for all other nodes, int32 ``[V]``, from `find_lone_items`. All remaining codes of the
+            item's ID are part of the node's vector.
         dim: Number of model dimensions D.
         node_dropout: Share of node embeddings that the fallback replaces in a training step.
         num_buckets: Number of rows of a table of node embeddings that nodes share. 0 means no
@@ -290,7 +290,7 @@ class NodeVectors(nn.Module):
         """Draw the rows of the node embeddings to drop in one training step.
 
         Returns:
-            Whether each row is dropped, bool; or None outside training.
+            Whether each row is dropped, bool; or None outside training or without dropout.
         """
         if not self.training or self.node_dropout == 0.0:
             return None

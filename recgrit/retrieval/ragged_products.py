@@ -72,7 +72,7 @@ class _RaggedProducts(torch.autograd.Function):
 
 
 def sampled_products(queries: Tensor, vectors: Tensor, ends: Tensor, nodes: Tensor) -> Tensor:
-    """Return the product of each candidate's vector with its query ``[C]``, without gradients.
+    """Return the product of each candidate's vector with its query, ``[C]``.
 
     Shapes: C candidates of all queries together, D model dimensions, U nodes.
 

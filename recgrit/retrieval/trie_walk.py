@@ -46,8 +46,8 @@ class TrieWalk:
     def expand(self, chosen: Tensor | None, frontier: Frontier, level: int) -> Tensor:
         """Return the log-probability of each child given its parent node.
 
-        An only child has probability 1, and most nodes of the last levels have an only child. If
-        shapes may depend on the data, only children are not scored.
+        A child without siblings has probability 1, and most nodes of the last levels are such
+        children. If shapes may depend on the data, such a child is not scored.
 
         Shapes: B users, W beams per user, D model dimensions, C children per beam.
 

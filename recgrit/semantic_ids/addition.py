@@ -1,10 +1,10 @@
 """IDs for items that are added to a catalogue, without a change of existing IDs.
 
 The tokenizer stays unchanged, so a new item gets the codes that it would have got before. If
-another item has these codes, a table with a disambiguation level gives the new item the next number
-that no item had. A table without this level gives it the nearest free last code under its prefix.
-If all last codes under the prefix are in use, it gets the nearest free ID that differs in the last
-two codes.
+another item has these codes, a table with a disambiguation level gives the new item the number
+after the largest that an item with these codes has. A table without this level gives it the nearest
+free last code under its prefix. If all last codes under the prefix are in use, it gets the nearest
+free ID that differs in the last two codes.
 
 Shapes: N existing items, n new items, L levels without disambiguation, K codes of the last level, D
 dimensions, m IDs.
@@ -70,7 +70,7 @@ def add_items(
         titles: Titles of the new items.
         residuals_of: Function from rows of new items, counted from 0, to the residuals that the
             last level of the quantizer quantizes, ``[n, D]``.
-        last_codes: Codes of the last level, ``[K, D]``.
+        last_codes: Codebook entries of the last level, ``[K, D]``.
         errors_of: Function from the row of a new item and m IDs to the squared distances between
             the item and these IDs, ``[m]``.
 

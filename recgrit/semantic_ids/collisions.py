@@ -100,7 +100,7 @@ def make_unique(
             so that the result does not depend on the order of the rows.
         residuals_of: Function from n rows to the residuals that the last level quantizes,
             ``[n, D]``. It is called only for items that share an ID.
-        last_codes: Codes of the last level, ``[K, D]``.
+        last_codes: Codebook entries of the last level, ``[K, D]``.
         method: ``greedy``, ``sinkhorn`` or ``disambiguation``. If ``greedy`` or ``sinkhorn`` is
             impossible, a warning is logged and ``disambiguation`` is used.
     """
@@ -170,7 +170,7 @@ def resolve_greedy(
         item_ids: Ids of the items. Hashes of the ids order items with equal distances.
         residuals_of: Function from n rows to the residuals that the last level quantizes,
             ``[n, D]``. It is never called for fixed rows.
-        last_codes: Codes of the last level, ``[K, D]``.
+        last_codes: Codebook entries of the last level, ``[K, D]``.
         num_fixed: Number of rows at the start that keep their IDs, even if other items are nearer.
             These IDs have to be unique.
 
@@ -222,14 +222,14 @@ def balance_last_level(codes: Codes, residuals_of: ResidualsOf, last_codes: Vect
     """Spread the items that share an ID evenly over the codes of the last level.
 
     Entropic optimal transport (Sinkhorn-Knopp) assigns these items to the last codes at the lowest
-    squared distance, such that all codes get equally many items. It works on one block of items at
-    a time.
+    squared distance, such that all codes get about equally many items. It works on one block of
+    items at a time.
 
     Args:
         codes: Codes of all items, ``[N, L]``.
         residuals_of: Function from n rows to the residuals that the last level quantizes,
             ``[n, D]``.
-        last_codes: Codes of the last level, ``[K, D]``.
+        last_codes: Codebook entries of the last level, ``[K, D]``.
 
     Returns:
         Codes of all items, ``[N, L]``. They need not be unique.
@@ -372,7 +372,7 @@ def _closest_per_place(place: Codes, distance: Vectors, ties: Codes) -> npt.NDAr
 
     Args:
         place: Number of each row's combination of prefix and last code.
-        distance: Distance of each row to its last code.
+        distance: Squared distance of each row to its last code.
         ties: Rank of each row. The lowest rank wins if distances are equal.
     """
     order = np.lexsort((ties, distance, place))

@@ -97,8 +97,8 @@ def find_published_ids(path: Path, item_ids: pl.Series) -> FoundIds:
         item_ids: Ids of the items to find.
 
     Raises:
-        DataError: A file cannot be read, a token is malformed, an item has two entries, or IDs
-            differ in length.
+        DataError: A file cannot be read, a token is malformed, an item has two entries, IDs differ
+            in length, or the keys are item numbers and no file says which item has which number.
     """
     files = find_published_files(path)
     table = read_object(path, FORM)

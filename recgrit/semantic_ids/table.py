@@ -38,7 +38,8 @@ class SemanticIdTable(Summarized):
         titles: Titles of the items.
 
     Raises:
-        DataError: Two rows are equal, a code is out of range, or lengths differ.
+        DataError: Two rows are equal, a code is out of range, lengths differ, or there are more
+            than 26 levels.
     """
 
     codes: npt.NDArray[np.int32]
@@ -111,6 +112,9 @@ class SemanticIdTable(Summarized):
         Args:
             item_ids: Ids of the items. A single string is one id. Nulls and ids that the table does
                 not have are skipped.
+
+        Raises:
+            DataError: The argument is not a list of ids.
         """
         return self.index.find(item_ids)
 

@@ -102,7 +102,7 @@ class Trie:
     def restrict(self, items: npt.NDArray[np.bool_]) -> Children:
         """Return the children that lead to at least one of some items.
 
-        This gives the trie of the training, in which items without training interactions are no
+        This gives the training trie, in which items without training interactions are no
         candidates. Nodes keep their numbers, so that both tries use the same table of node vectors.
 
         Args:

@@ -117,7 +117,8 @@ def append_items(
         bundle: The previous bundle. It is not changed.
         directory: Folder of the new bundle.
         items: Items to add, with the item columns of the run. None adds no items. An item that the
-            bundle lists already gets its new title and nothing else. A removed item is refused.
+            bundle lists already gets its new title and nothing else. A removed item is not added
+            again, and is counted as refused.
         vectors: Vectors of ``items``, required if the run used the user's own vectors in place of a
             text encoder. Otherwise None.
         blocks: Vectors of ``items`` for further feature blocks, by block name. An item or a block
@@ -128,7 +129,8 @@ def append_items(
 
     Raises:
         ArtifactError: The folder is that of the previous bundle, holds another bundle or other
-            files, or cannot be written. Or the bundle's model cannot rank new items.
+            files, or cannot be written. Or the bundle's model cannot rank new items, or has
+            published IDs.
         DataError: The items cannot be used, or no listed item would be left.
         EncoderError: The encoder that the items need is not on this machine.
     """
@@ -263,7 +265,7 @@ def _find_retitled(
 
 
 def _find_bundle_after(bundle: Bundle, directory: Path) -> Bundle | None:
-    """Return the bundle that an earlier equal call wrote; None if the folder has no bundle.
+    """Return the bundle in a folder that was made from this bundle; None if there is no bundle.
 
     Args:
         bundle: The previous bundle.
@@ -286,7 +288,7 @@ def _require_same(
     """Check that the bundle in the folder equals the bundle that would be written there.
 
     Raises:
-        ArtifactError: The bundles have different items, IDs or features.
+        ArtifactError: The bundles differ in items, IDs, features, or added and removed items.
     """
     same = there.semantic_ids.to_polars().equals(table.to_polars()) and np.array_equal(
         there.features.vectors, features.vectors

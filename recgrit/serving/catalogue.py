@@ -23,8 +23,8 @@ class Catalogue:
         added_in: int32 ``[N]``. Number of the bundle that added the item. The first bundle is 0.
         removed_in: int32 ``[N]``. Number of the bundle that removed the item, or -1 if the item is
             listed. A removed item keeps its row and its ID, so that no other item ever gets them.
-        counts: int64 ``[N]``. How often the item is a target in training; 0 for items that were
-            added later.
+        counts: int64 ``[N]``. Number of training interactions of the item, 0 for items that were
+            added later. If events have types, only the types that are predicted count.
     """
 
     trained: npt.NDArray[np.bool_]

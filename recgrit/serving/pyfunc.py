@@ -190,7 +190,7 @@ def _read_path(value: object) -> Path | None:
 def _read_max_listed(value: object) -> int:
     """Read ``max_listed`` from the model's config: the largest number of items in one answer.
 
-    If it is missing or 0, the limit comes from an environment variable.
+    If it is missing or 0, the limit is `LISTED_ITEMS`, which an environment variable can change.
 
     Raises:
         ConfigError: The value is not a whole number from 0.
@@ -242,7 +242,7 @@ class BundleModel(PythonModel):
         Returns:
             One row per history with ``item_ids``, ``titles`` and ``scores``, best first, and
             ``source``. The source is "history", "popular", or "none" for an empty list. The score
-            of a popular item is how often it is a target in training.
+            of a popular item is its number of training interactions.
 
         Raises:
             MlflowException: The request cannot be answered. Over HTTP this is status 400.
@@ -417,7 +417,8 @@ def save_pyfunc(bundle: Bundle, directory: Path) -> None:
                 artifacts={BUNDLE: str(bundle.directory.absolute())},
                 signature=SIGNATURE,
                 input_example=pd.DataFrame({"history": [listed.head(3).to_list()]}),
-                # Without named requirements, MLflow would load the model to find them.
+                # Without named requirements, MLflow would load the model in another process to
+                # find them.
                 pip_requirements=[f"recgrit=={recgrit.__version__}"],
                 metadata={"fingerprint": bundle.fingerprint},
                 # MLflow lets a user set only those values on loading that are saved here.

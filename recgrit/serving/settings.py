@@ -40,8 +40,7 @@ class PictureSettings(Config):
     Args:
         column: Column of the item table with files or addresses of pictures.
         model: Name of the CLIP model.
-        space: Hash of the encoder's weights and settings. Vectors with equal hashes can be
-            compared.
+        space: Hash of the model's weights. Vectors with equal hashes can be compared.
     """
 
     column: str

@@ -75,8 +75,8 @@ def take_over(
         pictures: Folder that relative paths of the items' pictures start from.
 
     Raises:
-        ArtifactError: The source is neither a bundle nor a run, or has no tokenizer to give new
-            IDs.
+        ArtifactError: The source is neither a bundle nor a run, has a model of another kind, or has
+            no tokenizer to give new IDs.
         ConfigError: The run's settings ask for other vectors, IDs or weights than the source has.
     """
     source = config.retriever.init_from

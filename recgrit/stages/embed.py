@@ -71,8 +71,9 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
         excluded.add("model")
     features = config.features.model_dump(mode="json")
     for block in features["blocks"].values():
-        # A block has either a file of vectors or a column of pictures. Only the settings of the
-        # kind in use are recorded, so that keys of older artifacts stay valid.
+        # A block has either a file of vectors or a column of pictures, which `column` tells. Paths
+        # are not recorded, because the content of the files is part of the key through `inputs`. A
+        # block of vectors does not use `model`.
         if block["column"] is None:
             del block["path"], block["model"]
         else:

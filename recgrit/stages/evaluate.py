@@ -92,8 +92,7 @@ def _measure_groups(
     """Return the number of targets and the metrics of each group of targets.
 
     The outer key is the grouping, such as ``history``, and the inner key the group, such as
-    ``5 to 9 items``. ``segments`` names columns of the run's user table, which give one grouping
-    each.
+    ``5–9``. ``segments`` names columns of the run's user table, which give one grouping each.
     """
     grouped = group_targets(report, run.data.split)
     grouped |= group_by_segments(report, run.data.users, segments)

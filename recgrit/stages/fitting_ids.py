@@ -45,11 +45,10 @@ class FitTokenizer:
     folder: Path
 
     def __call__(self, report: Report) -> dict[str, Any]:
-        """Fit the codebooks and return their sizes, loss and best epoch.
+        """Fit the codebooks and return the best epoch and the number of vectors in the fit.
 
         Args:
-            report: Progress callback of the engine. It is not used, because the fit shows its own
-                progress.
+            report: Progress callback of the engine. It is not called.
         """
         import torch
 

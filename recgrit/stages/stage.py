@@ -84,7 +84,7 @@ class Stage:
         )
 
     def is_current(self, config: ExperimentConfig) -> bool:
-        """Return whether the artifact is there and was built from the current inputs."""
+        """Return whether the artifact is there and was built from these settings and inputs."""
         if not all(stage_directory(config.run.dir, name).is_dir() for name in self.parents):
             return False
         return is_current(self.directory(config), self.origin(config).key)

@@ -59,7 +59,8 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
 def _vectors_path(config: ExperimentConfig) -> Path:
     """Return the cache file of the learned item vectors.
 
-    Runs share this file if they differ only in the settings of the codebooks.
+    Runs share this file if they differ only in the settings of the codebooks, including those of
+    the epochs in which codebooks and vectors learn together.
     """
     together = {"quantized_epochs", "quantized_learning_rate"}
     settings = config.item_vectors.model_dump(mode="json", exclude={"device", *together})

@@ -192,7 +192,8 @@ class MLflowTracker:
         """Record the files, digest and counts of a data set. Its rows are not stored."""
         sources = list(origin.sources) or [origin.name]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Two classes of MLflow read local paths.
+            # MLflow warns that two of its source classes accept a local path.
+            warnings.simplefilter("ignore")
             source = resolve_dataset_source(sources[0])
         described: dict[str, str] = MetaDataset(  # type: ignore[abstract]  # its default is None
             source, name=origin.name, digest=origin.digest

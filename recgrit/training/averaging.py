@@ -35,8 +35,8 @@ class MovingAverage(Generic[M]):
     @torch.no_grad()
     def update(self, model: M) -> None:
         """Update the average with the model's parameters after a training step."""
-        # The first steps are averaged with equal weights, so that the initial weights do not
-        # dominate the average.
+        # The results of the first steps are averaged with equal weights. Otherwise the weights
+        # before the training would dominate the average for many steps.
         past = min(self.decay, self.num_steps / (self.num_steps + 1))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - past)
         self.num_steps += 1

@@ -62,7 +62,8 @@ class TransformerConfig(TrainingConfig):
             ``num_heads``.
         num_layers: Number of transformer layers.
         num_heads: Number of attention heads of each layer.
-        history_length: Number of items of a history that the model reads, the most recent ones.
+        history_length: Largest number of items of a history that the model reads. The most recent
+            items are read.
         dropout: Dropout rate in all parts of the transformer.
     """
 

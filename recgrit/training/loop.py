@@ -173,7 +173,7 @@ def train_model(
         checkpoint: File that the state is saved to after each epoch, and that an interrupted
             training is resumed from. An existing file must come from a training with the same data,
             settings and seed. None saves no checkpoint.
-        stop_at: Validation NDCG@10 at which the training ends. None sets no such limit.
+        stop_at: Validation NDCG@10 from which on the training ends. None sets no such limit.
 
     Raises:
         TrainingError: There is nothing to train on, the loss is not finite, or memory does not

@@ -118,8 +118,8 @@ def override(config: ConfigT, values: Mapping[str, Any]) -> ConfigT:
 def as_setting(varied: Varied, choice: Choice) -> Any:
     """Return the value of a setting for a drawn choice.
 
-    Numbers are rounded to three digits. A text with commas becomes a list of names. The configured
-    value stays exact.
+    Floats are rounded to three significant digits, except the configured value. A text becomes
+    the list of the names that it joins by commas.
 
     Args:
         varied: Setting that the choice was drawn for.

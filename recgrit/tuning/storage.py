@@ -28,7 +28,7 @@ WARMUP_EPOCHS = 3
 def identify(config: ExperimentConfig) -> str:
     """Return a digest of the settings and the raw files' content that a study is about.
 
-    The paths of files, the run folder, the tracker and the engine do not change the digest.
+    The paths of the raw files, the run folder, the tracker and the engine do not change the digest.
     """
     (prepare,) = plan_stages(config, "prepare")
     apart = ("run", "data", "tracking", "engine")

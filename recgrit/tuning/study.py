@@ -106,6 +106,7 @@ def tune(
     Raises:
         ConfigError: There is nothing to tune, or the budget ended within the first trial.
         ArtifactError: The folder holds a tuning of something else, or cannot be written.
+        TrainingError: Training fails with the configured settings.
     """
     if config.engine.kind != "local":
         raise ConfigError(
@@ -343,8 +344,8 @@ class _Tuning:
         """Write the best trial's configuration and return the result.
 
         Args:
-            tracker: Records the best result in MLflow.
-            is_over: Whether the search is complete. The result passes it on.
+            tracker: Tracker that records the results of the first and the best trial.
+            is_over: Whether the budget ended before all trials were made.
 
         Raises:
             ConfigError: No trial has ended.

@@ -267,6 +267,23 @@ def test_items_held_out_are_in_no_training_part(
     assert np.array_equal(loaded.split.items, data.split.items)
 
 
+def test_a_user_without_history_once_items_are_held_out_is_no_test_user(
+    prepare_rows: Callable[..., PreparedData],
+) -> None:
+    # Three items of each user, one in each period.
+    rows = [
+        (f"u{user}", str((7 * user + period) % 20), 3, 1000 * period + user)
+        for user in range(40)
+        for period in range(3)
+    ]
+    settings = {"split": "temporal", "valid_share": 0.3, "test_share": 0.3}
+    whole = prepare_rows(rows, **settings)
+    data = prepare_rows(rows, **settings, cold_item_share=0.5)
+    num_users = len(data.split.target_users("test"))
+    assert num_users < len(whole.split.target_users("test")), "the case is not what it seems"
+    assert steps(data, "counted")["users with a test target"] == num_users
+
+
 def test_shuffled_ties_change_nothing_but_their_order(
     prepare_rows: Callable[..., PreparedData],
 ) -> None:

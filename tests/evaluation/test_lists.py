@@ -13,6 +13,7 @@ from recgrit.evaluation.lists import (
     average_popularity,
     catalogue_coverage,
     gini_index,
+    intra_list_diversity,
     mean_self_information,
 )
 from recgrit.evaluation.metrics import popularity_ranks, ranks_of_targets, serendipity_at_k
@@ -92,3 +93,21 @@ def test_gini_does_not_see_padding_or_the_order_of_items() -> None:
     other = np.array([[3, 2, 1], [3, 2, NO_ITEM], [3, NO_ITEM, NO_ITEM]], dtype=np.int32)
     assert gini_index(lists, 4) == gini_index(other, 4) == pytest.approx(10 / 24)
     assert np.isnan(gini_index(np.full((2, 3), NO_ITEM, dtype=np.int32), 4))
+
+
+@given(seed=st.integers(0, 10_000), zero=st.booleans())
+def test_diversity_is_the_mean_distance_of_all_pairs(seed: int, zero: bool) -> None:
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(6, 3)).astype(np.float32)
+    if zero:
+        features[:2] = 0
+    items = generator.permutation(6)[: generator.integers(2, 6)].astype(np.int32)
+    row = np.concatenate([items, np.full(6 - len(items), NO_ITEM, np.int32)])
+    lengths = np.linalg.norm(features, axis=1)
+    distances = [
+        1 - float(features[a] @ features[b]) / float(lengths[a] * lengths[b] or 1)
+        for place, a in enumerate(items)
+        for b in items[place + 1 :]
+    ]
+    found = intra_list_diversity(row[None], features)
+    assert found[0] == pytest.approx(np.mean(distances), abs=1e-5)

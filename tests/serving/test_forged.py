@@ -97,6 +97,8 @@ def test_a_file_outside_the_folder_is_refused(copy: Path, name: str) -> None:
 def test_what_a_file_manager_hides_there_is_no_part(copy: Path, histories: Histories) -> None:
     (copy / ".DS_Store").write_bytes(b"\0")
     (copy / "model" / ".directory").write_bytes(b"\0")
+    (copy / "Thumbs.db").write_bytes(b"\0")
+    (copy / "model" / "desktop.ini").write_bytes(b"\0")
     assert Bundle(copy).recommend_after(histories).height
 
 

@@ -356,7 +356,7 @@ def refuse_malformed(
 
 
 def clean_text(text: object) -> str | None:
-    r"""Return readable text without entities, markup and line breaks, or None if nothing is left.
+    r"""Return text without entities, markup and line breaks, or None if nothing readable is left.
 
     >>> clean_text("Crabtree &amp; Evelyn\t<b>Hand\nTherapy</b>")
     'Crabtree & Evelyn Hand Therapy'

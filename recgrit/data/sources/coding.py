@@ -133,9 +133,10 @@ class CodedInteractions:
 
     Args:
         frame: Rows with ``user_id`` int32, ``item_id`` int32, ``timestamp`` int64 (seconds since
-            1970, UTC) and, if there are ratings, ``weight`` float32. Codes are row numbers in
-            ``user_ids`` and ``item_ids``. No nulls. The frame has no rows if they were written to
-            partitions.
+            1970, UTC) and, if the files have them, ``fraction`` float64 of a second, ``weight``
+            float32 (a rating) and ``event`` int8 (the number of an event type). Codes are row
+            numbers in ``user_ids`` and ``item_ids``. No nulls. The frame has no rows if they were
+            written to partitions.
         user_ids: Id of each user code as text, without repeats.
         item_ids: Id of each item code as text, without repeats.
     """

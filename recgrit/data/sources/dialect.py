@@ -37,7 +37,8 @@ class TextSettings:
         encoding: Character encoding of the text, such as ``latin-1``.
         quote: Quote character around fields that hold separators. ``none`` treats quote characters
             as ordinary characters, such as inch marks. None means the double quote.
-        comment: Start of the lines that are comments. None detects lines that start with ``#``.
+        comment: Start of the lines that are comments. None treats lines that start with ``#`` as
+            comments if the file begins with such a line.
         decimal: Decimal mark in numbers, a point or a comma.
         columns: Names of the columns of files without a header, in order. None reads the header.
     """

@@ -48,7 +48,8 @@ def read_item_table(
     """Read the items of some files: ``item_id``, ``title`` (null if unknown) and all other columns.
 
     A column that is named ``item_id`` or ``title`` but is not the chosen one gets ``_column``
-    appended to its name. Columns whose type is neither text nor number are left out and logged.
+    appended to its name. Columns whose type has no meaning in a text, such as bytes and structs,
+    are left out and logged.
 
     Args:
         files: Files with one row per item.
@@ -229,7 +230,7 @@ def _titles(frame: pl.DataFrame, name: str, label: str) -> pl.Series:
 
 
 def _tidy(column: pl.Series, name: str, text: TextSettings, label: str) -> pl.Series | None:
-    """Return a column with each cell cleaned, or None if its type is neither text nor number."""
+    """Return a column with each cell cleaned, or None if its type has no meaning in a text."""
     if isinstance(column.dtype, pl.Categorical | pl.Enum | pl.Time | pl.Duration):
         column = column.cast(pl.String)
     elif isinstance(column.dtype, pl.Array):

@@ -34,7 +34,7 @@ def read_item_numbers(path: Path) -> dict[str, str]:
     """Read the id of each item number; the result is empty if the file names no ids.
 
     Raises:
-        DataError: The file cannot be read, or gives two items the same number.
+        DataError: The file cannot be read, a line is malformed, or two items have the same number.
     """
     if path.suffix == ".json":
         entries = read_object(path, 'a JSON object such as {"0": {"item_id": "B000"}}')

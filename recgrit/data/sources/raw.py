@@ -41,8 +41,8 @@ class RawData:
     def interactions(self) -> pl.DataFrame:
         """Interactions with ids as text, built anew at each use.
 
-        Columns: ``user_id`` str, ``item_id`` str, ``timestamp`` int64 (seconds since 1970, UTC)
-        and, if the source has ratings, ``weight`` float32.
+        Columns: ``user_id`` str, ``item_id`` str, ``timestamp`` int64 (seconds since 1970, UTC) and
+        the optional columns of `CodedInteractions`, such as ``weight`` float32 (a rating).
         """
         return self.coded.to_polars()
 

@@ -133,8 +133,8 @@ def parse_clean_fields(
     """Parse lines with the fast parser, or return None unless all of them are certain to be clean.
 
     If ids are parsed as numbers, each id must be written as its number is. '007' and '7' are
-    different ids, but the parser reads both as 7. Every such leniency of the parser accepts a
-    longer line. Comparing the number of bytes with the number of digits therefore detects it.
+    different ids, but the parser reads both as 7. Whatever else the parser tolerates makes a line
+    longer too. Comparing the number of bytes with the number of digits therefore detects it.
 
     Args:
         content: Bytes of whole lines.

@@ -37,7 +37,7 @@ class Table:
         items_path: Files of items, with one row per item. None if only the ids of the items are
             known.
         users_path: Files of users, with one row per user. None if nothing is known of the users.
-        user_id: Name of the column of user ids.
+        user_id: Name of the column of user ids, in the files of interactions and of users.
         item_id: Name of the column of item ids, in the files of interactions and of items.
         items_id: Name of the column of item ids in the files of items, if it differs from
             ``item_id``. None if both have the same name.
@@ -52,8 +52,8 @@ class Table:
         separator: Separator between the fields of text files. None detects it.
         encoding: Character encoding of text files. None detects it.
         quote: Quote character around fields of text files. None means the double quote.
-        comment: Start of the lines of text files that are comments. None detects lines
-            that start with ``#``.
+        comment: Start of the lines of text files that are comments. None treats lines that start
+            with ``#`` as comments if the file begins with such a line.
         decimal: Decimal mark in numbers. None detects it.
         columns: Names of the columns of interactions in text files without a header, in order. None
             reads the header.

@@ -142,7 +142,8 @@ def open_table(
 ) -> TableFile:
     """Open a file far enough to know its columns.
 
-    Parquet and Excel are recognised by the first bytes of the file, and JSON by its name.
+    Excel is recognised by the first bytes of the file, Parquet by these or by its name, and JSON by
+    its name.
 
     Args:
         place: Location of the file.
@@ -244,7 +245,12 @@ def find_tables(path: Path) -> tuple[Place, ...]:
 
 
 def read_table(file: TableFile, columns: Sequence[str] | None = None) -> pl.DataFrame:
-    """Read all rows of a file at once, without the lines that cannot be split."""
+    """Read all rows of a file at once, without the lines that cannot be split.
+
+    Args:
+        file: The file to read.
+        columns: Names of the columns to read. None reads all columns.
+    """
     chosen = file.columns if columns is None else columns
     parts = [part.frame for part in file.rows(chosen)]
     if not parts:

@@ -1,9 +1,9 @@
 """Reader of the tags of MovieLens, which become a further column of the items.
 
 Releases from 10M on have tags. A movie gets the tags that most users gave it, without regard to
-letter case. Tags with equally many users are ordered by first use. Tags are item features that
-users made. A tag may be younger than an interaction that is predicted, as any text of a present-day
-catalogue may be.
+letter case. Tags with equally many users are ordered by their first line in the file. Tags are item
+features that users made. A tag may be younger than an interaction that is predicted, as any text of
+a present-day catalogue may be.
 """
 
 from __future__ import annotations
