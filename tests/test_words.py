@@ -71,3 +71,33 @@ def test_the_list_finds_words_in_pages_and_docstrings() -> None:
     texts = dict(read_texts())
     assert "README.md" in texts
     assert any(where.startswith("recgrit/quantization/grit.py GRITVQ") for where in texts)
+
+
+def read_docstrings() -> Iterator[tuple[str, str]]:
+    """Docstrings of classes and functions of the package, with where they stand."""
+    for module in sorted((ROOT / "recgrit").rglob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            is_named = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if is_named and (text := ast.get_docstring(node)):
+                yield f"{module.relative_to(ROOT).as_posix()} {node.name}", text
+
+
+def test_docstrings_begin_with_a_full_statement() -> None:
+    fragment = re.compile(r"(?:Likewise|Whose|As above|Of|Its|Which)\b|\S+$")
+    found = [
+        f"{where}: {first}"
+        for where, text in read_docstrings()
+        if fragment.match(first := text.split("\n\n")[0])
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_arguments_are_described_by_more_than_a_word() -> None:
+    found = []
+    for where, text in read_docstrings():
+        if section := re.search(r"^Args:\n((?: +.*\n?|\n)+)", text, re.MULTILINE):
+            for entry in re.split(r"\n(?= {4}\w[\w*, ]*: )", "\n" + section[1]):
+                words = entry.split(": ", 1)[-1].split()
+                if entry.strip() and len(words) < 2:
+                    found.append(f"{where}: {entry.strip()}")
+    assert not found, "\n".join(found)
