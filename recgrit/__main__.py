@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _refuse(text: str) -> NoReturn:
-    messages.print(Panel(escape(text), title="recgrit cannot go on", border_style="red"))
+    messages.print(Panel(escape(text), title="recgrit cannot continue", border_style="red"))
     sys.exit(2)
 
 

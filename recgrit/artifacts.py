@@ -90,7 +90,7 @@ def write_artifact(
     started = time.perf_counter()
     directory = resolve_links(directory)
     if not directory.name:
-        raise ArtifactError(f"{directory} is no folder to write: name one with {elsewhere}.")
+        raise ArtifactError(f"{directory} is not a writable folder: name one with {elsewhere}.")
     refuse_inside_artifact(directory)
     temporary = partial_of(directory)
     key = origin.key
@@ -144,8 +144,8 @@ def write_artifact(
             if reason is None:
                 raise
             raise ArtifactError(
-                f"Cannot write {directory}: {reason}. Make room, or choose another folder with "
-                f"{elsewhere}; what was finished before is kept."
+                f"Cannot write {directory}: {reason}. Free disk space, or choose another folder "
+                f"with {elsewhere}; what was finished before is kept."
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -173,14 +173,14 @@ def require_replaceable(directory: Path, stage: str | None, elsewhere: str) -> N
         found, listed = None, set[str]()
     if found is None or (stage is not None and found != stage):
         raise ArtifactError(
-            f"{directory} is there already and is no {stage or 'artifact'} that recgrit wrote: "
-            f"delete it, or choose another folder with {elsewhere}."
+            f"{directory} already exists and is not recgrit's {stage or 'artifact'}: delete it, "
+            f"or choose another folder with {elsewhere}."
         )
     others = sorted(find_files(directory, hidden=True) - listed)
     if others:
         raise ArtifactError(
-            f"{directory} would be replaced, and holds {', '.join(others[:3])}, which recgrit did "
-            f"not write. Move that elsewhere, or choose another folder with {elsewhere}."
+            f"{directory} would be replaced, but it holds {', '.join(others[:3])}, which recgrit "
+            f"did not write. Move that elsewhere, or choose another folder with {elsewhere}."
         )
 
 
@@ -209,8 +209,9 @@ def open_artifact(directory: Path, *, whole: bool = False) -> Manifest:
             return manifest
         if _peek(directory) == before:
             raise ArtifactError(
-                f"{directory} is not as it was written: {', '.join(changed)} changed since "
-                "(checksums differ). Delete the folder and run again, or bring back what was there."
+                f"{directory} is damaged: {', '.join(changed)} changed since it was written "
+                "(checksums differ). Delete the folder and run again, or restore the former "
+                "files."
             )
     raise _never_at_rest(directory)
 
@@ -249,8 +250,8 @@ def load_artifact(
             if isinstance(error, RecgritError) and not isinstance(error, DataError):
                 raise
             raise ArtifactError(
-                f"{directory} cannot be read, its files do not fit together: {error}. Make it "
-                "again, or take another."
+                f"{directory} cannot be read because its files do not fit together: {error}. Make "
+                "it again, or use another."
             ) from error
         if _peek(directory) == before:
             return loaded
@@ -311,8 +312,8 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
         run = os.path.commonpath([child, parent])
         raise ArtifactError(
             f"{child} ({manifest.stage}) was built from {parent_manifest.stage} artifact "
-            f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with "
-            f"'recgrit run {run}', or bring back the artifact it was built from."
+            f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with 'recgrit "
+            f"run {run}', or restore the artifact it was built from."
         )
 
 

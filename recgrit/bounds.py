@@ -46,8 +46,9 @@ class Bound:
             return self.default if default is None else default
         if not (setting.isascii() and setting.isdecimal() and len(setting) <= 18):
             raise ConfigError(
-                f"{self.variable} of the environment is {setting[:40]!r}: expected the most "
-                f"{self.unit} as a whole number of at most 18 digits, such as {self.default}."
+                f"The environment variable {self.variable} is {setting[:40]!r}: expected the "
+                f"largest allowed number of {self.unit}, a whole number of at most 18 digits, "
+                f"such as {self.default}."
             )
         return int(setting)
 

@@ -121,7 +121,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > CONFIG_BYTES.allowed():
-            raise ConfigError(f"{path} has {CONFIG_BYTES.explain(size)}. Is it a file of data?")
+            raise ConfigError(f"{path} has {CONFIG_BYTES.explain(size)}. Is it a data file?")
         values = _parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {_explain_yaml(error)}") from None
@@ -155,7 +155,7 @@ def _parse(text: str) -> Any:
 def _count_values(value: Any, counted: dict[int, int], depth: int) -> int:
     """Return the number of values, counting the values behind an alias at each of its uses."""
     if isinstance(value, str) and not is_text(value):
-        raise ValueError(f"it holds half of a character: {ascii(value)[:SHOWN]}")
+        raise ValueError(f"it contains an incomplete character: {ascii(value)[:SHOWN]}")
     if not isinstance(value, Mapping | list | tuple | set):
         return 1
     if depth > MAX_DEPTH:
@@ -178,14 +178,14 @@ def _check_path(path: Path) -> Path:
     """Return a path with its home folder expanded, and refuse one that no file system accepts."""
     text = str(path)
     if "\0" in text:
-        raise ValueError("a path holds no NUL character")
+        raise ValueError("a path must not contain a NUL character")
     if not is_text(text):
-        raise ValueError("a path has to be UTF-8: rename the file or folder")
+        raise ValueError("a path must be UTF-8: rename the file or folder")
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     if longest > MAX_NAME_BYTES or len(os.fsencode(text)) > MAX_PATH_BYTES:
         raise ValueError(
-            f"a path has at most {MAX_PATH_BYTES:,} bytes and a name in it {MAX_NAME_BYTES}, got "
-            f"{len(os.fsencode(text)):,} and {longest:,}"
+            f"a path may have at most {MAX_PATH_BYTES:,} bytes and each name in it "
+            f"{MAX_NAME_BYTES}, got {len(os.fsencode(text)):,} and {longest:,}"
         )
     try:
         return path.expanduser()

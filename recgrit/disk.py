@@ -63,7 +63,7 @@ def explain_write_failure(error: Exception) -> str | None:
     if number in WRITE_FAILURES:
         return os.strerror(number)
     if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
-        return "the disk took a part of a file only, it may be full"
+        return "only part of a file was written; the disk may be full"
     return None
 
 
@@ -98,7 +98,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = resolve_links(path)  # The file that a link names is replaced, and the link is kept.
     refuse_inside_artifact(path)
     if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
+        what = "a folder" if path.is_dir() else "not a regular file"
         raise ArtifactError(f"Cannot write {path}: it is {what}. Name a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The host name is part of the file name, because several machines may write the same shard if
@@ -145,11 +145,11 @@ def replacing_files(folder: Path) -> Iterator[Path]:
     folder = resolve_links(folder)
     refuse_inside_artifact(folder / "any")
     if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is no folder: name one.")
+        raise ArtifactError(f"{folder} is not a folder: name a folder.")
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ArtifactError(
-            f"{folder} is the folder that you work in, or above it, and files that belong together "
-            f"get a folder of their own: name another, such as {folder / 'export'}."
+            f"{folder} is the working folder or above it, but these files need a folder of their "
+            f"own: name another, such as {folder / 'export'}."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder):
@@ -157,8 +157,8 @@ def replacing_files(folder: Path) -> Iterator[Path]:
         kept = sorted(folder.iterdir()) if folder.is_dir() else []
         if inner := [path.name for path in kept if path.is_symlink() or not path.is_file()]:
             raise ArtifactError(
-                f"{folder} holds {', '.join(inner[:3])}: files that belong together are written to "
-                "a folder that holds files alone. Name another one."
+                f"{folder} holds {', '.join(inner[:3])}, but these files need a folder without "
+                "subfolders and links. Name another one."
             )
         temporary = partial_of(folder)
         shutil.rmtree(temporary, ignore_errors=True)  # What a killed process left.
@@ -188,9 +188,7 @@ def making_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder):
         if folder.exists():
-            raise ArtifactError(
-                f"{folder} is there already: name a folder that does not exist yet."
-            )
+            raise ArtifactError(f"{folder} already exists: name a folder that does not exist yet.")
         temporary = partial_of(folder)
         shutil.rmtree(temporary, ignore_errors=True)  # What a killed process left.
         temporary.mkdir()
@@ -219,8 +217,8 @@ def refuse_inside_artifact(path: Path) -> None:
         manifest = folder / MANIFEST_NAME
         if manifest.is_file() and b'"fingerprint"' in manifest.read_bytes()[:MANIFEST_START]:
             raise ArtifactError(
-                f"{path} lies in {folder}, an artifact that recgrit wrote and that holds nothing "
-                "else. Name another place."
+                f"{path} is inside {folder}, an artifact that recgrit wrote and that may hold no "
+                "other files. Name another place."
             )
 
 
@@ -262,7 +260,10 @@ def bring_back(directory: Path) -> None:
     if directory.exists():
         shutil.rmtree(retired, ignore_errors=True)
     else:
-        logger.warning("%s was being replaced when its writer was killed: it is back", directory)
+        logger.warning(
+            "%s was being replaced when its writer was killed: the former version is restored",
+            directory,
+        )
         retired.rename(directory)
 
 
@@ -323,9 +324,9 @@ def hold_lock(directory: Path, *, inside: bool = False) -> Iterator[None]:
             if not file.exists():
                 raise
             raise ArtifactError(
-                f"{directory} has a lock that this user may not take: {file}, of user number "
-                f"{file.stat().st_uid}. If no process of theirs writes {directory}, delete that "
-                "file."
+                f"{directory} has a lock file that this user may not open: {file}, owned by user "
+                f"id {file.stat().st_uid}. If no process of that user writes {directory}, delete "
+                "that file."
             ) from None
         try:
             _write_holder(note)

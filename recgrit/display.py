@@ -64,8 +64,8 @@ def print_metrics(opened: Run) -> None:
         for table in metrics_tables(shown, output.width):
             output.print(table)
     output.print(
-        "Recall@K: share of targets among the first K of their list. NDCG@K: a target counts more "
-        "the higher it stands. valid: targets by which training ends and settings are chosen; "
+        "Recall@K: share of targets among the first K of their list. NDCG@K: a target counts "
+        "more the higher it ranks. valid: targets for early stopping and choosing settings; "
         "test: all others. masked: seen items are filtered out of the lists."
     )
 
@@ -250,7 +250,7 @@ def print_tokenizer(summary: Mapping[str, Any]) -> None:
     if "published" in summary:
         unknown = summary["num_unknown"]
         source = escape(summary["published"])
-        output.print(f"Taken from {source}; {unknown:,} of its items are not here.")
+        output.print(f"Read from {source}; {unknown:,} of its items are not in the catalogue.")
 
 
 def print_model(summary: Mapping[str, Any]) -> None:
@@ -294,7 +294,7 @@ def print_history(history: pl.DataFrame, source: str = "model") -> None:
         return
     latest = "; ".join(reversed(history["title"].tail(SHOWN_HISTORY).to_list()))
     items = "1 item" if history.height == 1 else f"{history.height:,} items"
-    output.print(f"After {items}, the latest first: {escape(latest)}")
+    output.print(f"History of {items}, latest first: {escape(latest)}")
     if source == "history":
         output.print("The model was not trained with this history.")
     output.print()

@@ -283,13 +283,13 @@ class ExperimentConfig(Config):
             return self
         if self.model.kind != _DEFAULT_KIND:
             raise ValueError(
-                f"retriever.init_from is for model.kind={_DEFAULT_KIND}, and model.kind is "
-                f"{self.model.kind}: set one of them"
+                f"retriever.init_from works only with model.kind={_DEFAULT_KIND}, but model.kind "
+                f"is {self.model.kind}: change one of them"
             )
         if self.tokenizer.semantic_ids_path is not None:
             raise ValueError(
-                "retriever.init_from takes the IDs of what it trains on from, and "
-                "tokenizer.semantic_ids_path others: set one of them"
+                "retriever.init_from keeps the IDs of the model that it starts from, but "
+                "tokenizer.semantic_ids_path names other IDs: set only one of them"
             )
         if resolve_links(source) == resolve_links(self.run.dir):
             raise ValueError(
@@ -304,17 +304,17 @@ class ExperimentConfig(Config):
             return self
         if data.split != "temporal" or data.valid_from is not None:
             raise ValueError(
-                "evaluation.folds are windows of time, which data.valid_share and data.test_share "
-                "choose: set data.split=temporal and no data.valid_from, or evaluation.folds=1"
+                "evaluation.folds needs windows of time of data.valid_share and data.test_share: "
+                "set data.split=temporal and no data.valid_from, or evaluation.folds=1"
             )
         if self.engine.kind != "local":
-            raise ValueError("evaluation.folds goes with engine=local: folds run one by one")
+            raise ValueError("evaluation.folds works only with engine=local: folds run one by one")
         held_out = folds * data.test_share + data.valid_share
         if held_out > MAX_HELD_OUT:
             raise ValueError(
                 f"{folds} folds of data.test_share={data.test_share:g} and "
                 f"data.valid_share={data.valid_share:g} leave the first one "
-                f"{max(0.0, 1 - held_out):.0%} of all interactions to train on, and it needs "
+                f"{max(0.0, 1 - held_out):.0%} of all interactions to train on, but it needs "
                 f"{1 - MAX_HELD_OUT:.0%}: lower the shares or evaluation.folds"
             )
         return self

@@ -144,14 +144,14 @@ def _is_plain(data: PreparedData) -> bool:
 def _refuse_ids(data: PreparedData) -> None:
     for what, ids in (("user", data.interactions.user_ids), ("item", data.interactions.item_ids)):
         for broken, reason in (
-            (ids.str.contains(r"\s"), "hold blanks, tabs or line breaks, at which they are parted"),
+            (ids.str.contains(r"\s"), "hold blanks, tabs or line breaks, which separate values"),
             (ids.str.starts_with('"'), "start with a quote, which would have to be closed"),
             (ids.is_in(_READ_AS_MISSING), "would be read as missing"),
         ):
             if broken.any():
                 raise DataError(
-                    f"{broken.sum()} {what} ids cannot be said in RecBole's files: they {reason}; "
-                    f"the first is {ids.filter(broken)[0]!r}. Rename them in the source."
+                    f"{broken.sum()} {what} ids cannot be written in RecBole's files: they "
+                    f"{reason}; the first is {ids.filter(broken)[0]!r}. Rename them in the source."
                 )
 
 
@@ -216,8 +216,8 @@ def export_index(data: PreparedData, table: SemanticIdTable, folder: Path, name:
     split = data.split
     if split.weights is not None:
         logger.warning(
-            "%s.inter.json holds events of all types; the tools that read it predict the last ones "
-            "of a user, whatever they are",
+            "%s.inter.json holds events of all types; the tools that read it predict the last "
+            "events of a user, whatever their types",
             name,
         )
     with replacing_files(folder) as temporary:

@@ -22,8 +22,9 @@ CORE = {
 }
 
 INSTALL = (
-    "Install the extra that fits this machine, recgrit[cpu] or, with an NVIDIA GPU, recgrit[gpu]: "
-    "pip install -e '.[cpu]' in a checkout. Without an extra there is recgrit.quantization alone."
+    "Install the extra that fits this machine, recgrit[cpu] or, with an NVIDIA GPU, "
+    "recgrit[gpu]: pip install -e '.[cpu]' in a checkout. Without an extra, only "
+    "recgrit.quantization works."
 )
 
 
@@ -42,6 +43,6 @@ class PipelineGuard(MetaPathFinder):
         package, *parts = name.split(".")
         if package == "recgrit" and parts[0] not in CORE:
             raise MissingExtraError(
-                f"{name} needs packages that are not installed, polars among them. {INSTALL}",
+                f"{name} needs packages that are not installed, such as polars. {INSTALL}",
                 name=name,
             )

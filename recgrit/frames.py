@@ -76,7 +76,7 @@ def fit(
     data = dict(values.get("data") or {})
     table = dict(data.get("table") or {})
     if given := _FRAME_SETTINGS & settings.keys():
-        raise ConfigError(f"{min(given)} does not go with data frames, which are the data.")
+        raise ConfigError(f"{min(given)} cannot be set with data frames, which are the data.")
     data["source"] = "table"
     found = validate(ExperimentConfig, {**values, "data": data}, "the settings")
     folder = found.run.dir / INPUTS
@@ -135,8 +135,8 @@ def _to_polars(frame: Frame, name: str) -> pl.DataFrame:
         return frame
     if not isinstance(frame, pd.DataFrame):
         raise DataError(
-            f"{name} is a {type(frame).__name__}: expected a data frame of pandas or polars. Files "
-            "go in with data.path; 'recgrit init --events FILE' looks at them."
+            f"{name} is a {type(frame).__name__}: expected a data frame of pandas or polars. For "
+            "files, set data.path; 'recgrit init --events FILE' writes such a config."
         )
     if any(level is not None for level in frame.index.names):
         frame = frame.reset_index()

@@ -39,8 +39,8 @@ def read_launch() -> Launch | None:
         if value in (None, ""):
             raise ConfigError(
                 f"The environment says that this is process {number} of {total} (RANK and "
-                f"WORLD_SIZE), and {name} is not set: start them with torchrun, which sets it, or "
-                "unset WORLD_SIZE for one process."
+                f"WORLD_SIZE), but {name} is not set: start the processes with torchrun, which "
+                "sets it, or unset WORLD_SIZE for one process."
             )
     return Launch(total, number, number if local is None else local)
 
@@ -55,7 +55,8 @@ def _read_number(name: str, lowest: int, highest: int) -> int | None:
         value = int(text)
     if not lowest <= value <= highest:
         raise ConfigError(
-            f"{name} of the environment is {text[:40]!r}: expected a whole number from {lowest} to "
-            f"{highest}, as torchrun sets it. Unset it where torchrun does not start recgrit."
+            f"The environment variable {name} is {text[:40]!r}: expected a whole number from "
+            f"{lowest} to {highest}, as torchrun sets it. Unset it if torchrun does not start "
+            "recgrit."
         )
     return value

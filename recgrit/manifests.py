@@ -140,14 +140,14 @@ def read_manifest(directory: Path) -> Manifest:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"Cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}."
+            f"Cannot read {path}: {getattr(error, 'strerror', None) or 'it is not text'}."
         ) from None
     manifest = _parse_manifest(text, directory)
     names = set(manifest.files)
     outside = [name for name in names if not _lies_inside(name)]
     if outside:
         raise ArtifactError(
-            f"{path} lists {', '.join(map(repr, sorted(outside)[:3]))}, which does not lie in its "
+            f"{path} lists {', '.join(map(repr, sorted(outside)[:3]))}, which is outside its "
             "folder. Do not use it."
         )
     # If the folder is being replaced just now, callers notice that the manifest changed and retry.
@@ -197,9 +197,9 @@ def _parse_manifest(text: str, directory: Path) -> Manifest:
         )
     if version < SCHEMA_VERSION:
         raise ArtifactError(
-            f"{directory} was written by an older recgrit, with schema version {version}; this one "
-            f"({recgrit.__version__}) reads {SCHEMA_VERSION}. Make it again, with 'recgrit run "
-            f"{directory.parent}' where it is part of a run."
+            f"{directory} was written by an older recgrit, with schema version {version}; this "
+            f"one ({recgrit.__version__}) reads {SCHEMA_VERSION}. Make it again, with 'recgrit "
+            f"run {directory.parent}' if it is part of a run."
         )
     try:
         manifest = Manifest.model_validate(values)
@@ -214,8 +214,8 @@ def _parse_manifest(text: str, directory: Path) -> Manifest:
         or fingerprint_of(manifest.key, manifest.files) != manifest.fingerprint
     ):
         raise ArtifactError(
-            f"{path} is not as it was written (its digest differs). Bring back the file, or delete "
-            f"{directory} and run again."
+            f"{path} changed since it was written (its digest differs). Restore the file, or "
+            f"delete {directory} and run again."
         )
     return manifest
 

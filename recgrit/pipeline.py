@@ -262,8 +262,8 @@ def _lock(stack: ExitStack, directory: Path) -> None:
         stack.enter_context(hold_lock(directory, inside=True))
     except OSError as error:
         raise ArtifactError(
-            f"Cannot write to {directory}: {error.strerror}. Make room or mend the permissions, or "
-            "choose another folder with run.dir=PATH."
+            f"Cannot write to {directory}: {error.strerror}. Free some space or fix the "
+            "permissions, or choose another folder with run.dir=PATH."
         ) from None
     # These lock files were left by killed runs, because this process holds the run's lock.
     for left in (*directory.glob(".*.lock"), *directory.glob("baselines/.*.lock")):
@@ -329,7 +329,7 @@ def _record(
     """Record final metrics, tables and the model, so that a tracked run is complete by itself."""
     if config.tracking.backend == "none":
         return
-    logger.info("MLflow: keeping the report, the tables and the model with the run ...")
+    logger.info("MLflow: saving the report, the tables and the model with the run ...")
     run = Run(config.run.dir)
     record_origin(tracker, sys.argv, config.run.dir / CONFIG_NAME)
     record_data(tracker, run.manifest("prepare"))
@@ -378,7 +378,9 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
         Whether the run replaces a run on other data or of another model.
     """
     if config.evaluation.folds > 1 and read_launch() is not None:
-        raise ConfigError("evaluation.folds goes with one process: start it without torchrun.")
+        raise ConfigError(
+            "evaluation.folds works only in one process: start recgrit without torchrun."
+        )
     replaced = _find_replaced(config)
     if replaced and not force:
         raise replaced
@@ -390,8 +392,8 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
             if stage.name != "prepare" or not stage.directory(config).is_dir():
                 raise
             raise DataError(
-                f"{error} If the files of this run lie elsewhere now, name the place with "
-                "data.path=PATH: with the same content everything stays up to date."
+                f"{error} If the files of this run are elsewhere now, set data.path=PATH: with "
+                "the same content, everything stays up to date."
             ) from None
     # Moved input files are accepted. Files with other content at another path are refused.
     replaced = replaced or _find_replaced_files(config, stages[0])
@@ -457,8 +459,8 @@ def _find_replaced_files(config: ExperimentConfig, prepare: Stage) -> ArtifactEr
 
 def _refuse_replacing(directory: Path, name: str, old: str, new: str) -> ArtifactError:
     return ArtifactError(
-        f"{directory} holds a run with {name}={old}, and {name}={new} is asked for. Choose another "
-        "folder with run.dir=PATH, or replace the run with --force."
+        f"{directory} holds a run with {name}={old}, but {name}={new} is requested. Choose "
+        "another folder with run.dir=PATH, or replace the run with --force."
     )
 
 

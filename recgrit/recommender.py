@@ -114,7 +114,7 @@ class Recommender:
         """
         if self.counts is None:
             raise ConfigError(
-                "This recommender does not know how often items stand in training, so there are no "
+                "This recommender does not know how often items occur in training, so it has no "
                 "popular items to fall back on."
             )
         blocked = list_ids(blocked_items, "blocked_items")
@@ -236,7 +236,7 @@ class Recommender:
         )
         odd = [name for name in histories if not (isinstance(name, str) and is_text(name))]
         if odd:
-            raise DataError(f"Names of histories are text, got {odd[0]!r:.40}.")
+            raise DataError(f"Names of histories must be text, got {odd[0]!r:.40}.")
         found = self.rank_histories(
             list(histories.values()), ranker=ranker, top_k=top_k, exclude_seen=exclude_seen
         )
@@ -290,7 +290,7 @@ class Recommender:
         known = [self.items.find_items(history.ids) for history in read]
         num_nulls = sum(history.num_nulls for history in read)
         if num_nulls:
-            logger.warning("%d nulls in the histories are passed over", num_nulls)
+            logger.warning("%d nulls in the histories are ignored", num_nulls)
         num_unknown = sum(len(history.ids) for history in read) - sum(map(len, known))
         if num_unknown:
             what = "item of the histories is" if num_unknown == 1 else "items of the histories are"

@@ -205,6 +205,6 @@ def require_record(manifest: Manifest, stage: str, directory: Path) -> None:
             wrong = f"{'.'.join(map(str, (part, *first['loc'])))[:200]}: {first['msg']}"
     if wrong:
         raise ArtifactError(
-            f"The manifest of {directory} is not one of the stage {stage} ({wrong}). Delete the "
-            "folder and run again."
+            f"The manifest of {directory} is not a manifest of the stage {stage} ({wrong}). "
+            "Delete the folder and run again."
         )

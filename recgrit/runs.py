@@ -245,15 +245,15 @@ class Run(Summarized):
         for parent in manifest.parents:
             if not is_stage(parent):
                 raise ArtifactError(
-                    f"{directory} says that it was built from {parent!r}, which is no stage: it is "
-                    f"damaged. Make it again with 'recgrit run {self.directory}'."
+                    f"{directory} says that it was built from {parent!r}, which is not a stage: "
+                    f"it is damaged. Make it again with 'recgrit run {self.directory}'."
                 )
             parent_directory = stage_directory(self.directory, parent)
             check_parent(directory, manifest, parent_directory, self.record(parent))
         for name, fingerprint in {**manifest.parents, stage: manifest.fingerprint}.items():
             if self._fingerprints.setdefault(name, fingerprint) != fingerprint:
                 raise ReplacedError(
-                    f"The stage {name} of {self.directory} was made anew since it was read: open "
+                    f"The stage {name} of {self.directory} was made again after it was read: open "
                     "the run again."
                 )
         return manifest
@@ -303,7 +303,7 @@ class Run(Summarized):
         if not self.has("tokenize") and "tokenize" not in self.stages():
             raise ArtifactError(
                 f"{self.directory} has the model {self.model_kind}, which needs no semantic IDs. "
-                f"'recgrit tokenize {self.directory}' makes them."
+                f"Run 'recgrit tokenize {self.directory}' to make them."
             )
         return self.read("tokenize", SemanticIdTable.load)
 
@@ -317,9 +317,9 @@ class Run(Summarized):
         manifest = self.manifest("tokenize")
         if "published" in manifest.summary:
             raise ArtifactError(
-                f"{self.directory} has the IDs of {manifest.summary['published']}: there is no "
-                "tokenizer to give codes to other items. Unset tokenizer.semantic_ids_path to fit "
-                "one."
+                f"{self.directory} has the IDs of {manifest.summary['published']}, so there is no "
+                "tokenizer to give codes to other items. Unset tokenizer.semantic_ids_path to "
+                "fit one."
             )
         config = validate(TokenizerConfig, manifest.config["tokenizer"], "the tokenizer")
         width = self.features.embedding_dim
@@ -429,7 +429,7 @@ class Run(Summarized):
                 report = EvaluationReport.load(path.parent)
                 key = ReportKey.of_folder(path.parent)
                 if (key.split, key.masked) != (report.protocol["split"], report.protocol["masked"]):
-                    raise DataError(f"{path.parent} holds another report than its name says.")
+                    raise DataError(f"{path.parent} does not hold the report that its name says.")
                 report.require_targets_of(split)
                 found[key] = report
             return found
@@ -684,7 +684,7 @@ class Run(Summarized):
         if len(found.left_out):
             raise DataError(
                 f"User {user_id!r} has too few interactions and was left out of training: only "
-                "lists of users of training are explained."
+                "lists of training users can be explained."
             )
         if found.unknown:
             raise self._refuse_unknown(found.unknown)

@@ -123,8 +123,8 @@ class SimilarItems:
         kept = found[0] != NO_ITEM
         if not kept.any():
             raise DataError(
-                f"Nothing is known by which the item {item_id!r} would be like others: it has no "
-                "vector, or stands near none. Try another way with by=, or --by."
+                f"Item {item_id!r} has no similar items of this kind: it has no vector, or no "
+                "neighbours. Try another kind with by=, or --by."
             )
         names = self.items.to_polars()
         columns = [c for c in ("item_id", "title", "semantic_id") if c in names.columns]
@@ -166,7 +166,9 @@ class SimilarItems:
                 )
                 bar.advance(len(some))
         if num_without:
-            logger.warning("%d of %d items are like no other: no list", num_without, len(rows))
+            logger.warning(
+                "%d of %d items have no similar items and get no list", num_without, len(rows)
+            )
 
 
 @dataclass(frozen=True)
@@ -202,13 +204,17 @@ class Ways:
             close = difflib.get_close_matches(str(by), WAYS, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ConfigError(
-                f"No way {by!r:.40} to tell similar items.{hint} There are {', '.join(WAYS)}."
+                f"There is no kind of similarity {by!r:.40}.{hint} There are {', '.join(WAYS)}."
             )
         scorer = self._find(by)
         if scorer is None:
             others = [way for way in WAYS if way != by and self._find(way) is not None]
-            there = f"There are {', '.join(others)}." if others else "Nor by anything else."
-            raise ConfigError(f"{self.place} cannot tell similar items by {by}. {there}")
+            there = (
+                f"There are {', '.join(others)}."
+                if others
+                else "No other kind is available either."
+            )
+            raise ConfigError(f"{self.place} cannot find similar items by {by}. {there}")
         return scorer
 
     def _find(self, by: Way) -> Scorer | None:

@@ -158,9 +158,9 @@ class CommandResult:
         """Return the unwrapped message of the error panel. Fail unless there is one panel."""
         assert self.code == 2, (self.code, self.out, self.err)
         assert "Traceback" not in self.out + self.err
-        assert self.err.count("recgrit cannot go on") == 1, self.err
+        assert self.err.count("recgrit cannot continue") == 1, self.err
         lines = self.err.splitlines()
-        first = next(i for i, line in enumerate(lines) if "recgrit cannot go on" in line)
+        first = next(i for i, line in enumerate(lines) if "recgrit cannot continue" in line)
         last = next(i for i in range(first, len(lines)) if lines[i].startswith("╰"))
         assert not "".join(lines[last + 1 :]).strip(), "something follows the panel"
         return " ".join(line.strip("│ ") for line in lines[first + 1 : last])

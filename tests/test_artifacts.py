@@ -87,16 +87,16 @@ def test_a_folder_of_something_else_is_kept(tmp_path: Path, link: bool) -> None:
     if link:
         directory = tmp_path / "tokenize"
         directory.symlink_to(tmp_path / "mine")
-    with pytest.raises(ArtifactError, match="is no tokenize that recgrit wrote"):
+    with pytest.raises(ArtifactError, match="is not recgrit's tokenize"):
         build(directory)
     assert (tmp_path / "mine" / "u.data").read_text() == "raw"
 
 
 def test_nothing_is_written_into_an_artifact(tmp_path: Path) -> None:
     manifest = build(tmp_path / "tokenize")
-    with pytest.raises(ArtifactError, match=r"lies in .*tokenize, an artifact"):
+    with pytest.raises(ArtifactError, match=r"is inside .*tokenize, an artifact"):
         build(tmp_path / "tokenize" / "inner" / "embed")
-    with pytest.raises(ArtifactError, match=r"lies in .*tokenize, an artifact"):
+    with pytest.raises(ArtifactError, match=r"is inside .*tokenize, an artifact"):
         write_atomic(tmp_path / "tokenize" / "report.html", "page")
     assert open_artifact(tmp_path / "tokenize") == manifest
     (tmp_path / MANIFEST_NAME).write_text('{"name": "a page that can be installed"}')
@@ -119,7 +119,7 @@ def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
 
 
 def test_the_root_is_no_artifact() -> None:
-    with pytest.raises(ArtifactError, match="/ is no folder to write"):
+    with pytest.raises(ArtifactError, match="/ is not a writable folder"):
         build(Path("/"))
 
 

@@ -236,7 +236,7 @@ def test_vectors_that_fit(new_config: NewConfig, tmp_path: Path, command: Comman
         ("recommendation.top_k=21", ("beam_width is 20", "lists of 21 items")),
         ("evaluation.ks=[0]", ("list lengths must be positive",)),
         ("retriever.device=abacus", ("The device abacus of the model trie cannot", "to auto")),
-        ("embedding.encoder=vectors", ("vectors_path=FILE belong together",)),
+        ("embedding.encoder=vectors", ("vectors_path=FILE need each other",)),
         ("tracking.backend=wandb", ("tracking.backend",)),
     ],
 )

@@ -92,7 +92,7 @@ def test_a_bound_that_is_no_number_is_refused_by_name(
     setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RECGRIT_MAX_LINE_BYTES", setting)
-    with pytest.raises(RecgritError, match="RECGRIT_MAX_LINE_BYTES of the environment is"):
+    with pytest.raises(RecgritError, match="environment variable RECGRIT_MAX_LINE_BYTES is"):
         refuse_long_line("x.csv", 1, 7)
 
 

@@ -247,7 +247,7 @@ def test_absurd_values_are_refused_with_the_number_allowed(setting: str, allowed
     ("path", "message"),
     [
         ('"a\\0b"', "NUL"),
-        ("x" * 300, "a name in it 255, got 300"),
+        ("x" * 300, "each name in it 255, got 300"),
         ("/".join(["x" * 200] * 30), "4,096 bytes"),
         ("~nobody-is-called-so/x", "no such home folder"),
     ],

@@ -77,7 +77,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if "… still working" not in line]
     assert lines[0].startswith("╭─")
-    assert done.stderr.count("recgrit cannot go on") == 1
+    assert done.stderr.count("recgrit cannot continue") == 1
     return " ".join(line.strip("│ ") for line in lines)
 
 

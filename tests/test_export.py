@@ -66,7 +66,7 @@ def test_fields_of_items_and_users_come_back_from_recbole_files(tmp_path: Path) 
     assert first.users["age"].to_list() == [4.0, None, 30.0]
     assert again.users is not None
     assert again.users.equals(first.users)
-    assert first.funnel.filter(step="users that nothing describes")["counted"].item() == 1
+    assert first.funnel.filter(step="users without attributes")["counted"].item() == 1
 
 
 def test_index_holds_ids_sequences_and_titles(
@@ -174,7 +174,7 @@ def prepare_log(folder: Path, user_ids: list[str], item_ids: list[str]) -> Prepa
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        ("u v", r"1 user ids cannot be said.*hold blanks.*'u v'"),
+        ("u v", r"1 user ids cannot be written.*hold blanks.*'u v'"),
         ('"u', "start with a quote"),
         ("null", "read as missing; the first is 'null'"),
     ],
@@ -277,7 +277,7 @@ def test_a_bundle_is_exported_appended_to_and_asked(
         (("export", "table", "--out", "c", "--name", ".."), "without folders"),
         (
             ("recommend", "--bundle", "b", "--histories", "h.parquet", "--out", "./h.parquet"),
-            "is what is read",
+            "is the input file",
         ),
     ],
 )
@@ -321,7 +321,7 @@ def test_a_folder_with_folders_or_the_working_folder_is_not_replaced(
     told = command("export", kind, "--run", copied_run, "--out", copied_run.parent).told()
     assert "holds copy" in told
     monkeypatch.chdir(copied_run.parent)
-    assert "that you work in" in command("export", kind, "--run", copied_run, "--out", ".").told()
+    assert "the working folder" in command("export", kind, "--run", copied_run, "--out", ".").told()
 
 
 @pytest.mark.parametrize("kind", ["index", "bundle", "mlflow"])

@@ -73,7 +73,7 @@ def test_the_interval_is_students(values: list[float]) -> None:
                 "data.valid_from=2020-01-02",
                 "data.test_from=2020-01-01",
             ],
-            "follow one another",
+            "in chronological order",
         ),
     ],
 )

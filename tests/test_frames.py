@@ -67,7 +67,7 @@ def test_a_frame_of_users_gives_segments(log: pl.DataFrame, tmp_path: Path) -> N
     run = fit(log, goods(), tmp_path, users=plans, evaluation__segments=["plan"], until="prepare")
     assert run.config.data.table.users_path == tmp_path / "inputs" / "users.parquet"
     assert run.data.users is not None
-    with pytest.raises(ConfigError, match="data__table__users_path does not go with"):
+    with pytest.raises(ConfigError, match="data__table__users_path cannot be set with"):
         recgrit.fit(log, data__table__users_path="a.csv", run__dir=tmp_path)
 
 
@@ -86,7 +86,7 @@ def test_a_yaml_may_be_the_start(log: pl.DataFrame, tmp_path: Path) -> None:
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), {}, DataError, "two columns 'a'"),
         (pd.DataFrame({"a": [1, "x", 2.5]}), {}, DataError, "'a' holds values of several types"),
         (pl.DataFrame(), {"retriever__epoch": 3}, ConfigError, "retriever.epochs"),
-        (pl.DataFrame(), {"data__path": "a.csv"}, ConfigError, "data__path does not go with"),
+        (pl.DataFrame(), {"data__path": "a.csv"}, ConfigError, "data__path cannot be set with"),
         (pl.DataFrame({"a": [1]}), {}, DataError, r"Name yours as in data\.table\.user_id"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_group_without_a_command_shows_its_help(command: Command) -> None:
     done = command("inspect")
     assert done.code == 2
     assert re.search(r"^│ item ", done.out + done.err, re.MULTILINE)
-    assert "cannot go on" not in done.err
+    assert "cannot continue" not in done.err
 
 
 def test_the_shell_completes_commands_and_options() -> None:

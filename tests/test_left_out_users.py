@@ -120,13 +120,13 @@ def test_the_command_prints_and_marks_them(run: Run, command: Command) -> None:
     assert done.code == 0
     few, odd = done.out.split("User ")[1:]
     assert "The model was not trained with this history." in few
-    assert "After 2 items" in few
+    assert "History of 2 items" in few
     assert "Popular items: no known item is in the history." in odd
     assert "--fallback popular" in command("recommend", "--run", run.directory, "-u", "x").told()
     done = command("recommend", "--run", run.directory, "-u", "x", "--fallback", "popular")
     assert "Popular items" in done.out
     done = command("recommend", "--run", run.directory, "--after", "a", "-k", "2")
-    assert "After 1 item," in done.out
+    assert "History of 1 item," in done.out
 
 
 def test_a_bundle_prints_lists_without_a_file(
@@ -139,7 +139,7 @@ def test_a_bundle_prints_lists_without_a_file(
     histories = ("--histories", tmp_path / "log.csv")
     done = command(*place, *histories)
     assert done.code == 0
-    assert done.out.count("After 1 item,") == 5
+    assert done.out.count("History of 1 item,") == 5
     assert "3 more users: --user ID shows one, --out FILE has all." in done.err
     assert "1 of 8 users had none of the bundle's items" in done.err
     done = command(*place, *histories, "--user", "p7", "--fallback", "popular", "--json")
@@ -147,12 +147,12 @@ def test_a_bundle_prints_lists_without_a_file(
     done = command(*place, *histories, "--fallback", "popular", "--out", tmp_path / "all.parquet")
     assert sources(pl.read_parquet(tmp_path / "all.parquet"))["p7"] == "popular"
     done = command(*place, "--after", "a", "--after", "b", "--top-k", "1")
-    assert "After 2 items, the latest first: b; a" in done.out
+    assert "History of 2 items, latest first: b; a" in done.out
     for wrong, told in (
         ((), "This bundle holds a model and no users"),
         (("--user", "p1"), "This bundle holds a model and no users"),
         (("--after", "zzz"), "None of the items 'zzz' is in the catalogue"),
-        ((*histories, "--user", "zzz"), "'zzz' stand in no row of the histories"),
+        ((*histories, "--user", "zzz"), "'zzz' are not in the histories"),
         ((*histories, "--after", "a"), "is a history by itself"),
     ):
         done = command(*place, *wrong)

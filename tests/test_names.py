@@ -48,7 +48,7 @@ def test_a_file_of_data_whose_name_is_no_text_is_refused(
 
 @pytest.mark.parametrize("setting", [r'data.path="bad\udcff"', r'data.table.user_id="\ud800"'])
 def test_a_setting_that_is_no_text_is_refused(setting: str) -> None:
-    with pytest.raises(ConfigError, match="half of a character"):
+    with pytest.raises(ConfigError, match="incomplete character"):
         load_config(ExperimentConfig, None, [setting])
     with pytest.raises(ValueError, match="UTF-8"):
         ExperimentConfig.model_validate({"run": {"dir": Path(BROKEN)}})

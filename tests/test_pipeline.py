@@ -278,7 +278,7 @@ def test_an_interrupted_training_is_taken_up_where_it_was(
     monkeypatch.undo()
     caplog.set_level("INFO")
     run_experiment(config, until="train")
-    assert "going on after epoch 2 of an interrupted training" in caplog.text
+    assert "resuming the interrupted training after epoch 2" in caplog.text
     first, second = (
         (run / "model" / "weights.safetensors").read_bytes()
         for run in (whole.run.dir, config.run.dir)
@@ -304,7 +304,7 @@ def test_force_trains_from_the_start(
     assert (config.run.dir / ".training").is_dir()
     caplog.set_level("INFO")
     run_experiment(config, until="train", force=True)
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
 
 
 @pytest.mark.parametrize(("limit", "stage"), [(1_000, "data"), (20_000, "model")])
@@ -401,7 +401,7 @@ def test_files_that_have_moved_are_asked_for(
     assert command("prepare", new_config(first)).code == 0
     second = first.rename(tmp_path / "second")
     told = command("prepare", tmp_path / "runs" / "new").told()
-    assert "lie elsewhere now" in told
+    assert "are elsewhere now" in told
     assert "data.path=PATH" in told
     done = command("prepare", tmp_path / "runs" / "new", f"data.path={second}", "--json")
     assert done.json()["up_to_date"] == ["prepare"]

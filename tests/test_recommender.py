@@ -94,7 +94,7 @@ def test_nulls_of_a_history_are_passed_over_and_counted(
 ) -> None:
     found = recommender.recommend_after({"me": ["i7", None, "i5"], "you": [None]}, top_k=3)
     assert found.equals(recommender.recommend_after({"me": ["i7", "i5"]}, top_k=3))
-    assert "2 nulls in the histories are passed over" in caplog.text
+    assert "2 nulls in the histories are ignored" in caplog.text
     assert "1 histories hold no known item" in caplog.text
     found = recommender.recommend_after({"me": ["i0"]}, top_k=1, blocked_items=[None, "i7"])
     assert ids(found) == ["i6"]

@@ -436,7 +436,7 @@ def test_what_is_shown_are_the_settings_that_made_it(copied_run: Path, command: 
     assert shown.json()["waiting_settings"]["seed"] == {"made": "0", "planned": "7"}
     assert command("report", copied_run).code == 0
     page = (copied_run / "report.html").read_text()
-    assert "not run yet" in page
+    assert "not used yet" in page
     assert "dropout: 0.37" not in page
     bundle = copied_run.parent / "bundle"
     assert command("export", "bundle", "--run", copied_run, "--out", bundle).code == 0

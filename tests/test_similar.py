@@ -151,8 +151,8 @@ def test_an_item_without_a_vector_has_no_list_and_is_in_none(
     finder = SimilarItems(named(3), score_cosines(vectors))
     whole = pl.concat(finder.list_all(top_k=2))
     assert whole["item_id"].to_list() == ["item 0", "item 2"]
-    assert "1 of 3 items are like no other" in caplog.text
-    with pytest.raises(DataError, match="Nothing is known by which the item 'item 1'"):
+    assert "1 of 3 items have no similar items" in caplog.text
+    with pytest.raises(DataError, match="Item 'item 1' has no similar items of this kind"):
         finder.of("item 1")
 
 
@@ -183,7 +183,7 @@ def test_the_command(run: Run, tmp_path: Path, command: Callable[..., Any]) -> N
     assert pl.read_parquet(out).equals(pl.concat(run.similar().list_all(top_k=4)))
     assert "got 1 name." in command("similar", place).told()
     assert "got 2 names" in command("similar", place, "7", "--all", "--out", out).told()
-    assert "belong together" in command("similar", place, "--all").told()
-    assert "belong together" in command("similar", place, "7", "--out", out).told()
+    assert "--out FILE needs --all" in command("similar", place, "--all").told()
+    assert "--out FILE needs --all" in command("similar", place, "7", "--out", out).told()
     assert "Did you mean neighbours" in command("similar", place, "7", "--by", "neighbors").told()
     assert "Parquet file" in command("similar", place, "--all", "--out", tmp_path).told()

@@ -95,8 +95,8 @@ class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
         events = data.interactions().arrow(ids=True)
         if TIME not in events.column_names:
             raise DataError(
-                "recgrit learns from the order of interactions, and those of the dataset have no "
-                f"column {TIME!r}, but {', '.join(events.column_names)}. Load them with their "
+                "recgrit needs the order of interactions, but those of the dataset have no "
+                f"column {TIME!r}, only {', '.join(events.column_names)}. Load them with their "
                 "times."
             )
         parent = self.config.run_dir

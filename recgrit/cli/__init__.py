@@ -54,8 +54,8 @@ def main() -> None:
         if reason is None or error.filename is None:
             raise
         _refuse(
-            f"The system refuses {error.filename}: {reason}. Mend its permissions or make room, or "
-            "name another place."
+            f"The system refuses access to {error.filename}: {reason}. Fix its permissions, free "
+            "some space, or name another place."
         )
     except UsageError as error:
         _refuse_usage(error)
@@ -84,7 +84,7 @@ def _require_utf8(what: str, text: str) -> None:
     if not is_text(text):
         raise ConfigError(
             f"The {what} {text[:200]} has bytes that are not UTF-8. Rename the file or folder; "
-            "whatever locale the terminal has, recgrit takes names as UTF-8."
+            "recgrit reads names as UTF-8, whatever the locale of the terminal."
         )
 
 
@@ -97,6 +97,6 @@ def _refuse_usage(error: Any) -> NoReturn:
 
 
 def _refuse(text: str) -> NoReturn:
-    panel = Panel(escape(text), title="recgrit cannot go on", border_style="red")
+    panel = Panel(escape(text), title="recgrit cannot continue", border_style="red")
     messages.print(panel, soft_wrap=False)
     sys.exit(2)

@@ -74,7 +74,7 @@ def init(
         )
     place = out or Path(f"{names[0].replace('/', '-')}.yaml" if names else "shop.yaml")
     if place.exists() and not force:
-        raise ConfigError(f"{place} is there already: name another with --out, or add --force.")
+        raise ConfigError(f"{place} already exists: name another file with --out, or add --force.")
     warnings: tuple[str, ...] = ()
     if events is None:
         from recgrit.proposal.published import copy_config
@@ -88,7 +88,7 @@ def init(
         text, warnings = write_shop_config(facts, place), facts.warnings
     _write(place, text)
     for warning in warnings:
-        messages.print(f"To look at: {escape(warning)}", soft_wrap=True)
+        messages.print(f"Check: {escape(warning)}", soft_wrap=True)
     command = f"recgrit run {shlex.quote(str(place))}"
     output.print(f"{escape(str(place))}\n\nNext:\n  {escape(command)}")
     if as_json:

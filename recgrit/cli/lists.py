@@ -121,8 +121,8 @@ class ListsOfFile:
         unknown = [user_id for user_id in self.user_ids or [] if user_id not in places]
         if unknown:
             raise DataError(
-                f"User(s) {', '.join(map(repr, unknown[:3]))} stand in no row of the histories; "
-                f"there are {len(places)}, such as "
+                f"User(s) {', '.join(map(repr, unknown[:3]))} are not in the histories, which "
+                f"have {len(places)} users, such as "
                 f"{', '.join(map(repr, self.read.user_ids.head(3).to_list()))}."
             )
         named = places if self.user_ids is None else self.user_ids
@@ -238,8 +238,8 @@ def print_lists(found: pl.DataFrame, lists: Lists, *, top_k: int) -> None:
         output.print(recommendation_table(user_id, rows))
         print_history(lists.history(user_id), rows["source"][0])
         if rows.height < top_k:
-            messages.print(f"User {escape(user_id)} can be recommended {rows.height} items only.")
+            messages.print(f"User {escape(user_id)} can be recommended only {rows.height} items.")
     if not found.is_empty():
-        output.print("score: the higher the better; it orders one list.")
+        output.print("score: higher is better; compare scores only within one list.")
     if lists.num_more:
         messages.print(f"{lists.num_more:,} more users: --user ID shows one, --out FILE has all.")

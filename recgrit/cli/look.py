@@ -80,8 +80,8 @@ def datasets(
     if family is not None:
         if family not in AMAZON_CATEGORIES:
             raise ConfigError(
-                f"No family of data sets {family!r}. There are {', '.join(AMAZON_CATEGORIES)}; "
-                "'recgrit datasets' lists everything."
+                f"There is no family of data sets {family!r}. There are "
+                f"{', '.join(AMAZON_CATEGORIES)}; 'recgrit datasets' lists everything."
             )
         for category in AMAZON_CATEGORIES[family]:
             output.print(f"{family}/{category}")
@@ -103,7 +103,9 @@ def datasets(
         counts = (release.users, release.items, release.interactions)
         table.add_row(escape(release.source), *counts, size, release.verified)
     output.print(table)
-    output.print("Fetched where data.path is not set; the size of a category is told as it comes.")
+    output.print(
+        "Downloaded if data.path is not set; the size of a category is shown when it is downloaded."
+    )
     output.print("Categories: recgrit datasets amazon2018. Terms:")
     terms = {release.terms: release.family.partition("-")[0] for release in RELEASES}
     for text, publisher in terms.items():
@@ -206,7 +208,7 @@ def inspect_run(
     output.print(table)
     waiting = opened.waiting_settings()
     if waiting:
-        output.print("Changed since in config.yaml, and not run yet:")
+        output.print("Changed in config.yaml after the run, and not used yet:")
     for name, (made, planned) in waiting.items():
         text = f"  {name} = {planned or 'unset'} (made with {made or 'unset'})"
         output.print(escape(text), soft_wrap=True, highlight=False)
@@ -243,4 +245,6 @@ def _verify(run: Run) -> None:
         num_bytes += sum(record.bytes for record in files.values())
     if broken:
         raise ArtifactError("\n".join(broken))
-    output.print(f"{num_files} files ({num_bytes / 2**20:,.1f} MiB) are as they were written.")
+    output.print(
+        f"{num_files} files ({num_bytes / 2**20:,.1f} MiB) are unchanged since they were written."
+    )

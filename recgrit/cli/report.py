@@ -127,8 +127,9 @@ def compare(
         output.print(_scores_table(comparison))
         output.print(_differences_table(comparison))
         output.print(
-            "masked: seen items are filtered out of the lists. Differences are paired by user and "
-            "seed. Where a row has one seed, the interval leaves out the luck of that seed."
+            "masked: seen items are filtered out of the lists. Differences are paired by user "
+            "and seed. The interval of a row with one seed does not include the variation "
+            "between seeds."
         )
     size = None
     if path is not None:
@@ -223,7 +224,7 @@ def _check_place(path: Path) -> None:
         raise ArtifactError(f"{path} is a folder: name a file, such as {path / 'report.html'}.")
     if path.exists() and path.suffix not in (".html", ".htm"):
         raise ArtifactError(
-            f"{path} is there already and is no page: name a new file, or one that ends in .html."
+            f"{path} already exists and is not a page: name a new file, or one that ends in .html."
         )
 
 

@@ -65,7 +65,7 @@ def similar(
             f"name{'' if len(given) == 1 else 's'}."
         )
     if every != (out is not None):
-        raise ConfigError("--all and --out FILE belong together.")
+        raise ConfigError("--all needs --out FILE, and --out FILE needs --all.")
     source = _open(Path(given[0])) if bundle is None else _open_bundle(bundle)
     found = source.similar(by)  # type: ignore[arg-type]  # It refuses other names.
     if out is not None:
@@ -73,7 +73,10 @@ def similar(
         from recgrit.disk import explain_write_failure
 
         if out.is_dir() or out.suffix not in ("", ".parquet"):
-            raise ArtifactError(f"Lists are written as a Parquet file, which {out} cannot be.")
+            raise ArtifactError(
+                "Lists are written as a Parquet file: expected a file name that ends in "
+                f".parquet, got {out}."
+            )
         try:
             written = write_lists(found.list_all(top_k=top_k), out, of="item_id")
         except OSError as error:

@@ -92,12 +92,12 @@ def _add_stage_command(name: str, text: str) -> None:
             result = run_experiment(settings, until=last, force=force)
         except KeyboardInterrupt:
             messages.print(
-                "Interrupted: finished stages are kept, the same command goes on from there."
+                "Interrupted: finished stages are kept; the same command resumes the run."
             )
             raise typer.Exit(130) from None
         except Terminated:
             messages.print(
-                "Terminated: finished stages are kept, the same command goes on from there."
+                "Terminated: finished stages are kept; the same command resumes the run."
             )
             raise
         if not result.is_leader:
@@ -143,8 +143,8 @@ def _print_result(result: RunResult, stage: str) -> None:
             print_folds(result.folds)
         if agreement is not None:
             output.print(
-                f"Beam search, which follows the most likely beginnings of IDs only, finds "
-                f"{agreement:.1%} of the exact top 10: that of scoring every item."
+                "Beam search, which follows only the most likely prefixes of IDs, finds "
+                f"{agreement:.1%} of the exact top 10, the result of scoring every item."
             )
     written = build_table("stage", "seconds", "written to")
     for name, path in result.artifacts.items():
@@ -155,7 +155,7 @@ def _print_result(result: RunResult, stage: str) -> None:
     if len(result.up_to_date) == len(result.artifacts):
         output.print("Every stage is up to date; --force redoes them.")
     else:
-        output.print(f"{total:.1f} s in all, {peak_memory_mb():,.0f} MiB of memory at most.")
+        output.print(f"{total:.1f} s in total, {peak_memory_mb():,.0f} MiB of memory at most.")
     if result.tracking:
         output.print(f"MLflow: {escape(result.tracking)}", soft_wrap=True)
     if result.model_uri:

@@ -70,18 +70,18 @@ def tune(
     try:
         result = run_trials(settings, place, num_trials=trials, budget=seconds, vary=vary or ())
     except KeyboardInterrupt:
-        messages.print("Interrupted: the same command goes on from there.")
+        messages.print("Interrupted: the same command resumes the search.")
         raise typer.Exit(130) from None
     counts = ", ".join(f"{num} {state}" for state, num in result.states.items() if num)
     output.print(f"Trials: {counts}, in {show_duration(result.seconds)}.")
     if result.is_over:
-        output.print(f"The budget of {budget} is spent; with a larger one this command goes on.")
+        output.print(f"The budget of {budget} is used up; this command resumes with a larger one.")
     output.print(f"Validation NDCG@10 as configured: {result.given:.4f}")
     better = f"{result.best:.4f}, of trial {result.best_number}"
     output.print(
         f"Validation NDCG@10 of the best:   {better}"
         if result.best_number > 1
-        else "No trial was better: the winner is the configuration as it was."
+        else "No trial was better: the winner is the given configuration."
     )
     first = result.folder / TRIALS_NAME / "01"
     best = result.folder / TRIALS_NAME / f"{result.best_number:02}"
@@ -91,7 +91,7 @@ def tune(
             f"recgrit run {shlex.quote(str(first))}",
             f"recgrit compare {shlex.quote(str(first))} {shlex.quote(str(best))}",
         ]
-    output.print("\nNext, what it is worth on test:")
+    output.print("\nNext, measure it on test:")
     for command in commands:
         output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
     if as_json:

@@ -115,7 +115,7 @@ def recommend(
     if out is not None and out.is_dir():
         raise ArtifactError(f"{out} is a folder: name a file, such as {out / 'lists.parquet'}.")
     if out and histories and resolve_links(out) == resolve_links(histories):
-        raise ConfigError(f"{out} is what is read: name another file with --out.")
+        raise ConfigError(f"{out} is the input file: name another file with --out.")
     # A user that is named twice gets one list.
     users = list(dict.fromkeys(user)) if user else None
     options: dict[str, Any] = {
@@ -132,7 +132,9 @@ def recommend(
         values: dict[str, Any] = {"bundle": str(bundle)}
         lists = _lists_of_bundle(bundle, histories, after or [], users, options)
     elif histories is not None:
-        raise ConfigError("--histories FILE goes with --bundle BUNDLE; a run has its own.")
+        raise ConfigError(
+            "--histories FILE works only with --bundle BUNDLE; a run has its own histories."
+        )
     else:
         opened = open_run(run_directory)
         values = {"run": str(opened.directory)}
@@ -224,16 +226,16 @@ def export(
     from recgrit.disk import explain_write_failure
 
     if not name.strip(".") or any(character in name for character in "/\\\0"):
-        raise ConfigError(f"--name is what files are called, without folders; got {name!r}.")
+        raise ConfigError(f"--name is a file name without folders, got {name!r}.")
     if bundle is not None and run_directory is not None:
-        raise ConfigError("--run RUN and --bundle BUNDLE are two sources: name one of them.")
+        raise ConfigError("--run RUN and --bundle BUNDLE are two sources: name only one of them.")
     if bundle is not None and kind not in FROM_BUNDLES:
         raise ConfigError(
             f"A bundle can be exported as {', '.join(FROM_BUNDLES)}; {kind} needs a run, named "
             "with --run RUN."
         )
     if users and (bundle is not None or kind not in ("bundle", "mlflow")):
-        raise ConfigError("--users goes with a bundle or an mlflow model of a run.")
+        raise ConfigError("--users works only with a bundle or an mlflow model of a run.")
     opened: Run | Bundle
     if bundle is None:
         opened = open_run(run_directory)

@@ -207,7 +207,7 @@ def require_columns(
     """
     if frame is None:
         raise ConfigError(
-            f"{setting} names {names[0]}, but nothing is known of users: name a table of them with "
+            f"{setting} names {names[0]}, but there is no user table: name one with "
             "data.table.users_path, or leave the attributes out."
         )
     known = [name for name in frame.columns if name not in ("item_id", "user_id", "title")]
@@ -215,7 +215,7 @@ def require_columns(
         if name not in known:
             raise ConfigError(
                 f"{setting} names {name}, which the table lacks; it has "
-                f"{', '.join(known) or 'nothing beside ids and titles'}."
+                f"{', '.join(known) or 'only ids and titles'}."
             )
     return frame
 

@@ -212,7 +212,7 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _check_events(self) -> DataConfig:
         if self.table.event is not None and self.source != TABLE:
-            raise ValueError("table.event names a column of source=table")
+            raise ValueError("table.event works only with source=table")
         if self.table.event is None and (self.event_weights or self.target_events is not None):
             raise ValueError(
                 "event_weights and target_events need the column of event types: set "
@@ -221,15 +221,18 @@ class DataConfig(Config):
         if self.table.event is None:
             return self
         if self.split == "minionerec":
-            raise ValueError("table.event goes with split=leave_one_out or temporal")
+            raise ValueError("table.event works only with split=leave_one_out or temporal")
         weighed = [name for name, weight in self.event_weights.items() if weight]
         for name in self.target_events or ():
             if name not in weighed:
                 raise ValueError(
-                    f"target_events holds {name!r}, which has no weight over 0 in event_weights"
+                    f"target_events holds {name!r}, which has no weight above 0 in event_weights"
                 )
         if self.target_events == () or (self.event_weights and not weighed):
-            raise ValueError("there is no target: give a type a weight over 0, and name one target")
+            raise ValueError(
+                "there is no target event: give a type a weight above 0, and name it in "
+                "target_events"
+            )
         return self
 
     @model_validator(mode="after")
@@ -239,8 +242,8 @@ class DataConfig(Config):
             asks.append("split=temporal")
         if self.source == "sequences" and asks:
             raise ValueError(
-                f"source=sequences has no times, which data.{asks[0]} goes by: leave it out, or "
-                "bring the interactions with their times (source=table)"
+                f"source=sequences has no times, but data.{asks[0]} needs them: leave it out, or "
+                "provide the interactions with their times (source=table)"
             )
         return self
 
@@ -262,7 +265,7 @@ class DataConfig(Config):
         if moment is None:
             return None
         if moment.microsecond:
-            raise ValueError("a moment has whole seconds, such as 2024-01-31T12:00:00")
+            raise ValueError("a time must have whole seconds, such as 2024-01-31T12:00:00")
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
     @property
@@ -277,22 +280,24 @@ class DataConfig(Config):
         names = ("valid_from", "test_from", "test_until")
         given = [name for name in names if getattr(self, name) is not None]
         if given and self.split != "temporal":
-            raise ValueError(f"{given[0]} goes with split=temporal, and split is {self.split}")
+            raise ValueError(
+                f"{given[0]} works only with split=temporal, but split is {self.split}"
+            )
         if given and "valid_from" not in given:
             raise ValueError(f"{given[0]} needs valid_from and test_from")
         if given and "test_from" not in given:
             raise ValueError(f"{given[0]} needs test_from")
         moments = [getattr(self, name) for name in given]
         if any(moments[i] >= moments[i + 1] for i in range(len(moments) - 1)):
-            raise ValueError(f"{', '.join(given)} must follow one another in time")
+            raise ValueError(f"{', '.join(given)} must be in chronological order")
         return self
 
     @model_validator(mode="after")
     def _check_cold_items(self) -> DataConfig:
         if self.cold_item_share > 0 and self.split == "minionerec":
             raise ValueError(
-                "cold_item_share goes with split=leave_one_out or temporal: the histories of "
-                "minionerec are published as they are"
+                "cold_item_share works only with split=leave_one_out or temporal: minionerec keeps "
+                "the published histories unchanged"
             )
         return self
 
@@ -301,7 +306,7 @@ class DataConfig(Config):
         for name, value in (("split", "minionerec"), ("ties", "shuffle")):
             if self.partition_users is not None and getattr(self, name) == value:
                 raise ValueError(
-                    f"partition_users does not go with {name}={value}, which needs all "
+                    f"partition_users does not work with {name}={value}, which needs all "
                     "interactions in memory: set data.partition_users=null, or choose another "
                     f"data.{name}"
                 )

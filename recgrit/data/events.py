@@ -133,7 +133,7 @@ class EventReader:
             shown = ", ".join(f"{show_control(name)[:60]} ({count:,})" for name, count in counted)
             more = len(found) - len(counted)
             if len(found) > EVENT_TYPES.allowed():
-                advice = "So many are hardly types of events: is data.table.event the right column?"
+                advice = "That is too many for event types: is data.table.event the right column?"
             else:
                 example = ", ".join(f"{name}: 1" for name in unknown[:_SHOWN])
                 advice = (

@@ -56,11 +56,12 @@ def as_ids(ids: pl.Series, label: str, column: str) -> pl.Series:
         return ids.cast(pl.String)
     if dtype.is_float() or dtype.is_decimal():
         raise DataError(
-            f"{label} has ids with decimals in the column {column} (as pandas makes of whole "
-            f"numbers with gaps), such as {_examples(ids)}. Save it as whole numbers or text."
+            f"{label} has ids with decimals in the column {column} (as pandas writes whole "
+            f"numbers if some are missing), such as {_examples(ids)}. Save it as whole numbers or "
+            "text."
         )
     raise DataError(
-        f"{label}: the column {column} holds {describe_type(dtype)}, which are no ids, such as "
+        f"{label}: the column {column} holds {describe_type(dtype)}, which cannot be ids, such as "
         f"{_examples(ids)}. Expected text or whole numbers."
     )
 
@@ -87,18 +88,18 @@ def refuse_damaged_ids(ids: pl.Series, label: str, column: str) -> None:
     scientific = given.filter(given.str.contains(_SCIENTIFIC))
     commas = given.filter(given.str.contains(_WHOLE_COMMA))
     if len(decimals) == len(given) or (len(whole) and len(whole) == len(decimals)):
-        damaged, how = decimals, "decimals (as pandas makes of whole numbers with gaps)"
+        damaged, how = decimals, "decimals (as pandas writes whole numbers if some are missing)"
     elif len(commas) and len(commas) + int(given.str.contains(_WHOLE).sum()) == len(given):
         # This branch needs all ids to be numbers. Otherwise 7,0 may be a pair of numbers.
-        damaged, how = commas, "decimals (as spreadsheets with decimal commas write)"
+        damaged, how = commas, "decimals (as spreadsheets with decimal commas write whole numbers)"
     elif len(scientific):
-        damaged, how = scientific, "exponents (as spreadsheets make of long numbers)"
+        damaged, how = scientific, "exponents (as spreadsheets write long numbers)"
     else:
         return
     raise DataError(
         f"{label} has ids with {how} in the column {column}, such as {_examples(damaged)}: "
-        "read as they are, they would be other ids than the same numbers without. Save the column "
-        "as whole numbers or text."
+        "read as text, they would not match the same numbers written as whole numbers. Save the "
+        "column as whole numbers or text."
     )
 
 
@@ -110,8 +111,8 @@ def tell_lost_zeros(ids: pl.Series, column: str) -> None:
     both = padded.filter(_strip_zeros(padded).is_in(ids.implode()))
     if len(both):
         logger.warning(
-            "%d ids in %s stand there with and without zeros at the start, such as %s: they count "
-            "as different. Some program may have read them as numbers.",
+            "%d ids in %s occur with and without leading zeros, such as %s: they count as "
+            "different ids. Some program may have read them as numbers.",
             len(both),
             column,
             ", ".join(f"{a!r} and {b!r}" for a, b in zip(both, _strip_zeros(both), strict=True))[
@@ -125,8 +126,8 @@ def tell_stand_ins(ids: pl.Series, column: str) -> None:
     found = ids.filter(ids.str.to_lowercase().is_in(STAND_INS))
     if len(found):
         logger.warning(
-            "%s has ids that may stand for none: %s. They count as ids; leave the cells empty if "
-            "they are none.",
+            "%s has ids that may mean a missing value: %s. They count as ids; leave the cells "
+            "empty if the id is missing.",
             column,
             _examples(found),
         )
@@ -176,9 +177,9 @@ def require_meeting_ids(
 def _guess(missing: pl.Series, unused: pl.Series) -> str:
     """Return a sentence on why the ids of both sides may differ, or an empty text."""
     forms = {
-        "zeros at the start, which one side lost": (_strip_zeros(missing), _strip_zeros(unused)),
-        "the case of their letters": (missing.str.to_lowercase(), unused.str.to_lowercase()),
-        "what stands before the number": (
+        "leading zeros, which one side lost": (_strip_zeros(missing), _strip_zeros(unused)),
+        "upper and lower case": (missing.str.to_lowercase(), unused.str.to_lowercase()),
+        "the text before the number": (
             missing.str.extract(r"(\d+)$"), unused.str.extract(r"(\d+)$")
         ),
     }  # fmt: skip

@@ -62,8 +62,8 @@ def read_ids(ids: object, what: str) -> Ids:
             num_nulls += 1
         else:
             raise DataError(
-                f"Ids are text, but entry {place} of {what} is {_describe(value)}. Write it as it "
-                "stands in the data, such as '242'."
+                f"Ids are text, but entry {place} of {what} is {_describe(value)}. Write it as "
+                "in the data, such as '242'."
             )
     return Ids(read, num_nulls)
 
@@ -88,7 +88,7 @@ def list_ids(ids: object, what: str) -> list[str]:
     """
     read = read_ids(ids, what)
     if read.num_nulls:
-        logger.warning("%d nulls in %s are passed over", read.num_nulls, what)
+        logger.warning("%d nulls in %s are ignored", read.num_nulls, what)
     return read.ids
 
 

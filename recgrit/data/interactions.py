@@ -71,8 +71,8 @@ class Interactions(Summarized):
                 frame = pl.read_parquet(self._path, glob=False)
             except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
                 raise ArtifactError(
-                    f"{self._path} cannot be read, it is damaged or gone: {error}. Delete the "
-                    "folder and run again."
+                    f"{self._path} cannot be read because it is damaged or missing: {error}. "
+                    "Delete the folder and run again."
                 ) from error
             _check(frame, self.user_ids, self.item_ids)
             self._frame = frame
@@ -136,7 +136,7 @@ class Interactions(Summarized):
         loaded.item_ids = pl.read_parquet(directory / "item_ids.parquet", glob=False)["item_id"]
         for what, ids in (("users", loaded.user_ids), ("items", loaded.item_ids)):
             if ids.dtype != pl.String or ids.null_count() or ids.n_unique() != len(ids):
-                raise DataError(f"The ids of {what} are no texts, have gaps or come twice.")
+                raise DataError(f"The ids of {what} are not text, are null or are repeated.")
         loaded._frame, loaded._path, loaded._identity = None, path, _identify(path)
         # The number of rows stands at the end of the file. A truncated file raises an error here.
         loaded._num_rows = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
@@ -232,7 +232,7 @@ def _check(frame: pl.DataFrame, user_ids: pl.Series, item_ids: pl.Series) -> Non
         raise DataError("Interactions must not hold nulls; drop or fill these rows first.")
     for name, ids in (("user", user_ids), ("item", item_ids)):
         if ids.n_unique() != len(ids):
-            raise DataError(f"Every {name}_id must stand for one {name}; some are repeated.")
+            raise DataError(f"The {name}_ids must be unique; some are repeated.")
         if not _is_dense(frame[f"{name}_idx"], len(ids)):
             raise DataError(
                 f"{name}_idx must be dense from 0 to {len(ids) - 1}: every {name} needs at "

@@ -89,7 +89,7 @@ class ItemTable:
         unusable = (ids.str.strip_chars() == "") | ids.str.contains("\0", literal=True)
         if num_unusable := self.frame.filter(unusable).height:
             raise DataError(
-                f"Item ids must be text; {num_unusable} are empty or hold what is no character. "
+                f"Item ids must be text; {num_unusable} are empty or contain invalid characters. "
                 "Drop these items, or give them ids."
             )
         repeated = self.frame.filter(pl.col("item_id").is_duplicated())["item_id"].unique(

@@ -79,12 +79,13 @@ class PreparedData:
         sizes = (self.split.num_users, self.split.num_items)
         expected = (self.interactions.num_users, self.interactions.num_items)
         if sizes != expected:
-            raise DataError(f"The split has {sizes} users and items, the data {expected}.")
+            raise DataError(f"The split has {sizes} users and items, but the data have {expected}.")
         # The split has fewer interactions than the data if items are held out of training.
         num_own = int(self.split.offsets[self.split.num_users])
         if num_own > len(self.interactions):
             raise DataError(
-                f"The split has {num_own} interactions, the data only {len(self.interactions)}."
+                f"The split has {num_own} interactions, but the data have only "
+                f"{len(self.interactions)}."
             )
 
     def save(self, directory: Path) -> None:
@@ -116,9 +117,9 @@ class PreparedData:
             users=pl.read_parquet(users, glob=False) if users.is_file() else None,
         )
         if not loaded.items.item_ids.equals(interactions.item_ids):
-            raise DataError("The table of items has other items than the interactions.")
+            raise DataError("The item table and the interactions have different items.")
         if loaded.split.num_users != interactions.num_users:
-            raise DataError("The split has other users than the interactions.")
+            raise DataError("The split and the interactions have different users.")
         return loaded
 
 
@@ -139,7 +140,7 @@ def find_input_files(config: DataConfig) -> tuple[Path, ...]:
     if release is None:
         raise ConfigError(
             f"data.path is not set: the source {config.source} needs {source.expected}. "
-            "Bring the files and set data.path=FOLDER."
+            "Provide the files and set data.path=FOLDER."
         )
     category = config.source.partition("/")[2]
     return source.find_files(
@@ -171,9 +172,9 @@ def prepare(config: DataConfig, *, scratch_dir: Path | None = None) -> PreparedD
         if reason is None:
             raise
         raise DataError(
-            f"Cannot write partitions into {folder.name}: {reason}. They take some 40 bytes an "
-            "interaction: make room for them, or name another folder (run.dir=PATH, or TMPDIR in "
-            "the environment where there is no run)."
+            f"Cannot write partitions into {folder.name}: {reason}. They need about 40 bytes an "
+            "interaction: free disk space, or name another folder (run.dir=PATH, or the "
+            "environment variable TMPDIR outside a run)."
         ) from error
     # The folder is deleted only when the interactions are, because they read their rows from it.
     weakref.finalize(data.interactions, folder.cleanup)
@@ -322,7 +323,7 @@ def _count_descriptions(items: ItemTable, metadata: pl.DataFrame, funnel: Funnel
 def _join_users(user_ids: pl.Series, described: pl.DataFrame, funnel: Funnel) -> pl.DataFrame:
     """Return the rows of the user table for these users, in order, and count missing users."""
     unknown = user_ids.is_in(described["user_id"].implode()).not_()
-    funnel.count("users that nothing describes", int(unknown.sum()))
+    funnel.count("users without attributes", int(unknown.sum()))
     frame = user_ids.alias("user_id").to_frame()
     return frame.join(described, on="user_id", how="left", maintain_order="left")
 

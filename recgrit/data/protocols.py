@@ -168,8 +168,8 @@ def choose_cut_off_times(
     )
     if cut_offs.valid == time_of(0):
         raise DataError(
-            f"No interaction lies before the {1 - valid_share - test_share:.0%} mark in time: "
-            "all happened at once. Use data.split=leave_one_out, or lower the shares."
+            f"The first {1 - valid_share - test_share:.0%} of the interactions all have the same "
+            "time, so none is left for training. Use data.split=leave_one_out, or lower the shares."
         )
     return cut_offs
 

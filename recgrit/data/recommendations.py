@@ -46,11 +46,11 @@ class Recommendations:
             )
         filled = self.items != NO_ITEM
         if np.any(filled[:, 1:] & ~filled[:, :-1]):
-            raise DataError("A list of recommendations has a hole before its end.")
+            raise DataError("A list of recommendations has an empty place before its last item.")
         if not np.isfinite(self.scores[filled]).all():
             raise DataError(
                 "A list of recommendations has a score that is not finite. A model of your own has "
-                "to score every item that it lists with a number."
+                "to give every item that it lists a finite score."
             )
         ordered = np.sort(self.items, axis=1)
         if np.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ITEM)):

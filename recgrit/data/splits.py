@@ -95,7 +95,7 @@ class SequenceSplit:
             if np.any(targets[has_target] < self.train_ends[has_target]) or np.any(
                 targets[has_target] >= ends[has_target]
             ):
-                raise DataError(f"A {name} target must lie behind its sequence's training part.")
+                raise DataError(f"A {name} target must come after its sequence's training part.")
 
     @property
     def num_sequences(self) -> int:
@@ -377,7 +377,7 @@ def _check_saved(
     if found != expected:
         raise DataError(f"The arrays of a split are {found}; expected {expected}.")
     if np.any(np.diff(offsets) < 0):
-        raise DataError("Offsets of sequences must not fall.")
+        raise DataError("Offsets of sequences must not decrease.")
     if 0 < len(items) <= MAX_CHECKED and not 0 <= items.min() <= items.max() < num_items:
         raise DataError(f"Sequences hold items outside the catalogue of {num_items}.")
 

@@ -71,7 +71,7 @@ def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
     if config.since is not None or config.until is not None:
         steps.append(
             Step(
-                f"not from {config.since or 'ever'} to {config.until or 'ever'}",
+                f"not from {config.since or 'the start'} to {config.until or 'the end'}",
                 lambda rows: keep_within(rows, config.since, config.until),
             )
         )
@@ -81,7 +81,7 @@ def build_steps(config: DataConfig, raw: RawData) -> list[Step]:
                 f"data.min_weight is {config.min_weight:g}, but these files of {config.source} "
                 "have no ratings. Set data.min_weight=null"
                 + (
-                    "; types of events are left out by null in data.event_weights."
+                    "; to leave out a type of event, set it to null in data.event_weights."
                     if config.table.event is not None
                     else "."
                 )

@@ -99,8 +99,8 @@ class TimeReader:
             found = no_times(len(times))
         else:
             raise DataError(
-                f"{label}: the column {self._column} holds {describe_type(dtype)}, which is no "
-                "point in time: expected dates, numbers that count since 1970, or text."
+                f"{label}: the column {self._column} holds {describe_type(dtype)}, which is not "
+                "a time: expected dates, numbers that count since 1970, or text."
             )
         self._remember_unread(times, found)
         seconds = found["timestamp"]
@@ -122,7 +122,7 @@ class TimeReader:
         if (form := self._settings.time_format) is not None:
             return f"{examples} as {self._prefix}time_format={form!r}"
         if self._unit is not None:
-            return f"{examples}; numbers are taken to count {self._unit} ({self._prefix}time_unit)"
+            return f"{examples}; numbers are read as {self._unit} ({self._prefix}time_unit)"
         return f"{examples}: set {self._prefix}time_format"
 
     def finish(self) -> None:
@@ -158,8 +158,8 @@ class TimeReader:
             times = times.cast(pl.Float64)
         if times.dtype == pl.Float32 and (times.abs() > 2**24).any():
             logger.warning(
-                "%s: %s was saved as float32, which holds seven digits: times of today are rounded "
-                "to some two minutes. Save it as whole numbers or float64.",
+                "%s: %s was saved as float32, which keeps only seven digits: current times are "
+                "rounded to about two minutes. Save it as whole numbers or float64.",
                 label,
                 self._column,
             )
@@ -223,7 +223,7 @@ class TimeReader:
         year = year_of(float(known.median()))  # type: ignore[arg-type]
         raise DataError(
             f"{label}: the numbers in {self._column}, such as {known[0]}, look like {look.what}; "
-            f"taken for seconds they would lie in {year}. Set {self._prefix}{look.setting} if they "
+            f"read as seconds they would be in {year}. Set {self._prefix}{look.setting} if they "
             f"are, {self._prefix}time_unit=s if they are seconds."
         )
 
@@ -263,7 +263,7 @@ def _require_timezone(timezone: str, prefix: str) -> None:
         ZoneInfo(timezone)
     except (ValueError, OSError, KeyError):  # The name is malformed, is a folder, or is unknown.
         raise ConfigError(
-            f"{prefix}timezone={timezone} is no known time zone: write it as in Europe/Berlin, "
+            f"{prefix}timezone={timezone} is not a known time zone: write it as in Europe/Berlin, "
             "America/New_York or UTC."
         ) from None
 

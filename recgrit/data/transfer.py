@@ -94,14 +94,19 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
             with _alone(target):
                 if not target.is_file():  # Another process may have fetched it meanwhile.
                     _fetch(address, target, official, publishes_md5)
-                    logger.info("%s came from %s and is kept at %s", target.name, address, target)
+                    logger.info(
+                        "%s was downloaded from %s and is stored at %s",
+                        target.name,
+                        address,
+                        target,
+                    )
         except (TransferError, OSError) as error:
             # A full or read-only disk fails for every address.
             if isinstance(error, OSError) and (reason := explain_write_failure(error)):
                 raise DataError(
-                    f"{target.name} cannot be written to {target.parent}: {reason}. Make room, or "
-                    "name another folder with data.download_dir=PATH; what came so far is kept and "
-                    "gone on with."
+                    f"{target.name} cannot be written to {target.parent}: {reason}. Free disk "
+                    "space, or name another folder with data.download_dir=PATH; the part "
+                    "downloaded so far is kept, and the download resumes from it."
                 ) from None
             logger.info("%s could not be fetched from %s: %s", target.name, address, error)
             reasons.append(f"  {address}: {error}")
@@ -110,8 +115,8 @@ def fetch_file(addresses: Sequence[str], target: Path, *, publishes_md5: bool = 
     raise DataError(
         f"{target.name} could not be fetched:\n"
         + "\n".join(reasons)
-        + f"\nDownload {addresses[0]} in a browser and put it at {target.absolute()}, where it is "
-        "looked for (data.download_dir=FOLDER names another folder); or set data.path=PATH to a "
+        + f"\nDownload {addresses[0]} in a browser and save it as {target.absolute()} "
+        "(data.download_dir=FOLDER names another folder); or set data.path=PATH to a "
         "copy, or data.mirrors=[ADDRESS] to a folder on the network that has it."
     )
 
@@ -141,7 +146,7 @@ def _fetch(address: str, target: Path, official: str, publishes_md5: bool) -> No
             fruitless = 0 if error.gained else fruitless + 1
             if fruitless == MAX_FRUITLESS:
                 raise TransferError(str(error)) from None
-            logger.info("%s was interrupted (%s), going on", target.name, error)
+            logger.info("%s was interrupted (%s), resuming", target.name, error)
             time.sleep(PAUSE_SECONDS * fruitless)
     try:
         _check(address, partial, target, official, publishes_md5)
@@ -166,7 +171,9 @@ def _transfer(address: str, partial: Path, note: Path) -> None:
         with build_client() as client, client.stream("GET", address, headers=headers) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 partial.unlink()  # The partial file is longer, so it is part of another file.
-                raise _InterruptedError("the server has less than was there", gained=False)
+                raise _InterruptedError(
+                    "the server's file is shorter than the part downloaded before", gained=False
+                )
             response.raise_for_status()
             goes_on = response.status_code == httpx.codes.PARTIAL_CONTENT
             _write_note(note, address, response)
@@ -214,8 +221,8 @@ def _check(address: str, partial: Path, target: Path, official: str, publishes_m
     checksums = _read_record(record)
     if published is None and target.name not in checksums and address != official:
         logger.warning(
-            "%s comes from %s, and nothing is known to compare it with: whether it is the "
-            "publisher's file, the mirror alone says",
+            "%s comes from %s, and there is no known checksum to compare it with: only the mirror "
+            "vouches that it is the publisher's file",
             target.name,
             address,
         )
@@ -223,7 +230,7 @@ def _check(address: str, partial: Path, target: Path, official: str, publishes_m
     known = checksums.setdefault(target.name, found)
     if known != found:
         raise TransferError(
-            f"it is not the file that came before: SHA-256 {found}, recorded {known} in {record}. "
+            f"it is not the file downloaded before: SHA-256 {found}, recorded {known} in {record}. "
             "If the publisher has replaced it, delete that line"
         )
     write_atomic(record, json.dumps(checksums, indent=2) + "\n")
@@ -248,7 +255,7 @@ def _read_record(record: Path) -> dict[str, str]:
     if not is_right:
         raise DataError(
             f"{record} is damaged: expected a JSON object of file names and their SHA-256. Delete "
-            "it if you trust the files beside it; they are kept, and what comes next is recorded."
+            "it if you trust the files beside it; they are kept, and later downloads are recorded."
         )
     found: dict[str, str] = values
     return found
@@ -269,8 +276,8 @@ def _refuse_downgrade(response: httpx.Response) -> None:
         onward = response.url.join(response.headers["location"])
         if onward.scheme != "https":
             raise TransferError(
-                f"the server leads from https to {onward.scheme}://{onward.host}, where anybody on "
-                "the way could change the file"
+                f"the server redirects from https to {onward.scheme}://{onward.host}, where anyone "
+                "on the network could change the file"
             )
 
 

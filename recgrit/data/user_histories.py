@@ -42,7 +42,7 @@ class UserHistories:
     def __post_init__(self) -> None:
         if len(self.user_ids) != self.split.num_users:
             raise DataError(
-                f"There are {len(self.user_ids)} users and {self.split.num_users} histories."
+                f"There are {len(self.user_ids)} users but {self.split.num_users} histories."
             )
 
     @classmethod
@@ -146,5 +146,5 @@ class UserHistories:
         if len(items) != len(owners):
             raise DataError(f"{path} has histories with nulls.")
         if len(items) and not 0 <= items.min() <= items.max() < num_items:
-            raise DataError(f"{path} names items that the catalogue of {num_items} lacks.")
+            raise DataError(f"{path} names items outside the catalogue of {num_items}.")
         return cls.of(frame["user_id"], owners, items, num_items)

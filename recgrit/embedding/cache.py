@@ -209,5 +209,5 @@ def _read(path: Path, num_texts: int) -> npt.NDArray[np.float32] | None:
         and len(vectors) == num_texts
     ):
         return vectors
-    logger.warning("The cached vectors in %s are damaged and are made anew", path)
+    logger.warning("The cached vectors in %s are damaged and are computed again", path)
     return None

@@ -55,7 +55,7 @@ class EmbeddingConfig(Config):
     @model_validator(mode="after")
     def _check_vectors_path(self) -> EmbeddingConfig:
         if (self.encoder == "vectors") != (self.vectors_path is not None):
-            raise ValueError("encoder=vectors and vectors_path=FILE belong together")
+            raise ValueError("encoder=vectors and vectors_path=FILE need each other")
         return self
 
 
@@ -91,9 +91,9 @@ class FeatureBlock(Config):
     @model_validator(mode="after")
     def _check_source(self) -> FeatureBlock:
         if (self.path is None) == (self.column is None):
-            raise ValueError("a block takes path=FILE of vectors, or column=NAME of pictures")
+            raise ValueError("a block needs either path=FILE of vectors or column=NAME of pictures")
         if self.column is None and self.folder is not None:
-            raise ValueError("folder=FOLDER belongs to column=NAME of pictures")
+            raise ValueError("folder=FOLDER works only with column=NAME of pictures")
         return self
 
 

@@ -83,8 +83,8 @@ class Embeddings:
             )
         if unscaled:
             raise DataError(
-                f"{len(unscaled)} of {len(self.vectors)} embeddings are said to be normalized but "
-                f"have another length than 1, the first at item_idx {unscaled[:3]}."
+                f"{len(unscaled)} of {len(self.vectors)} embeddings are declared as normalized but "
+                f"do not have length 1, the first at item_idx {unscaled[:3]}."
             )
 
     @property

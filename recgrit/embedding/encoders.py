@@ -72,7 +72,7 @@ def build_encoder(config: EmbeddingConfig, seed: int) -> Encoder:
     """
     if config.encoder not in ENCODERS:
         raise ConfigError(
-            f"{config.encoder!r} is no text encoder; known: {', '.join(ENCODERS)}. "
+            f"{config.encoder!r} is not a text encoder; known: {', '.join(ENCODERS)}. "
             "Ready-made vectors are read with load_vectors."
         )
     return ENCODERS[config.encoder](config, seed)

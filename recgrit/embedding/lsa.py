@@ -76,7 +76,8 @@ class LSAEncoder:
         dim = min(self.dim, *counts.shape)
         if dim < self.dim:
             log.warning(
-                "LSA vectors have %d dimensions instead of %d: %d texts with %d terms hold no more",
+                "LSA vectors have %d dimensions instead of %d: %d texts with %d terms "
+                "allow no more",
                 dim,
                 self.dim,
                 *counts.shape,

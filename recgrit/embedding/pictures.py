@@ -113,7 +113,7 @@ class PictureEncoder:
             return int(self._model.encode([blank], show_progress_bar=False).shape[1])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise EncoderError(
-                f"The model {self.name} takes no pictures ({error}). Name another with "
+                f"The model {self.name} does not accept pictures ({error}). Name another with "
                 f"{self.setting}, such as clip-ViT-B-32."
             ) from error
 
@@ -188,7 +188,7 @@ def encode_pictures(
     lost = [value for value in values if value and value not in references]
     broken = [values[place] for place in rows if not given[place]]
     log.info("%s: %d of %d items name a picture", name, named.sum(), len(values))
-    for what, them in (("are not there", lost), ("cannot be read", broken)):
+    for what, them in (("are missing", lost), ("cannot be read", broken)):
         if them:
             log.warning("%s: %d pictures %s, such as %s", name, len(them), what, them[:3])
     return SomeVectors(vectors, given, encoder)
@@ -246,7 +246,7 @@ def _fetch(client: httpx.Client, address: str, path: Path) -> str | None:
                         raise _UnusableError(f"more than {MAX_BYTES:,} bytes")
             # The server may send an error page instead of a picture. Such a page is not kept.
             if _open(temporary) is None:
-                raise _UnusableError("the answer is no picture")
+                raise _UnusableError("the answer is not a picture")
     except (httpx.HTTPError, httpx.InvalidURL, _UnusableError) as error:
         return f"{address}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     return None

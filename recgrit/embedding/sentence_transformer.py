@@ -147,8 +147,8 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         other = ", or choose embedding.encoder=lsa" if setting == "embedding.model" else ""
         raise EncoderError(
-            f"The model in {weights.path} cannot be loaded: {error}. Delete that folder to fetch "
-            f"it anew, name another with {setting}{other}."
+            f"The model in {weights.path} cannot be loaded: {error}. Delete that folder to "
+            f"download it again, or name another with {setting}{other}."
         ) from error
 
 

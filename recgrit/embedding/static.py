@@ -146,7 +146,8 @@ class StaticEncoder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise EncoderError(
                 f"The model in {self.weights.path} cannot be distilled: {error}. Name another with "
-                "embedding.model, a static one among them, or choose embedding.encoder=minilm."
+                "embedding.model, which may also be a static model, or choose "
+                "embedding.encoder=minilm."
             ) from error
         # A path of this machine would give the model another fingerprint elsewhere.
         model.config["tokenizer_name"] = self.name

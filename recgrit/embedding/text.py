@@ -152,7 +152,7 @@ def _why_no_text(frame: pl.DataFrame, name: str) -> str:
     """Return the reason why a column holds no text, or an empty string if it holds text."""
     dtype = frame.schema[name]
     if re.search(r"[{}\[\]:!.]", name):
-        return "its name cannot stand in a template"
+        return "its name cannot be used in a template"
     if not (dtype == pl.String or dtype == pl.List(pl.String)):
         return f"{dtype} values" if dtype.is_nested() else "numbers or dates"
     cells = frame.select(_field_text(frame, name)).to_series().drop_nulls()

@@ -149,7 +149,7 @@ class FeatureTransform:
         except (KeyError, ValueError) as error:
             raise ArtifactError(
                 f"{path} is damaged ({error}): its parts do not fit together. Run the embed stage "
-                "again, or take another bundle."
+                "again, or use another bundle."
             ) from None
 
 

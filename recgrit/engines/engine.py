@@ -77,7 +77,7 @@ def start_engine(config: EngineConfig) -> Iterator[Engine]:
         if launch is not None:
             raise ConfigError(
                 "engine=ray starts its own processes: run 'recgrit run' without torchrun, and set "
-                "engine.train_workers for the number that train."
+                "engine.train_workers to the number of training processes."
             )
         from recgrit.engines.ray_engine import start_ray
 
@@ -91,7 +91,7 @@ def start_engine(config: EngineConfig) -> Iterator[Engine]:
     else:
         if config.train_workers is not None or config.num_workers is not None:
             logger.warning(
-                "engine.num_workers and engine.train_workers are for engine=ray: one process does "
-                "all."
+                "engine.num_workers and engine.train_workers work only with engine=ray: one "
+                "process does all the work."
             )
         yield LocalEngine(config)

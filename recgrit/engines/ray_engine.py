@@ -78,7 +78,7 @@ class RayEngine:
                 yield ShardOutcome(int(row["number"]), str(row["error"]), bool(row["is_fatal"]))
         except ray.exceptions.RayError as error:
             raise EngineError(
-                f"Ray gave up {shards.name}: {_find_cause(error)}\nWhat is done is kept in "
+                f"Ray stopped {shards.name}: {_find_cause(error)}\nFinished shards are kept in "
                 f"{shards.folder}: the same command does only what is missing."
             ) from error
 
@@ -254,7 +254,7 @@ def start_ray(config: EngineConfig) -> Iterator[RayEngine]:
             token = ""
             if "Token" in str(error) or "Auth" in str(error):
                 token = (
-                    " It asks for a token: set RAY_AUTH_MODE=token here, and have the cluster's "
+                    " It requires a token: set RAY_AUTH_MODE=token here, and put the cluster's "
                     "token in ~/.ray/auth_token."
                 )
             raise EngineError(

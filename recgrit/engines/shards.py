@@ -94,7 +94,7 @@ class Shards:
         for number in pending:
             if self.path(number).exists():
                 logger.warning(
-                    "%s is damaged or was not finished, and is made anew", self.path(number)
+                    "%s is damaged or unfinished, and is computed again", self.path(number)
                 )
             self._attempts(number).unlink(missing_ok=True)
         return pending
@@ -183,7 +183,7 @@ class ShardWorker:
         if not shards.folder.is_dir():
             return ShardOutcome(
                 number,
-                f"this worker does not see {shards.folder}: put run.dir (and run.cache_dir) on "
+                f"this worker cannot see {shards.folder}: put run.dir (and run.cache_dir) on "
                 "storage that all machines share",
                 is_fatal=True,
             )
@@ -194,7 +194,7 @@ class ShardWorker:
         try:
             if shards.count_attempt(number) >= MAX_ATTEMPTS:
                 return ShardOutcome(
-                    number, f"its worker died {MAX_ATTEMPTS} times, perhaps for want of memory"
+                    number, f"its worker died {MAX_ATTEMPTS} times, perhaps because memory ran out"
                 )
             is_building = self._function is None
             self._function = self._function or self._build()
@@ -227,7 +227,7 @@ def require_all(shards: Shards, outcomes: list[ShardOutcome], pending: list[int]
     if not failed:
         if missing:
             raise EngineError(
-                f"Nothing was heard of {len(missing)} of {shards.num_shards} shards of "
+                f"No result arrived for {len(missing)} of {shards.num_shards} shards of "
                 f"{shards.name}. Run the same command again, which does only what is missing."
             )
         return
@@ -238,7 +238,7 @@ def require_all(shards: Shards, outcomes: list[ShardOutcome], pending: list[int]
         told = "".join(lines) + ("\n  ..." if len(failed) > MAX_TOLD else "")
     num_done = shards.num_shards - len(missing) - len(failed)
     raise EngineError(
-        f"{len(failed)} of {shards.num_shards} shards of {shards.name} could not be done, first "
-        f"{told.strip()}\n{num_done} are done and kept in {shards.folder}: mend the cause and run "
+        f"{len(failed)} of {shards.num_shards} shards of {shards.name} failed, first "
+        f"{told.strip()}\n{num_done} are done and kept in {shards.folder}: fix the cause and run "
         "the same command again, which does only what is missing."
     )

@@ -143,8 +143,8 @@ def join_processes(config: EngineConfig, launch: Launch) -> Iterator[TorchrunEng
         if place >= num_gpus:
             raise ConfigError(
                 f"torchrun started process {place + 1} on a machine of {num_gpus} GPUs, and each "
-                f"needs one of its own. Use --nproc-per-node {num_gpus}, or hide the GPUs with "
-                "CUDA_VISIBLE_DEVICES=."
+                f"process needs its own GPU. Use --nproc-per-node {num_gpus}, or hide the GPUs "
+                "with CUDA_VISIBLE_DEVICES=."
             )
         torch.cuda.set_device(place)
     try:

@@ -68,8 +68,9 @@ def plan_windows(
         moments = [int(ordered[0]), *(moment for moment in window if moment is not None)]
         if len(set(moments)) < len(moments):
             raise DataError(
-                f"Fold {folds - later} of {folds} has an empty part: too much happened at one "
-                "time. Lower evaluation.folds, or raise data.valid_share and data.test_share."
+                f"Fold {folds - later} of {folds} has an empty part: too many interactions "
+                "have the same time. Lower evaluation.folds, or raise data.valid_share and "
+                "data.test_share."
             )
         windows.append(window)
     return windows

@@ -48,8 +48,8 @@ def read_lists(
         reason = (
             ""
             if split.owners is None
-            else " This split has several targets of a user: row is the "
-            f"line, from 0, of the exported .{split_name}.inter file that a list answers."
+            else " This split has several targets per user: row is the number of the target's "
+            f"line, from 0, in the exported .{split_name}.inter file."
         )
         raise DataError(
             f"{path} lacks {', '.join(missing)}: expected {key}, item_id and rank or score, got "
@@ -76,7 +76,7 @@ def read_lists(
         }
     )
     if order == "rank" and lists.select("list", "place").is_duplicated().any():
-        raise DataError(f"{path}: a list has two items on one rank.")
+        raise DataError(f"{path}: a list has two items with the same rank.")
     lists = lists.sort("list", "place", maintain_order=True).with_columns(
         pl.int_range(pl.len()).over("list").alias("rank")
     )

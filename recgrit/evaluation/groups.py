@@ -109,20 +109,20 @@ def require_segments(users: pl.DataFrame | None, columns: Sequence[str]) -> None
         return
     if users is None:
         raise ConfigError(
-            f"evaluation.segments names {columns[0]}, but nothing is known of users: name a table "
-            "of them with data.table.users_path, or leave the segments out."
+            f"evaluation.segments names {columns[0]}, but there is no table of users: set "
+            "data.table.users_path, or remove the segments."
         )
     known = [name for name in users.columns if name != "user_id"]
     for name in columns:
         if name not in known:
             raise ConfigError(
-                f"evaluation.segments names {name}, which the table of users lacks; it has "
-                f"{', '.join(known)}."
+                f"evaluation.segments names {name}, which is not a column of the table of users; "
+                f"it has {', '.join(known)}."
             )
         if users.schema[name].is_nested():
             raise ConfigError(
-                f"evaluation.segments names {name}, which holds lists: a user belongs to one "
-                "segment. Name a column of single values."
+                f"evaluation.segments names {name}, which holds lists, but a user can belong "
+                "to only one segment. Name a column of single values."
             )
 
 

@@ -67,16 +67,16 @@ class Repeats:
         """Return an explanation of the repeats and of the metrics on new items, as text."""
         new = int((~self.is_repeat).sum())
         told = (
-            f"{self.share:.1%} of {len(self.is_repeat):,} test targets stand in the history before "
-            f"them already (data.repeats={self.kept}; first or last would keep one interaction of "
-            "a user with an item)."
+            f"{self.share:.1%} of {len(self.is_repeat):,} test targets are already in the history "
+            f"before them (data.repeats={self.kept}; first or last would keep one interaction per "
+            "user and item)."
         )
         if not new:
             return (
-                f"{told} None is new: nothing here says how well new items are found, and masked "
-                "lists, from which seen items are filtered out, miss every target."
+                f"{told} None is new, so nothing here measures how well new items are found, and "
+                "masked lists, from which seen items are filtered out, miss every target."
             )
         return (
-            f"{told} New items are the other {new:,}, looked for in masked lists: seen items are "
-            "filtered out of these, so that they miss every repeat."
+            f"{told} The other {new:,} are new items, evaluated with masked lists: seen items are "
+            "filtered out of these, so they miss every repeat."
         )

@@ -181,7 +181,7 @@ class EvaluationReport:
         if not np.array_equal(split.targets(name, self.sequences), items) or not np.array_equal(
             split.owners_of(self.sequences), self.users
         ):
-            raise DataError(f"The report on {name} is of other targets than the run has there.")
+            raise DataError(f"The report on {name} has other targets than the run has on {name}.")
 
     def _check(self) -> None:
         """Check that table, protocol, means and intervals of a loaded report fit together.
@@ -191,18 +191,18 @@ class EvaluationReport:
         """
         protocol, frame = self.protocol, self.per_target
         if dict(frame.schema) != _PER_TARGET or any(frame.null_count().row(0)):
-            raise ValueError(f"expected the columns {', '.join(_PER_TARGET)} without gaps")
+            raise ValueError(f"expected the columns {', '.join(_PER_TARGET)} without nulls")
         if frame.height != protocol["num_targets"] or not frame.height:
-            raise ValueError(f"{frame.height} targets, not {protocol['num_targets']}")
+            raise ValueError(f"got {frame.height} targets, expected {protocol['num_targets']}")
         if int(self.ranks.min()) < MISSED or len(np.unique(self.sequences)) != frame.height:
-            raise ValueError("a rank is negative, or a target stands there twice")
+            raise ValueError("a rank is negative, or a target appears twice")
         values = _metrics_of(frame, self.ks, protocol["num_items"])
         if self.means.keys() != values.keys() or any(
             # Written with "not", so that a NaN, which compares false with everything, is refused.
             not abs(self.means[name] - value.mean()) <= ROUNDING
             for name, value in values.items()
         ):
-            raise ValueError("the metrics are not those of the ranks")
+            raise ValueError("the metrics do not match the ranks")
         for name, (low, high) in self.bounds.items():
             # Both bounds are NaN if there are too few users for an interval.
             if not (0 <= low <= high <= 1 or (np.isnan(low) and np.isnan(high))):

@@ -38,7 +38,7 @@ class FusedRanker:
         lengths = {ranker.history_length for ranker in rankers}
         if len(lengths) != 1:
             raise ConfigError(
-                "Rankers can be fused if they all read histories of one length, got "
+                "Rankers can be fused only if they read histories of the same length, got "
                 f"{len(rankers)} with lengths {sorted(lengths)}. Train them with the same "
                 "retriever.history_length."
             )

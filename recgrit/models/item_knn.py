@@ -88,7 +88,10 @@ class ItemKNN(Model):
         similarities = sparse.csr_array(sparse.load_npz(directory / SIMILARITIES_NAME))
         similarities.check_format(full_check=True)
         if similarities.shape != (items.num_items, items.num_items):
-            raise DataError(f"Similarities {similarities.shape} for {items.num_items} items.")
+            raise DataError(
+                f"Similarities have shape {similarities.shape}, expected one row and one column "
+                f"for each of {items.num_items} items."
+            )
         if similarities.dtype != np.float64 or not np.isfinite(similarities.data).all():
             raise DataError(f"Similarities are {similarities.dtype}, expected finite float64.")
         return cls(similarities, discount=settings.discount, history_length=settings.history_length)

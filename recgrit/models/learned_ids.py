@@ -203,7 +203,7 @@ def _keep_vectors(
             save_file(weights, temporary, metadata={"epochs": epochs})
         write_record(path)
     except (OSError, SafetensorError) as error:
-        logger.warning("Cannot keep the item vectors in %s: %s", path, error)
+        logger.warning("Cannot save the item vectors in %s: %s", path, error)
 
 
 def _read_vectors(
@@ -224,7 +224,7 @@ def _read_vectors(
         logger.warning("%s is damaged (%s): the item vectors are learned again", path, error)
         return None
     if distributed.is_first():
-        logger.info("taking the item vectors of %s", path)
+        logger.info("reusing the item vectors in %s", path)
     return network.to(choose_device(settings.device)).eval(), history
 
 

@@ -78,8 +78,9 @@ class CatalogueInputs:
         wrong = [f"{name}: {num}" for name, num in rows.items() if num not in fitting]
         if wrong or not 0 <= self.num_known <= self.num_items:
             raise ArtifactError(
-                f"The parts of a catalogue of {self.num_items} items, {self.num_known} of them "
-                f"known in training, are of other items: {', '.join(wrong) or 'too many known'}."
+                f"The catalogue has {self.num_items} items, {self.num_known} of them known in "
+                "training, but its parts have other numbers of items: "
+                f"{', '.join(wrong) or 'too many known'}."
             )
 
     @property

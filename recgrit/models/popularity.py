@@ -71,8 +71,8 @@ class Popularity(Model):
         counts = np.load(directory / COUNTS_NAME)
         if counts.shape != (items.num_items,) or counts.dtype != np.int64 or (counts < 0).any():
             raise DataError(
-                f"Counts are {counts.dtype} {list(counts.shape)}, expected int64 from 0 of "
-                f"{items.num_items} items."
+                f"Counts are {counts.dtype} of shape {list(counts.shape)}, expected int64, at "
+                f"least 0, of {items.num_items} items."
             )
         return cls(counts)
 

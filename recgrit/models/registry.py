@@ -35,7 +35,7 @@ def find_model(kind: str) -> type[Model]:
         close = difflib.get_close_matches(kind, MODELS, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(
-            f"No model {kind!r}.{hint} Known: {', '.join(MODELS)}; a model of your own is named as "
+            f"No model {kind!r}.{hint} Choose from {', '.join(MODELS)}, or name your own model as "
             "package.module.Class."
         )
     module, _, name = MODELS.get(kind, kind).rpartition(".")
@@ -43,11 +43,13 @@ def find_model(kind: str) -> type[Model]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"Cannot import the model {kind}: {error}. Its module has to be on the import path: "
+            f"Cannot import the model {kind}: {error}. Its module must be on the import path: "
             "install its package, or set PYTHONPATH to the folder that holds it."
         ) from error
     if not (isinstance(found, type) and issubclass(found, Model)):
-        raise ConfigError(f"{kind} is no model: expected a subclass of recgrit.models.model.Model.")
+        raise ConfigError(
+            f"{kind} is not a model: expected a subclass of recgrit.models.model.Model."
+        )
     return found
 
 

@@ -304,11 +304,11 @@ def _choose(role: str, scores: dict[str, float], taken: set[str], ask: Ask) -> s
         first, default = list(left), None
     else:
         raise ConfigError(
-            f"No column of the log is left that could tell {WHAT[role]}; it has "
+            f"No remaining column of the log can say {WHAT[role]}; it has "
             f"{', '.join(scores)}. Name it with data.table.{role}=COLUMN."
         )
     return ask(
-        Question(f"Which column tells {WHAT[role]}?", sorted(first), default, f"data.table.{role}")
+        Question(f"Which column says {WHAT[role]}?", sorted(first), default, f"data.table.{role}")
     )
 
 

@@ -104,7 +104,7 @@ def choose_events(types: Mapping[str, int], num_blank: int, ask: Ask) -> EventCh
     if unknown:
         is_many = len(unknown) > 1
         doubt = (
-            f"nothing tells what {', '.join(unknown[:5])}{' and more' if len(unknown) > 5 else ''} "
+            f"it is unknown what {', '.join(unknown[:5])}{' and more' if len(unknown) > 5 else ''} "
             f"{'are' if is_many else 'is'} worth"
         )
     elif num_blank > MAX_BLANK * (sum(types.values()) + num_blank):
@@ -116,8 +116,8 @@ def choose_events(types: Mapping[str, int], num_blank: int, ask: Ask) -> EventCh
 
 def _about(name: str, count: int) -> Question:
     return Question(
-        f"What is an event of type {name!r} ({count:,} rows) worth: 1 as a view, 3 as what is put "
-        f"into the cart, 5 as a purchase, or {LEAVE_OUT} to leave it out?",
+        f"What is an event of type {name!r} ({count:,} rows) worth: 1 as a view, 3 as an item "
+        f"put into the cart, 5 as a purchase, or {LEAVE_OUT} to leave it out?",
         ["1", "3", "5", LEAVE_OUT],
         "1",
         "data.event_weights",

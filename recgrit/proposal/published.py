@@ -39,10 +39,10 @@ def find_config(name: str) -> Path:
             return path
     close = difflib.get_close_matches(name, configs, n=1, cutoff=0.5)
     raise ConfigError(
-        f"No YAML comes with recgrit for {name!r}."
+        f"recgrit has no YAML for {name!r}."
         + (f" Did you mean {close[0]}?" if close else "")
-        + f" There are {', '.join(configs)}. For another published data set take the nearest and "
-        "set data.source; for your own, give --events FILE."
+        + f" There are {', '.join(configs)}. For another published data set use the closest and "
+        "set data.source; for your own data, give --events FILE."
     )
 
 

@@ -45,10 +45,10 @@ def take_default(question: Question) -> str:
         return question.unanswered
     if question.default is None:
         raise ConfigError(
-            f"{question.text} Nothing tells. Set {question.setting} to one of "
+            f"{question.text} The files do not show it. Set {question.setting} to one of "
             f"{', '.join(question.options)}."
         )
-    logger.warning("%s Taken: %s (%s)", question.text, question.default, question.setting)
+    logger.warning("%s Chosen: %s (%s)", question.text, question.default, question.setting)
     return question.default
 
 

@@ -167,8 +167,8 @@ def _read_overrides(
     other = [text for text in overrides if not text.startswith(PREFIX)]
     if other:
         raise ConfigError(
-            f"{other[0]!r} says nothing of how the files are read: 'recgrit init' takes settings "
-            f"of {PREFIX[:-1]} alone. Set others in the YAML that it writes."
+            f"{other[0]!r} is not about how the files are read: 'recgrit init' accepts only "
+            f"settings of {PREFIX[:-1]}. Set others in the YAML that it writes."
         )
     table = load_config(ExperimentConfig, None, overrides).data.table
     known = {name: getattr(table, name) for name in table.model_fields_set}
@@ -291,7 +291,7 @@ def _weigh_up(
     if num_negative := _count_negative(logs, amounts):
         warnings.append(
             f"{num_negative:,} of {frame.height:,} rows have a negative {amounts[0]}: they look "
-            "like returns, and count as interactions. Take them out."
+            "like returns but count as interactions. Remove them."
         )
     times = rows["timestamp"].to_numpy()
     first, last = (

@@ -111,7 +111,7 @@ def choose_filters(
     best, left = enough[0] if enough else max(found, key=lambda one: one[0].num_interactions)
     if not best.num_interactions:
         raise DataError(
-            f"Nobody of {num_users:,} user{'s' * (num_users != 1)} has three {counted}: "
+            f"None of {num_users:,} user{'s' * (num_users != 1)} has three {counted}: "
             "there is no history to learn "
             "from and test on. Is data.table.user_id the column of customers, rather than of "
             "visits or orders?"

@@ -83,24 +83,24 @@ def suspect_log(
     """
     if num_duplicates > 0.01 * num_read:
         yield (
-            f"{num_duplicates:,} of {num_read:,} rows repeat user, item and time of another: they "
-            "count once. Was the log joined with another table, or exported twice?"
+            f"{num_duplicates:,} of {num_read:,} rows repeat user, item and time of another: the "
+            "repeats are ignored. Was the log joined with another table, or exported twice?"
         )
     times = rows["timestamp"]
     now = datetime.now(UTC).timestamp()
     if num_later := int((times > now + DAY).sum()):
-        yield f"{num_later:,} times lie in the future: a wrong unit or time zone, or test entries?"
+        yield f"{num_later:,} times are in the future: a wrong unit or time zone, or test entries?"
     if bool((times % DAY == 0).all()):
         yield (
             "All times are midnights: the order within a day is that of the file. If the file has "
-            "no such order, what is called the next item may have come before."
+            "no such order, an item counted as the next one may have come earlier."
         ) + (
             f" The column {clock} holds times of day: write the date and that time into one column."
             if clock is not None
             else ""
         )
     if num_old := int((times < _seconds(1990)).sum()):
-        yield f"{num_old:,} times lie before 1990: are they times? data.since leaves them out."
+        yield f"{num_old:,} times are before 1990: are they times? data.since leaves them out."
     per_user = rows.group_by("user_id").len().sort(["len", "user_id"], descending=[True, False])
     first, largest = per_user.row(0)
     name = user_ids[first]
@@ -108,7 +108,7 @@ def suspect_log(
     if largest > max(20 * usual, 0.01 * rows.height, 100):
         yield (
             f"The user {name!r} has {largest:,} of {rows.height:,} interactions: a bot, a till, or "
-            "whoever was not logged in? Take such rows out."
+            "all visitors without a login? Remove such rows."
         )
     nobody = [
         user_ids[code] for code in per_user["user_id"].head(50)
@@ -119,8 +119,8 @@ def suspect_log(
     if nobody:
         yield (
             f"The user id{'s' * (len(nobody) > 1)} {', '.join(map(repr, nobody))} seem"
-            f"{'s' * (len(nobody) == 1)} to stand for people who were not known: their "
-            "interactions would be one long history. Take such rows out."
+            f"{'s' * (len(nobody) == 1)} to mean unknown users: their interactions would "
+            "be one long history. Remove such rows."
         )
     lonely = int((per_user["len"] == 1).sum())
     if lonely > 0.7 * per_user.height:
@@ -141,8 +141,8 @@ def suspect_items(items: pl.DataFrame, log_ids: pl.Series, used: tuple[str, ...]
     counted = [name for name in used if _COUNTED.search(name)]
     if counted:
         yield (
-            f"The item column {counted[0]} may be counted from what people did, also after the "
-            "days that are tested on: leave it out with embedding.template unless it is older."
+            f"The item column {counted[0]} may be computed from interactions, including those "
+            "after the test days: leave it out with embedding.template unless it is older."
         )
     unknown = int((~log_ids.is_in(items["item_id"].implode())).sum())
     if unknown:
@@ -150,8 +150,8 @@ def suspect_items(items: pl.DataFrame, log_ids: pl.Series, used: tuple[str, ...]
     titles = items["title"].drop_nulls()
     if len(titles) > 10 and titles.n_unique() < 0.8 * len(titles):
         yield (
-            f"{len(titles) - titles.n_unique():,} of {len(titles):,} items have the title of "
-            "another: are they variants (sizes, colours) of one product that should be one item?"
+            f"{len(titles) - titles.n_unique():,} of {len(titles):,} items repeat the title "
+            "of another: are they variants (sizes, colours) of one product that should be one item?"
         )
     if titles.is_empty() and items.height:
         yield "No item has a title: items are called by their ids. Set data.table.title=COLUMN."

@@ -53,7 +53,7 @@ def write_shop_config(facts: ShopFacts, out: Path) -> str:
 
 
 def _heading(facts: ShopFacts) -> list[str]:
-    return ["# To look at first:", *(f"#   - {_plain(text)}" for text in facts.warnings), "#"]
+    return ["# Check first:", *(f"#   - {_plain(text)}" for text in facts.warnings), "#"]
 
 
 def _data(facts: ShopFacts) -> list[str]:
@@ -61,7 +61,7 @@ def _data(facts: ShopFacts) -> list[str]:
     lines = [
         "data:",
         _line("source", "table", "files of your own", 1),
-        _line("path", str(facts.events), "from where the command runs", 1),
+        _line("path", str(facts.events), "relative to where the command runs", 1),
         "  table:                        # which column is which",
         _line("user_id", columns.user_id, f"{facts.num_users:,} different", 2),
         _line("item_id", columns.item_id, _describe_items(facts), 2),
@@ -72,11 +72,11 @@ def _data(facts: ShopFacts) -> list[str]:
     if facts.items is not None:
         lines.append(_line("items_path", str(facts.items), "names and texts of the items", 2))
         if columns.items_id:
-            lines.append(_line("items_id", columns.items_id, "there it has the same ids", 2))
+            lines.append(_line("items_id", columns.items_id, "this column has the same ids", 2))
         if columns.title:
-            lines.append(_line("title", columns.title, "what items are called", 2))
+            lines.append(_line("title", columns.title, "titles of the items", 2))
     if facts.users is not None:
-        lines.append(_line("users_path", str(facts.users), "what is known of the users", 2))
+        lines.append(_line("users_path", str(facts.users), "attributes of the users", 2))
     lines += [_line(name, value, "as given to init", 2) for name, value in facts.table.items()]
     if facts.events_choice is not None and columns.event:
         comment = "types of events, see below"
@@ -140,7 +140,7 @@ def _events(facts: ShopFacts) -> list[str]:
     return [
         f"  # Types of events: {counts}.",
         f"  # All count alike, since {_plain(choice.doubt)}. Where they differ, set the weights",
-        "  # (null leaves a type out), and take the mark off these two lines and table.event.",
+        "  # (null leaves a type out), and uncomment these two lines and table.event.",
         "  " + _commented("event_weights", choice.weights, "what each is worth in training"),
         "  " + _commented("target_events", targets, "what is predicted"),
     ]
@@ -154,7 +154,7 @@ def _stages(facts: ShopFacts) -> list[str]:
     if has_text:
         lines.append(_line("encoder", "minilm", "a sentence encoder; lsa needs no weights", 1))
     else:
-        lines.append(_line("encoder", "lsa", "there is no text that says more", 1))
+        lines.append(_line("encoder", "lsa", "there are no texts for a sentence encoder", 1))
     if facts.text is not None:
         lines.append(f"  # Item texts: {_plain(show_names(facts.text.used))}.")
         if facts.text.left_out:
@@ -163,7 +163,7 @@ def _stages(facts: ShopFacts) -> list[str]:
         if has_text:
             lines.append("  " + _commented("template", facts.text.template, ""))
     codes = sizes.codebook_size**sizes.num_levels
-    weight, why = (0.5, "beside text") if has_text else (1.0, "as much as there is")
+    weight, why = (0.5, "beside text") if has_text else (1.0, "full weight, since there is no text")
     per_item = _per_leaf(codes, kept.num_items)
     steps = math.ceil(facts.num_targets / sizes.batch_targets)
     return [
@@ -171,7 +171,7 @@ def _stages(facts: ShopFacts) -> list[str]:
         "",
         "features:                       # what is quantized",
         _line("text_dim", sizes.text_dim, "principal components of the text, under a quarter", 1),
-        _line("cooccurrence_dim", sizes.text_dim, "of the items; as many of what users took", 1),
+        _line("cooccurrence_dim", sizes.text_dim, "of the items; as many from interactions", 1),
         _line("cooccurrence_weight", weight, why, 1),
         "",
         f"tokenizer:                      # semantic IDs of {kept.num_items:,} items",
@@ -201,8 +201,8 @@ def _stages(facts: ShopFacts) -> list[str]:
             f"0.5 from 150,000 interactions, 0.2 if that is {DENSE} for each item",
             1,
         ),
-        _line("epochs", sizes.epochs, "at most: validation ends it,", 1),
-        _line("patience", sizes.patience, "after so many epochs without a better one", 1),
+        _line("epochs", sizes.epochs, "at most: validation stops training", 1),
+        _line("patience", sizes.patience, "after this many epochs without improvement", 1),
         _line(
             "batch_targets",
             sizes.batch_targets,

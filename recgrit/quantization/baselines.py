@@ -90,9 +90,9 @@ class OptimizedProductQuantizer(nn.Module):
         super().__init__()
         (codebook_size, *_) = check_sizes(dim, num_levels, codebook_size)
         if codebook_size < 2 or codebook_size & (codebook_size - 1):
-            raise QuantizerError(f"OPQ needs a power of two for its codes, got {codebook_size}.")
+            raise QuantizerError(f"OPQ needs a power of two as codebook_size, got {codebook_size}.")
         if not 0 < num_levels <= dim:
-            raise QuantizerError(f"{num_levels} subspaces do not fit {dim} dimensions.")
+            raise QuantizerError(f"{num_levels} subspaces are too many for {dim} dimensions.")
         self.dim = dim
         self.codebook_sizes = (codebook_size,) * num_levels
         self.sub_dim = -(-dim // num_levels)
@@ -116,12 +116,12 @@ class OptimizedProductQuantizer(nn.Module):
             import faiss
         except ImportError:
             raise ConfigError(
-                "The opq baseline is faiss's: install recgrit[cpu] or recgrit[gpu]."
+                "The opq baseline needs faiss: install recgrit[cpu] or recgrit[gpu]."
             ) from None
         _, vectors = Layout.take(vectors, self.dim)
         num_levels, size = len(self.codebook_sizes), self.codebook_sizes[0]
         if len(vectors) < size:
-            raise QuantizerError(f"{len(vectors)} vectors cannot start {size} codes.")
+            raise QuantizerError(f"{len(vectors)} vectors are too few for {size} codes.")
         data = np.ascontiguousarray(vectors.cpu().numpy(), dtype=np.float32)
         rotation = faiss.OPQMatrix(self.dim, num_levels, self.sub_dim * num_levels)
         product = faiss.ProductQuantizer(
@@ -254,7 +254,7 @@ class IdentityQuantizer(nn.Module):
             QuantizerError: Always.
         """
         raise QuantizerError(
-            "The identity quantizer keeps no vectors, so its codes stand for none: use its output."
+            "The codes of the identity quantizer have no vectors to decode: use its output instead."
         )
 
     def last_level(self, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +303,7 @@ def build_quantizer(
         raise ConfigError(f"Unknown quantizer {name!r}: choose from {', '.join(QUANTIZERS)}.")
     sizes = check_sizes(dim, num_levels, codebook_size)
     if len(set(sizes)) > 1:
-        raise ConfigError(f"The quantizer {name} has one codebook_size, got {codebook_size}.")
+        raise ConfigError(f"{name} needs one codebook_size for all levels, got {codebook_size}.")
     other: Quantizer = OTHERS[name](int(dim), len(sizes), sizes[0])
     return other
 

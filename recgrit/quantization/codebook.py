@@ -142,8 +142,8 @@ class Codebook(WithStatistics):
         super().__init__()
         if learning == "ema" and transform != "identity" and rank > 0:
             raise ConfigError(
-                "Moving averages need codes that no transform mixes: set transform_rank=0 "
-                "(only W) or transform='identity' with codebook_learning='ema'."
+                "codebook_learning='ema' does not work with a transform that mixes codes: set "
+                "transform_rank=0 (only W) or transform='identity'."
             )
         self.normalization = normalization
         self.learning = learning

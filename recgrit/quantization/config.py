@@ -152,16 +152,17 @@ class TokenizerConfig(Config):
     @classmethod
     def _check_dims(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
         if len(dims) > MAX_HIDDEN or (dims and not 1 <= min(dims) <= max(dims) <= MAX_DIM):
-            raise ValueError(f"hidden_dims are at most {MAX_HIDDEN} numbers from 1 to {MAX_DIM:,}")
+            raise ValueError(
+                f"hidden_dims must be at most {MAX_HIDDEN} numbers, each from 1 to {MAX_DIM:,}"
+            )
         return dims
 
     @model_validator(mode="after")
     def _check_published(self) -> TokenizerConfig:
         if self.semantic_ids_path is not None and self.unique_ids != "disambiguation":
             raise ValueError(
-                f"unique_ids={self.unique_ids} moves items by the distance to codes, which "
-                "published IDs (semantic_ids_path) come without: set "
-                "tokenizer.unique_ids=disambiguation"
+                f"unique_ids={self.unique_ids} needs distances to codes, which published IDs "
+                "(semantic_ids_path) do not have: set tokenizer.unique_ids=disambiguation"
             )
         return self
 
@@ -181,7 +182,7 @@ class TokenizerConfig(Config):
         if not 1 <= len(self.level_blocks) <= self.num_levels:
             raise ValueError(
                 f"level_blocks names {len(self.level_blocks)} parts for {self.num_levels} levels: "
-                "name at least one and at most one a level"
+                "name at least one part, and at most one per level"
             )
         if (self.objective, self.autoencoder) != ("reconstruction", "none"):
             raise ValueError(

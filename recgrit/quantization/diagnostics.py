@@ -81,7 +81,7 @@ class IdDiagnostics:
             if even < HOURGLASS_RATIO * first.perplexity / first.codebook_size:
                 found.append(
                     f"Level {level.level} collapses (perplexity {level.perplexity:.0f} of "
-                    f"{level.codebook_size}): compare directions there "
+                    f"{level.codebook_size}): normalize from this level on "
                     "(tokenizer.normalized_from), or use fewer levels."
                 )
         return found

@@ -57,7 +57,7 @@ class GRITVQ(ResidualGRITVQ):
         num_levels, sizes = values.pop("num_levels"), values.pop("codebook_size")
         if num_levels != 1:
             raise QuantizerError(
-                f"The file holds a stack of {num_levels} levels: read it by ResidualGRITVQ.load."
+                f"The file holds a stack of {num_levels} levels: load it with ResidualGRITVQ.load."
             )
         return cls(codebook_size=sizes[0], **values)
 

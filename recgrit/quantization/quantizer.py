@@ -213,18 +213,18 @@ class Layout:
             channel_first = False
             if latent.ndim > 3 and latent.shape[1] == latent.shape[-1] == dim:
                 raise QuantizerError(
-                    f"Shape {tuple(latent.shape)} has {dim} in place 1 and in the last place: "
+                    f"Shape {tuple(latent.shape)} has {dim} on axis 1 and on the last axis: "
                     "build the quantizer with channel_first=True or channel_first=False to say "
-                    "which are the vectors."
+                    "which axis holds the vectors."
                 )
         place = 1 if channel_first and latent.ndim > 1 else -1
         if latent.ndim == 0 or latent.shape[place] != dim:
-            where = "place 1" if place == 1 else "the last place"
+            where = "axis 1" if place == 1 else "the last axis"
             hint = ""
             if not channel_first and latent.ndim > 2 and latent.shape[1] == dim:
                 hint = " For [B, D, ...] build the quantizer with channel_first=True."
             raise QuantizerError(
-                f"Expected vectors of {dim} dimensions in {where}, got shape "
+                f"Expected vectors of {dim} dimensions on {where}, got shape "
                 f"{tuple(latent.shape)}.{hint}"
             )
         latent = latent.movedim(place, -1)

@@ -176,7 +176,7 @@ class ResidualGRITVQ(CodebookStack):
         if normalization == "codes" and num_levels > max(1, normalized_from):
             logger.warning(
                 "normalization='codes' gives unit codes to residuals that are not of unit length: "
-                "later levels then hardly help. normalization='two_sided' mends it."
+                "later levels then hardly help. Use normalization='two_sided' instead."
             )
         # Numbers of numpy become Python numbers, because `save` writes JSON.
         plain = {n: x.item() if isinstance(x, np.generic) else x for n, x in settings.items()}
@@ -412,15 +412,15 @@ class ResidualGRITVQ(CodebookStack):
             return
         self._warned = True
         reason = (
-            "after_step() was called before, which leaves the maintenance to you, and was not "
-            "called since"
+            "after_step() was called before, so maintenance runs only in after_step(), which was "
+            "not called since"
             if self._called_by_user
-            else "their outputs await a backward pass, they were made without gradients, in a "
+            else "their outputs had no backward pass yet, or they ran without gradients, in a "
             "compiled graph or in one of several processes"
         )
         logger.warning(
-            "%d training batches wait for codebook maintenance, moving averages and resets of "
-            "dead codes: %s. Call after_step(optimizer) after each step of the optimizer.",
+            "%d training batches wait for codebook maintenance (moving averages and resets of "
+            "dead codes): %s. Call after_step(optimizer) after each step of the optimizer.",
             num_batches,
             reason,
         )
@@ -468,7 +468,7 @@ class ResidualGRITVQ(CodebookStack):
         _, rows = Layout.take(vectors, self.dim, channel_first=self.channel_first)
         if len(rows) < max(self.codebook_sizes):
             raise QuantizerError(
-                f"{len(rows)} vectors cannot start {max(self.codebook_sizes)} codes: give more "
+                f"{len(rows)} vectors are too few for {max(self.codebook_sizes)} codes: give more "
                 "vectors, or lower codebook_size."
             )
         gap = self._fit_start(rows.float(), seed=seed, balanced=balanced)
@@ -571,8 +571,8 @@ class ResidualGRITVQ(CodebookStack):
             settings["radius"] = name and {"name": name, **asdict(radius)}
         if settings["radius"] is None or not isinstance(surrogate, str):
             raise QuantizerError(
-                "A radius or estimator of your own cannot be written down: save state_dict() and "
-                "build the quantizer in code."
+                "A quantizer with a custom radius or estimator cannot be saved to a file: save its "
+                "state_dict() and build the quantizer in code."
             )
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
         save_file(state, path, metadata={"settings": json.dumps(settings)})

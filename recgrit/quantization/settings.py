@@ -61,7 +61,7 @@ def build_estimator(
     if not isinstance(surrogate, str):
         return surrogate
     if surrogate not in get_args(SurrogateForm):
-        raise QuantizerError(f"Unknown surrogate {surrogate!r}: additive or multiplicative.")
+        raise QuantizerError(f"Unknown surrogate {surrogate!r}: choose additive or multiplicative.")
     return RadiusSurrogate(radius, surrogate, direction_noise)
 
 

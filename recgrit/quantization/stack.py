@@ -141,7 +141,7 @@ class CodebookStack(WithStatistics):
                 more than one way of assignment is set.
         """
         if (beam_width > 1) + balanced + (temperature > 0) > 1:
-            raise QuantizerError("Choose one of beam_width, balanced and temperature.")
+            raise QuantizerError("Set only one of beam_width, balanced and temperature.")
         layout, rows = Layout.take(latent, self.dim, channel_first=self.channel_first)
         with full_precision(rows):
             residual = self._project_in(rows) - self.center
@@ -219,7 +219,7 @@ class CodebookStack(WithStatistics):
         num_levels = codes.shape[-1] if codes.ndim else 0
         if not 1 <= num_levels <= self.num_levels:
             raise QuantizerError(
-                f"Expected codes of 1 to {self.num_levels} levels in the last place, got shape "
+                f"Expected codes of 1 to {self.num_levels} levels on the last axis, got shape "
                 f"{tuple(codes.shape)}."
             )
         if is_graph_captured(codes) or not codes.is_cpu or codes.numel() == 0:
@@ -230,8 +230,8 @@ class CodebookStack(WithStatistics):
             if highest[level] >= size or lowest[level] < -1:
                 wrong = highest[level] if highest[level] >= size else lowest[level]
                 raise QuantizerError(
-                    f"Code {wrong} on level {level}, which has codes 0 to {size - 1}; -1 stands "
-                    "for none."
+                    f"Code {wrong} does not exist on level {level}, which has codes 0 to "
+                    f"{size - 1}; -1 means no code."
                 )
 
     @torch.no_grad()

@@ -82,8 +82,8 @@ class AttentionMixing(nn.Module):
     def __init__(self, codebook_size: int, dim: int, rank: int) -> None:
         if codebook_size > MAX_ATTENTION_CODES:
             raise ConfigError(
-                f"The attention transform costs K² and stops at {MAX_ATTENTION_CODES} codes, got "
-                f"{codebook_size}. Take transform='linear'."
+                "The attention transform compares all pairs of codes and supports at most "
+                f"{MAX_ATTENTION_CODES} codes, got {codebook_size}. Use transform='linear'."
             )
         super().__init__()
         self.query = nn.Parameter(torch.randn(dim, rank) / dim**0.5)

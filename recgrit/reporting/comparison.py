@@ -190,7 +190,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     for run in runs:
         if not stage_directory(run.directory, "evaluate").is_dir():
             raise ArtifactError(
-                f"{run.directory} is not evaluated yet: 'recgrit evaluate {run.directory}' does it."
+                f"{run.directory} is not evaluated yet: run 'recgrit evaluate {run.directory}'."
             )
     for other in runs[1:]:
         _require_same_split(runs[0], other)
@@ -243,7 +243,7 @@ def _require_same_split(first: Run, other: Run) -> None:
         if before.get(name) != after.get(name)
     ]
     if not apart:
-        apart = ["the settings are equal, so the raw files are not"]
+        apart = ["the settings are equal, so the raw files differ"]
     raise ConfigError(
         f"{first.directory} and {other.directory} are measured on different data, so their numbers "
         f"cannot be compared: fingerprints {manifests[0].fingerprint} and "

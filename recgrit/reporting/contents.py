@@ -65,8 +65,8 @@ class IdContents:
         if self.labels_in_text is None:
             return f"{same}."
         if self.labels_in_text:
-            return f"{same}: they keep these labels, which stand in the texts of the items."
-        return f"{same}: the tokenizer never saw these labels."
+            return f"{same}. These labels are part of the items' texts."
+        return f"{same}. The tokenizer never saw these labels."
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def why_missing(run: Run, stage: str) -> str:
     """
     if not stage_directory(run.directory, stage).is_dir():
         command = "run" if stage == "recommend" else stage
-        return f"This run has not got that far: recgrit {command} {run.directory}"
+        return f"This stage has not run yet: recgrit {command} {run.directory}"
     try:
         parents = run.manifest(stage).parents
     except ArtifactError as error:
@@ -194,8 +194,8 @@ def why_missing(run: Run, stage: str) -> str:
         made, evaluated = run.manifest(stage).config["beam_width"], run.evaluated_beam_width()
         if made != evaluated:
             return (
-                f"The lists are of a beam of {made}, the evaluation of {evaluated}: recgrit run "
-                f"{run.directory}"
+                f"The lists were made with beam width {made}, but the evaluation with "
+                f"{evaluated}: recgrit run {run.directory}"
             )
     return next(filter(None, (why_missing(run, parent) for parent in parents)), "")
 

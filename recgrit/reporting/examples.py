@@ -14,7 +14,7 @@ from recgrit.runs import Run
 TOP_K = 10
 HISTORY_SHOWN = 8
 # Kinds of example users: label, lowest rank and highest rank of the target, number of users.
-KINDS = (("found at once", 1, 1, 2), ("in the top 10", 2, TOP_K, 3), ("missed", MISSED, MISSED, 3))
+KINDS = (("at rank 1", 1, 1, 2), ("in the top 10", 2, TOP_K, 3), ("missed", MISSED, MISSED, 3))
 
 
 @dataclass(frozen=True)

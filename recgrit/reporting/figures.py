@@ -141,7 +141,7 @@ def draw_scores(scores: Sequence[ModelScores], metric: str, colors: Mapping[str,
 
 X_TITLES = {
     "history": "items in the history",
-    "popularity": "times the next item is in training",
+    "popularity": "interactions of the next item in training",
     "cold": "is the next item in training?",
     "new": "is the user in training?",
     "category": "category of the next item",
@@ -204,9 +204,9 @@ def draw_learning(epochs: pl.DataFrame) -> go.Figure:
     """
     figure = build_figure("epoch", "share of items")
     for name, label in {
-        "moved": "another ID than an epoch before",
-        "moved_since_start": "another ID than at the start",
-        "first_code_moved": "another first code than at the start",
+        "moved": "ID changed since the epoch before",
+        "moved_since_start": "ID changed since the start",
+        "first_code_moved": "first code changed since the start",
         "collision_rate": "ID shared with another item",
     }.items():
         figure.add_scatter(
@@ -303,7 +303,7 @@ def draw_likeness(likeness: Sequence[Likeness]) -> go.Figure:
 
 def draw_collisions(collisions: Collisions) -> go.Figure:
     """Draw the number of IDs by the number of items per ID. The scale is logarithmic."""
-    figure = build_figure("items on one ID", "IDs")
+    figure = build_figure("items with the same ID", "IDs")
     figure.add_bar(
         x=[str(n) for n in collisions.num_ids],
         y=list(collisions.num_ids.values()),
@@ -352,7 +352,7 @@ def add_line(
 
 def draw_times_listed(lists: ListsOfRun) -> go.Figure:
     """Draw how many items are in no recommended list, in one list, and in more lists."""
-    figure = build_figure(f"lists of {lists.top_k} an item is in", "items")
+    figure = build_figure(f"lists of {lists.top_k} that contain the item", "items")
     figure.add_bar(
         x=list(lists.listed),
         y=list(lists.listed.values()),

@@ -113,7 +113,7 @@ def load_recommendations(run: Run) -> tuple[npt.NDArray[np.int64], Lists]:
             .all()
         )
         if not is_right:
-            raise DataError("the lists hold ranks, users or items that the run has not, or twice")
+            raise DataError("the lists hold unknown users or items, wrong ranks, or duplicates")
         return frame
 
     frame = run.read("recommend", load)

@@ -29,8 +29,8 @@ def render_markdown(comparison: Comparison) -> str:
             "",
             *_differences(comparison),
             "",
-            "Differences are paired by user and seed; a difference as large as the detectable one "
-            "is found four times in five.",
+            "Differences are paired by user and seed; a true difference as large as the "
+            "detectable one is found with a probability of 80%.",
             "",
         ]
     )

@@ -54,7 +54,7 @@ def check_buckets(num_buckets: int, codebook_sizes: list[int]) -> None:
     if codebook_sizes[largest] > num_buckets:
         raise ConfigError(
             f"retriever.node_buckets is {num_buckets}, but the codebook of level {largest + 1} "
-            f"has {codebook_sizes[largest]} codes, so that children of one node would share an "
+            f"has {codebook_sizes[largest]} codes, so children of one node would share an "
             f"embedding. Set retriever.node_buckets to at least {codebook_sizes[largest]}, or to "
             "null for an embedding per node."
         )

@@ -96,8 +96,8 @@ class RetrieverConfig(TransformerConfig):
             names = getattr(self, setting)
             if names and self.init_from is not None:
                 raise ValueError(
-                    f"{setting} does not go with init_from: what values there are is learned in "
-                    "the training. Set one of them"
+                    f"{setting} does not work with init_from: its values are learned in training. "
+                    "Set only one of them"
                 )
             if len(set(names)) < len(names):
                 raise ValueError(f"{setting} names a column twice")
@@ -107,7 +107,7 @@ class RetrieverConfig(TransformerConfig):
     def _check_buckets(self) -> RetrieverConfig:
         if self.node_buckets and self.size != "constant":
             raise ValueError(
-                f"node_buckets {self.node_buckets} is a table for a retriever of constant size: "
+                f"node_buckets {self.node_buckets} works only with a retriever of constant size: "
                 f"set size to constant (now {self.size}), or node_buckets to 0"
             )
         return self

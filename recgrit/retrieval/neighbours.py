@@ -144,8 +144,8 @@ def _check_items(neighbours: nn.Module, _: object) -> None:
         items = getattr(neighbours, f"{kind}_items")
         if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < neighbours.num_items:
             raise ValueError(
-                f"neighbours are items {int(items.min())} to {int(items.max())} of "
-                f"{neighbours.num_items}"
+                f"neighbours have the item numbers {int(items.min())} to {int(items.max())}, but "
+                f"there are {neighbours.num_items} items"
             )
 
 

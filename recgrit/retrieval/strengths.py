@@ -70,7 +70,7 @@ def fit_strengths(
     neighbours.strengths = best
     if distributed.is_first():
         values = ", ".join(f"{name} {value:g}" for name, value in asdict(best).items())
-        logger.info("neighbours count by validation: %s", values)
+        logger.info("neighbour strengths fitted on validation: %s", values)
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,6 @@ def _find_nearby(
     if best is None:
         raise DataError(
             f"No semantic ID is left near that of item {item_ids[row]!r}: every ID that differs in "
-            "the last two codes is taken. Train again with more or larger levels."
+            "the last two codes is taken. Train again with more levels or larger codebooks."
         )
     return best

@@ -119,8 +119,8 @@ def make_unique(
                 seconds=time.perf_counter() - started,
             )
         logger.warning(
-            "Some prefixes hold more items than the last level has codes (%d): IDs become unique "
-            "by %s instead of %s. More or larger levels avoid it.",
+            "Some prefixes hold more items than the last level has codes (%d): IDs are made "
+            "unique by %s instead of %s. More levels or larger codebooks avoid this.",
             codebook_sizes[-1],
             explain_method("disambiguation"),
             explain_method(method),

@@ -112,7 +112,7 @@ def find_published_ids(path: Path, item_ids: pl.Series) -> FoundIds:
     for key, tokens in table.items():
         item_id = names.get(key) if names else key
         if item_id in row_of_item:
-            raise DataError(f"{path}: two entries are the item {item_id!r}. Keep one of them.")
+            raise DataError(f"{path}: two entries belong to item {item_id!r}. Keep one.")
         if item_id is not None:  # A number without an item id belongs to an unknown item.
             row_of_item[item_id] = len(codes)
         codes.append(_parse_tokens(path, key, tokens))
@@ -141,8 +141,8 @@ def read_published_ids(path: Path, item_ids: pl.Series) -> PublishedIds:
     if len(missing):
         raise DataError(
             f"{path} has no semantic ID for {len(missing)} of {len(item_ids)} items of this run, "
-            f"the first {missing.head(3).to_list()}; it knows {len(found.codes)} items, such as "
-            f"{list(found.known)}. Prepare the data as the table's authors did, or unset "
+            f"the first {missing.head(3).to_list()}; it has IDs of {len(found.codes)} items, such "
+            f"as {list(found.known)}. Prepare the data as the table's authors did, or unset "
             "tokenizer.semantic_ids_path to fit IDs."
         )
     num_unknown = len(found.codes) - len(item_ids)
@@ -171,7 +171,7 @@ def _refuse_other_lengths(path: Path, keys: list[str], codes: list[tuple[int, ..
         if length != lengths[0]:
             raise DataError(
                 f"{path}: the ID of {key!r} has {length} levels and that of {keys[0]!r} "
-                f"{lengths[0]}. Expected IDs of one length."
+                f"{lengths[0]}. Expected IDs of the same length."
             )
 
 
@@ -185,7 +185,7 @@ def _refuse_bare_numbers(path: Path, table: dict[str, Any], item_ids: pl.Series)
     if set(table) == numbers and set(item_ids) != numbers:
         name = _name_of(path)
         raise DataError(
-            f"{path} goes by the numbers 0 to {len(table) - 1}, and nothing says which item has "
-            f"which: expected {name}.item2id (item id, tab, number) or {name}.item.json with "
-            f"item_id in each entry beside it. Put one there, or use item ids as keys."
+            f"The keys of {path} are the numbers 0 to {len(table) - 1}, and no file maps them to "
+            f"items: expected {name}.item2id (item id, tab, number) or {name}.item.json with "
+            f"item_id in each entry, in the same folder. Add one, or use item ids as keys."
         )

@@ -243,7 +243,7 @@ class SemanticIdTable(Summarized):
             )
         except TABLE_DAMAGE as error:
             raise DataError(
-                f"{path} is not an item-ID table, or damaged: {error}. Expected item_id, title, "
+                f"{path} is not an item-ID table, or is damaged: {error}. Expected item_id, title, "
                 "one column per level, and their codebook sizes in the file's metadata. Delete the "
                 "folder and run again with 'recgrit run CONFIG'."
             ) from None

@@ -84,12 +84,12 @@ class Appended:
         listed = self.bundle.manifest.summary["num_listed"]
         parts = [
             f"{self.num_added:,} item{'s' * (self.num_added != 1)} added ({self.num_moved:,} with "
-            "the next free ID, as another item has their own)"
+            "the next free ID, because another item has their own)"
         ]
         for count, what in (
-            (self.num_listed, "were there already"),
+            (self.num_listed, "were already in the bundle"),
             (self.num_changed, "of them got another title"),
-            (self.num_refused, "refused, having been removed"),
+            (self.num_refused, "refused because they were removed before"),
             (self.num_removed, "removed"),
             (self.num_unknown, "to remove are unknown"),
         ):
@@ -309,7 +309,7 @@ def _require_appendable(bundle: Bundle) -> None:
     if not find_model(kind).can_append:
         raise ArtifactError(
             f"The bundle {bundle.directory} has the model {kind}, which cannot rank items that "
-            "came after its training: train it anew, or export a bundle of a run with "
+            "came after its training: train it again, or export a bundle of a run with "
             "model.kind=trie."
         )
     if bundle.require_ids().tokenizer is None:

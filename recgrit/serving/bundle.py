@@ -87,7 +87,7 @@ class Bundle(Summarized):
         facts = {
             "model": f"{settings.model}, of {settings.num_known_items:,} items in training",
             "made": f"{self.manifest.created}, by recgrit {self.manifest.recgrit_version}",
-            "bundles before": f"{len(line)}, the last from {line[-1].created}" if line else "none",
+            "earlier bundles": f"{len(line)}, the last from {line[-1].created}" if line else "none",
             "fingerprint": self.fingerprint,
         }
         return f"Bundle {self.directory}", facts
@@ -132,15 +132,15 @@ class Bundle(Summarized):
 
     def _lacks_ids(self) -> ArtifactError:
         return ArtifactError(
-            f"The bundle {self.directory} has the model {self.settings.model}, which knows no "
-            "semantic IDs: items cannot be given any. Export a bundle of a run with "
+            f"The bundle {self.directory} has the model {self.settings.model}, which has no "
+            "semantic IDs, so items cannot get any. Export a bundle of a run with "
             "model.kind=trie."
         )
 
     def _unfit(self, what: str) -> ArtifactError:
         return ArtifactError(
-            f"The bundle {self.directory} is damaged: {what} are of other items or of another kind "
-            "than its features and names. Take the bundle before it, or export it again."
+            f"The bundle {self.directory} is damaged: {what} do not match its items, features or "
+            "settings. Use the bundle before it, or export it again."
         )
 
     @cached_property
@@ -149,7 +149,7 @@ class Bundle(Summarized):
         catalogue = self.read(lambda path: Catalogue.load(path, self.items.item_ids))
         if self.settings.num_known_items > len(self.items):
             raise ArtifactError(
-                f"The bundle {self.directory} has {len(self.items)} items, and says that it knew "
+                f"The bundle {self.directory} has {len(self.items)} items, but says that it knew "
                 f"{self.settings.num_known_items} in training: it is damaged."
             )
         return catalogue
@@ -227,7 +227,7 @@ class Bundle(Summarized):
         if set(given) != set(self.feature_transform.blocks):
             raise ArtifactError(
                 f"The bundle {self.directory} has features of the blocks "
-                f"{sorted(self.feature_transform.blocks)} and vectors of {sorted(given)}: it is "
+                f"{sorted(self.feature_transform.blocks)}, but vectors of {sorted(given)}: it is "
                 "damaged."
             )
         return given
@@ -237,7 +237,7 @@ class Bundle(Summarized):
         """The transform that computes item features from vectors."""
         transform = self.read(lambda path: FeatureTransform.load(path / TRANSFORM_NAME))
         if transform.feature_dim != self.features.embedding_dim:
-            raise self._unfit("what made its features")
+            raise self._unfit("the transforms of its features")
         return transform
 
     @cached_property
@@ -345,7 +345,7 @@ class Bundle(Summarized):
             raise
         except ArtifactError as error:
             raise ArtifactError(
-                f"The bundle {self.directory} cannot be read. {error} Take the bundle before it, "
+                f"The bundle {self.directory} cannot be read. {error} Use the bundle before it, "
                 "or export it again with 'recgrit export bundle'."
             ) from error
 
@@ -380,8 +380,8 @@ def _open_whole(directory: Path) -> Manifest:
         raise
     except ArtifactError as error:
         raise ArtifactError(
-            f"The bundle {directory} is damaged. {error} Copy it again from where it came, or "
-            "export it again with 'recgrit export bundle'."
+            f"The bundle {directory} is damaged. {error} Copy it again from its source, or export "
+            "it again with 'recgrit export bundle'."
         ) from None
     version = manifest.config.get("version")
     if version != BUNDLE_VERSION:

@@ -83,15 +83,15 @@ def read_histories(
     rows = frame.join(known, on="item_id", how="inner", maintain_order="left")
     if rows.height < frame.height:
         logger.warning(
-            "%d of %d rows of %s name no item of the bundle",
+            "%d of %d rows of %s have items that are not in the bundle",
             frame.height - rows.height,
             frame.height,
             path,
         )
     if not rows.height:
         raise DataError(
-            f"No row of {path} names an item of the bundle: its ids are such as "
-            f"{table.item_ids.head(3).to_list()}, those of the file such as "
+            f"No row of {path} names an item of the bundle: the bundle has ids such as "
+            f"{table.item_ids.head(3).to_list()}, the file such as "
             f"{frame['item_id'].head(3).to_list()}."
         )
     if "timestamp" in rows.columns:
@@ -174,9 +174,9 @@ def _read_rows(path: Path, table: Table) -> pl.DataFrame:
     if num_bad > DEFAULT_MAX_MALFORMED_SHARE * num_read or not usable.height:
         unread = times.describe_unread()
         raise DataError(
-            f"{path}: {num_bad} of {num_read} rows {why} or have too many fields"
-            f"{f' ({unread})' if unread else ''}. Mend them, or leave the times out where the file "
-            "is in order."
+            f"{path}: {num_bad} of {num_read} rows {why} or have too many "
+            f"fields{f' ({unread})' if unread else ''}. Fix them, or leave out the times if the "
+            "rows are in order of time."
         )
     if num_bad:
         logger.warning("%d of %d rows of %s %s and are left out", num_bad, num_read, path, why)

@@ -39,7 +39,7 @@ def with_all_fields(bundle: Bundle, items: ItemTable) -> ItemTable:
     items, missing = with_fields(items, template)
     if missing:
         logger.warning(
-            "The new items lack %s, of which the texts of the first ones are made: they have %s",
+            "The new items lack %s, which the texts of the bundle's items contain: they have %s",
             ", ".join(missing),
             ", ".join(name for name in items.frame.columns if name not in missing),
         )

@@ -342,8 +342,8 @@ def _read_histories(
         return list(model_input["history"]), np.full(len(model_input), -1)
     if not len(opened.users.user_ids):
         raise DataError(
-            "This bundle knows no users: send the column history, or export it with "
-            "'recgrit export bundle --users'."
+            "This bundle has no users: send the column history, or export it with 'recgrit "
+            "export bundle --users'."
         )
     histories: list[IdList] = []
     people = np.full(len(model_input), -1)

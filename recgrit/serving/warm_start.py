@@ -113,8 +113,9 @@ def require_fitting(bundle: Bundle, config: ExperimentConfig, source: Path) -> N
     """
     if bundle.settings.model != config.model.kind:
         raise ArtifactError(
-            f"retriever.init_from: {source} has the model {bundle.settings.model}, and only one of "
-            f"the model {config.model.kind} can be trained on. Name a bundle or a run of this kind."
+            f"retriever.init_from: {source} has the model {bundle.settings.model}, but training "
+            f"can continue only from the model {config.model.kind}. Name a bundle or a run of "
+            "this kind."
         )
     ids = bundle.require_ids()
     if ids.tokenizer is None:
@@ -132,9 +133,9 @@ def require_fitting(bundle: Bundle, config: ExperimentConfig, source: Path) -> N
     ]
     if wrong:
         raise ConfigError(
-            f"retriever.init_from: a model can be trained on with the features, the IDs and the "
-            f"sizes that it has. {'; '.join(wrong)}. Set them as in {source}, or train from "
-            "scratch with retriever.init_from=null."
+            "retriever.init_from: training continues only with the model's own features, IDs and "
+            f"sizes. {'; '.join(wrong)}. Set them as in {source}, or train from scratch with "
+            "retriever.init_from=null."
         )
 
 

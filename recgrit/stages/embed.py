@@ -290,8 +290,8 @@ def _encode_pictures(
     )
     if not found.given.any():
         raise DataError(
-            f"None of the {len(items)} items has a picture that can be used: check the names in "
-            f"{block.column}, and features.blocks.{name}.folder where relative paths start."
+            f"None of the {len(items)} items has a usable picture: check the names in "
+            f"{block.column}, and features.blocks.{name}.folder, where relative paths start."
         )
     return found, {"column": block.column, "model": model, "space": encoder.fingerprint}
 

@@ -127,7 +127,8 @@ RECOMMEND = Stage(
     inputs=_find_inputs,
     build=_build,
     describe=lambda summary: (
-        "{num_rows:,} for {num_users:,} users, {num_left_out_users:,} of them left out of training"
+        "{num_rows:,} recommendations for {num_users:,} users, {num_left_out_users:,} of them left "
+        "out of training"
     ).format(**summary),
     is_large=True,
 )

@@ -115,7 +115,7 @@ def plan_shards(
 def _digest_input(path: Path) -> str:
     """Return the digest of a raw file."""
     if not is_text(str(path)):
-        raise DataError(f"The name of {path} is not UTF-8, and records hold text only: rename it.")
+        raise DataError(f"The name of {path} is not UTF-8 and cannot be recorded: rename the file.")
     try:
         return digest_file(path)
     except OSError as error:

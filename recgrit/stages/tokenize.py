@@ -113,7 +113,9 @@ def _replace_ids(config: ExperimentConfig, folder: Path) -> SemanticIdTable:
         codes = np.column_stack([generator.integers(size, size=len(table)) for size in sizes])
         changed = _tell_apart(codes, tuple(sizes), table.item_ids, table.titles)
     changed.save(folder)
-    logger.warning("tokenizer.control=%s: the IDs mean nothing", config.tokenizer.control)
+    logger.warning(
+        "tokenizer.control=%s: these IDs are a control without meaning", config.tokenizer.control
+    )
     return changed
 
 
@@ -336,6 +338,6 @@ TOKENIZE = Stage(
     build=_build,
     describe=lambda summary: (
         f"{summary['num_items']:,} IDs of {len(summary['codebook_sizes'])} levels, "
-        f"{summary['diagnostics']['collision_rate']:.1%} were shared before"
+        f"{summary['diagnostics']['collision_rate']:.1%} shared before being made unique"
     ),
 )

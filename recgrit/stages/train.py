@@ -174,7 +174,7 @@ def _epoch_logger(tracker: Tracker, prefix: str) -> Callable[[TrainingEpoch], No
 
 def _describe(kind: str, summary: dict[str, Any]) -> str:
     if "best_epoch" not in summary:
-        return f"{kind} counted"
+        return f"{kind}, fitted without epochs"
     return (
         f"{kind}, best epoch {summary['best_epoch']} of {summary['num_epochs']}, valid NDCG@10 "
         f"{summary['best']['valid_ndcg_at_10']:.4f}"

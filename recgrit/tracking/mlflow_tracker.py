@@ -116,7 +116,8 @@ class MLflowTracker:
                 hide_password(
                     f"Cannot start a run in MLflow at {uri}: {error}\n"
                     "Check that the server runs and that the address is right, or set "
-                    "tracking.uri to another store, or tracking.backend=none to go on without."
+                    "tracking.uri to another store, or tracking.backend=none to run without "
+                    "tracking."
                 )
             ) from None
         self._run_id: str = run.info.run_id
@@ -287,8 +288,8 @@ class MLflowTracker:
         except (MlflowException, OSError) as error:
             raise TrackingError(
                 hide_password(
-                    f"MLflow at {self._uri} did not take {what} of run {self._run_id}: {error}\n"
-                    "Mend the store, or set tracking.backend=none to go on without."
+                    f"MLflow at {self._uri} refused {what} of run {self._run_id}: {error}\n"
+                    "Repair the store, or set tracking.backend=none to continue without tracking."
                 )
             ) from None
 
@@ -364,9 +365,10 @@ def _find_experiment(client: MlflowClient, name: str, artifact_location: str | N
     if experiment.lifecycle_stage == LifecycleStage.DELETED:
         uri = hide_password(client.tracking_uri)
         raise TrackingError(
-            f"The MLflow experiment {name!r} at {uri} was deleted, and its name stays taken. Bring "
-            f"it back with 'MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id "
-            f"{experiment.experiment_id}', or name another with tracking.experiment=NAME."
+            f"The MLflow experiment {name!r} at {uri} was deleted, but its name is still reserved. "
+            f"Restore it with 'MLFLOW_TRACKING_URI={uri} mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}', or choose another with "
+            "tracking.experiment=NAME."
         )
     return experiment.experiment_id
 

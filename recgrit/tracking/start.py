@@ -79,7 +79,7 @@ def start_tracking(
     uri = config.uri
     if uri is None and (uri := os.environ.get(URI_VARIABLE) or None) is not None:
         logger.info(
-            "MLflow: this run is recorded at %s, which %s names; tracking.uri names another place",
+            "MLflow: this run is recorded at %s (from %s); set tracking.uri to record it elsewhere",
             hide_password(uri),
             URI_VARIABLE,
         )

@@ -118,7 +118,7 @@ def choose_device(name: str) -> torch.device:
     if name.startswith("cuda:") and distributed.world_size() > 1:
         raise ConfigError(
             f"device={name} names one GPU for {distributed.world_size()} processes: set "
-            "device=auto, and each takes one of its own."
+            "device=auto, and each process uses its own GPU."
         )
     if name == "cuda" and distributed.world_size() > 1:
         place = int(os.environ.get("LOCAL_RANK", distributed.process_index()))
@@ -257,7 +257,7 @@ def _go_on(
     history = [read_epoch(values) for values in load_checkpoint(checkpoint, state)]
     distributed.wait()  # Every process has to read the file before process 0 replaces it.
     if distributed.is_first():
-        logger.info("going on after epoch %d of an interrupted training", len(history))
+        logger.info("resuming the interrupted training after epoch %d", len(history))
         if on_epoch is not None:
             for epoch in history:
                 on_epoch(epoch)
@@ -399,7 +399,7 @@ def _explaining_memory(config: TrainingConfig) -> Iterator[None]:
         if not lacking:
             raise
         raise TrainingError(
-            f"Memory does not suffice for {config.batch_targets} targets at a time. Set "
+            f"Not enough memory for {config.batch_targets} targets at a time. Set "
             f"accumulation={2 * config.accumulation} for the same training in smaller parts, or "
             f"batch_targets={max(1, config.batch_targets // 2)}."
         ) from error
@@ -430,12 +430,12 @@ def _require_targets(
     """
     if windows.num_targets == 0 or len(valid_users) == 0:
         raise TrainingError(
-            "Training needs users with at least two items to learn from and one to validate by, "
+            "Training needs users with at least two items for training and one for validation, "
             f"got {windows.num_targets} training targets and {len(valid_users)} users with a "
-            "validation target. Lower the filters of the data section, or bring longer histories."
+            "validation target. Lower the filters of the data section, or use longer histories."
         )
     if np.count_nonzero(split.train_item_counts()) < 2:
         raise TrainingError(
-            "All training histories hold one and the same item, so there is no choice to learn. "
-            "Lower the filters of the data section, or bring more interactions."
+            "All training histories contain only one and the same item, so there is nothing to "
+            "learn. Lower the filters of the data section, or use more interactions."
         )

@@ -50,13 +50,13 @@ class Varied:
         """Return the possible values in words.
 
         >>> Varied("a.b", FloatDistribution(0.001, 0.1, log=True), 0.01).describe()
-        '0.001 to 0.1, by factors'
+        '0.001 to 0.1, on a log scale'
         """
         found = self.distribution
         if isinstance(found, CategoricalDistribution):
             return ", ".join(str(choice) or "none" for choice in found.choices)
         assert isinstance(found, FloatDistribution | IntDistribution)
-        return f"{found.low:g} to {found.high:g}{', by factors' if found.log else ''}"
+        return f"{found.low:g} to {found.high:g}{', on a log scale' if found.log else ''}"
 
 
 def propose_space(config: ExperimentConfig, kept: Kept, wanted: Sequence[str] = ()) -> list[Varied]:
@@ -89,8 +89,8 @@ def propose_space(config: ExperimentConfig, kept: Kept, wanted: Sequence[str] = 
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ConfigError(
-                f"--vary {name}: it is none of what tuning varies here.{hint} Those are "
-                f"{', '.join(known)}."
+                f"--vary {name}: this setting is not tuned with this configuration.{hint} Choose "
+                f"from {', '.join(known)}."
             )
     return [varied for varied in found if not wanted or varied.name in wanted]
 
@@ -134,8 +134,8 @@ def as_setting(varied: Varied, choice: Choice) -> Any:
 
 def _explain_nothing(kind: str, of_model: Mapping[str, Propose]) -> str:
     if kind == "popularity":
-        return "it counts, and has no settings. Tune another with model.kind=KIND."
-    return f"of its settings, none is called {', '.join(of_model)}."
+        return "it only counts and has no settings. Choose another model with model.kind=KIND."
+    return f"it has none of the settings {', '.join(of_model)}."
 
 
 def _vary(

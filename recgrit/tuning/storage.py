@@ -90,7 +90,7 @@ def _require_sound(path: Path) -> None:
         sqlite3.Error: SQLite cannot read the file.
     """
     if not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with closing(sqlite3.connect(path)) as connection:
         (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if found != "ok":
@@ -105,7 +105,7 @@ def _require_recorded(study: optuna.Study) -> None:
     """
     seconds = study.user_attrs.get(SECONDS, 0.0)
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
-        raise ValueError(f"its seconds are {seconds!r:.40}")
+        raise ValueError(f"its recorded seconds are {seconds!r:.40}")
     for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
         # Optuna gives a pruned trial the value of its last epoch.
         value = trial.value if trial.state == TrialState.COMPLETE else None

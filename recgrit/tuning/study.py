@@ -209,7 +209,7 @@ class _Tuning:
             self.study.enqueue_trial({varied.name: varied.given for varied in self.space})
         num_done = len(self._done())
         if num_done:
-            logger.info("going on after %d trials in %s", num_done, self.out)
+            logger.info("resuming after %d trials in %s", num_done, self.out)
 
     def _make_trial(self, tracker: Tracker) -> None:
         number = len(self._done()) + 1
@@ -353,9 +353,8 @@ class _Tuning:
         done = self._done()
         if not done:
             raise ConfigError(
-                f"The budget of {show_duration(self.budget)} ended within the first trial, so that "
-                "there is nothing to compare. The same command with a larger --budget goes on "
-                "from there."
+                f"The budget of {show_duration(self.budget)} ended within the first trial, so "
+                "there is nothing to compare. The same command with a larger --budget resumes."
             )
         self._write_winner()
         best = self._best()

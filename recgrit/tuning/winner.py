@@ -50,7 +50,7 @@ def describe_winner(
         "trial has read.",
         f"Validation NDCG@10, nothing masked: {best:.4f}; as configured, trial 1: "
         f"{given:.4f}{share}.",
-        "It is the highest of many, so test will likely show less of a gain than validation.",
+        "It is the highest of many, so the gain on test is likely smaller than on validation.",
         "Trials differed in the settings with a comment.",
     ]
     lines = [f"# {show_control(line)}".rstrip() for line in heading]

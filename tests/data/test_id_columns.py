@@ -101,21 +101,21 @@ def test_zeros_at_the_start_stay(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     write_log(tmp_path, ["007", "08"], ["7", "08"])
     data = prepare_shop(tmp_path)
     assert data.interactions.item_ids.to_list() == ["007", "08", "7"]
-    assert "with and without zeros at the start, such as '007' and '7'" in caplog.text
+    assert "with and without leading zeros, such as '007' and '7'" in caplog.text
 
 
 def test_ids_that_may_stand_for_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_log(tmp_path, ["a", "nan", "NULL", "b"])
     assert prepare_shop(tmp_path).interactions.num_items == 4, "they are taken as they are"
-    assert "item_id has ids that may stand for none: 'nan', 'NULL'" in caplog.text
+    assert "item_id has ids that may mean a missing value: 'nan', 'NULL'" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("log", "described", "why"),
     [
-        (["007", "008"], ["7", "8"], "They differ in zeros at the start, which one side lost"),
-        (["a1", "b2"], ["A1", "B2"], "They differ in the case of their letters"),
-        (["SKU-7", "SKU-8"], ["7", "8"], "They differ in what stands before the number"),
+        (["007", "008"], ["7", "8"], "They differ in leading zeros, which one side lost"),
+        (["a1", "b2"], ["A1", "B2"], "They differ in upper and lower case"),
+        (["SKU-7", "SKU-8"], ["7", "8"], "They differ in the text before the number"),
         (["a", "b"], ["x", "y"], "the item table such as 'x', 'y'"),
     ],
 )

@@ -60,7 +60,7 @@ def test_nulls() -> None:
 
 
 def test_repeated_ids() -> None:
-    with pytest.raises(DataError, match="Every user_id must stand for one user"):
+    with pytest.raises(DataError, match="The user_ids must be unique"):
         build(user_ids=["ann", "ann"])
 
 

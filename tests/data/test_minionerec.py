@@ -125,7 +125,7 @@ def test_every_target_is_evaluated(
 
 
 def test_cold_items_do_not_go_with_it() -> None:
-    with pytest.raises(ConfigError, match="cold_item_share goes with split=leave_one_out"):
+    with pytest.raises(ConfigError, match="cold_item_share works only with split=leave_one_out"):
         load_config(DataConfig, overrides=["split=minionerec", "cold_item_share=0.1"])
 
 

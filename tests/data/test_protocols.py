@@ -119,7 +119,7 @@ def test_a_temporal_split_leaks_nothing(
         ordered[int(len(times) * (1 - test_share))],
     )
     if cut_offs[0] == ordered[0]:
-        with pytest.raises(DataError, match="all happened at once"):
+        with pytest.raises(DataError, match="all have the same time"):
             split_temporally(values, valid_share, test_share)
         return
     split = split_temporally(values, valid_share, test_share)
@@ -148,5 +148,5 @@ def test_a_temporal_split_by_hand() -> None:
 
 
 def test_what_happened_at_once_cannot_be_split() -> None:
-    with pytest.raises(DataError, match=r"all happened at once.*data\.split=leave_one_out"):
+    with pytest.raises(DataError, match=r"all have the same time.*data\.split=leave_one_out"):
         split_temporally([("a", "u", 1), ("a", "v", 1)], 0.1, 0.1)

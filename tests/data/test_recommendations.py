@@ -27,7 +27,7 @@ def test_short_lists_are_not_filled_up_in_the_table() -> None:
 def test_what_is_no_list_of_recommendations() -> None:
     with pytest.raises(DataError, match="one shape"):
         build([[1, 2]], num_users=2)
-    with pytest.raises(DataError, match="hole"):
+    with pytest.raises(DataError, match="empty place"):
         build([[NO_ITEM, 2]])
     with pytest.raises(DataError, match="twice"):
         build([[2, 1, 2]])

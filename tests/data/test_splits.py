@@ -50,8 +50,8 @@ def test_save_and_memory_map(split: SequenceSplit, tmp_path: Path) -> None:
     [
         ("offsets", [0, 4, 6], "Offsets must run from 0"),
         ("train_ends", [2, 3], "must lie within its sequence"),
-        ("valid_targets", [1, -1], "valid target must lie behind"),
-        ("test_targets", [4, -1], "test target must lie behind"),
+        ("valid_targets", [1, -1], "valid target must come after"),
+        ("test_targets", [4, -1], "test target must come after"),
     ],
 )
 def test_what_does_not_fit(

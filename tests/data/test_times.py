@@ -183,9 +183,7 @@ def test_numbers_of_a_coarser_unit_are_no_times() -> None:
     reader = TimeReader("at", TimeSettings())
     mixed = pl.Series([DAY * 1000, DAY * 1000 + 1, DAY, 0])
     assert reader.read(mixed, "log.csv")["timestamp"].to_list() == [DAY, DAY, None, 0]
-    assert f"such as {DAY} cannot be read; numbers are taken to count ms" in (
-        reader.describe_unread()
-    )
+    assert f"such as {DAY} cannot be read; numbers are read as ms" in (reader.describe_unread())
     set_by_hand = TimeReader("at", TimeSettings(time_unit="ms"))
     assert set_by_hand.read(pl.Series([DAY]), "log.csv")["timestamp"].to_list() == [DAY // 1000]
 
@@ -214,7 +212,7 @@ def test_zones_of_times_that_name_none() -> None:
     assert read(["2011-11-01", "2011-11-01 00:00Z"], **berlin) == [DAY - 3600, DAY]
     assert read(naive, **berlin) == [DAY - 3600]
     assert read(naive.dt.replace_time_zone("America/New_York"), **berlin) == [DAY + 4 * 3600]
-    with pytest.raises(ConfigError, match=r"timezone=Mars/Base is no known time zone"):
+    with pytest.raises(ConfigError, match=r"timezone=Mars/Base is not a known time zone"):
         read([], timezone="Mars/Base")
 
 

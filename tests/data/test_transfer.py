@@ -92,7 +92,7 @@ def test_bad_answers_are_told_and_lead_to_the_mirror(
     server.content = CONTENT if way != "cut" else b"P"  # Half of one byte is none: no progress.
     with pytest.raises(DataError, match=reason) as caught:
         fetch_file([bad], target)
-    assert f"Download {bad} in a browser and put it at {target}" in str(caught.value)
+    assert f"Download {bad} in a browser and save it as {target}" in str(caught.value)
     assert not target.exists()
     server.content = CONTENT
     fetch_file(
@@ -124,7 +124,7 @@ def test_another_file_than_the_first_time_is_refused(server: Any, target: Path) 
     fetch_file([address], target)
     target.unlink()
     server.content = CONTENT + b"more"
-    with pytest.raises(DataError, match=r"not the file that came before.*delete that line"):
+    with pytest.raises(DataError, match=r"not the file downloaded before.*delete that line"):
         fetch_file([address], target)
     assert not target.exists()
 
@@ -171,15 +171,15 @@ def test_a_mirror_does_not_vouch_for_itself(
     mirror = f"{server.address}/whole/data.zip"
     fetch_file(["http://127.0.0.1:9/data.zip", mirror], target, publishes_md5=True)
     assert not [path for path, _ in server.requests if path.endswith(".md5")]
-    assert "nothing is known to compare it with" in caplog.text
+    assert "there is no known checksum to compare it with" in caplog.text
     caplog.clear()
     target.unlink()
     fetch_file(["http://127.0.0.1:9/data.zip", mirror], target, publishes_md5=True)
-    assert "nothing is known" not in caplog.text, "it is the file that came before"
+    assert "no known checksum" not in caplog.text, "it is the file that came before"
     target.unlink()
     (target.parent / "checksums.json").unlink()
     fetch_file([mirror], target)
-    assert "nothing is known" not in caplog.text, "an official address without a checksum"
+    assert "no known checksum" not in caplog.text, "an official address without a checksum"
 
 
 def test_the_official_checksum_is_held_against_a_mirror(server: Any, target: Path) -> None:
@@ -234,8 +234,8 @@ def test_where_the_data_came_from_is_said_and_where_they_may_be_put(
     with pytest.raises(DataError) as caught:
         fetch_file([f"{server.address}/gone/data.zip"], target)
     told = str(caught.value)
-    assert f"put it at {target.absolute()}" in told
+    assert f"save it as {target.absolute()}" in told
     for setting in ("data.download_dir=", "data.path=", "data.mirrors="):
         assert setting in told
     fetch_file([f"{server.address}/gone/data.zip", address], target)
-    assert f"data.zip came from {address} and is kept at {target}" in caplog.text
+    assert f"data.zip was downloaded from {address} and is stored at {target}" in caplog.text

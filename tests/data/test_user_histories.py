@@ -89,5 +89,5 @@ def test_items_that_the_catalogue_lacks_are_refused(tmp_path: Path) -> None:
     UserHistories.of(pl.Series(["u"]), np.array([0]), np.array([7], np.int32), 8).save(
         tmp_path / "u.parquet"
     )
-    with pytest.raises(DataError, match="the catalogue of 7 lacks"):
+    with pytest.raises(DataError, match="outside the catalogue of 7"):
         UserHistories.load(tmp_path / "u.parquet", 7)

@@ -41,7 +41,7 @@ def test_refuses_values_that_are_not_finite(value):
 
 
 def test_refuses_rows_said_to_be_normalized_that_are_not():
-    with pytest.raises(DataError, match=r"1 of 2 .* another length than 1.*\[1\]"):
+    with pytest.raises(DataError, match=r"1 of 2 .* do not have length 1.*\[1\]"):
         Embeddings(np.array([[1, 0], [1, 1]], np.float32), "lsa", normalized=True)
 
 

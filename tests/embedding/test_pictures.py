@@ -94,7 +94,7 @@ def test_items_get_the_vectors_of_their_pictures(
     assert not np.allclose(found.vectors[0], found.vectors[2], atol=1e-3)
     assert not found.vectors[~found.given].any()
     assert "image: 5 of 7 items name a picture" in caplog.text
-    assert "image: 1 pictures are not there, such as ['gone.png']" in caplog.text
+    assert "image: 1 pictures are missing, such as ['gone.png']" in caplog.text
     assert "image: 1 pictures cannot be read, such as ['cut.png']" in caplog.text
 
 
@@ -175,7 +175,7 @@ def test_a_column_that_is_not_there_is_refused(
 def test_a_model_of_texts_takes_no_pictures(shop: Path, tmp_path: Path) -> None:
     model = write_text_encoder(tmp_path / "text-model", ["red", "blue"])
     encoder = PictureEncoder(model=str(model), setting=SETTING, device="cpu")
-    with pytest.raises(EncoderError, match=rf"takes no pictures.*{SETTING}"):
+    with pytest.raises(EncoderError, match=rf"does not accept pictures.*{SETTING}"):
         encoder.encode([refer_to(shop / "red.png")])
 
 
@@ -187,9 +187,9 @@ def test_weights_that_are_not_there_name_the_setting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("{path: a.npy, column: image_path}", "path=FILE of vectors, or column=NAME"),
-        ("{weight: 1}", "path=FILE of vectors, or column=NAME"),
-        ("{path: a.npy, folder: b}", "folder=FOLDER belongs to column=NAME"),
+        ("{path: a.npy, column: image_path}", "path=FILE of vectors or column=NAME"),
+        ("{weight: 1}", "path=FILE of vectors or column=NAME"),
+        ("{path: a.npy, folder: b}", "folder=FOLDER works only with column=NAME"),
     ],
 )
 def test_a_block_has_one_source(override: str, message: str) -> None:

@@ -83,7 +83,7 @@ def test_the_most_frequent_words_go_where_pairs_are_too_many(catalogue, monkeypa
     monkeypatch.setattr(module, "MAX_PAIRS", int(np.sum(np.sort(frequencies)[:-1] ** 2)))
     with caplog.at_level("INFO"):
         found = find_same_words(catalogue, everything, everything, 100).toarray()
-    assert "leaves out the 1 most frequent" in caplog.text
+    assert "ignores the 1 most frequent" in caplog.text
     kept = catalogue.toarray()
     kept[:, frequencies.argmax()] = 0
     expected = kept @ kept.T

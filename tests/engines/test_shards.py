@@ -64,7 +64,7 @@ def test_a_damaged_shard_is_made_anew(shards, damage, caplog):
         record.write_text("{")
     LocalEngine().map_shards(lambda: write_rows, shards)
     assert read(shards) == ALL
-    assert "000002.txt is damaged or was not finished" in caplog.text
+    assert "000002.txt is damaged or unfinished" in caplog.text
 
 
 def test_a_poisoned_shard_is_reported_and_the_others_done(shards):

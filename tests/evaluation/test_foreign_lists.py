@@ -58,7 +58,7 @@ def test_lists_in_any_order_of_rows(
         ("user_id,item_id,rank\n1,1,first\n", "every rank must be a number"),
         ("user_id,item_id,rank\nnobody,1,1\n", r"1 values of user_id are not.*\['nobody'\]"),
         ("user_id,item_id,rank\n1,none,1\n", r"1 values of item_id are not.*\['none'\]"),
-        ("user_id,item_id,rank\n1,1,1\n1,2,1\n", "two items on one rank"),
+        ("user_id,item_id,rank\n1,1,1\n1,2,1\n", "two items with the same rank"),
         ("user_id,item_id,rank\n1,1,1\n1,1,2\n", "recommended twice"),
         ("user_id,item_id,rank\n", "holds no lists"),
         ("", "cannot be read as a table of lists"),
@@ -101,7 +101,7 @@ def test_lists_score_as_they_do_at_home(
 def test_lists_of_a_split_with_several_targets_go_by_line(tiny_data: Path, tmp_path: Path) -> None:
     data = prepare(DataConfig(path=tiny_data, split="minionerec"))
     (tmp_path / "x.csv").write_text("user_id,item_id,rank\n1,1,1\n")
-    with pytest.raises(DataError, match=r"lacks row.*line, from 0, of the exported \.test\.inter"):
+    with pytest.raises(DataError, match=r"lacks row.*line, from 0, in the exported \.test\.inter"):
         read(data, tmp_path / "x.csv")
     item = data.interactions.item_ids[0]
     (tmp_path / "x.csv").write_text(f"row,item_id,rank\n2,{item},1\n")

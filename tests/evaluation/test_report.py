@@ -259,7 +259,7 @@ def test_targets_that_stand_in_the_history_are_told(split: SequenceSplit) -> Non
     new = repeats.of_new_items(report)
     assert new is not None
     assert new.metrics()["recall_at_3"] == 1.0
-    for text in ("33.3% of 3 test targets", "data.repeats=keep", "the other 2", "masked"):
+    for text in ("33.3% of 3 test targets", "data.repeats=keep", "The other 2", "masked"):
         assert text in repeats.explain()
     everything = Repeats(np.ones(3, np.bool_), "keep")
     assert everything.of_new_items(report) is None

@@ -117,7 +117,7 @@ def test_it_is_run_and_measured(own_run: tuple[Path, Any]) -> None:
     assert list(values["artifacts"]) == ["prepare", "train", *baselines, "evaluate", "recommend"]
     popularity = values["baselines"]["popularity"]
     assert values["test"]["ndcg_at_10"] > 1.5 * popularity["test"]["ndcg_at_10"]
-    assert f"{KIND} counted" in done.err
+    assert f"{KIND}, fitted without epochs" in done.err
     assert KIND in done.out
     run = Run(directory)
     assert run.manifest("train").config["settings"] == {"smoothing": 0.2}
@@ -221,7 +221,7 @@ def test_a_change_of_its_code_trains_it_anew(
         (["model.kind=own_model.NextItem"], ("Cannot import", "No module named 'own_model'")),
         (
             ["model.kind=outside_models.NextItemConfig"],
-            ("is no model", "recgrit.models.model.Model"),
+            ("is not a model", "recgrit.models.model.Model"),
         ),
         (["model.kind=sasrek"], ("No model 'sasrek'", "Did you mean sasrec?", "package.module")),
         (["model.kind=trie", "model.settings.epochs=1"], ("has the section retriever",)),

@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(table, split, make_config):
 
 @pytest.mark.parametrize("sequences", [[[0], [1], [2]], [[0, 1, 2], [3, 4, 5]]])
 def test_nothing_to_learn_from_is_told(table, make_split, make_config, sequences):
-    with pytest.raises(TrainingError, match="at least two items to learn from"):
+    with pytest.raises(TrainingError, match="at least two items for training"):
         fit_retriever(table, make_split(sequences, NUM_ITEMS), None, make_config(), seed=0)
 
 

@@ -84,7 +84,7 @@ def test_types_that_nobody_knows_stay_comments_that_load_without_their_marks(
     assert config.data.event_types is None
     assert prepare(config.data).interactions.num_users == 60
     text = Path("shop.yaml").read_text()
-    assert "nothing tells what gesehen, korb, gekauft are worth" in text
+    assert "it is unknown what gesehen, korb, gekauft are worth" in text
     taken = [
         line.replace("# ", "", 1) if line.strip().startswith(("# event", "# target_ev")) else line
         for line in text.splitlines()
@@ -220,7 +220,7 @@ def test_a_terminal_is_asked_and_a_pipe_is_refused(shop: Path, command: Command)
     assert "--yes" in done.told()
     code, shown = ask_in_a_terminal(b"client\n", "--events", "events.csv")
     assert code == 0, shown
-    assert "Which column tells who interacted" in shown
+    assert "Which column says who interacted" in shown
     assert load_config(ExperimentConfig, "shop.yaml").data.table.user_id == "client"
     assert command("init", "--events", "events.csv", "--yes", "--force").code == 0
     assert load_config(ExperimentConfig, "shop.yaml").data.table.user_id == "customer"
@@ -229,17 +229,17 @@ def test_a_terminal_is_asked_and_a_pipe_is_refused(shop: Path, command: Command)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda log: pl.concat([log, log.head(300)]), "count once"),
+        (lambda log: pl.concat([log, log.head(300)]), "repeats are ignored"),
         (lambda log: log.with_columns(pl.col("when").str.head(10)), "All times are midnights"),
         (
             lambda log: log.with_columns(pl.col("when").str.replace("2024", "2124")),
-            "lie in the future",
+            "are in the future",
         ),
         (
             lambda log: pl.concat(
                 [log, *(log.head(200).with_columns(customer=pl.lit("guest")) for _ in range(1))]
             ),
-            "stand for people who were not known",
+            "to mean unknown users",
         ),
         (
             lambda log: log.with_columns(qty=pl.Series([-1, *[1] * (log.height - 1)])),
@@ -262,7 +262,7 @@ def test_a_field_that_is_counted_from_the_log_is_told(shop: Path, command: Comma
     items = pl.read_csv("items.csv").with_columns(pl.Series("sales_last_year", words))
     items.write_csv("items.csv")
     done = command("init", "--events", "events.csv", "--items", "items.csv")
-    assert "sales_last_year may be counted from what people did" in done.err
+    assert "sales_last_year may be computed from interactions" in done.err
 
 
 def test_a_log_of_single_visits_is_refused_with_the_column_to_look_at(

@@ -177,9 +177,9 @@ def test_the_identity_loses_nothing(vectors):
     ("arguments", "message"),
     [
         (("magic", 4, 2, 8), "Unknown quantizer 'magic': choose from grit, straight_through"),
-        (("opq", 4, 2, (8, 16)), "opq has one codebook_size"),
+        (("opq", 4, 2, (8, 16)), "opq needs one codebook_size"),
         (("opq", 4, 2, 12), "power of two"),
-        (("opq", 2, 4, 8), "4 subspaces do not fit 2 dimensions"),
+        (("opq", 2, 4, 8), "4 subspaces are too many for 2 dimensions"),
     ],
 )
 def test_impossible_quantizers_are_refused(arguments, message):

@@ -80,7 +80,7 @@ def test_a_file_gives_the_same_quantizer(vectors, settings, tmp_path):
 
 def test_a_radius_of_ones_own_cannot_be_written_down(vectors, tmp_path):
     own = CustomRadius(lambda gap: gap, torch.ones_like)
-    with pytest.raises(QuantizerError, match="cannot be written down"):
+    with pytest.raises(QuantizerError, match="cannot be saved to a file"):
         fitted(vectors, radius=own).save(tmp_path / "vq.safetensors")
 
 
@@ -172,7 +172,7 @@ def test_usage_loss_is_nothing_for_even_use_and_one_for_a_single_code():
 
 
 def test_attention_stops_at_a_stated_size():
-    with pytest.raises(ConfigError, match=f"stops at {MAX_ATTENTION_CODES} codes, got 8192"):
+    with pytest.raises(ConfigError, match=f"at most {MAX_ATTENTION_CODES} codes, got 8192"):
         GRITVQ(4, 8192, transform="attention")
 
 
@@ -241,7 +241,7 @@ def test_one_code_is_the_mean(vectors):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda v: fitted(v[:9]), "9 vectors cannot start 16 codes"),
+        (lambda v: fitted(v[:9]), "9 vectors are too few for 16 codes"),
         (lambda v: ResidualGRITVQ(10, 0, 8), "must be positive integers, got 10, 0 and 8"),
         (lambda v: GRITVQ(10, 8, radius="round"), "Unknown radius 'round': choose from euclidean"),
         (lambda v: GRITVQ(10, 8, surrogate="fancy"), "Unknown surrogate 'fancy'"),

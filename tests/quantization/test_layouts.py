@@ -48,9 +48,9 @@ def test_images_go_through_one_codebook(vectors):
 
 def test_two_places_that_would_do_are_refused(vectors):
     square = torch.randn(2, DIM, 5, DIM)
-    with pytest.raises(QuantizerError, match=r"has 12 in place 1 and in the last place: build the"):
+    with pytest.raises(QuantizerError, match=r"has 12 on axis 1 and on the last axis: build the"):
         start(vectors)(square)
-    with pytest.raises(QuantizerError, match="place 1 and in the last"):
+    with pytest.raises(QuantizerError, match="axis 1 and on the last"):
         start(vectors).encode(square)
     last = start(vectors, channel_first=False)(square)
     first = start(vectors, channel_first=True)(square)
@@ -63,7 +63,7 @@ def test_two_places_that_would_do_are_refused(vectors):
 def test_a_wrong_place_is_told_with_the_setting_that_mends_it(vectors):
     with pytest.raises(QuantizerError, match=r"build the quantizer with channel_first=True"):
         start(vectors)(torch.randn(2, DIM, 5, 7))
-    with pytest.raises(QuantizerError, match=r"12 dimensions in place 1, got shape \(2, 5, 12\)"):
+    with pytest.raises(QuantizerError, match=r"12 dimensions on axis 1, got shape \(2, 5, 12\)"):
         start(vectors, channel_first=True)(torch.randn(2, 5, DIM))
 
 
@@ -232,7 +232,9 @@ def test_settings_of_numpy_go_into_a_file(vectors, tmp_path):
 
 def test_a_file_of_several_levels_is_no_single_codebook(vectors, tmp_path):
     start(vectors).save(tmp_path / "vq")
-    with pytest.raises(QuantizerError, match=r"stack of 3 levels: read it by ResidualGRITVQ\.load"):
+    with pytest.raises(
+        QuantizerError, match=r"stack of 3 levels: load it with ResidualGRITVQ\.load"
+    ):
         GRITVQ.load(tmp_path / "vq")
 
 

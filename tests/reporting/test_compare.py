@@ -149,13 +149,13 @@ def test_new_items_come_first_where_many_targets_are_repeats(
     assert comparison.differences[0].value == paired_difference(slow, base, owners=owners)
     page = tmp_path / "page.html"
     done = command("compare", *grid[:4], "--out", page, "--json")
-    assert "test targets stand in the history before them already" in " ".join(done.out.split())
+    assert "test targets are already in the history before them" in " ".join(done.out.split())
     values = done.json()
     assert next(iter(values["rows"][0]["metrics"])) == "test_new_items/recall_at_5"
     assert values["differences"][0]["metric"] == "test_new_items/recall_at_10"
     text = page.read_text(encoding="utf-8")
     assert text.index("Recall@10, new items") < text.index("Recall@10, seen items filtered out")
-    assert "stand in the history before them already" in text
+    assert "are already in the history before them" in text
     assert places_without_figure(text) == set()
 
 

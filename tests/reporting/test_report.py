@@ -289,7 +289,7 @@ def test_a_file_that_is_no_page_is_not_replaced(
     place = tmp_path / "notes.txt"
     place.write_text("mine")
     runs = (copied_run,) if asked == "report" else (tiny_run.directory, copied_run)
-    assert "is no page" in command(asked, *runs, "--out", place).told()
+    assert "is not a page" in command(asked, *runs, "--out", place).told()
     assert place.read_text() == "mine"
 
 

@@ -284,5 +284,5 @@ def test_a_checkpoint_that_names_other_items_is_refused(item):
     state = ItemNeighbours(9).state_dict()
     neighbours.load_state_dict(state)
     state["near_items"][3, 1] = item
-    with pytest.raises(ValueError, match="of 9"):
+    with pytest.raises(ValueError, match="there are 9 items"):
         neighbours.load_state_dict(state)

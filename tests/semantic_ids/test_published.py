@@ -61,7 +61,7 @@ def test_a_number_without_an_item_is_an_unknown_item(tmp_path: Path) -> None:
         ("{", r"x\.index\.json cannot be read: .*Expected a JSON object"),
         ("[1]", "holds a list: expected"),
         ("{}", "holds no semantic IDs"),
-        ('{"a": ["<a_1>"], "a": ["<a_2>"]}', "the key 'a' is there twice"),
+        ('{"a": ["<a_1>"], "a": ["<a_2>"]}', "the key 'a' occurs twice"),
         ({"a": ["<a_1>"], "b": ["<b_1>"]}, r"the entry 'b' is .*levels a, b, c in order"),
         ({"a": ["<a_1>"], "b": ["<a_1"]}, "the entry 'b'"),
         ({"a": ["<a_1>"], "b": ["<a_-1>"]}, "the entry 'b'"),
@@ -71,7 +71,7 @@ def test_a_number_without_an_item_is_an_unknown_item(tmp_path: Path) -> None:
         ({"a": ["<a_1>"], "b": [f"<a_{MAX_CODE}>"]}, r"the entry 'b'.*codes below 1,048,576"),
         ({"a": ["<a_1>"], "b": ["<a_1>", "<b_2>"]}, "'b' has 2 levels and that of 'a' 1"),
         ({"a": ["<a_1>"], "c": ["<a_1>"]}, r"no semantic ID for 1 of 2 items .*\['b'\]"),
-        (INDEX, r"numbers 0 to 2, and nothing says.*x\.item2id"),
+        (INDEX, r"numbers 0 to 2, and no file maps.*x\.item2id"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path: Path, index: object, message: str) -> None:
@@ -83,8 +83,8 @@ def test_what_is_wrong_is_told(tmp_path: Path, index: object, message: str) -> N
     ("numbers", "message"),
     [
         ("a 0\n", r"x\.item2id, line 1: expected an item id, a tab"),
-        ("a\t0\nb\t0\n", r"line 2: the number 0 is another item's"),
-        ("a\t0\na\t1\nb\t2\n", "two entries are the item 'a'"),
+        ("a\t0\nb\t0\n", r"line 2: the number 0 belongs to another item"),
+        ("a\t0\na\t1\nb\t2\n", "two entries belong to item 'a'"),
     ],
 )
 def test_what_is_wrong_with_the_numbers(tmp_path: Path, numbers: str, message: str) -> None:
@@ -101,12 +101,12 @@ def test_what_is_exported_comes_back(
     path = out / "x.index.json"
     taken = command("tokenize", copied_run, f"tokenizer.semantic_ids_path={path}")
     assert taken.code == 0
-    assert "Taken from x.index.json; 0 of its items are not here" in taken.out
+    assert "Read from x.index.json; 0 of its items are not in the catalogue" in taken.out
     run = Run(copied_run)
     np.testing.assert_array_equal(run.semantic_ids.codes, before.codes)
     assert run.semantic_ids.item_ids.equals(before.item_ids)
     with pytest.raises(
-        ArtifactError, match=r"has the IDs of x\.index\.json: there is no tokenizer"
+        ArtifactError, match=r"has the IDs of x\.index\.json, so there is no tokenizer"
     ):
         _ = run.tokenizer
     # Everything behind goes on from there, and nothing is done twice.
@@ -129,7 +129,7 @@ def test_shared_ids_become_unique(
     (tmp_path / "mine.json").write_text(json.dumps(index | {"elsewhere": ["<a_7>", "<b_0>"]}))
     taken = command("tokenize", copied_run, f"tokenizer.semantic_ids_path={tmp_path / 'mine.json'}")
     assert "100.0% of 40 items shared an ID" in taken.out
-    assert "1 of its items are not here" in taken.out
+    assert "1 of its items are not in the catalogue" in taken.out
     table = Run(copied_run).semantic_ids
     assert table.codebook_sizes == (8, 2, 7)
     assert table.disambiguation_level == 2

@@ -72,7 +72,7 @@ def test_a_changed_file_is_refused(bundle: Bundle, tmp_path: Path, name: str) ->
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=rf"not as it was written: {name} changed"):
+    with pytest.raises(ArtifactError, match=rf"is damaged: {name} changed since it was written"):
         Bundle(copy)
     (copy / name).unlink()
     with pytest.raises(ArtifactError, match=rf"is damaged.*lacks {name}"):
@@ -91,7 +91,7 @@ def test_other_folders_are_no_bundles_and_stay_as_they_are(run: Run, tmp_path: P
         Bundle(run.directory)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letters.txt").write_text("dear")
-    with pytest.raises(ArtifactError, match="is there already and is no bundle"):
+    with pytest.raises(ArtifactError, match="already exists and is not recgrit's bundle"):
         export_bundle(run, tmp_path / "mine")
     assert (tmp_path / "mine" / "letters.txt").read_text() == "dear"
 

@@ -142,7 +142,7 @@ def test_nulls_are_passed_over_and_no_id_is_altered(
     for nulls in (["13", None, "21"], [None, "13", "21", float("nan"), pd.NA]):
         assert model.predict(frame(nulls))["item_ids"][0] == wanted
         assert model.predict(frame(np.array(nulls, dtype=object)))["item_ids"][0] == wanted
-    assert "3 nulls in the histories are passed over" in caplog.text
+    assert "3 nulls in the histories are ignored" in caplog.text
     reply = post(records(["13", None, "21"], [None], "13", ["13"]))
     assert reply.status_code == 200
     lists = [row["item_ids"] for row in reply.json()["predictions"]]
@@ -294,7 +294,7 @@ def test_it_has_a_signature_an_example_and_nothing_pickled(model_folder: Path, m
 def test_a_folder_that_is_there_is_left_alone(bundle: Bundle, model_folder: Path) -> None:
     from recgrit.serving.pyfunc import save_pyfunc
 
-    with pytest.raises(ArtifactError, match="is there already"):
+    with pytest.raises(ArtifactError, match="already exists"):
         save_pyfunc(bundle, model_folder)
 
 
@@ -488,7 +488,7 @@ def test_a_config_that_cannot_be_is_refused_when_the_model_is_loaded(
 def test_a_bundle_without_users_says_so(model: Any, post: Callable[..., httpx.Response]) -> None:
     reply = post({"dataframe_records": [{"user_id": "3"}]})
     assert reply.status_code == 400
-    assert "This bundle knows no users" in reply.json()["message"]
+    assert "This bundle has no users" in reply.json()["message"]
 
 
 def test_requests_may_say_what_is_in_stock(

@@ -199,7 +199,7 @@ def test_what_cannot_be_trained_on_is_refused(train: Train, old_data: Path, tmp_
     other = train("other", "model=popularity", data=old_data)
     with pytest.raises(ArtifactError, match="has the model popularity"):
         train("warm", f"retriever.init_from={other.directory}")
-    with pytest.raises(ConfigError, match=r"is for model\.kind=trie"):
+    with pytest.raises(ConfigError, match=r"works only with model\.kind=trie"):
         train("warm", f"retriever.init_from={other.directory}", "model=sasrec")
     with pytest.raises(ConfigError, match="the run itself"):
         train("warm", f"retriever.init_from={tmp_path}", f"run.dir={tmp_path}")

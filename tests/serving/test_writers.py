@@ -87,11 +87,11 @@ def test_a_run_that_was_made_anew_says_so(copied_run: Path, command: Any) -> Non
     opened = Run(copied_run)
     assert opened.recommend(["1"]).height == 10
     assert command("run", copied_run, "retriever.epochs=1").code == 0
-    with pytest.raises(ReplacedError, match=r"stage train .* was made anew .*open the run again"):
+    with pytest.raises(ReplacedError, match=r"stage train .* was made again .*open the run again"):
         opened.manifest("evaluate")
 
 
 def test_a_folder_of_something_else_is_kept(run: Run, copied_run: Path) -> None:
-    with pytest.raises(ArtifactError, match="is there already and is no bundle"):
+    with pytest.raises(ArtifactError, match="already exists and is not recgrit's bundle"):
         export_bundle(run, copied_run / "data")
     assert Run(copied_run).data.split.num_items == 40

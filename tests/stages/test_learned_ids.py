@@ -123,10 +123,10 @@ def test_item_vectors_are_kept_for_other_codebooks(
     new_config: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     make_run(new_config, until="tokenize")
-    assert "taking the item vectors" not in caplog.text
+    assert "reusing the item vectors" not in caplog.text
     with caplog.at_level("INFO"):
         make_run(new_config, "tokenizer.num_levels=3", until="tokenize")
-        assert "taking the item vectors" in caplog.text
+        assert "reusing the item vectors" in caplog.text
         caplog.clear()
         make_run(new_config, "item_vectors.epochs=1", until="tokenize")
-    assert "taking the item vectors" not in caplog.text
+    assert "reusing the item vectors" not in caplog.text

@@ -113,5 +113,5 @@ def test_a_model_of_ones_own_is_varied_in_settings_of_the_usual_names() -> None:
     assert set(space) >= {"model.settings.learning_rate", "model.settings.dropout"}
     made = override(config, {"model.settings.dropout": 0.25})
     assert made.settings_of(config.model.kind).dropout == 0.25  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="none is called learning_rate"):
+    with pytest.raises(ConfigError, match="none of the settings learning_rate"):
         propose_space(settings(model=f"{__name__}.OtherModel"), KEPT)

@@ -145,7 +145,7 @@ def test_a_killed_tuning_goes_on_within_its_trial(
     with caplog.at_level(logging.INFO, "recgrit"):
         resumed = tune(config, tmp_path / "cut", **options)
     messages = [record.getMessage() for record in caplog.records]
-    assert "going on after epoch 2 of an interrupted training" in messages
+    assert "resuming the interrupted training after epoch 2" in messages
     assert values_of(resumed) == values_of(whole)
     assert len(trials_of(resumed)) == 3
     assert resumed.states["complete"] == 3

@@ -51,8 +51,8 @@ def members_by_name(names: Iterable[str], wanted: Iterable[str], label: str) -> 
     for name in names:
         if _LEADS_ELSEWHERE.search(name):
             raise DataError(
-                f"{label} holds {name!r}, a name that leads out of the archive: that is no "
-                "publisher's. Use the archive as it was published."
+                f"{label} holds {name!r}, a path outside the archive, which no publisher "
+                "writes. Use the archive as it was published."
             )
         last = re.split(r"[/\\]", name)[-1]
         if not last or name.startswith(_SHADOWS):

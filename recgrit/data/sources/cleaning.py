@@ -287,8 +287,8 @@ def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
     for names, file in zip(columns, files, strict=True):
         if names != columns[0]:
             raise DataError(
-                f"{file} holds {', '.join(names)}, but {files[0]} {', '.join(columns[0])}. Use "
-                "files of one kind."
+                f"{file} holds {', '.join(names)}, but {files[0]} holds "
+                f"{', '.join(columns[0])}. Use files of one kind."
             )
     frame = pl.concat([part.frame for part in parts], how="diagonal")
     if FRACTION in frame.columns:
@@ -418,6 +418,7 @@ def _refuse_contradictions(repeated: pl.DataFrame, label: str, id_name: str) -> 
     if differing:
         what = id_name.removesuffix("_id").capitalize()
         raise DataError(
-            f"{what} ids must be unique: {label} describes {len(differing)} ids more than once and "
-            f"differently: {', '.join(list(differing.values())[:3])}. Keep one line for each."
+            f"{what} ids must be unique: {label} describes {len(differing)} ids more than once "
+            f"with different values: {', '.join(list(differing.values())[:3])}. "
+            "Keep one line for each."
         )

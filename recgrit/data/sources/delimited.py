@@ -135,7 +135,7 @@ class TextFile:
                     raise DataError(
                         f"{self.place.label} is not {dialect.encoding.upper()} text: the byte "
                         f"0x{error.object[error.start]:02x} after line {num_lines} cannot be read. "
-                        "Set data.table.encoding to what it was saved in."
+                        "Set data.table.encoding to the encoding it was saved in."
                     ) from None
             if dialect.line_end == "\r":
                 content = content.replace(b"\r", b"\n")
@@ -219,8 +219,8 @@ class TextFile:
             raise DataError(
                 f"{self.place.label} is not UTF-8 text: the byte 0x{content[error.start]:02x} on "
                 f"line {line} cannot be read. As latin-1 the line is "
-                f"{text.decode('latin-1').strip()[:60]!r}. Set data.table.encoding to what it was "
-                "saved in, such as latin-1 or cp1252, or save it as UTF-8."
+                f"{text.decode('latin-1').strip()[:60]!r}. Set data.table.encoding to the encoding "
+                "it was saved in, such as latin-1 or cp1252, or save it as UTF-8."
             ) from None
 
 
@@ -291,7 +291,7 @@ class _Mender:
                     raise DataError(
                         f"{self._label}, line {first_line + place}: the quote in "
                         f"{line.strip()[:60]!r} may begin a text that ends on line "
-                        f"{first_line + end - 1}, or stand for inches. Set data.table.quote='\"' "
+                        f"{first_line + end - 1}, or mean inches. Set data.table.quote='\"' "
                         "or data.table.quote=none."
                     )
                 out.write("".join(lines[place:end]))

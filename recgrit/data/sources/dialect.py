@@ -111,8 +111,8 @@ def find_encoding(start: bytes, encoding: str | None, label: str) -> tuple[str, 
             "".encode(name)
         except (LookupError, UnicodeError):
             raise ConfigError(
-                f"data.table.encoding={encoding} is no known encoding: write it as in latin-1, "
-                "cp1252, utf-16 or shift_jis."
+                f"data.table.encoding={encoding} is not a known encoding: write it as in "
+                "latin-1, cp1252, utf-16 or shift_jis."
             ) from None
         if marked is not None and marked[0].startswith(name.removesuffix("-sig")):
             return marked
@@ -189,15 +189,15 @@ def find_dialect(
             return replace(dialect, names=known, num_skipped=place + 1)
         if len(first) != len(known):
             raise DataError(
-                f"{label}, line {place + 1} has {len(first)} fields between {separator!r}, but "
-                f"data.table.{setting_of} names {len(known)}: {show_names(known)}. The line is "
+                f"{label}, line {place + 1} has {len(first)} fields separated by {separator!r}, "
+                f"but data.table.{setting_of} names {len(known)}: {show_names(known)}. The line is "
                 f"{body[0][:80]!r}."
             )
         return replace(dialect, names=known, has_header=False)
     if not set(names) & set(wanted) and any(_NUMBER_OR_DATE.fullmatch(name) for name in names):
         raise DataError(
             f"{label} seems to have no header: its first line is {body[0][:80]!r}, "
-            f"{len(first)} fields with {SEPARATORS.get(separator, separator)} between them. Name "
+            f"{len(first)} fields separated by {SEPARATORS.get(separator, separator)}. Name "
             f"them in order, as in data.table.{setting_of}="
             f"[{','.join([*wanted, *('other' + str(n) for n in range(9))][: len(first)])}]."
         )

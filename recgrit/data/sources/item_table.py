@@ -69,7 +69,7 @@ def read_item_table(
         for place in find_tables(path):
             table = open_table(place, [item_id], text, setting_of="item_columns")
             if or_own_names and item_id not in table.columns and "item_id" in table.columns:
-                logger.info("%s has no column %s: item_id is read", place.label, item_id)
+                logger.info("%s has no column %s: reading item_id instead", place.label, item_id)
                 table = open_table(place, ["item_id"], text, setting_of="item_columns")
             logger.info("%s: %s", place.label, table.describe())
             frame, bad = _read_file(table, item_id, title, text, or_own_names=or_own_names)
@@ -122,7 +122,7 @@ def _join(
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"The files {files[0]} to {files[-1]} hold columns of different types "
-            f"({str(error).splitlines()[0]}). Save them alike."
+            f"({str(error).splitlines()[0]}). Save them with the same types."
         ) from None
     label = str(files[0])
     refuse_damaged_ids(rows[own].cast(pl.String), label, column)
@@ -156,7 +156,7 @@ def _read_file(
             f"{label} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has "
             f"{show_names(columns)}. "
             + (
-                "Call it as the interactions do (data.table.user_id)."
+                "Give it the name it has in the interactions (data.table.user_id)."
                 if title is None
                 else f"Name yours as in data.table.{setting}=COLUMN."
             )
@@ -187,9 +187,9 @@ def _read_file(
         )
     if len(bad) > max(1, frame.height // 20):
         raise DataError(
-            f"{label}: {len(bad)} of {len(bad) + frame.height} lines have not {len(columns)} "
-            f"fields as the header, the first on line {first}. Set data.table.separator or "
-            "data.table.quote if it is written in another way than found."
+            f"{label}: {len(bad)} of {len(bad) + frame.height} lines do not have "
+            f"{len(columns)} fields like the header, the first on line {first}. Set "
+            "data.table.separator or data.table.quote if the detected ones are wrong."
         )
     ids = as_ids(frame[id_column], label, id_column).cast(pl.String).alias(own)
     named = [frame[LINE], ids]
@@ -221,7 +221,7 @@ def _titles(frame: pl.DataFrame, name: str, label: str) -> pl.Series:
         texts = titles.fill_nan(None).cast(pl.String).str.replace(r"\.0$", "")
     elif dtype.is_nested() or isinstance(dtype, pl.Binary | pl.Object):
         raise DataError(
-            f"{label}: the column {name} holds {describe_type(dtype)}, which are no titles: "
+            f"{label}: the column {name} holds {describe_type(dtype)}, which cannot be titles: "
             "expected text. Name another with data.table.title."
         )
     else:
@@ -280,7 +280,10 @@ def _prices(texts: pl.Series, text: TextSettings, label: str) -> pl.Series:
     lost = given.filter(numbers.is_null() & given.is_not_null())
     if len(lost):
         logger.warning(
-            "%s: %d prices are no numbers, such as %r, and are left out", label, len(lost), lost[0]
+            "%s: %d prices are not numbers, such as %r, and are left out",
+            label,
+            len(lost),
+            lost[0],
         )
     return numbers
 

@@ -55,7 +55,9 @@ def read_item_numbers(path: Path) -> dict[str, str]:
                 f"{path}, line {line}: expected an item id, a tab and a number, got {text[:80]!r}."
             )
         if found.setdefault(number.strip(), item_id) != item_id:
-            raise DataError(f"{path}, line {line}: the number {number.strip()} is another item's.")
+            raise DataError(
+                f"{path}, line {line}: the number {number.strip()} belongs to another item."
+            )
     return found
 
 
@@ -87,5 +89,5 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated!r} is there twice")
+        raise ValueError(f"the key {repeated!r} occurs twice")
     return found

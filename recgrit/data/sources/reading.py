@@ -206,9 +206,9 @@ def read_pieces(place: Place, piece_bytes: int) -> Generator[bytes]:
                     if size > UNPACKED_BYTES.allowed(most):
                         told = UNPACKED_BYTES.explain(size, default=most, is_least=True)
                         raise DataError(
-                            f"{place.label} unpacks {packed_bytes:,} bytes to {told}. Data do not "
-                            "unpack so, archives made to fill the memory do: use the published "
-                            "file."
+                            f"{place.label} unpacks {packed_bytes:,} bytes to {told}. Real data "
+                            "do not grow this much, but archives made to fill the memory do: use "
+                            "the published file."
                         )
                 yield piece
     except DAMAGE as error:
@@ -218,8 +218,7 @@ def read_pieces(place: Place, piece_bytes: int) -> Generator[bytes]:
             raise DataError(f"Cannot read {place.path}: {error.strerror}.") from None
         raise DataError(
             f"{place.path} is a damaged or incomplete {_packed_as(place.path)} file ({error}): "
-            "expected the whole "
-            "published file. Download it again."
+            "expected the complete published file. Download it again."
         ) from None
 
 

@@ -169,7 +169,7 @@ def _read_item(file: RawFile, max_malformed_share: float) -> CleanRows:
     if "item_id" not in types or len(set(renamed.values())) != len(types):
         raise DataError(
             f"{file.label} needs the header field item_id:token and no field twice (title and "
-            f"movie_title are one), got {', '.join(types)}."
+            f"movie_title count as one), got {', '.join(types)}."
         )
     refuse_damaged_ids(rows["item_id"].unique(maintain_order=True), file.label, "item_id")
     columns = [

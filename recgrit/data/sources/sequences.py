@@ -50,7 +50,7 @@ class Sequences:
     def expected(self) -> str:
         """Description of the required files, for messages."""
         return (
-            "exactly one NAME.inter.json (or .inter.json.gz) and, where they are, NAME.item2id and "
+            "exactly one NAME.inter.json (or .inter.json.gz) and, if present, NAME.item2id and "
             "NAME.item.json"
         )
 
@@ -128,8 +128,8 @@ def _name(path: Path, user: str, number: str, names: dict[str, str]) -> str:
         return number
     if number not in names:
         raise DataError(
-            f"{path}: user {user!r} has item number {number}, which is none of the {len(names)} "
-            "items that are numbered beside it. Use files of one data set."
+            f"{path}: user {user!r} has item number {number}, which is not among the "
+            f"{len(names)} items of the file beside it. Use files of one data set."
         )
     return names[number]
 
@@ -143,7 +143,7 @@ def _read_items(path: Path | None, names: dict[str, str], max_malformed_share: f
     entries = read_object(path, form)
     wrong = next((key for key, entry in entries.items() if not isinstance(entry, dict)), None)
     if wrong is not None:
-        raise DataError(f"{path}: the entry {wrong!r} is no object. Expected {form}.")
+        raise DataError(f"{path}: the entry {wrong!r} is not an object. Expected {form}.")
     present = set().union(*entries.values())
     if others := sorted(present.difference(("title", *TEXT_FIELDS, *ID_FIELDS))):
         logger.warning("%s: the fields %s are not read", path.name, ", ".join(others))

@@ -179,7 +179,7 @@ class Table:
             parts.append(part)
             labels.append(Path(table.label))
         if not parts:
-            raise DataError(f"No file of {logs[0]} and what is beside it holds a row.")
+            raise DataError(f"{logs[0]} and the files beside it hold no rows.")
         times.finish()
         if events is not None:
             events.finish()
@@ -291,11 +291,7 @@ def _require_columns(table: TableFile, names: dict[str, str]) -> None:
         f"{table.label} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing.values())}; "
         f"it has {show_names(table.columns)} ({table.describe()}). Name yours as in "
         f"data.table.{ours}={plain[close[0]] if close else 'COLUMN'}"
-        + (
-            ", or what stands between fields with data.table.separator."
-            if len(table.columns) == 1
-            else "."
-        )
+        + (", or the separator with data.table.separator." if len(table.columns) == 1 else ".")
     )
 
 

@@ -83,8 +83,8 @@ class TableFile:
         for name in names:
             if name in self.text.dialect.repeated:
                 raise DataError(
-                    f"{self.label} has several columns called {name}, and either may be meant: "
-                    "rename or delete all but one in the header."
+                    f"{self.label} has several columns called {name}: rename or delete all but "
+                    "one in the header."
                 )
 
     def rows(self, columns: Sequence[str]) -> Iterator[Rows]:
@@ -167,7 +167,7 @@ def open_table(
         return _with_folders(place, "parquet", columns, folders)
     if start.startswith(WORKBOOKS):
         raise DataError(
-            f"{place.label} is an Excel workbook: save it as CSV (UTF-8) and name that."
+            f"{place.label} is an Excel workbook: save it as CSV (UTF-8) and give that file."
         )
     if _without_packing(name).endswith(JSON):
         return _with_folders(place, "json", tuple(_read_json(place).columns), folders)
@@ -230,7 +230,7 @@ def find_tables(path: Path) -> tuple[Place, ...]:
     except DAMAGE as error:
         raise DataError(f"{path} is a damaged zip archive ({error}). Copy it again.") from None
     if any(name.startswith("xl/") for name in names):
-        raise DataError(f"{path} is an Excel workbook: save it as CSV (UTF-8) and name that.")
+        raise DataError(f"{path} is an Excel workbook: save it as CSV (UTF-8) and give that file.")
     members_by_name(names, (), str(path))  # Raises an error if a name leads out of the archive.
     tables = sorted(
         name for name in names
@@ -239,7 +239,7 @@ def find_tables(path: Path) -> tuple[Place, ...]:
     if not tables:
         raise DataError(
             f"{path} holds {', '.join(names[:8]) or 'nothing'}: expected files of one of "
-            f"{', '.join((*TEXT, *JSON))}. Unpack it, and set data.path to what it held."
+            f"{', '.join((*TEXT, *JSON))}. Unpack it, and set data.path to the unpacked files."
         )
     return tuple(Place(path, name) for name in tables)
 
@@ -280,16 +280,18 @@ def _read_json(place: Place) -> pl.DataFrame:
                     objects.append(json.loads(text))
                 except (ValueError, RecursionError) as error:
                     raise DataError(
-                        f"{place.label}, line {line} is no JSON object: {error}. Expected one "
-                        "object a line."
+                        f"{place.label}, line {line} is not a JSON object: {error}. Expected "
+                        "one object a line."
                     ) from None
     if not all(isinstance(value, dict) for value in objects):
-        raise DataError(f"{place.label} holds JSON that is no object: expected one object a line.")
+        raise DataError(
+            f"{place.label} holds JSON that is not an object: expected one object a line."
+        )
     names = dict.fromkeys(name for value in objects for name in value)
     if broken := [name for name in names if not is_text(name)]:
         raise DataError(
-            f"{place.label} names a column {ascii(broken[0])[:80]}, which holds half of a "
-            "character: rename it."
+            f"{place.label} names a column {ascii(broken[0])[:80]}, which contains an "
+            "incomplete character: rename it."
         )
     columns = {}
     for name in names:
@@ -300,8 +302,8 @@ def _read_json(place: Place) -> pl.DataFrame:
             texts = (json.dumps(value, ensure_ascii=False) for value in values)
             row = next(row for row, text in enumerate(texts, start=1) if not is_text(text))
             raise DataError(
-                f"{place.label}, row {row}: column {name[:80]} holds half of a character, which "
-                "no text has. Mend it in the source."
+                f"{place.label}, row {row}: column {name[:80]} contains an incomplete character. "
+                "Fix it in the source."
             ) from None
     return pl.DataFrame(columns)
 

@@ -64,7 +64,7 @@ def test_archives_whose_names_lead_elsewhere_are_refused(
         entry.filename = f"{prefix}links.csv"
         stream.writestr(entry, b"x")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DataError, match=r"ml-latest-small\.zip holds .* leads out of the archive"):
+    with pytest.raises(DataError, match=r"ml-latest-small\.zip holds .* outside the archive"):
         rows_read(NAME, archive)
     assert sorted(tmp_path.rglob("*")) == before
 

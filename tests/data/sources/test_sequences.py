@@ -75,7 +75,7 @@ def test_packed_sequences_are_read_alike(tmp_path: Path) -> None:
         ({"0": [True]}, "the entry '0'"),
         ({"0": 3}, "the entry '0' is 3"),
         ([[1, 2]], "holds a list"),
-        ('{"0": [1], "0": [2]}', "the key '0' is there twice"),
+        ('{"0": [1], "0": [2]}', "the key '0' occurs twice"),
         ("{", "cannot be read"),
         ("<html>", "is an HTML page"),
         ({"0": []}, "holds no lines of data"),
@@ -88,7 +88,7 @@ def test_other_forms_are_refused(tmp_path: Path, sequences: Any, told: str) -> N
 
 def test_a_number_of_no_item_is_refused(tmp_path: Path) -> None:
     write(tmp_path, inter_json={"0": [0, 5]}, item2id="A\t0\nB\t1\n")
-    with pytest.raises(DataError, match="user '0' has item number 5, which is none of the 2 items"):
+    with pytest.raises(DataError, match="has item number 5, which is not among the 2 items"):
         read(tmp_path)
 
 

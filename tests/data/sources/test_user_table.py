@@ -45,7 +45,7 @@ def test_users_are_joined_by_their_ids_as_they_are(tmp_path: Path) -> None:
         "age": [None, None, 30],
     } or data.users["age"].to_list() == [None, None, "30"]
     counted = {row["step"]: row["counted"] for row in data.funnel.to_dicts()}
-    assert counted["users that nothing describes"] == 1
+    assert counted["users without attributes"] == 1
 
 
 def test_a_folder_of_all_files_does_not_take_users_for_a_log(tmp_path: Path) -> None:
