@@ -1,4 +1,4 @@
-"""A small catalogue with something to learn, a finished run on it, and ways to call the command."""
+"""Fixtures of all tests: a small catalogue, a finished run on it, and calls of the command."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from typing import Any
 import pytest
 import yaml
 
-# Fixtures of trained models, which several packages' tests share.
+# These fixtures of trained models are used by tests of several packages.
 pytest_plugins = ("tests.small_models",)
 
-# Before anything imports torch: its threads gain nothing on tiny tensors and fight over busy cores.
+# Torch reads this variable at import. More threads do not speed up tiny tensors, and they compete
+# for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tables are as wide as in any pipe: pytest-xdist gives its workers the width of a terminal.
+# Without COLUMNS, tables are as wide as in any pipe. pytest-xdist sets it to the terminal's width.
 os.environ.pop("COLUMNS", None)
-# Runs of tests are recorded where the tests say.
+# Tests name their own tracking store, so a store from the environment must not be used.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-# Runs of tests are over before MLflow would look at the processor for the first time.
+# By default MLflow first samples system metrics after the runs of tests have ended.
 os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
 
 NUM_USERS, NUM_ITEMS = 60, 40
-# Groups of items, each with words of its own and the place of its flag among the 19 of u.item.
+# Groups of items. Each has its own words, and the position of its flag among the 19 of u.item.
 GROUPS = (
     (("Star", "Galaxy", "Robot", "Planet"), 15),
     (("Love", "Wedding", "Heart", "Paris"), 14),
@@ -40,8 +41,9 @@ GROUPS = (
     (("Puppy", "Castle", "Magic", "Forest"), 4),
 )
 
-# What makes a test one of a kind: a fixture it asks for, its file or its folder. ``slow`` and
-# ``gpu`` stand at the test itself. A test of no kind is a unit test: `make test-fast` runs them.
+# A test belongs to a kind by a fixture that it uses, by its file or by its folder. The markers
+# ``slow`` and ``gpu`` are set in the test files. A test without a kind is a unit test. The command
+# `make test-fast` runs unit tests.
 KINDS = {
     "pipeline": (
         "tiny_run",
@@ -62,7 +64,7 @@ KINDS = {
     "docs": ("test_docs.py",),
 }
 
-# Seconds for a whole run, yet enough training to leave popularity behind.
+# A run with these settings takes seconds, and its model is better than popularity.
 TINY_SETTINGS = {
     "embedding": {"encoder": "lsa", "dim": 16},
     "features": {"text_dim": 8, "cooccurrence_dim": 8},
@@ -142,7 +144,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class CommandResult:
-    """Exit code and output of a call of the command."""
+    """The exit code and the output of one call of the command."""
 
     code: int
     out: str
@@ -300,7 +302,7 @@ def stop_in_training(tmp_path: Path) -> Iterator[Callable[..., tuple[int, Comman
             )
         started.append(process)
         deadline = time.monotonic() + 120
-        # Until the first epoch is done.
+        # Wait until the first epoch is done.
         while not list((run / ".training").glob("*.safetensors")):
             assert process.poll() is None, (tmp_path / "err.txt").read_text()
             assert time.monotonic() < deadline

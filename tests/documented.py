@@ -35,7 +35,7 @@ INLINE = re.compile(rf"`({VARIABLES}(?:{PROGRAMS})\s[^`]+)`")
 
 @dataclass(frozen=True)
 class Documented:
-    """A documented command without leading environment variables, and the place of its text."""
+    """A documented command without leading environment variables, and where it is documented."""
 
     text: str
     where: str

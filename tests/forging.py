@@ -1,4 +1,4 @@
-"""Change artifacts and recompute their digests, as an attacker who knows the format would."""
+"""Change artifacts and recompute their digests, as an attacker who knows the format could."""
 
 from __future__ import annotations
 

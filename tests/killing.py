@@ -15,12 +15,14 @@ import signal
 import sys
 from typing import Any
 
-# Those that change what is on the disk, and ``open`` where it writes.
+# Events of the audit hook that change the disk. An ``open`` for writing counts too.
 EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod", "os.truncate"}
 
 
 def run(arguments: list[str], kill_at: int | None, *, exchanges: bool) -> int:
-    """Run a command, or a script that is named first, and kill it before its ``kill_at``-th event.
+    """Run a command, and kill it before event number ``kill_at``, counted from 0.
+
+    If the first argument is the path of a script, the script is run.
 
     Returns:
         Number of events that happened.

@@ -1,8 +1,7 @@
-"""Test every model and the quantizer on a pretended GPU: devices never mix, waits are rare.
+"""Test every model and the quantizer on a pretended GPU.
 
-Run by `test_pretended_gpu.py` in a process of its own.
-
-A real GPU has to confirm it; what these hold is that nothing there is known to fail.
+The tests show that devices are never mixed and that the host rarely waits. `test_pretended_gpu.py`
+runs this file in a separate process. Only a real GPU can show that everything works there.
 """
 
 import copy
@@ -209,7 +208,7 @@ def test_the_beam_ranks_without_a_wait(build_trie_model, kind, limits, beam_widt
         waits = list(gpu.waits)
         assert torch.equal(found.items.cpu(), expected.items)
         torch.testing.assert_close(found.scores.cpu(), expected.scores, atol=1e-4, rtol=1e-4)
-    # Scoring all items goes node by node, and is there to check the beam.
+    # Exact scoring reads numbers node by node. It exists to check the beam, so it may wait.
     assert beam_width is None or waits == []
 
 
@@ -313,7 +312,7 @@ def test_other_ways_to_codes_stay_on_the_device(hierarchy, how):
 
 
 def test_what_was_recorded_follows_the_module(hierarchy):
-    """Move a module in the middle of a step, with cached codes and a batch that awaits a reset."""
+    """A module moved in the middle of a step takes cached codes and the recorded batch with it."""
     vectors = hierarchy(200)
     quantizer = ResidualGRITVQ(16, 2, 16, reset_interval=1, cache_interval=5)
     quantizer.fit_init(vectors)

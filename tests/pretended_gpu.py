@@ -2,8 +2,8 @@
 
 A tensor on the device ``pretend`` wraps a tensor in main memory. An operation that mixes it with a
 tensor in main memory raises, as on a real GPU. The device records every operation that would make
-the host wait, with the line that caused it: reading a number, a shape that depends on values, a
-copy back.
+the host wait, with the line that caused it. Such operations read a number, have a result whose
+shape depends on values, or copy a tensor back.
 
     with PretendedGpu() as gpu:
         model = gpu.move(model)
@@ -31,7 +31,7 @@ import recgrit
 PACKAGE = Path(recgrit.__file__).parent
 NAME = "pretend"
 
-# Results whose shape hangs on values, or that are values of the host.
+# Operations whose result is a number of the host, or has a shape that depends on values.
 WAITING = {
     "aten::_local_scalar_dense",
     "aten::nonzero",
@@ -46,7 +46,7 @@ WAITING = {
     "aten::unique_dim_consecutive",
 }
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-# Operations that take a number of the host only as a number, not as a tensor without dimensions.
+# Operations that accept a number of the host, but no tensor of the host without dimensions.
 STRICT = {"aten::mm", "aten::addmm", "aten::bmm", "aten::cat", "aten::stack", "aten::embedding"}
 
 
@@ -55,7 +55,7 @@ class MixedDevicesError(RuntimeError):
 
 
 def _register() -> torch.device:
-    with contextlib.suppress(RuntimeError):  # Once a process.
+    with contextlib.suppress(RuntimeError):  # The device can be registered only once per process.
         _setup_privateuseone_for_python_backend(NAME)
     module = getattr(torch, NAME)
     type(module).get_amp_supported_dtype = lambda *_: [torch.bfloat16, torch.float16]
@@ -153,7 +153,8 @@ class PretendedGpu(TorchDispatchMode):
                 for name, tensor in table.items():
                     if tensor is not None and not isinstance(tensor, PretendedTensor):
                         table[name] = put(tensor)
-            for name in getattr(part, "_records", ()):  # Statistics that are no buffers.
+            # These are statistics that are not registered as buffers.
+            for name in getattr(part, "_records", ()):
                 setattr(part, name, put(getattr(part, name)))
         return module
 
@@ -225,7 +226,7 @@ class PretendedGpu(TorchDispatchMode):
     def _refuse_mixture(self, name: str, args: tuple[Any, ...], tensors: list[Tensor]) -> None:
         host = [x for x in tensors if not isinstance(x, PretendedTensor)]
         if name in INDEXING and isinstance(args[0], PretendedTensor):
-            # An index may lie in main memory; it is copied, and the host waits for that.
+            # An index may be in main memory. It is copied, and the host waits for the copy.
             places = [x for x in _tensors(args[1]) if not isinstance(x, PretendedTensor)]
             for _ in places:
                 self.note("index in main memory")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def write_text_encoder(folder: Path, texts: Sequence[str]) -> Path:
-    """Write a BERT whose vocabulary has the words of the texts."""
+    """Write a BERT whose vocabulary contains the words of the texts."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True)
     words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
-    # Others too: components need more tokens than dimensions.
+    # More words are needed, because components need more tokens than dimensions.
     words += [f"other{number}" for number in range(40)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))

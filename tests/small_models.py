@@ -25,7 +25,8 @@ from recgrit.training.loop import Trained
 def build_inputs(split, table=None, features=None, config=None):
     """Build the inputs of a catalogue without removed and without added items.
 
-    Items have attributes ``category`` and ``price``, users ``segment``, where settings ask for any.
+    If settings ask for attributes, items have ``category`` and ``price``, and users have
+    ``segment``.
     """
     trained = split.train_item_counts() > 0
     places, users = np.arange(split.num_items), np.arange(split.num_users)
@@ -182,7 +183,7 @@ def make_model():
                 if name.endswith("weight"):
                     parameter.normal_(std=0.2)
             for table in (model.nodes.code_embedding, model.nodes.fallback):
-                table.weight[0] = 0.0  # What stands for nothing.
+                table.weight[0] = 0.0  # Row 0 means that there is no code, so its vector is zero.
             if model.seen_scores is not None:
                 model.seen_scores.normal_(std=0.5)
         return model.eval()

@@ -224,7 +224,7 @@ def rewrite(directory: Path, **changes: object) -> None:
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, "2.0", None])
 def test_a_newer_schema_is_refused(tmp_path: Path, version: object) -> None:
     manifest = build(tmp_path / "tokenize")
-    # A newer manifest may have fields this release does not know.
+    # A newer manifest may have fields that this release does not know.
     rewrite(tmp_path / "tokenize", schema_version=version, checksum="x")
     for read in (read_manifest, lambda directory: is_current(directory, manifest.key)):
         with pytest.raises(ArtifactError, match=rf"schema version {version}, .*Upgrade recgrit"):
@@ -234,7 +234,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path, version: object) -> None:
 def test_an_older_schema_is_told_and_built_again(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "tokenize"
     manifest = build(directory)
-    # As the first schema had it: without a version of the stage.
+    # The first schema had no version of the stage.
     values = json.loads((directory / MANIFEST_NAME).read_text(encoding="utf-8"))
     del values["version"]
     (directory / MANIFEST_NAME).write_text(json.dumps(values | {"schema_version": 1}))
@@ -309,7 +309,7 @@ def test_a_partial_folder_is_invisible_to_readers(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
-    """Polars panics then, which is no ``Exception``; to stop the program is another matter."""
+    """Polars then panics, which is no subclass of ``Exception``. Interrupts are not caught."""
     build(tmp_path / "tokenize")
 
     def panic(_: Path) -> None:

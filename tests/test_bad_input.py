@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2, one message that helps, nothing half-written."""
+"""User errors end with exit code 2 and one helpful message, and leave no partial output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def assert_told(result: Any, *phrases: str) -> None:
-    """One panel with these phrases in it, wherever its lines break."""
+    """Assert that there is one panel with these phrases, regardless of line breaks."""
     told = "".join(result.told().split())
     for phrase in phrases:
         assert "".join(phrase.split()) in told, f"{phrase!r} not in {result.told()!r}"
@@ -36,18 +36,18 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def built(tmp_path: Path) -> list[str]:
-    """What the new run's folder holds, leftovers included."""
+    """Return all names in the folder of the new run."""
     run = tmp_path / "runs" / "new"
     return sorted(path.name for path in run.iterdir()) if run.exists() else []
 
 
 @pytest.fixture
 def broken_data(tiny_data: Path, tmp_path: Path) -> Path:
-    """A copy of the small catalogue to break."""
+    """Return a copy of the small catalogue that a test may damage."""
     return shutil.copytree(tiny_data, tmp_path / "broken")
 
 
-# Raw files
+# Tests of raw files
 
 
 def test_no_data_path(new_config: NewConfig, tmp_path: Path, command: Command) -> None:
@@ -98,7 +98,7 @@ def test_a_web_page_instead_of_data(
 
 
 def spoil(file: Path, lines: tuple[int, ...]) -> int:
-    """Cuts these lines (from 1) short; gives the number of lines."""
+    """Cut these lines, counted from 1, and return their number."""
     texts = file.read_text().splitlines()
     for line in lines:
         texts[line - 1] = texts[line - 1].split("\t")[0]
@@ -176,7 +176,7 @@ def test_users_with_too_few_interactions_to_evaluate(
     assert "model" not in built(tmp_path)
 
 
-# Ready-made vectors
+# Tests of ready-made vectors
 
 
 def test_vectors_that_are_not_there(
@@ -216,7 +216,7 @@ def test_vectors_that_fit(new_config: NewConfig, tmp_path: Path, command: Comman
     assert command("embed", config, "--json").json()["up_to_date"] == ["prepare"]
 
 
-# Settings
+# Tests of settings
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_codebooks_that_do_not_fit_the_catalogue(
     assert contents(copied_run) == before
 
 
-# Users, items and places
+# Tests of users, items and paths
 
 
 def test_a_source_that_is_a_link_to_itself(
@@ -373,7 +373,7 @@ def test_an_unreachable_tracking_server(
     assert built(tmp_path) == []
 
 
-# Artifacts
+# Tests of artifacts
 
 
 def test_a_checkpoint_of_another_id_table(
@@ -400,7 +400,7 @@ def test_a_checkpoint_of_another_id_table(
             f"recgrit run {copied_run}",
         )
     assert contents(copied_run) == before
-    # What the message says helps.
+    # The step that the message suggests works.
     assert command("run", copied_run).code == 0
     assert command("evaluate", copied_run).code == 0
 

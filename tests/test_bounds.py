@@ -1,4 +1,4 @@
-"""Bounds on what others wrote: each has a variable, and a refusal says what moves it."""
+"""Each limit on input files has an environment variable, which the error message names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ WEIGHTS: dict[str, Any] = {
     "source": "table",
     "event_weights": {"a": 1.0, "b": 2.0},
 }
-# What reads something of each kind, with two at least.
+# Functions that read input of each kind, which has at least two units.
 READERS = {
     "CONFIG_BYTES": lambda path: read_settings(path / "a.yaml", "seed: 1\n"),
     "CONFIG_VALUES": lambda path: read_settings(path / "a.yaml", "a: [1, 2, 3]\n"),
@@ -80,7 +80,8 @@ def test_what_is_refused_is_read_with_a_larger_bound(
     assert bound.variable in told
     assert f"{bound.unit}, and 1 are allowed" in told
     monkeypatch.setenv(bound.variable, str(10**9))
-    if bound is MANIFEST_BYTES:  # Small enough, and of another version than is read.
+    # The manifest is then within the limit, but its schema version is newer.
+    if bound is MANIFEST_BYTES:
         with pytest.raises(NewerSchemaError):
             read(tmp_path)
     else:

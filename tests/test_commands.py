@@ -1,7 +1,8 @@
-"""Every command that README, the docs and the help show is run on small data, or says why not.
+"""Run every documented command on small data, or name the reason why it is not run.
 
-A new command that needs a file takes it from `INPUTS`, one that names data of the reader's own gets
-ours by `SUBSTITUTIONS`, and one that cannot be run here stands in `NOT_RUN`.
+The commands come from README, the docs and the help texts. If a new command needs a file, add it to
+`INPUTS`. If it names the reader's own data, replace them in `SUBSTITUTIONS`. If it cannot run here,
+add it to `NOT_RUN`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from recgrit.config import load_config
 from recgrit.experiment import ExperimentConfig
 from tests.documented import ROOT, collect
 
-# What a reader puts in the place of ours, from the first to the last.
+# Replacements of a reader's own names by names of the tests, in this order.
 SUBSTITUTIONS = {
-    # A launcher hands its processes the same command.
+    # Processes of a launcher run the same command.
     r"^(?:srun )?torchrun .*-m recgrit ": "recgrit ",
     r" engine=ray| engine\.(?!shard)\S+": "",
     r"data\.source=amazon2018/\S+ data\.path=\S+": (
@@ -38,7 +39,7 @@ SUBSTITUTIONS = {
     r"data\.source=recbole data\.path=\S+": "data.source=recbole data.path=atomic-files",
     r"data\.path=(?:FOLDER|FILES|…|/path/to/\S+)": "data.path=ml-100k",
     r"items_path=items\.csv": "items_path=skus.csv",
-    # A shop's own file names its users already.
+    # The reader's shop.yaml already names the file of users. The config of the tests does not.
     r"shop\.yaml (?=.*(?:segments|_attributes))(?!.*users_path)": (
         "shop.yaml data.table.users_path=customers.csv "
     ),
@@ -68,12 +69,12 @@ SUBSTITUTIONS = {
     r"\bWAY\b": "embedding",
 }
 
-# Pattern of what is not run here: why, and what tries it instead.
+# Patterns of commands that do not run here, with the reason and the test that covers them.
 NOT_RUN = {
     r"recgrit --install-completion": "changes the shell's settings; tests/test_help.py completes",
     r"(mlflow|curl) ": "needs a server; tests/serving/test_pyfunc.py serves a model over HTTP",
-    # torchrun --max-restarts and ray start: tests/training/test_processes.py restarts a training,
-    # tests/engines/test_ray_engine.py runs on a cluster.
+    # tests/training/test_processes.py covers torchrun --max-restarts, and
+    # tests/engines/test_ray_engine.py covers ray start.
     r"(cat|echo|\.|python3 -m venv|pre-commit|pytest) |(torchrun --max-restarts|ray start)$": (
         "no command of recgrit"
     ),
@@ -104,11 +105,11 @@ def substitute(text: str) -> str:
 COMMANDS = sorted({substitute(one.text) for one in DOCUMENTED if is_run(one.text)})
 
 
-# What commands name, made when one names it: workspace, finished run, its bundle.
+# Functions that make the files of the commands: workspace, finished run and its bundle.
 
 
 def write_config(path: Path, run: Any) -> None:
-    """The settings of the finished run, in the folder that the config of this name goes to."""
+    """Write the settings of the finished run, with the run folder of the config of this name."""
     values = yaml.safe_load((run.directory / "config.yaml").read_text())
     ours = ROOT / "configs" / path.name
     folder = {"dir": f"runs/{path.stem}"}
@@ -123,7 +124,7 @@ def copy_run(path: Path, run: Any) -> None:
 
 
 def write_gift_cards(folder: Path, run: Any) -> None:
-    """The small data as Amazon publishes its own."""
+    """Write the small data in Amazon's format."""
     rows = [line.split("\t") for line in (run.data / "u.data").read_text().splitlines()]
     reviews = [
         {"reviewerID": user, "asin": item, "overall": 5.0, "unixReviewTime": 10**9 + int(time)}
@@ -138,14 +139,14 @@ def write_gift_cards(folder: Path, run: Any) -> None:
 
 
 def write_log(path: Path, run: Any) -> None:
-    """The small data as a table, under the default names and under those of a reader's own."""
+    """Write the small data as a table, with default column names and with a reader's own."""
     names = ["uid", "sku", "stars", "at"]
     table = pl.read_csv(run.data / "u.data", separator="\t", has_header=False, new_columns=names)
     table.with_columns(user_id="uid", item_id="sku", timestamp="at").write_csv(path)
 
 
 def write_events(path: Path, run: Any) -> None:
-    """The same under the names of a shop, packed."""
+    """Write the table with a shop's column names, packed by gzip."""
     names = {"uid": "customer", "at": "event_time"}
     write_log(path.with_suffix(""), run)
     log = pl.read_csv(path.with_suffix("")).select("uid", "sku", "at").rename(names)
@@ -153,7 +154,7 @@ def write_events(path: Path, run: Any) -> None:
 
 
 def write_clicks(path: Path, run: Any) -> None:
-    """A log with types of events: every third one is a purchase."""
+    """Write a log with event types, in which every third event is a purchase."""
     write_log(path.with_suffix(""), run)
     log = pl.read_csv(path.with_suffix("")).select("user_id", "item_id", "timestamp")
     kinds = pl.Series("event", ["view", "cart", "purchase"] * log.height)[: log.height]
@@ -195,21 +196,21 @@ def export_bundle_of(path: Path, run: Any) -> None:
 
 
 def write_vectors(path: Path, run: Any) -> None:
-    """A vector of four numbers for each item."""
+    """Write a vector of four numbers for each item."""
     items = pl.read_parquet(run.directory / "data" / "items.parquet").select("item_id")
     vectors = [[float(n), float(n * n % 7), float(n % 3), 1.0] for n in range(items.height)]
     items.with_columns(pl.Series("vector", vectors)).write_parquet(path)
 
 
 def write_own_model(path: Path, run: Any) -> None:
-    """The module that docs/how-to/own_model.md shows."""
+    """Write the module that docs/how-to/own_model.md shows."""
     page = (ROOT / "docs" / "how-to" / "own_model.md").read_text(encoding="utf-8")
     (module,) = re.findall(r"```python\n(# own_models\.py.*?)```", page, re.DOTALL)
     (path.parent / "own_models.py").write_text(module)
 
 
 def later_items() -> pl.DataFrame:
-    """Two items that the run does not have."""
+    """Write two items that are not in the run."""
     return pl.DataFrame({"item_id": ["new 1", "new 2"], "title": ["Star Robot", "Paris Heart"]})
 
 
@@ -240,7 +241,7 @@ INPUTS: dict[str, Callable[[Path, Any], object]] = {
 def workspace(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
-    """A folder with the finished run of the README and all that a command names in it."""
+    """Make a folder with the finished run of README and all files that commands name."""
 
     def make(text: str) -> Path:
         read = re.sub(r"--out \S+|\b(?:run\.dir|out)=\S+", "", text)
@@ -290,7 +291,7 @@ def test_a_script_runs_as_documented(text: str, workspace: Callable[[str], Path]
 
 
 def read_code(page: str, number: int = 0) -> str:
-    """A page's block of Python by its number, from 0."""
+    """Return a page's block of Python code by its number, from 0."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
 
@@ -298,7 +299,7 @@ def read_code(page: str, number: int = 0) -> str:
 def test_the_shop_of_the_tutorial_can_be_made_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
 ) -> None:
-    """The page's script makes the files that its next command reads, with the numbers shown."""
+    """The page's script writes the files for its next command, with the numbers that it shows."""
     monkeypatch.chdir(tmp_path)
     exec(compile(read_code("tutorials/shop.md"), "make_shop.py", "exec"), {})
     done = command("init", "--events", "events.csv", "--items", "items.csv", "--out", "shop.yaml")
@@ -339,7 +340,7 @@ def test_scripts_have_the_options_that_are_documented() -> None:
             assert script.is_file(), one
             source = script.read_text()
             for name in re.findall(r" --([\w-]+)", one.text):
-                # As argparse gets it, or as a parameter that typer makes an option of.
+                # The option is an argument of argparse, or a parameter of typer.
                 assert f'"--{name}"' in source or f"{name.replace('-', '_')}: " in source, one
 
 

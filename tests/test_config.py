@@ -96,7 +96,7 @@ def test_an_override_that_is_not_yaml_is_refused() -> None:
         ("sed=1", "sed: unknown key. Did you mean seed?"),
         ("retriever.epoch=3", "retriever.epoch: unknown key. Did you mean retriever.epochs?"),
         ("warmup.beta=3", "warmup.beta: unknown key. Did you mean warmup.betas?"),
-        # The right name in the wrong section.
+        # The key exists in another section.
         ("model_dim=3", "model_dim: unknown key. Did you mean retriever.model_dim?"),
         ("zzz=3", "zzz: unknown key. Known keys here: name, retriever, seed, warmup."),
     ],
@@ -167,7 +167,7 @@ def test_the_home_folder_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def aliases(width: int, levels: int) -> str:
-    """Some lines of YAML that stand for ``width ** levels`` values."""
+    """Build YAML of a few lines that expand to ``width ** levels`` values."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     for level in range(1, levels):
         lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * width)}]")

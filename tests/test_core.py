@@ -1,4 +1,4 @@
-"""What works where the extras are not installed, and the message that asks for them."""
+"""Without the extras, the core works, and other parts name the extra that they need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ main()
 
 
 def needed_by(requirements: list[str]) -> set[str]:
-    """Names of the distributions installed for these, and for what they need themselves."""
+    """Return the names of the distributions for these requirements and for their dependencies."""
     found: set[str] = set()
     left = [Requirement(text) for text in requirements]
     while left:
@@ -72,7 +72,7 @@ def run_without(hidden: set[str], code: str) -> subprocess.CompletedProcess[str]
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    """The text of the panel, which is all that the command prints."""
+    """Return the text of the panel, which must be the only output of the command."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if "… still working" not in line]

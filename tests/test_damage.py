@@ -1,7 +1,7 @@
-"""Damage of any file of a run or of a bundle is reported, mended or harmless, and never silent.
+"""Damage to any file of a run or a bundle is reported, repaired or harmless.
 
-A sample of all files, kinds of damage and commands is tried, other ones with another seed; all of
-them takes hours:
+A command must not use damaged data without an error. The tests try a sample of files, damages and
+commands. All of them take hours. Another seed tries other ones:
 
     RECGRIT_DAMAGE_SEED=1 RECGRIT_DAMAGE_CASES=400 python -m pytest tests/test_damage.py
 """
@@ -22,7 +22,7 @@ Command = Callable[..., Any]
 
 SEED = int(os.environ.get("RECGRIT_DAMAGE_SEED", "0"))
 CASES = int(os.environ.get("RECGRIT_DAMAGE_CASES", "24"))
-# The settings are the user's to change, and stand at what they say.
+# Users may change the settings, so changed settings are no damage.
 OWN_FILES = {"config.yaml"}
 
 
@@ -62,7 +62,7 @@ def _damaged(path: Path, content: bytes | None) -> Iterator[None]:
 
 
 def _content_of(folder: Path) -> dict[str, bytes]:
-    """What stands in the files, but for when a stage ran."""
+    """Return the content of all files except the manifests, which have the times of the stages."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -71,7 +71,7 @@ def _content_of(folder: Path) -> dict[str, bytes]:
 
 
 def _try(command: Command, arguments: list[str], out: Path | None) -> Any:
-    """What a command gave: None if it told of an error, else what it printed and wrote."""
+    """Return the output of a command, or None if it reported an error."""
     if out is not None and out.is_dir():
         shutil.rmtree(out)
     elif out is not None:
@@ -92,9 +92,9 @@ def _check(
     """Try a sample of damages and commands.
 
     Args:
-        command: Calls the command line.
-        folder: The run or the bundle.
-        commands: Arguments, and what is written, by name.
+        command: Function that calls the command line.
+        folder: Folder of the run or of the bundle.
+        commands: Arguments of each command and the path of its output, by a name for messages.
     """
     draw = random.Random(SEED)
     files = [
@@ -108,7 +108,7 @@ def _check(
     silent, told = [], 0
     for path, damage, name in draw.sample(cases, min(CASES, len(cases))):
         content = DAMAGES[damage](path.read_bytes(), draw)
-        if content == path.read_bytes():  # Zeros where there were zeros.
+        if content == path.read_bytes():  # Damage that writes zeros over zeros changes nothing.
             continue
         backup = folder.with_name("backup")
         shutil.copytree(folder, backup)

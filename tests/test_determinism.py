@@ -1,4 +1,4 @@
-"""What of a run is equal to the bit, and what to rounding: docs/explanation/determinism.md."""
+"""Test which files of a run are equal bit by bit (docs/explanation/determinism.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from recgrit.disk import MANIFEST_NAME
 
-# Written while the clock runs, or naming the run's folder.
+# Files that contain measured times or the folder of the run.
 OF_THE_CLOCK = {MANIFEST_NAME, "epochs.parquet", "config.yaml"}
 LISTS = "recommendations/recommendations.parquet"
 WEIGHTS = "model/weights.safetensors"
@@ -31,7 +31,7 @@ def content_of(run: Path) -> dict[str, bytes]:
 def again(
     new_config: Callable[..., Path], run_command: Callable[..., Any], tmp_path: Path
 ) -> Callable[..., Path]:
-    """Runs the settings of the finished run in another environment."""
+    """Run the settings of the finished run in another environment."""
 
     def run(*settings: str, **environment: str) -> Path:
         result = run_command("run", new_config(), *settings, **environment)

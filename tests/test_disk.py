@@ -1,4 +1,4 @@
-"""Files and folders that are replaced: readers and kills meet the old or the new."""
+"""Readers and killed writers leave a replaced file or folder in the old or the new state."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def names(path: Path) -> list[str]:
 
 @pytest.fixture(params=["exchanged", "renamed"])
 def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to replace a folder; the second is that of systems that cannot exchange names."""
+    """Exchange folders by one system call, and again as on systems that do not have it."""
     if request.param == "renamed":
         monkeypatch.setattr(disk, "_exchange", lambda *_: False)
     return str(request.param)
@@ -180,7 +180,7 @@ def test_a_swap_that_fails_keeps_the_old_folder(
 
 
 def test_folders_are_exchanged_here() -> None:
-    """Linux and macOS have a call for it; the other way is for what lacks it."""
+    """Linux and macOS have a call that exchanges names. Other systems rename twice."""
     assert hasattr(disk.ctypes.CDLL(None), "renameat2" if sys.platform == "linux" else "renamex_np")
 
 
@@ -230,7 +230,7 @@ def test_a_reader_waits_while_a_writer_is_at_work(
 
 
 def _replace_for(directory: Path, seconds: float) -> None:
-    """A process that replaces a folder again and again."""
+    """Replace a folder repeatedly for some seconds, as one of several processes."""
     until, number = time.monotonic() + seconds, 0
     new = directory.with_name(f"new-{os.getpid()}")
     while time.monotonic() < until:
@@ -241,7 +241,7 @@ def _replace_for(directory: Path, seconds: float) -> None:
         try:
             with hold_lock(directory):
                 replace_folder(new, directory)
-        except ArtifactError:  # The other is at it.
+        except ArtifactError:  # Another process holds the lock.
             shutil.rmtree(new)
 
 

@@ -102,7 +102,7 @@ def test_a_run_shows_its_own_model_first_and_how_its_lists_were_found(
     assert "60 users, all items ranked (trie: beam of 40)" in " ".join(out.split())
 
 
-# Sets the title of a window, moves up, clears, hides text, and turns its direction.
+# The text sets a window title, moves the cursor, clears, hides text and turns its direction.
 HOSTILE = "Alien\x1b]0;owned\x07 \x1b[2J\x9b1A\rfree\x08\u202elive"
 
 

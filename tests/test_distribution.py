@@ -1,4 +1,4 @@
-"""The wheel works outside the checkout, and the files that people look for say what holds."""
+"""The wheel works outside the checkout. CITATION.cff, CI and the bug form are correct."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ IN_A_CHECKOUT = (".git", ".venv", "build", "dist", "runs", "downloads", "*.egg-i
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of a wheel, built from the source distribution and installed alone."""
+    """Install the wheel, built from the source distribution, and return its command."""
     if importlib.util.find_spec("build") is None:
         pytest.skip("needs the package build, of the extra dev")
     folder = tmp_path_factory.mktemp("distribution")
     shutil.copytree(
         ROOT, folder / "source", symlinks=True, ignore=shutil.ignore_patterns(*IN_A_CHECKOUT)
     )
-    # No isolation: it would fetch setuptools.
+    # An isolated build would download setuptools.
     _run(
         sys.executable,
         "-m",
@@ -43,7 +43,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = (folder / "dist").glob("*.whl")
     venv.create(folder / "fresh", system_site_packages=True, with_pip=False)
     python = folder / "fresh" / "bin" / "python"
-    # A virtual environment of this one sees the packages of the system and not ours.
+    # A nested virtual environment sees packages of the system but not of this environment, so the
+    # test adds them.
     (site,) = (folder / "fresh" / "lib").glob("python*/site-packages")
     ours = [path for path in sys.path if path.endswith("site-packages")]
     (site / "ours.pth").write_text("\n".join(ours))

@@ -1,4 +1,4 @@
-"""The site builds without a warning and asks nothing of others; generated pages are current."""
+"""The site builds without warnings or external requests, and generated pages are current."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recgrit.cli import app
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-# What a page loads by itself, from elsewhere.
+# References to other sites that a page loads by itself.
 LOADED = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?https?:|<link[^>]+href=["']?https?:""")
 
 

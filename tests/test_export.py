@@ -164,7 +164,7 @@ def test_minionerec_gets_its_split_by_numbers(
 
 
 def prepare_log(folder: Path, user_ids: list[str], item_ids: list[str]) -> PreparedData:
-    """Interactions in the order given."""
+    """Prepare interactions in the given order."""
     rows = {"user_id": user_ids, "item_id": item_ids, "timestamp": range(len(user_ids))}
     pl.DataFrame(rows).write_parquet(folder / "log.parquet")
     one = {"min_user_interactions": 1, "min_item_interactions": 1}
@@ -187,7 +187,7 @@ def test_ids_that_recbole_cannot_read(tmp_path: Path, user: str, message: str) -
 
 
 def test_short_sequences_are_written_part_by_part(tmp_path: Path) -> None:
-    # Left to itself, RecBole would learn from the validation target of a user with three.
+    # RecBole itself would train on the validation target of a user with three interactions.
     data = prepare_log(tmp_path, list("uuuuvvv"), list("abcdabc"))
     export_recbole(data, tmp_path / "out", "x")
     assert samples(tmp_path / "out" / "x.train.inter") == [("u", ["a"], "b")]
@@ -203,7 +203,7 @@ def test_titles_that_start_with_a_quote_can_be_read(tiny_run: Any, tmp_path: Pat
     titles = ['"Great" Cats', '"open', 'in "it"', *["x"] * 37]
     items = ItemTable(data.items.frame.with_columns(title=pl.Series(titles)))
     export_recbole(replace(data, items=items), tmp_path, "x")
-    # As RecBole reads it.
+    # RecBole reads the file in this way.
     read = pd.read_csv(tmp_path / "x.item", delimiter="\t", dtype=str, engine="python")
     assert [title.split() for title in read["title:token_seq"]] == [t.split() for t in titles]
 
@@ -234,7 +234,7 @@ def test_the_id_table_comes_in_every_form(
     lines = [json.loads(line) for line in (tmp_path / "recgrit.jsonl").read_text().splitlines()]
     assert [tuple(line["codes"]) for line in lines] == [table.codes_of(i) for i in table.item_ids]
     assert lines[0].keys() == {"item_id", "title", "codes", "semantic_id"}
-    # Whoever reads the trie's tables finds each item by walking down its codes.
+    # A walk along an item's codes in the exported trie ends at the item.
     trie = load_file(tmp_path / "recgrit.trie.safetensors")
     for item, codes in enumerate(table.codes.tolist()):
         node = 0
@@ -290,7 +290,7 @@ def test_what_is_missing_is_told(
 def test_files_that_belong_together_appear_together(
     copied_run: Path, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever looks while they are written finds all the old ones, or none."""
+    """A reader meets all old files or none of them while the new ones are written."""
     from recgrit import disk
 
     out = tmp_path / "out"

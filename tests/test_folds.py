@@ -1,4 +1,4 @@
-"""Several windows of time: what each fold may know, and what they say together."""
+"""Test several time windows: the data that each fold may use, and the combined results."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def test_nothing_a_fold_learns_from_is_at_or_after_its_cut_off(folded: Path) -> 
         learned = split.train_mask()
         assert learned.any()
         assert times[learned].max() < valid_from
-        # Histories of test targets end before them, and these lie in the window.
+        # Test targets are in the test window, and their histories end before them.
         tested = split.test_targets[split.target_users("test")]
         assert times[tested].min() >= test_from
-        # What is known of users and items comes from before the end of the window too.
+        # The items also come only from interactions before the end of the window.
         known = whole.filter(whole["timestamp"] < int(config.test_until.timestamp()))
         assert set(data.interactions.item_ids) <= set(known["item_id"])
 

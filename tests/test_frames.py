@@ -1,4 +1,4 @@
-"""From data frames to a run, and how runs and their parts print themselves."""
+"""Make runs from data frames, and print runs and their parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `--help`, the shell and a slip of the finger get: promises about the command's manners."""
+"""Test `--help`, shell completion, and the messages for mistyped commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 from recgrit.cli import app
 
 Command = Callable[..., Any]
-# The entry point under its own name, which completion goes by.
+# Completion looks the command up by its name, so the entry point is called under this name.
 ENTRY = "import sys; sys.argv[0] = 'recgrit'; from recgrit.cli import main; main()"
 COLOURS = re.compile(r"\x1b\[[0-9;]*\b(?:3[0-7]|9[0-7]|38;\S*)m")
 
@@ -40,7 +40,7 @@ def test_help_has_an_example_and_fits_80_columns(
     done = command(*path, "--help")
     assert done.code == 0
     assert max(map(len, done.out.splitlines())) <= 80
-    # An example that begins with the command itself, and no mark-up that was left unread.
+    # Each help text has an example of the command, and its mark-up is rendered.
     assert re.search(rf": recgrit {' '.join(path)} \S", done.out), done.out
     assert "`" not in done.out
     assert "[/]" not in done.out
@@ -131,7 +131,7 @@ def test_colours_are_left_out_where_asked(no_color: str, coloured: bool) -> None
         try:
             part = os.read(reader, 4096)
         except OSError:
-            # How Linux says that nobody writes to the terminal any more.
+            # Linux raises this error when no process has the terminal open for writing.
             break
         if not part:
             break

@@ -1,4 +1,4 @@
-"""What is imported when, and how files are written: promises that one careless line breaks."""
+"""Test which modules imports load, and which functions write and read files."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 SOURCES = sorted(Path(recgrit.__file__).parent.rglob("*.py"))
 HEAVY = ("torch", "polars", "pandas", "mlflow", "sklearn", "sentence_transformers", "faiss")
-# Modules whose files run code when read, and calls of torch that use them.
+# Modules whose files can run code when they are read, and torch functions that use them.
 PICKLES = {"pickle", "joblib", "dill", "cloudpickle", "shelve"}
 
 
 def python(code: str) -> dict[str, Any]:
-    """What a fresh interpreter prints as JSON in its last line."""
+    """Run code in a new interpreter, and return the JSON object of its last line."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -85,7 +85,7 @@ except SystemExit as ended:
 """
     found = python(code)
     assert found["code"] == 0
-    # Its vectors were not encoded by a sentence encoder either.
+    # No sentence encoder is loaded, because the vectors did not come from one.
     assert not {"mlflow", "sentence_transformers", "transformers"} & set(found["modules"])
 
 

@@ -1,6 +1,7 @@
-"""Wherever a command is killed, a repeat is whole, and what was there is there until replaced.
+"""Wherever a command is killed, old files stay complete until they are replaced.
 
-A sample of all moments at which something happens on the disk is tried; all of them with
+A repeated command then succeeds. The tests kill at a sample of all operations on the disk. This
+command tries all of them:
 
     RECGRIT_KILLS=all python -m pytest tests/test_kills.py
 """
@@ -28,7 +29,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def ask() -> Iterator[Ask]:
-    """Runs a command that is killed at a given moment; see `tests.killing`."""
+    """Return a function that runs a command and kills it at an event; see `tests.killing`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.killing"],
         stdin=subprocess.PIPE,
@@ -45,7 +46,7 @@ def ask() -> Iterator[Ask]:
         stdin.write(json.dumps(request | {"exchanges": exchanges, "loud": kill_at is None}) + "\n")
         stdin.flush()
         answer = json.loads(stdout.readline())
-        # A repeated run may do one thing less, such as making a folder.
+        # A repeated run may have fewer events, because a folder exists already.
         assert answer["code"] in ((0,) if kill_at is None else (0, -9)), answer
         return answer
 
@@ -55,7 +56,7 @@ def ask() -> Iterator[Ask]:
 
 
 def moments(num_events: int, num_tried: int, seed: int) -> list[int]:
-    """The events to be killed at: a sample that has the first and the last ones."""
+    """Return the events at which to kill: a sample that includes the first and the last ones."""
     if os.environ.get("RECGRIT_KILLS") == "all":
         return list(range(num_events))
     inner = random.Random(seed).sample(range(1, num_events - 3), num_tried)
@@ -63,7 +64,7 @@ def moments(num_events: int, num_tried: int, seed: int) -> list[int]:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """All files but what depends on the clock."""
+    """Return the content of all files that do not depend on the clock."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -73,7 +74,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def first(tiny_run: Any, ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle, and beside it files of items and of histories."""
+    """Return a bundle with files of items and histories beside it."""
     folder = tmp_path_factory.mktemp("bundles")
     ask("export", "bundle", "--run", tiny_run.directory, "--out", folder / "first")
     (folder / "items.csv").write_text("item_id,title\nnew,Love Wedding\nnewer,Star Robot\n")
@@ -116,7 +117,7 @@ def test_a_bundle_outlives_a_killed_export(
 
 
 def test_a_killed_night_is_repeated(first: Path, ask: Ask, tmp_path: Path) -> None:
-    """The bundle of the night and its lists are whole or not there; a repeat makes both."""
+    """The night's bundle and lists are complete or missing, and a repeated command makes both."""
     script = Path(__file__).parents[1] / "pipelines" / "nightly_batch.py"
     folder, out = first.parent, tmp_path / "night"
     files = (f"items={folder / 'items.csv'}", f"histories={folder / 'histories.csv'}")

@@ -1,4 +1,4 @@
-"""Customers with too few interactions for training get lists, marked by what they come from."""
+"""Customers with too few interactions for training get lists that name their source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and texts that are no UTF-8 end in one message, wherever they come from."""
+"""Names and texts that are not UTF-8 end in one message, wherever they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only POSIX systems have is asked for where it is used, and done without elsewhere."""
+"""Functions that only POSIX systems have are imported where they are used, with alternatives."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 import recgrit
 
 PACKAGE = Path(recgrit.__file__).parent
-# Modules that Windows lacks.
+# Modules that do not exist on Windows.
 MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
-# Names of os and signal that it lacks; `hasattr` may ask for them.
+# Names of os and signal that do not exist on Windows. `hasattr` may check for them.
 NAMES = {
     "fork", "forkpty", "getgid", "getuid", "geteuid", "getpgid", "killpg", "mkfifo", "nice",
     "posix_fadvise", "posix_fallocate", "pread", "pwrite", "register_at_fork", "setsid", "statvfs",
@@ -23,7 +23,7 @@ NAMES = {
     "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "SIGUSR2", "alarm", "pthread_sigmask",
 }  # fmt: skip
 
-# Windows as recgrit sees it: its own imports of these modules fail, and the names are gone.
+# Make this interpreter look like Windows to recgrit: these imports fail, and the names are deleted.
 PRELUDE = f"""
 import builtins, os, signal, sys
 
@@ -100,7 +100,7 @@ with _alone(Path({str(tmp_path / "data.zip")!r})):
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_no_module_imports_at_its_head_what_windows_lacks(path: Path) -> None:
-    """Within a function, in a `try`, there is a way without."""
+    """Such an import is allowed within a function or a `try`, where an alternative exists."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     guarded = {
         id(inner)

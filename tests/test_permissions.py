@@ -1,4 +1,4 @@
-"""Files and folders that the system refuses end in one message that names them."""
+"""Files and folders without permission end in one message that names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture
 def close(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
-    """Takes all permissions from a path until the test is over."""
+    """Remove all permissions from a path until the test ends."""
     probe = tmp_path / "probe"
     probe.touch(mode=0o000)
     if os.access(probe, os.R_OK):

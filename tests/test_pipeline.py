@@ -1,4 +1,4 @@
-"""Runs as library calls: what they leave behind, also when they do not reach their end."""
+"""Test runs as library calls, and what they leave if they do not finish."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load(path: Path, *overrides: str) -> ExperimentConfig:
     return load_config(ExperimentConfig, path, overrides)
 
 
-# With the models that are measured beside the trie.
+# The stages include the models that are measured beside the trie.
 STAGES = [
     "prepare",
     "embed",
@@ -66,7 +66,7 @@ def leftovers(directory: Path) -> list[str]:
 
 
 def tracked(store: Path, name: str) -> tuple[MlflowClient, list[TrackedRun]]:
-    """The runs of an experiment in a store, newest first."""
+    """Return the tracked runs of an experiment, newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")
@@ -76,7 +76,7 @@ def tracked(store: Path, name: str) -> tuple[MlflowClient, list[TrackedRun]]:
 
 
 def test_a_run_leaves_tables_anyone_can_read(tiny_run: FinishedRun) -> None:
-    """No pickles: Parquet, safetensors, plain arrays and JSON, and the settings as YAML."""
+    """The files are Parquet, safetensors, plain arrays, JSON and YAML, and never pickles."""
     suffixes = {path.suffix for path in tiny_run.directory.rglob("*") if path.is_file()}
     assert suffixes == {".parquet", ".safetensors", ".npy", ".npz", ".json", ".yaml"}
     ids = pl.read_parquet(tiny_run.directory / "semantic_ids" / "semantic_ids.parquet")
@@ -142,7 +142,7 @@ def test_a_run_is_tracked(tiny_run: FinishedRun) -> None:
     assert {"semantic_ids", "model", "evaluation", "popularity", "item_knn"} <= names
     assert {"report.html", "config.yaml"} <= names
     assert run.data.tags["recgrit.command"].endswith("--json")
-    # The commit may be another one by now.
+    # The repository may have another commit by now.
     has_commit = "mlflow.source.git.commit" in run.data.tags
     assert has_commit == (find_commit() is not None)
     assert values["model_uri"] == "models:/tiny/1"
@@ -161,7 +161,7 @@ def test_a_tracked_run_names_its_data(tiny_run: FinishedRun) -> None:
 
 
 def test_a_tracked_run_registers_its_model(tiny_run: FinishedRun) -> None:
-    """Named as the run; plain files that MLflow loads, and that answer as the run does."""
+    """The registered model has the name of the run, and MLflow loads and calls it."""
     import mlflow.pyfunc
 
     client, runs = tracked(tiny_run.directory.parent, "tiny")
@@ -196,7 +196,7 @@ def test_a_stage_that_fails_closes_its_tracked_run(
     left = sorted(path.name for path in (tmp_path / "runs" / "new").iterdir())
     assert left == [".tracking.json", "config.yaml", "data"]
 
-    # The next attempt goes on with the same tracked run, and its stages with theirs.
+    # The next attempt resumes the tracked run and the tracked runs of its stages.
     monkeypatch.undo()
     run_experiment(config, until="train")
     runs = tracked(tmp_path / "runs", "new")[1]
@@ -228,7 +228,7 @@ def test_a_tracked_run_that_breaks_off_after_the_last_stage_is_finished(
     assert result.model_uri == "models:/new/1"
     assert not (tmp_path / "runs" / "new" / ".tracking.json").exists()
     assert not run_experiment(config).tracking, "once is enough"
-    # A finished run is history: other settings are another run.
+    # Other settings make a new tracked run, because a finished one is not changed.
     run_experiment(load(new_config(tracking={"backend": "mlflow"}), "seed=1"), until="prepare")
     run_experiment(
         load(new_config(tracking={"backend": "mlflow"}), "data.min_item_interactions=2"),
@@ -245,7 +245,7 @@ def test_a_killed_run_is_taken_up_again(
     stop_in_training(new_config(), run, signal.SIGKILL)
     assert leftovers(run) == [".model.partial"]
     assert not (run / "model").exists()
-    # From the folder alone: its settings were kept.
+    # The run is resumed from its folder alone, which contains its settings.
     result = run_experiment(load(run / "config.yaml", "retriever.epochs=2"))
     assert result.up_to_date == ["prepare", "embed", "tokenize"]
     assert leftovers(run) == []
@@ -309,7 +309,7 @@ def test_force_trains_from_the_start(
 
 @pytest.mark.parametrize(("limit", "stage"), [(1_000, "data"), (20_000, "model")])
 def test_a_full_disk_is_told(new_config: NewConfig, tmp_path: Path, limit: int, stage: str) -> None:
-    """A limit on the size of files stands in for a full disk: the same writes fail."""
+    """A limit on the size of files makes the same writes fail as a full disk."""
     done = subprocess.run(
         [sys.executable, "-m", "recgrit", "run", str(new_config()), "retriever.epochs=1"],
         capture_output=True,
@@ -337,7 +337,7 @@ def test_a_newer_release_is_not_overwritten(copied_run: Path) -> None:
 def test_a_folder_without_permission(
     new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever is root may write anywhere, so the answer is given here.
+    # Root may write anywhere, so the test replaces the check.
     monkeypatch.setattr("recgrit.pipeline.os.access", lambda path, mode: False)
     with pytest.raises(ArtifactError, match=r"no permission to write to .*run\.dir=PATH"):
         run_experiment(load(new_config()))
@@ -379,7 +379,7 @@ def test_force_puts_another_model_in_the_place_of_a_run(copied_run: Path) -> Non
     }
     assert run.stages() == list(result.artifacts)
     assert not (copied_run / "semantic_ids").exists(), "nothing of the other model is left"
-    # From here on it is a run of that model.
+    # The run now belongs to that model.
     assert run_experiment(ExperimentConfig.load(copied_run)).up_to_date == list(result.artifacts)
 
 
@@ -492,7 +492,7 @@ def test_from_the_command_to_the_loss_it_is_eight_calls(
     new_config: NewConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """ARCHITECTURE.md names them; an interrupt ends the run at the first loss."""
+    """The calls are those that ARCHITECTURE.md lists. An interrupt stops at the first loss."""
     calls: list[str] = []
 
     def loss(*_: object) -> None:

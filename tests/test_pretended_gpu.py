@@ -1,7 +1,7 @@
-"""Models and quantizers on a pretended GPU, in a process of its own.
+"""Test models and quantizers on a pretended GPU, in a separate process.
 
-torch has to know of the device before its first backward pass, and whoever asks for an accelerator
-would find this one.
+Torch must know the device before its first backward pass. Other tests in the same process would
+also find this device when they look for an accelerator.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""Nothing is silent for long: a line says that something goes on, and gives way to the next."""
+"""Test the progress lines of long operations, and their replacement by the next message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recgrit.progress import SignOfLife, build_console
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Callable[..., io.StringIO]:
-    """What goes to standard error of a terminal or of a pipe, at a hundredth of the time."""
+    """Return a function that collects standard error, with waiting times divided by a hundred."""
 
     def watch(*, is_terminal: bool) -> io.StringIO:
         stream = io.StringIO()

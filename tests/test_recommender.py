@@ -1,4 +1,4 @@
-"""One recommender, whichever the model: names in, named lists out."""
+"""Test the recommender, which returns lists with names for every model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.small_models import build_inputs
 
 NUM_ITEMS = 8
 IDS = [f"i{item}" for item in range(NUM_ITEMS)]
-# Item 7 is the most popular, item 0 was never interacted with.
+# Item 7 is the most popular item, and item 0 has no interactions.
 COUNTS = np.arange(NUM_ITEMS)
 
 
@@ -161,7 +161,7 @@ def test_the_filling_of_a_list_is_no_item() -> None:
 
 @pytest.fixture
 def trie(make_model, make_table, random_codes, make_split):  # type: ignore[no-untyped-def]
-    """A trie model of 40 items, its table, and sequences."""
+    """Build a trie model of 40 items, its ID table, and sequences."""
     codes = random_codes(40)
     split = make_split(np.random.default_rng(0).integers(0, 40, (6, 8)), 40)
     table = make_table(codes)
@@ -184,7 +184,7 @@ def test_beams_as_wide_as_asked_for_or_every_item_scored(trie) -> None:  # type:
 
 
 def test_an_explanation_may_stop_before_a_target(trie) -> None:  # type: ignore[no-untyped-def]
-    """Of the history before the validation target, the test target, or all of it."""
+    """The history ends before the validation target, before the test target, or not at all."""
     model, table, split = trie
     recommender = Recommender(model, table, beam_width=5)
 
@@ -212,7 +212,7 @@ def test_popular_items_where_nothing_is_known_and_asked_for(
     items: ItemTable, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Backwards(Popularity):
-        """The least popular first, so that the two can be told apart."""
+        """A model with the least popular items first, so its lists differ from popularity."""
 
     listed = np.array([True] * 6 + [False, True])
     recommender = Recommender(

@@ -1,4 +1,4 @@
-"""A finished run as notebooks and services use it."""
+"""Test a finished run as notebooks and services use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ MIXED = Strengths(mixture=0.3, near=0.0, next=0.0, alike=0.0)
 
 @pytest.fixture(scope="module")
 def run(tiny_run: FinishedRun) -> Run:
-    """Neighbours are mixed into probabilities and add no bonus: scores are log P."""
+    """Open the run, with neighbours that are mixed into probabilities and add no bonus.
+
+    Scores are therefore log P.
+    """
     run = Run(tiny_run.directory)
     neighbours_of(run).strengths = MIXED
     return run
@@ -85,7 +88,7 @@ def test_only_allowed_items_come_and_blocked_ones_never(
 ) -> None:
     everything = run.recommend("1", top_k=40)
     wanted = everything["item_id"].to_list()
-    # Fewer than asked for are left, and all of them come: the worst included, in their old order.
+    # Fewer items than top_k are allowed, so all of them are listed, in their order among all items.
     allowed = run.recommend("1", top_k=5, allowed_items=[wanted[-1], wanted[3], "no such item"])
     assert allowed["item_id"].to_list() == [wanted[3], wanted[-1]]
     assert "1 of 3 allowed items are not in the catalogue" in caplog.text
@@ -111,7 +114,7 @@ def test_recommendations_come_in_shards_too(run: Run, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="module")
 def exact(run: Run) -> dict[str, float]:
-    """P of every item after all that user 5 took, by scoring the whole catalogue."""
+    """Return P of every item after all items of user 5, by scores of the whole catalogue."""
     users = np.flatnonzero(run.data.interactions.user_ids == "5")
     found = next(
         recommend_shards(
@@ -131,7 +134,8 @@ def test_an_explanation_multiplies_to_the_exact_probability(
     assert chosen["level"].to_list() == list(range(run.semantic_ids.id_length))
     assert "".join(chosen["code"]) == run.semantic_ids.text_of(item_id)
     assert chosen["probability"].product() == pytest.approx(exact[item_id], rel=1e-4)
-    # Every code, chosen or not, has the share of the items below it in what the prefix has.
+    # The probability of a code is the probability of the items below it, divided by that of the
+    # prefix.
     table = run.semantic_ids
     for row in steps.iter_rows(named=True):
         prefix = table.codes_of(item_id)[: row["level"]]
@@ -181,13 +185,13 @@ def test_an_explained_score_is_log_p_and_what_neighbours_boost_it_by(
         boosts.append(chosen["boost"][-1])
         log_p = np.log(chosen["probability"].product())
         assert score == pytest.approx(log_p + boosts[-1], abs=1e-3)
-        # The boost of a prefix is the largest below it: it shrinks on the way.
+        # A prefix has the largest boost of the items below it, so the boost shrinks along a path.
         assert chosen["boost"].is_sorted(descending=True)
     assert max(boosts) > 0
 
 
 def test_explained_ranks_are_by_score(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where neighbours boost: items of one parent have the order that they have in a list."""
+    """With boosts, items of one parent have the same order in an explanation as in a list."""
     monkeypatch.setattr(neighbours_of(run), "strengths", replace(MIXED, near=1.0))
     swapped = 0
     for user in ("3", "5", "7"):
@@ -210,7 +214,7 @@ def test_an_explanation_shows_as_many_siblings_as_wanted(run: Run) -> None:
     steps = run.explain("5", "1", num_siblings=1, num_titles=2)
     assert all(rows.height <= 2 for _, rows in steps.group_by("level"))
     assert steps["titles"].list.len().max() == 2
-    # The most taken of the items below a code stand for it.
+    # The titles of a code are those of the most popular items below it.
     counts = run.data.split.train_item_counts()
     first = steps.filter("chosen", level=0).row(0, named=True)
     below = run.semantic_ids.items_with_prefix(run.semantic_ids.codes_of("1")[:1])
@@ -257,7 +261,7 @@ def test_a_list_needs_a_length(run: Run, top_k: int) -> None:
 
 
 def test_one_user_may_be_named_without_a_list(run: Run) -> None:
-    # "17" is a sequence of letters too, and there are users "1" and "7".
+    # Users "1" and "7" exist too, so the text "17" must not be read as a list of letters.
     assert run.recommend("17", top_k=3).equals(run.recommend(["17"], top_k=3))
 
 
@@ -351,7 +355,7 @@ def test_models_measured_beside_it_recommend_too(run: Run) -> None:
 def test_a_moved_run_works(tiny_run: FinishedRun, tmp_path: Path) -> None:
     moved = Run(shutil.copytree(tiny_run.directory, tmp_path / "else where" / "moved"))
     assert moved.config.run.dir == moved.directory
-    # Nothing of it refers back to where it was made.
+    # The run has no reference to its original folder.
     stayed = Run(tiny_run.directory)
     assert moved.recommend(["8"]).drop("score").equals(stayed.recommend(["8"]).drop("score"))
     assert moved.report("valid").metrics() == stayed.report("valid").metrics()
@@ -393,7 +397,7 @@ def test_a_part_that_is_missing(copied_run: Path, stage: str) -> None:
 
 
 def test_blocks_of_features_are_found_where_they_are_planned() -> None:
-    """What an embedding records of a block says nothing of the place of its file."""
+    """An embedding does not record the path of a block's file. The settings provide it."""
     features = {"blocks": {"image": {"dim": 4, "weight": 0.5, "missing": "mean"}}}
     planned = {"blocks": {"image": {"path": "images.npy", "dim": 8}, "sound": {"path": "s.npy"}}}
     recorded = ExperimentConfig.model_validate({"features": planned}).with_recorded(
@@ -418,7 +422,7 @@ def test_the_seed_is_that_of_the_model(copied_run: Path) -> None:
 
 
 def test_what_is_shown_are_the_settings_that_made_it(copied_run: Path, command: Any) -> None:
-    """Settings saved for stages that have not run since are shown apart, in every command."""
+    """Settings of finished stages and settings that no stage used yet are shown separately."""
     made = Run(copied_run).config
     changed = ("seed=7", "embedding.dim=9", "retriever.dropout=0.37", "recommendation.top_k=15")
     assert command("prepare", copied_run, *changed).code == 0

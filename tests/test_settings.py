@@ -1,4 +1,4 @@
-"""Every setting has a meaning and can be searched."""
+"""Every setting has a description and can be found by a search."""
 
 from __future__ import annotations
 

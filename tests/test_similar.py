@@ -1,4 +1,4 @@
-"""Items like an item: each way against another implementation of it, and what is refused."""
+"""Compare each kind of similar items with another implementation, and test refusals."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_retrievers_vectors_are_the_sums_over_paths(run: Run) -> None:
 def test_the_table_of_all_items_has_every_list(
     run: Run, by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(similar, "MAX_SCORES", 130)  # Three items at a time.
+    monkeypatch.setattr(similar, "MAX_SCORES", 130)  # This computes three items at a time.
     parts = list(run.similar(by).list_all(top_k=5))
     assert len(parts) == 14
     whole = pl.concat(parts)

@@ -1,4 +1,4 @@
-"""README, docs, notebooks and docstrings have no word of the list."""
+"""README, docs, notebooks and docstrings do not contain the words of the list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Pattern of what does not stand in texts, and what stands there instead.
+# Patterns that texts must not contain, each with its replacement.
 BANNED = {
     r"\btaken (?:together|near|by (?:people|users|any|nobody))": "interacted with, or clicked",
     r"\b(?:nobody has|people|users|often) taken\b": "interacted with, or clicked",
@@ -33,12 +33,12 @@ BANNED = {
     r"\bbe it\b": "or",
     r"\bupkeep\b": "codebook maintenance",
 }
-# The column of a table of results, whose rows were written with it.
+# Exempt is a table of results, whose column has the name with which its rows were written.
 EXEMPT = {"docs/results/quantizer_study/tables.md"}
 
 
 def read_texts() -> Iterator[tuple[str, str]]:
-    """Pages, notebooks, and docstrings of modules, classes and functions, with where they stand."""
+    """Yield pages, notebooks, and docstrings of the package, each with its place."""
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         if page.relative_to(ROOT).as_posix() not in EXEMPT:
             yield page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_the_list_finds_words_in_pages_and_docstrings() -> None:
 
 
 def read_docstrings() -> Iterator[tuple[str, str]]:
-    """Docstrings of classes and functions of the package, with where they stand."""
+    """Yield docstrings of classes and functions of the package, each with its place."""
     for module in sorted((ROOT / "recgrit").rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             is_named = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)

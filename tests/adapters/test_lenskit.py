@@ -1,4 +1,4 @@
-"""The LensKit component in LensKit's own pipelines, with its splits, batches and metrics."""
+"""Test the LensKit component in LensKit's own pipelines, with its splits, batches and metrics."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from lenskit.training import TrainingOptions
 from recgrit.adapters.lenskit import RecgritScorer
 
 NUM_ITEMS, STEP = 30, 7
-# No network, no text: what follows an item is all that there is to learn.
+# Only the order of items can be learned, because there are no texts. Nothing is downloaded.
 QUICK: dict[str, Any] = {"model": {"kind": "transitions"}}
 
 
 def draw_events(num_users: int = 60) -> pd.DataFrame:
-    """Item i is followed by i + `STEP`; rows of a user do not stand in the order of time."""
+    """Draw shuffled events of users who interact with item i + `STEP` after item i."""
     rows = [
         {"user_id": user, "item_id": 100 + (user + STEP * turn) % NUM_ITEMS, "timestamp": turn}
         for user in range(num_users)
@@ -129,7 +129,7 @@ def test_a_trained_component_is_pickled_and_trained_once(
 
 
 def test_every_training_has_a_run_of_its_own_with_the_settings_of_both(tmp_path: Path) -> None:
-    """A file's settings, and those given over it; what a dataset says of its items is read."""
+    """Options override the settings file, and item attributes of a LensKit dataset are read."""
     file = tmp_path / "settings.yaml"
     file.write_text(
         "model: {kind: transitions}\n"

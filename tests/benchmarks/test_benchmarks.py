@@ -1,6 +1,7 @@
-"""Every benchmark runs on tiny sizes, reports what the docs quote of it, and agrees with its peer.
+"""Run every benchmark at tiny sizes, and compare its results with those of its reference library.
 
-Speed is not asserted: it is read on a quiet machine, where the docs say how.
+Each benchmark must report all values that the docs quote. Speed is not asserted, because other load
+on the computer changes it. The docs describe how to measure it.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
     FinishedRun = Any
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# Siblings that benchmarks import.
+# Modules that the benchmarks import. They are no benchmarks.
 HELPERS = {"printing", "ratings", "scaling_stages", "synthetic"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """Tiny sizes, and what is expected of the JSON object in the last line.
+    """Arguments of a benchmark, and what the JSON object in its last line must contain.
 
     Args:
-        arguments: Sizes.
-        needs: A module without which the benchmark has no peer.
-        keys: What the docs quote.
-        facts: Results that do not depend on the machine.
+        arguments: Command-line arguments that set tiny sizes.
+        needs: Module of the reference library. The case is skipped if it is not installed.
+        keys: Names of the values that the docs quote, separated by blanks.
+        facts: Expected values of results that do not depend on the computer.
     """
 
     arguments: str
@@ -44,7 +45,7 @@ CASES = {
         "--rows 30000 --repeats 1",
         needs="faiss",
         keys="seconds seconds_faiss vs_faiss rss_growth_mb",
-        # But for vectors that are equally near to two codes, up to rounding.
+        # Vectors that are equally far from two codes, up to rounding, may get either code.
         facts={
             "same_as_faiss": pytest.approx(1, abs=1e-3),
             "same_as_training": pytest.approx(1, abs=1e-3),
@@ -104,7 +105,7 @@ CASES = {
         keys="targets_per_second_recgrit speedup_vs_t5 speedup_vs_sasrec speedup_vs_sasrec_dense "
         "growth_with_users "
         "growth_with_history peak_rss_mb",
-        # The size that TIGER's authors publish.
+        # The authors of TIGER publish this number of parameters.
         facts={"parameters_t5": pytest.approx(4.6e6, rel=0.05)},
     ),
     "trie_scale": Case(

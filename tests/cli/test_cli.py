@@ -1,4 +1,4 @@
-"""The command line on the small catalogue: what it prints, what it redoes, what it leaves alone."""
+"""Test the command line on the small catalogue: its output, and which stages it runs again."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ STAGES = [
     "evaluate",
     "recommend",
 ]
-# A command runs what its stage needs, and no baselines before the evaluation.
+# Commands of single stages. Only evaluate fits the baselines, because only it needs them.
 COMMANDS = ("prepare", "embed", "tokenize", "train", "evaluate")
 METRICS = ("recall_at_10", "ndcg_at_10")
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file."""
+    """Return size and modification time of every file."""
     return {
         str(path.relative_to(directory)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(directory.rglob("*"))
@@ -78,7 +78,8 @@ def test_the_small_run_learns_the_pattern(tiny_run: FinishedRun) -> None:
 
 def test_progress_goes_to_standard_error_and_nothing_else_does(tiny_run: FinishedRun) -> None:
     lines = tiny_run.result.err.splitlines()
-    # No library's notes, no wrapped or padded lines: each is one message of ours with its time.
+    # Every line is one message of recgrit with its time. Lines of libraries, wrapped lines and
+    # padding would fail.
     assert all(re.match(r"\d\d:\d\d:\d\d \S", line) and line == line.rstrip() for line in lines)
     headings = [line.split()[1:3] for line in lines if "/8] " in line]
     assert headings == [[f"[{i}/8]", f"{stage}:"] for i, stage in enumerate(STAGES, start=1)]
@@ -164,7 +165,7 @@ def test_each_stage_has_a_command(new_config: Callable[..., Path], command: Comm
     for number, stage in enumerate(COMMANDS):
         done = command(stage, config, "--json")
         assert done.code == 0, done.err
-        # The models beside the run's own are fitted when they are to be measured.
+        # The command evaluate first fits the baselines that it measures.
         assert redone(done.json()) == (STAGES[4:7] if stage == "evaluate" else [stage])
         assert done.json()["up_to_date"] == STAGES[:number]
         assert shown[stage] in done.out
@@ -230,7 +231,7 @@ def test_recommend_writes_all_users(
     assert done.json() == {"run": str(tiny_run.directory), "num_rows": 600, "out": str(out)}
     frame = pl.read_parquet(out)
     assert frame["user_id"].n_unique() == 60
-    # The same settings as the run: the same lists as it wrote.
+    # The command has the settings of the run, so it writes the same lists.
     written = tiny_run.directory / "recommendations" / "recommendations.parquet"
     assert frame.drop("score").equals(pl.read_parquet(written).drop("score"))
     assert [path.name for path in out.parent.iterdir()] == ["lists.parquet"]
@@ -409,7 +410,7 @@ def test_help_names_every_command_at_once(run_command: Command) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     for name in ("run", *COMMANDS, "recommend", "inspect"):
         assert re.search(rf"^│ {name} ", done.out, re.MULTILINE)
-    # CPU time: what a busy machine adds to the clock is not ours.
+    # CPU time does not grow when the computer is busy with other processes, unlike elapsed time.
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert used < 0.7
 

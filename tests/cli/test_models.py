@@ -1,4 +1,4 @@
-"""Every built-in model by the command: run, looked at, asked, handed on."""
+"""Test the commands run, inspect, recommend and export with every built-in model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "decoder": TRAINING | SIZES,
     "item_knn": {"num_neighbours": 20},
 }
-# The trie is the model of all other tests.
+# All other tests use the trie model.
 KINDS = [kind for kind in MODELS if kind != "trie"]
 
 
@@ -45,7 +45,7 @@ def made(
     run_command: Command,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Run, Any]:
-    """A finished run of a model, and what the command printed."""
+    """Return a finished run of one model, and the result of the command that made it."""
     kind = request.param
     folder = tmp_path_factory.mktemp(kind)
     sections = {"model": {"kind": kind}}
@@ -117,13 +117,14 @@ def test_its_bundle_recommends_the_same_lists(
     users = ["3", "5", "8"]
     histories = {user: run.history(user)["item_id"].to_list() for user in users}
     bundle = Bundle(folder)
-    # A bundle takes any history for one that its model was not trained with.
+    # The source is "history" because a bundle does not know the users that its model was trained
+    # on.
     found, expected = bundle.recommend_after(histories), run.recommend(users)
     assert set(found["source"]) == {"history"}
     assert set(expected["source"]) == {"model"}
     assert_frame_equal(found.drop("source"), expected.drop("source"), rel_tol=1e-4)
     assert bundle.settings.model == run.model_kind
-    # By the command, for histories that nobody had before.
+    # The command recommends for a user who is not in the run.
     rows = [{"user_id": "me", "item_id": item, "timestamp": 1} for item in ("7", "11")]
     (tmp_path / "h.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lists = tmp_path / "lists.parquet"

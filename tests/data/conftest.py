@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-# user, item, rating, time; user 7 has a tie at 100 whose file order (30, then 10) must survive.
+# Rows of user, item, rating and time. User 7 has two items at time 100. They must keep the order of
+# the file: 30, then 10.
 ROWS = (
     ("7", "30", 4, 100),
     ("9", "10", 5, 50),
@@ -22,7 +23,7 @@ ROWS = (
     ("9", "30", 2, 60),
     ("9", "20", 1, 70),
 )
-# id, title, year, genres
+# Rows of item id, title, year and genres.
 ITEMS = (
     ("10", "Toy Story", 1995, ("Animation", "Comedy")),
     ("20", "Misérables, Les", 1998, ("Drama",)),
@@ -128,7 +129,7 @@ def write_amazon_2014(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def write_amazon_ratings(folder: Path, rows: Sequence[Row]) -> None:
-    """Write the 2014 ratings files, which have no reviews."""
+    """Write the ratings files of 2014, which have no review texts."""
     write_amazon_2014(folder, rows)
     (folder / "reviews_Beauty_5.json.gz").unlink()
     lines = [f"{user},{item},{rating}.0,{time}" for user, item, rating, time in rows]
@@ -239,10 +240,10 @@ def write_dataset(tmp_path: Path) -> Callable[..., Path]:
 class FileServer:
     """A server of one file on 127.0.0.1. The path of a request chooses correct or faulty answers.
 
-    ``/whole/…`` sends the file, ``/cut/…`` half of the requested bytes, ``/cut-once/…`` half at the
-    first request only, ``/stall/…`` half and then nothing. ``/moved/…`` redirects, ``/page/…``
-    sends HTML, ``/changed/…`` sends half of another file each time, and ``/unsized/…`` sends the
-    file without its length. All other paths answer 404.
+    ``/whole/…`` sends the file. ``/cut/…`` sends half of the requested bytes, and ``/cut-once/…``
+    does so only for the first request. ``/stall/…`` sends half and then nothing. ``/changed/…``
+    sends half of another file each time. ``/unsized/…`` sends the file without its length.
+    ``/moved/…`` redirects, and ``/page/…`` sends HTML. All other paths answer 404.
     """
 
     address: str
@@ -253,7 +254,7 @@ class FileServer:
 
 @pytest.fixture
 def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    # This machine's own server, which a proxy would not reach.
+    # Requests to this computer must not go through a proxy, which cannot reach the server.
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     state = FileServer("")
     stop = threading.Event()
@@ -304,7 +305,7 @@ def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
             self.wfile.write(f"MD5 (file) = {state.md5}\n".encode())
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Keep the test output clean."""
+            """Log nothing, so that the output of the tests stays clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,4 +1,4 @@
-"""Columns of items as codes: what is learned, and how later items are read by it."""
+"""Test item attributes: the codes learned from columns, and the codes that later items get."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_later_items_are_read_by_the_same_columns() -> None:
     assert np.array_equal(joined.codes[: len(frame), : found.codes.shape[1]], found.codes)
     assert set(joined.codes[-3][joined.codes[-3] > 0]) == {*found.codes[2, :2], found.codes[1, 2]}
     assert joined.codes[-2][joined.codes[-2] > 0].tolist() == found.unknown_rows
-    # A file without the columns says nothing.
+    # An item from a file without the attribute columns gets unknown values.
     bare = found.joined_with(pl.DataFrame({"item_id": ["x"]}))
     assert bare.codes[-1][bare.codes[-1] > 0].tolist() == found.unknown_rows
 

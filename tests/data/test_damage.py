@@ -1,4 +1,4 @@
-"""Parquet files that hold more than their size can account for."""
+"""Refuse Parquet files that state more rows or values than their size can hold."""
 
 from __future__ import annotations
 

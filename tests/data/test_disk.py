@@ -1,8 +1,8 @@
-"""Full disks and folders without permission, for real: what was there stays, and is valid.
+"""On a full disk or in a folder without permission, old artifacts stay complete and readable.
 
-A small file system in memory stands for the disk where this process may mount one (then it is root,
-who may write anywhere: permission is taken away by giving up the effective user id). Elsewhere the
-tests with it skip, and a limit on the size of files makes the same writes fail.
+The tests mount a small file system in memory as the disk. Only root may mount it, and root may
+write anywhere, so these tests give up the effective user id to lose permission. Without root they
+are skipped, and a limit on the size of files makes the same writes fail.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system of 256 KiB."""
+    """Mount an empty file system of 256 KiB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
@@ -54,7 +54,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Leave so many bytes free."""
+    """Fill the disk until `leave` bytes are free."""
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     (disk / "ballast").write_bytes(b"x" * max(0, free - leave))
 
@@ -73,7 +73,7 @@ def test_a_full_disk_keeps_the_old_artifact(
     assert contents(run) == before
     assert [path.name for path in run.iterdir() if "partial" in path.name] == []
     assert len(Run(run).data.interactions) > 0
-    # With room again, the same command goes through.
+    # The same command succeeds after space was freed.
     (small_disk / "ballast").unlink()
     assert command("prepare", config, *SMALL).code == 0
 
@@ -137,13 +137,13 @@ def test_a_limit_on_files_keeps_the_old_artifact(copied_run: Path) -> None:
 
 @pytest.fixture
 def denied() -> Iterator[Path]:
-    """A folder that this process may read and not write; it is given back its rights at the end."""
+    """Return a folder that this process may read but not write, until the test ends."""
     folder = Path(tempfile.mkdtemp(prefix="recgrit-denied-"))
     folder.chmod(0o755)
     with write_artifact(folder / "data", Origin("prepare", 1, {"old": True})) as writer:
         (writer.path / "rows.txt").write_text("old")
     was_root = os.geteuid() == 0
-    "".encode("idna")  # Imported by whoever opens a socket, and nobody may not read it.
+    "".encode("idna")  # Opening a socket imports this module, which user nobody may not read.
     folder.chmod(0o555)
     if was_root:
         os.seteuid(NOBODY)

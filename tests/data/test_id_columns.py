@@ -1,4 +1,4 @@
-"""Ids are taken as they are written, damage to them is refused, and strangers are noticed."""
+"""Ids are kept unchanged, damaged ids are refused, and ids without a match are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of ids as arguments: nothing in them is altered."""
+"""Ids in lists that are passed as arguments are not altered."""
 
 from __future__ import annotations
 

@@ -42,6 +42,6 @@ def test_repeated_ids_are_named() -> None:
 
 @pytest.mark.parametrize("item_id", ["", "  ", "\t", "\0", "a\0b"])
 def test_ids_without_a_character_are_refused(item_id: str) -> None:
-    """NUL is what polars reads where JSON spells half a surrogate pair."""
+    """Polars reads NUL where JSON has an unpaired surrogate."""
     with pytest.raises(DataError, match="Item ids must be text; 1 are empty"):
         ItemTable(pl.DataFrame({"item_id": ["x", item_id], "title": ["Soap", "y"]}))

@@ -19,7 +19,7 @@ pairs = st.lists(st.tuples(codes, codes), max_size=40)
 def brute_force_core(
     rows: list[tuple[int, int]], per_user: int, per_item: int
 ) -> list[tuple[int, int]]:
-    """One rare user or item at a time, whichever is found first."""
+    """Remove one rare user or item at a time, the first that is found, until none is left."""
     while True:
         users = Counter(row[0] for row in rows)
         items = Counter(row[1] for row in rows)
@@ -63,5 +63,6 @@ def test_it_is_the_fixed_point(
 
 
 def test_it_needs_more_than_one_round() -> None:
-    # Dropping item 2 leaves user 1 with one interaction, which leaves item 1 with one, and so on.
+    # Without item 2, user 1 has one interaction left and is removed, and then so is item 1, and so
+    # on.
     assert find_core([(0, 0), (0, 1), (1, 1), (1, 2)], 2, 2, MemoryStore()) == []

@@ -25,7 +25,10 @@ Sample = tuple[str, list[str], str]
 
 
 def published(rows: list[Row]) -> list[list[Sample]]:
-    """Train, valid and test as the published script makes them: user, history, target."""
+    """Return the samples that MiniOneRec's script makes for train, valid and test.
+
+    A sample is a user, a history and a target.
+    """
     by_user: dict[str, list[Row]] = {}
     for row in rows:
         by_user.setdefault(row[0], []).append(row)
@@ -72,7 +75,7 @@ def test_samples_are_those_of_the_published_script(values: list[Row]) -> None:
                 sequences, split.owners_of(sequences), targets, strict=True
             )
         ] == expected
-    # Trained on: every sample of the first part, each once, and nothing else.
+    # Training has every sample of the first part exactly once, and no others.
     learned = []
     for sequence in range(split.num_sequences):
         own = names(split.train_sequence(sequence))
@@ -119,7 +122,8 @@ def test_every_target_is_evaluated(
     assert report.per_target["user_idx"].n_unique() == report.protocol["num_users"]
     assert done.json()["num_users"] == report.protocol["num_users"]
     assert f"{report.per_target.height} targets of" in done.out
-    # People are recommended to, after all they interacted with; the copies of histories are nobody.
+    # Lists are made for users, from all their interactions. Copies of histories do not count as
+    # users.
     lists = pl.read_parquet(run.directory / "recommendations" / "recommendations.parquet")
     assert set(lists["user_id"]) == set(run.data.interactions.user_ids)
 

@@ -1,4 +1,4 @@
-"""Preparing in any partitions gives one artifact, byte for byte; on disk it takes less memory."""
+"""Any number of partitions gives the same artifact. Partitions on disk need less memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(source: str, path: Path, **values: Any) -> Outcome:
-    """The bytes of all files of the artifact, or the error."""
+    """Return the bytes of all files of the artifact, or the error message."""
     try:
         data = prepare(DataConfig.model_validate({"source": source, "path": path} | values))
     except DataError as error:
@@ -66,7 +66,7 @@ def outcome(source: str, path: Path, **values: Any) -> Outcome:
 def draw_rows(
     *, num: int = 3000, users: int = 150, seed: int = 0
 ) -> list[tuple[str, str, int, int]]:
-    """In no order: duplicates, ties and repeats, rare users and items, ids that are no numbers."""
+    """Draw unsorted rows with duplicates, ties, repeats, rare users and items, and text ids."""
     draw = np.random.default_rng(seed)
     names = draw.permutation(users)
     rows = [
@@ -144,7 +144,7 @@ def test_a_table_in_shards(tmp_path: Path, weight: str | None) -> None:
     rows = pl.DataFrame(
         draw_rows(), schema=["user_id", "item_id", "stars", "timestamp"], orient="row"
     )
-    # Milliseconds: each shard is put in their order before they become seconds.
+    # The times are in milliseconds, because each shard is sorted before its times become seconds.
     rows = rows.with_columns(1000 * pl.col("timestamp") + pl.int_range(pl.len()) * 7919 % 1000)
     for place in range(4):
         rows[place * 800 : (place + 1) * 800].write_parquet(folder / f"{place}.parquet")
@@ -166,7 +166,7 @@ def test_real_files(real_data: Callable[[str], Path]) -> None:
         assert outcome(source, path, partition_users=1000) == in_memory
 
 
-# Times finer than seconds tell duplicates and order rows before they become seconds.
+# Times are compared and sorted in their own unit before they become seconds.
 milliseconds = st.lists(
     st.tuples(
         st.sampled_from("abcdef"),
@@ -235,7 +235,7 @@ def test_any_rows_and_settings(
 def prepare_plainly(
     files: Sequence[Sequence[tuple[Any, ...]]], values: dict[str, Any]
 ) -> list[tuple[Any, ...]]:
-    """User, item, time and rating as plain Python filters and sorts them."""
+    """Filter and sort rows of user, item, time and rating in plain Python."""
     rows = [(user, item, time, rating) for file in files for user, item, rating, time in file]
     events: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     for row in rows:
@@ -372,7 +372,8 @@ def test_damage_that_is_met_late_is_an_error(
         _ = loaded.interactions.frame
 
 
-# Not `resource.getrusage`: a new process begins with what the one that started it has held.
+# The script does not use `resource.getrusage`, because a new process begins with the peak memory of
+# its parent.
 MEASURED = """
 import sys
 from pathlib import Path
@@ -393,7 +394,7 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def many_ratings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Three million rows, each user's spread over the file."""
+    """Write three million rows. The rows of each user are spread over the file."""
     folder = tmp_path_factory.mktemp("many")
     num, draw = 3_000_000, np.random.default_rng(0)
     pl.DataFrame(

@@ -16,7 +16,7 @@ from recgrit.data.splits import SequenceSplit
 from recgrit.errors import ConfigError, DataError
 
 NAME = "movielens-latest-small"
-# A dense core of four users and four items, each pair at its own time.
+# Four users and four items, each pair at its own time, which the k-core filter keeps completely.
 CORE = [(f"u{u}", f"{10 * i}", 1 + (u + i) % 5, 10 * u + i) for u in range(4) for i in range(1, 5)]
 
 
@@ -65,7 +65,7 @@ def test_untitled_items_are_titled_by_their_id(
 ) -> None:
     data = prepare_rows()
     titles = dict(data.items.frame.select("item_id", "title").iter_rows())
-    # 30 has metadata without a title, 40 has none at all.
+    # Item 30 has metadata without a title, and item 40 has no metadata.
     assert titles == {"10": "Toy Story", "20": "Misérables, Les", "30": "30", "40": "40"}
     counted = steps(data, "counted")
     assert counted["items without metadata"] == 1
@@ -270,7 +270,7 @@ def test_items_held_out_are_in_no_training_part(
 def test_a_user_without_history_once_items_are_held_out_is_no_test_user(
     prepare_rows: Callable[..., PreparedData],
 ) -> None:
-    # Three items of each user, one in each period.
+    # Each user has three items, one in each period.
     rows = [
         (f"u{user}", str((7 * user + period) % 20), 3, 1000 * period + user)
         for user in range(40)
@@ -287,7 +287,7 @@ def test_a_user_without_history_once_items_are_held_out_is_no_test_user(
 def test_shuffled_ties_change_nothing_but_their_order(
     prepare_rows: Callable[..., PreparedData],
 ) -> None:
-    # Three items a day for five days; the day's order is the file's.
+    # There are three items a day for five days. Items of one day are in the order of the file.
     rows = [
         (f"u{user}", str(10 * day + item), 3, day)
         for user in range(30)

@@ -42,7 +42,7 @@ def test_leave_one_out_invariants(values: list[tuple[str, str, int]]) -> None:
     assert (split.num_users, split.num_items) == (interactions.num_users, interactions.num_items)
     for user in range(split.num_users):
         sequence = split.full_sequence(user).tolist()
-        # Python's sort is stable: time order, ties as in the file.
+        # Python's sort is stable, so ties stay in the order of the file.
         expected = sorted(
             (row for row in values if row[0] == interactions.user_ids[user]), key=lambda r: r[2]
         )
@@ -56,7 +56,7 @@ def test_leave_one_out_invariants(values: list[tuple[str, str, int]]) -> None:
         assert split.targets("valid", one).tolist() == [sequence[-2]]
         assert split.history(user, "test").tolist() == sequence[:-1]
         assert split.targets("test", one).tolist() == [sequence[-1]]
-        # By position: the same item may well stand in the history too.
+        # The target is checked by position, because the same item may also be in the history.
         for name in ("valid", "test"):
             start, position = split.offsets[user], split.target_positions(name)[user]
             assert position == start + len(split.history(user, name))
@@ -138,7 +138,8 @@ def test_a_temporal_split_by_hand() -> None:
         *[("b", item, time) for item, time in zip("uvw", (2, 3, 4), strict=True)],
         *[("c", item, time) for item, time in zip("wxy", (5, 6, 7), strict=True)],
     ]
-    split = split_temporally(values, 0.2, 0.2)  # From 6 and from 8.
+    # Validation starts at time 6, and the test at time 8.
+    split = split_temporally(values, 0.2, 0.2)
     assert [split.train_sequence(user).tolist() for user in range(3)] == [[0, 1], [0, 1, 2], [2]]
     assert split.target_users("valid").tolist() == [2]
     assert split.target_users("test").tolist() == [0]

@@ -1,4 +1,4 @@
-"""Times as people write them: one reading, or a question; nothing finer than a second is lost."""
+"""Test time formats. An ambiguous one is refused, and fractions of a second order rows."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_a_format_that_does_not_fit() -> None:
         read(["2011"], time_format="%p")
 
 
-# Through prepare.
+# The tests below read times by `prepare`.
 
 
 def write_log(folder: Path, name: str, times: Sequence[Any], items: str = "") -> None:

@@ -61,7 +61,7 @@ def test_a_later_run_goes_on_too(server: Any, target: Path) -> None:
     before = (target.parent / "data.zip.partial").stat().st_size
     assert 0 < before < len(CONTENT)
     server.requests.clear()
-    # The same address, which works by now.
+    # The later request to the same address succeeds.
     note = target.parent / "data.zip.partial.json"
     note.write_text(note.read_text().replace("/stall/", "/whole/"))
     fetch_file([f"{server.address}/whole/data.zip"], target)
@@ -72,7 +72,7 @@ def test_a_later_run_goes_on_too(server: Any, target: Path) -> None:
 def test_a_file_that_changed_meanwhile_starts_anew(server: Any, target: Path) -> None:
     with pytest.raises(DataError):
         fetch_file([f"{server.address}/changed/data.zip"], target)
-    # It never came whole, and no mixture of two files was taken for one.
+    # The download never completed, and parts of two files were not joined.
     assert not target.exists()
 
 
@@ -89,7 +89,8 @@ def test_bad_answers_are_told_and_lead_to_the_mirror(
     server: Any, target: Path, way: str, reason: str
 ) -> None:
     bad = f"{server.address}/{way}/data.zip"
-    server.content = CONTENT if way != "cut" else b"P"  # Half of one byte is none: no progress.
+    # Half of one byte is no byte, so there is no progress.
+    server.content = CONTENT if way != "cut" else b"P"
     with pytest.raises(DataError, match=reason) as caught:
         fetch_file([bad], target)
     assert f"Download {bad} in a browser and save it as {target}" in str(caught.value)
@@ -143,7 +144,7 @@ def test_the_proxy_of_the_environment_is_asked(
     monkeypatch.setenv("HTTP_PROXY", file_server.address)
     fetch_file(["http://files.example/whole/data.zip"], target)
     assert target.read_bytes() == CONTENT
-    # A proxy is asked for the whole address.
+    # A request to a proxy names the whole address.
     assert file_server.requests == [("http://files.example/whole/data.zip", None)]
 
 
@@ -166,7 +167,7 @@ def test_a_damaged_record_is_told_before_anything_is_fetched(
 def test_a_mirror_does_not_vouch_for_itself(
     server: Any, target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server, as a mirror, has the checksum of what it gives; the official one has another."""
+    """The checksum that a mirror publishes is not requested, because it proves nothing."""
     server.md5 = hashlib.md5(CONTENT).hexdigest()
     mirror = f"{server.address}/whole/data.zip"
     fetch_file(["http://127.0.0.1:9/data.zip", mirror], target, publishes_md5=True)
@@ -194,7 +195,7 @@ def test_the_official_checksum_is_held_against_a_mirror(server: Any, target: Pat
 def test_https_is_not_given_up_for_http(
     target: Path, monkeypatch: pytest.MonkeyPatch, publishes_md5: bool
 ) -> None:
-    """Neither for the file nor for its checksum; from https to https is fine."""
+    """Redirects from https to http are refused for file and checksum; those to https are not."""
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Users whom the filters leave out keep what they had of the items that were kept."""
+"""Users whom the filters remove keep their interactions with the items that remain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ ITEMS = ["a", "b", "c", "d"]
 
 
 def write_log(folder: Path) -> Path:
-    """Six users who took all four items; one of two known ones, one of a rare one, one of none."""
+    """Write a log of six users with all four items and three users with too few interactions.
+
+    User "few" has two known items and a rare one, "odd" has only a rare item, and "low" has one
+    known item with a low rating.
+    """
     rows = [(f"u{user}", item, 10 * t) for user in range(6) for t, item in enumerate(ITEMS)]
     rows += [("few", "c", 900), ("few", "rare", 500), ("few", "a", 100), ("odd", "rare", 7)]
     rows += [("low", "a", 40)]

@@ -17,7 +17,7 @@ def encode_cached(texts, encoder, cache_dir, shard_texts=8192):
 
 
 class CountingEncoder:
-    """Vectors of text lengths, and how often they were asked for."""
+    """An encoder whose vectors hold the lengths of the texts. It counts its calls."""
 
     name = "counting"
 
@@ -63,7 +63,7 @@ def test_another_encoder_has_its_own_entry(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "empty", "rows", "nan", "dtype", "zip", "bit"])
 def test_damaged_files_are_made_anew(tmp_path, damage, caplog):
     encoder = CountingEncoder()
-    # Copied, or they would change with the file.
+    # The array is copied, because it would otherwise change with the mapped file.
     vectors = np.array(encode_cached(["ab", "c"], encoder, tmp_path))
     (path,) = tmp_path.glob("*.npy")
     if damage == "truncated":
@@ -126,7 +126,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, caplog):
 
 
 def test_a_killed_encoding_leaves_whole_shards(tmp_path):
-    """Killed while it writes: what is there counts, what is half there does not."""
+    """After a kill during a write, finished shards are used and half a shard is not."""
     script = f"""
 import os, signal, sys
 import numpy as np

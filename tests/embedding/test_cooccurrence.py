@@ -8,7 +8,7 @@ from recgrit.embedding.cooccurrence import build_cooccurrence_vectors, count_pai
 
 
 def make_split(sequences, num_items, targets=True):
-    """Leave-one-out split: the last two items of each sequence are targets."""
+    """Build a leave-one-out split. The last two items of each sequence are targets."""
     offsets = np.cumsum([0, *map(len, sequences)])
     ends = offsets[1:]
     none = np.full(len(sequences), -1)
@@ -23,7 +23,7 @@ def make_split(sequences, num_items, targets=True):
 
 
 def two_clusters(seed=0, num_users=200):
-    """Users stay within items 0-19 or 20-39, save for one step in ten."""
+    """Draw users who interact with items 0-19 or with items 20-39, except for one step in ten."""
     rng = np.random.default_rng(seed)
     sequences = []
     for user in range(num_users):
@@ -41,14 +41,14 @@ def test_pairs_are_counted_within_the_window_and_the_user():
         [0, 1, 0, 0, 0],
         [0, 0, 0, 0, 0],
     ]
-    # Distance 2 adds the pairs (0, 2) and (1, 0); distance 3 only the item 0 beside itself.
+    # Distance 2 adds the pairs (0, 2) and (1, 0). Distance 3 adds only item 0 with itself.
     wide = count_pairs(split, window=9).toarray()
     assert wide[0, 2] == wide[2, 0] == wide[0, 1] == wide[1, 0] == 2
     assert wide.trace() == 0
 
 
 def test_positive_pmi_of_a_case_to_do_by_hand():
-    # Pairs: 0-1 three times, 0-2 once. Item counts 4, 3, 1.
+    # The pair 0-1 occurs three times and 0-2 once. The items occur in 4, 3 and 1 pairs.
     split = make_split([[0, 1], [0, 1], [0, 1], [0, 2]], num_items=3, targets=False)
     contexts = np.array([4, 3, 1]) ** 0.75
     total = contexts.sum()

@@ -1,4 +1,4 @@
-"""The contract of all encoders, run for each of them, and what each does beyond it."""
+"""The contract tests that every encoder must pass, and tests of single encoders."""
 
 import importlib.util
 import logging
@@ -32,7 +32,7 @@ TEXTS = [
 
 
 class EncoderContract:
-    """A new encoder passes these by giving `make_encoder`."""
+    """Tests of the encoder contract. A subclass defines `make_encoder`."""
 
     @staticmethod
     def make_encoder():
@@ -197,7 +197,7 @@ class TestMiniLM(EncoderContract):
 
 @pytest.fixture(scope="module")
 def tiny_bert(tmp_path_factory):
-    """A sentence encoder of one narrow layer with random weights, and a vocabulary of words."""
+    """Write a sentence encoder with one narrow layer, random weights and a vocabulary of words."""
     pytest.importorskip("model2vec.distill")
     return write_text_encoder(tmp_path_factory.mktemp("models") / "tiny", TEXTS)
 

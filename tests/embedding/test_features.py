@@ -56,7 +56,7 @@ def test_leading_components_are_those_of_the_singular_values():
     centred = text.vectors - text.vectors.mean(axis=0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     expected = left[:, :4] * values[:4] / np.sqrt((values[:4] ** 2).sum() / 80)
-    # Components have no sign of their own: compare how items lie to one another.
+    # The sign of a component is arbitrary, so products between items are compared.
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
 
 
@@ -146,7 +146,7 @@ def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
     text = make_embeddings((60, 20), scale=30, shift=100)
     rng = np.random.default_rng(1)
     taken = normalize_rows(rng.normal(size=(60, 5)))
-    taken[[4, 9]] = 0  # nobody took these two
+    taken[[4, 9]] = 0  # Nobody interacted with these two items.
     cooccurrence = Embeddings(taken, encoder="cooccurrence", normalized=True)
     fitted = fit_features(text, cooccurrence, text_dim=text_dim, cooccurrence_weight=0.5)
     fitted.transform.save(tmp_path / "transform.safetensors")
@@ -170,7 +170,7 @@ def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
 
 
 def test_components_of_vectors_that_memory_does_not_hold(monkeypatch):
-    """Chunk by chunk, up to rounding what all at once gives."""
+    """Components computed chunk by chunk equal those computed at once, up to rounding."""
     from recgrit.embedding import features
 
     rng = np.random.default_rng(0)
@@ -222,7 +222,8 @@ def test_a_block_is_centred_has_the_norm_of_its_weight_and_stands_where_its_name
 
 def test_an_item_without_a_vector_gets_the_mean_or_that_of_the_items_most_like_it():
     text = make_embeddings((60, 8))
-    text.vectors[:12] = text.vectors[0]  # twelve of one text, of which the first has no picture
+    # Twelve items have the same text, and the first has no picture.
+    text.vectors[:12] = text.vectors[0]
     by_mean = fit_features(
         text, None, blocks={"image": make_block((60, 5), missing="mean", lacking=[0])}
     )
@@ -284,7 +285,7 @@ def test_marks_of_another_catalogue_are_refused(tmp_path):
 
 @pytest.mark.parametrize("text_dim", [None, 64])
 def test_fewer_items_than_dimensions_keep_all_distances_in_what_they_span(text_dim):
-    """Nothing afterwards works in 4,096 dimensions of which 40 items use 39."""
+    """Features of 40 items have 39 dimensions, so later steps do not compute in all 4,096."""
     text = make_embeddings((40, 4096), scale=3, shift=5)
     fitted = fit_features(text, None, text_dim=text_dim)
     found = fitted.embeddings.vectors

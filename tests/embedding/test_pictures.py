@@ -1,4 +1,4 @@
-"""Pictures of items, from files and from the web."""
+"""Test pictures of items, from files and from the web."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PictureEncoder:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """A folder of pictures, one of which is broken."""
+    """Return a folder of pictures, one of which is broken."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for place, colour in enumerate(["red", "blue", "green"]):
@@ -47,7 +47,7 @@ def shop(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def web(shop: Path) -> Iterator[tuple[str, list[str]]]:
-    """The folder as a server has it, and what was asked of it."""
+    """Serve the folder over HTTP. Return the address and the list of requested paths."""
     asked: list[str] = []
 
     class Handler(SimpleHTTPRequestHandler):

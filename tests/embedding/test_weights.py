@@ -15,7 +15,7 @@ OTHER_MODEL = "some-people/some-model"
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
-    """An empty hub cache, and a hub at a port where nobody listens."""
+    """Set up an empty hub cache, and a hub address where no server listens."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -122,7 +122,7 @@ def test_the_offline_switch_is_obeyed(monkeypatch):
 
 def test_an_unroutable_hub_is_named(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://10.255.255.1")
-    # Which of the two messages it is hangs on the network the test runs in.
+    # The message depends on the network in which the test runs.
     with pytest.raises(EncoderError, match=r"10\.255\.255\.1 (cannot be used|failed)"):
         find_weights(OTHER_MODEL)
 

@@ -1,4 +1,4 @@
-"""Words of item texts, and which items share the rare ones."""
+"""Test words of item texts, and the items that share rare words."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ TEXTS = ["red lip balm", "blue lip balm", "red nail polish", "Glossy GLOSSY poli
 
 @pytest.fixture(scope="module")
 def catalogue():
-    """A hundred texts of words that are as uneven as those of titles."""
+    """Return terms of a hundred texts whose word frequencies are as uneven as those of titles."""
     rng = np.random.default_rng(0)
     names = np.array([f"word{number}" for number in range(60)])
     shares = 1 / np.arange(1, 61)
@@ -77,7 +77,7 @@ def test_the_same_words_are_the_largest_cosines(catalogue, monkeypatch, pairs_at
 
 
 def test_the_most_frequent_words_go_where_pairs_are_too_many(catalogue, monkeypatch, caplog):
-    """A word that everything has says nothing, and makes pairs of everything."""
+    """A word of almost every item would make too many pairs and says little about similarity."""
     everything = np.arange(100)
     frequencies = np.bincount(catalogue.indices, minlength=catalogue.shape[1])
     monkeypatch.setattr(module, "MAX_PAIRS", int(np.sum(np.sort(frequencies)[:-1] ** 2)))

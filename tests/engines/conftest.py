@@ -1,4 +1,4 @@
-"""A Ray cluster of two workers, as a user may have one running, shared by the tests."""
+"""Fixtures of a Ray cluster with two workers, which the tests share."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ def cluster() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # Sockets in it need a short path.
+    # The path is short because it contains sockets.
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     log = Path(folder) / "start.log"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     options = {
         "port": port,
         "node-ip-address": "127.0.0.1",
         "num-cpus": 2,
-        "num-gpus": 1,  # Ray takes our word for it.
+        "num-gpus": 1,  # Ray does not check that there is a GPU.
         "object-store-memory": OBJECT_STORE_BYTES,
         "include-dashboard": "false",
         "temp-dir": folder,
@@ -59,7 +60,7 @@ def cluster() -> Iterator[str]:
             time.sleep(0.2)
         yield address
     finally:
-        # With all that it started; it takes half a minute to stop by itself.
+        # Kill the whole process group, because a normal stop takes half a minute.
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What a launcher left in the environment is checked, and a fault of it named."""
+"""The environment variables of a launcher are checked, and errors name the variable."""
 
 from __future__ import annotations
 

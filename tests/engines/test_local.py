@@ -1,4 +1,4 @@
-"""One process: the reference of what engines do."""
+"""Test the engine of one process, with which the other engines are compared."""
 
 from recgrit.engines.local import LocalEngine
 

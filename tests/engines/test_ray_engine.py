@@ -1,4 +1,4 @@
-"""A real cluster of two workers: same results as one process, whatever dies on the way."""
+"""A real cluster of two workers gives the results of one process, even if processes die."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def read(shards):
     return ",".join(path.read_text() for path in shards.paths())
 
 
-# Builders are made by functions: so they travel by value, the workers know nothing of this module.
+# Functions make the builders, so Ray sends them by value. The workers cannot import this module.
 def build_writer(died=None, poison=None, started=None):
     def build():
 
@@ -77,7 +77,7 @@ def test_workers_share_a_gpu(cluster, ray_engine, shards, tmp_path):
             (started / str(os.getpid())).write_text("")
             deadline = time.monotonic() + 60
             while len(list(started.iterdir())) < 2 and time.monotonic() < deadline:
-                time.sleep(0.1)  # Until both have one.
+                time.sleep(0.1)  # Wait until both workers have a shard.
             path.write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.getpid()}")
 
         return write
@@ -91,7 +91,7 @@ def test_workers_share_a_gpu(cluster, ray_engine, shards, tmp_path):
 
 
 class LengthEncoder:
-    """Vectors of text lengths."""
+    """An encoder whose vectors hold the lengths of the texts."""
 
     name, fingerprint = "lengths", "one"
 
@@ -151,7 +151,7 @@ def test_a_shard_that_kills_every_worker_is_given_up(ray_engine, shards):
 def test_a_full_object_store_is_no_hindrance(ray_engine, shards):
     import ray
 
-    held = [ray.put(np.ones(2**20)) for _ in range(12)]  # 96 MiB into 80.
+    held = [ray.put(np.ones(2**20)) for _ in range(12)]  # This puts 96 MiB into a store of 80 MiB.
     try:
         ray_engine.map_shards(build_writer(), shards)
     finally:
@@ -189,7 +189,7 @@ def test_a_killed_driver_can_be_started_again(ray_engine, cluster, shards):
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    time.sleep(1)  # Its workers go with it.
+    time.sleep(1)  # Wait until the workers of the driver have ended.
     done = [number for number in range(6) if shards.is_done(number)]
     assert 2 <= len(done) < 6
     before = {number: shards.path(number).stat().st_mtime_ns for number in done}
@@ -215,7 +215,7 @@ def test_a_run_on_ray_equals_a_local_one(new_config, cluster, tmp_path):
 
 
 def test_processes_are_started_again_when_one_is_killed(cluster, ray_engine, tmp_path):
-    """What a process finished before is not lost: training has its checkpoints."""
+    """The processes start again together. Training then resumes from its checkpoint."""
 
     def work(report):
         import os
@@ -239,7 +239,7 @@ def test_processes_are_started_again_when_one_is_killed(cluster, ray_engine, tmp
     with start_engine(config) as engine:
         found = engine.run_on_processes(work, reported.append, tmp_path)
     assert (tmp_path / "died").exists()
-    # What process 0 returns and reports, in this process and once.
+    # Only the result and the reports of process 0 arrive in this process, each once.
     assert found == {"process": 0, "total": 3}
     assert reported == [(0, 1), (0, 2)]
     assert [(tmp_path / f"process-{number}").read_text() for number in (0, 1)] == ["3", "3"]
@@ -283,7 +283,7 @@ def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
 
 
 def test_a_user_s_mistake_is_told_in_his_words(cluster, ray_engine, tmp_path):
-    """Not as a death of a worker that is to be started again."""
+    """A user's error keeps its own message, and the process is not started again."""
     lives = tmp_path / "lives"
 
     def work(report):

@@ -1,4 +1,4 @@
-"""What every engine stands on: shards that are there once, whole, or not at all."""
+"""Test the shards that every engine uses: a shard is complete or missing, and is made once."""
 
 import json
 import signal
@@ -137,7 +137,7 @@ def test_a_killed_process_leaves_whole_shards_only(shards):
 
 
 def test_a_shard_that_kills_its_workers_is_given_up(shards):
-    """Another engine may start a worker again for ever."""
+    """A shard is given up after some tries, because an engine may restart workers forever."""
     from recgrit.engines.shards import ShardWorker
 
     shards.find_pending()
@@ -146,7 +146,7 @@ def test_a_shard_that_kills_its_workers_is_given_up(shards):
     outcome = ShardWorker(lambda: write_rows, shards).work(1)
     assert f"died {MAX_ATTEMPTS} times" in outcome.error
     assert not outcome.is_fatal
-    # Whoever runs it anew may have mended it.
+    # A new call tries the shard again, because the cause may have been removed.
     assert shards.find_pending() == [0, 1, 2, 3]
     assert not ShardWorker(lambda: write_rows, shards).work(1).error
 

@@ -1,4 +1,4 @@
-"""Two processes that torchrun starts, with gloo: one goes through the stages, the other helps."""
+"""Test two processes that torchrun starts, with gloo. One runs the stages and the other helps."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from recgrit.pipeline import run_experiment
 
 
 def torchrun(*arguments, timeout=120, **options):
-    """What two processes print."""
+    """Run two processes by torchrun, and return their output."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     return subprocess.run(
@@ -29,7 +29,7 @@ def torchrun(*arguments, timeout=120, **options):
 
 @pytest.fixture
 def config_path(new_config, tmp_path):
-    """Nothing drawn at random that would differ between one process and two."""
+    """Write a config without dropout, because two processes would draw other numbers than one."""
     retriever = {"dropout": 0.0, "node_dropout": 0.0}
     engine = {"shard_texts": 16, "shard_items": 16, "shard_users": 16}
     return new_config(run={"dir": str(tmp_path / "two")}, retriever=retriever, engine=engine)
@@ -38,7 +38,7 @@ def config_path(new_config, tmp_path):
 def test_two_processes_give_the_results_of_one(config_path, tmp_path):
     done = torchrun("-m", "recgrit", "run", config_path, "--json")
     assert done.returncode == 0, done.stderr
-    # Told once, by the process that went through the stages.
+    # Only the process that ran the stages prints the result.
     assert done.stdout.count('"peak_rss_mb"') == 1
     two = json.loads(done.stdout.strip().splitlines()[-1])
     assert done.stderr.count("[4/8] train") == 1

@@ -45,13 +45,13 @@ def test_a_million_users_need_little_memory() -> None:
     bootstrap_intervals(ranks, values, 1000, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # One resample of a million indices in int64 alone would be 8 MB, a thousand 8 GB.
+    # One resample of a million indices in int64 would need 8 MB, and a thousand would need 8 GB.
     assert peak < 64e6
 
 
 def test_users_are_drawn_with_all_their_targets() -> None:
     rng = np.random.default_rng(0)
-    # Whoever is hit is hit always: as much information as there are users, not targets.
+    # A user's targets are all hits or all misses, so 400 users give 400 independent values.
     hit = rng.random(400) < 0.3
     ranks, owners = np.repeat(hit, 25).astype(np.int32), np.repeat(np.arange(400), 25)
     metrics = {"recall": ranks.astype(np.float64)}

@@ -75,7 +75,8 @@ def test_lists_score_as_they_do_at_home(
 ) -> None:
     run = Run(tiny_run.directory)
     targets = run.report("test").per_target
-    # One right item for those that were hit, at the rank where it was, others before it.
+    # Each list has its target at the rank of the run's report, behind other items. If the run
+    # missed the target, the list does not contain it.
     ids = run.data.interactions
     rows = []
     found = targets.select("user_idx", "item_idx", "rank")
@@ -94,7 +95,7 @@ def test_lists_score_as_they_do_at_home(
     assert done.json()["metrics"] == pytest.approx(run.report("test").metrics())
     kept = EvaluationReport.load(tmp_path / "kept")
     assert kept.metrics() == done.json()["metrics"]
-    # Nobody here knows how they were found.
+    # The file does not say by which search its lists were found.
     assert kept.protocol["search"] == "lists from theirs.csv"
 
 
@@ -114,7 +115,7 @@ def test_named_lists_are_read_back(
     data: PreparedData, tmp_path: Path, several_targets: bool
 ) -> None:
     split, ids = data.split, data.interactions
-    if several_targets:  # Each sequence stands for one of its owner's targets.
+    if several_targets:  # Each sequence belongs to one target of its owner.
         split = replace(split, owners=np.arange(split.num_sequences) // 2)
     lists = Recommendations(
         users=split.target_users("test")[[1, 4]],

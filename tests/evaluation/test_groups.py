@@ -1,4 +1,4 @@
-"""Groups of test targets by what is known of users."""
+"""Test groups of test targets by what is known about their users."""
 
 from __future__ import annotations
 

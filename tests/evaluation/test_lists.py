@@ -1,4 +1,4 @@
-"""Reach, novelty and evenness of lists, as RecTools and the definitions have them."""
+"""Compare reach, novelty and evenness of lists with RecTools and with their definitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recgrit.evaluation.lists import (
 from recgrit.evaluation.metrics import popularity_ranks, ranks_of_targets, serendipity_at_k
 
 NUM_USERS, NUM_ITEMS, LENGTH = 30, 25, 5
-# Of `draw_case`; coverage of its first six lists.
+# Results of RecTools 0.19.0 for `draw_case`. The coverage is that of its first six lists.
 RECTOOLS = {
     "novelty": 2.214074036942209,
     "popularity": 9.08,
@@ -29,7 +29,11 @@ RECTOOLS = {
 
 
 def draw_case() -> tuple[np.ndarray, np.ndarray]:
-    """Lists int32 [U, K], some of them short; and taken, bool [U, N], skewed and with gaps."""
+    """Draw lists, int32 [U, K], and training interactions, bool [U, N].
+
+    U is the number of users, K the list length and N the number of items. Some lists are short.
+    Popularity is uneven, and some items have no interactions.
+    """
     generator = np.random.default_rng(7)
     taken = generator.random((NUM_USERS, NUM_ITEMS)) < np.linspace(0.6, 0.0, NUM_ITEMS)
     lists = np.stack([generator.permutation(NUM_ITEMS)[:LENGTH] for _ in range(NUM_USERS)])
@@ -39,14 +43,14 @@ def draw_case() -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_targets(lists: np.ndarray) -> np.ndarray:
-    """The item that each user took next, int32 [U]: in the list for most."""
+    """Draw each user's next item, int32 [U]. It is in the lists of most users."""
     generator = np.random.default_rng(8)
     listed = lists[np.arange(NUM_USERS), generator.integers(0, LENGTH, NUM_USERS)]
     return np.where(listed != NO_ITEM, listed, 0).astype(np.int32)
 
 
 def test_agreement_with_what_rectools_gave() -> None:
-    """Numbers of RecTools 0.19.0 for `draw_case`; the next test asks it again where it is there."""
+    """The results equal recorded ones of RecTools, so this test does not need RecTools."""
     lists, taken = draw_case()
     takers, users = taken.sum(axis=0), int(taken.any(axis=1).sum())
     assert mean_self_information(lists, takers, users).mean() == pytest.approx(RECTOOLS["novelty"])
@@ -68,7 +72,7 @@ def test_agreement_with_rectools() -> None:
     users, items = np.nonzero(taken)
     before = pd.DataFrame({"user_id": users, "item_id": items})
     first = listed[listed["user_id"] < 6]
-    # Short lists it divides by their own length.
+    # RecTools divides by the length of each list, so short lists are left out.
     full = listed[listed.groupby("user_id")["item_id"].transform("size") == LENGTH]
     targets = pd.DataFrame({"user_id": range(NUM_USERS), "item_id": draw_targets(lists)})
     found = {

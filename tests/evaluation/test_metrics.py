@@ -17,7 +17,7 @@ from recgrit.evaluation.metrics import (
 
 @st.composite
 def lists_and_targets(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Duplicate-free lists padded at their end, and targets that may or may not be in them."""
+    """Draw lists without duplicates, some padded, and targets that may be missing from them."""
     num_items, length = draw(st.integers(2, 30)), draw(st.integers(1, 12))
     rows = draw(
         st.lists(
@@ -83,7 +83,7 @@ def test_metrics_stay_in_range_and_grow_with_k(metric, ranks, k) -> None:  # typ
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unsafe cast")
 def test_agreement_with_ranx() -> None:
-    # ranx compiles its metrics at the first call, half a minute; so all lists go through one call.
+    # ranx compiles its metrics at the first call, which takes half a minute, so it is called once.
     from ranx import Qrels, Run, evaluate
 
     cases: list[tuple[np.ndarray, np.ndarray]] = []
@@ -99,7 +99,7 @@ def test_agreement_with_ranx() -> None:
     for number, (row, target) in enumerate(rows):
         filled = row[row != NO_ITEM]
         if not len(filled):
-            continue  # ranx cannot hold an empty list
+            continue  # ranx does not accept an empty list.
         user = f"u{number:05d}"
         qrels[user] = {str(target): 1}
         run[user] = {str(item): float(len(row) - i) for i, item in enumerate(filled)}

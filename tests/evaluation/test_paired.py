@@ -20,7 +20,7 @@ def test_one_seed_is_the_paired_t_test() -> None:
 
 @pytest.mark.parametrize(("seed_effect", "user_effect"), [(0.1, 0.0), (0.0, 1.0), (0.05, 0.5)])
 def test_intervals_cover_the_truth(seed_effect: float, user_effect: float) -> None:
-    """Seeds and users both drawn anew: about 95% of the intervals hold the true difference."""
+    """About 95% of the intervals contain the true difference if seeds and users are drawn anew."""
     draw = np.random.default_rng(1)
     covered = 0
     for _ in range(400):
@@ -51,10 +51,10 @@ def test_unpaired_values_are_refused() -> None:
 
 
 def draw_targets(draw: np.random.Generator, num_users: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whose each target is, from one to eight a user, and values that users share in part."""
+    """Draw the owner and the value of each target. A user has one to eight targets."""
     num_targets = draw.integers(1, 9, num_users)
     owners = np.repeat(np.arange(num_users), num_targets)
-    # Users with many targets fare better: their number matters to a mean over targets.
+    # Users with many targets have higher values, so the number of targets affects the mean.
     by_user = draw.normal(size=num_users) + 0.1 * num_targets
     return owners, by_user[owners] + draw.normal(size=len(owners))
 
@@ -68,7 +68,7 @@ def test_one_target_a_user_changes_no_digit() -> None:
 
 
 def test_users_are_drawn_with_all_their_targets() -> None:
-    """The oracle: users drawn with replacement, one by one, and the mean over their targets."""
+    """The interval equals that of a bootstrap which draws users with all their targets."""
     draw = np.random.default_rng(4)
     owners, values = draw_targets(draw, 150)
     targets_of = [np.flatnonzero(owners == user) for user in range(150)]
@@ -81,7 +81,7 @@ def test_users_are_drawn_with_all_their_targets() -> None:
     assert found.mean == pytest.approx(values.mean())
     assert error == pytest.approx(np.std(means), rel=0.05)
     assert found.num_users == 150
-    # As if every target were a user of its own: far too sure.
+    # An interval that treats every target as a user of its own is too narrow.
     alone = mean_over_seeds(values[None])
     assert alone.high - alone.low < 0.7 * (found.high - found.low)
 

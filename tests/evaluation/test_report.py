@@ -21,7 +21,10 @@ from recgrit.evaluation.report import EvaluationReport, evaluate_recommendations
 
 @pytest.fixture
 def split() -> SequenceSplit:
-    """Three users with targets (valid 1, 5, 8; test 2, 0, 9) and one, of two items, without."""
+    """Build a split of four users. User 2 has two items and no targets.
+
+    Users 0, 1 and 3 have the validation targets 1, 5 and 8, and the test targets 2, 0 and 9.
+    """
     return SequenceSplit(
         items=np.array([0, 1, 2, 3, 4, 5, 0, 6, 7, 7, 8, 9], dtype=np.int32),
         offsets=np.array([0, 3, 7, 9, 12]),
@@ -50,7 +53,7 @@ def evaluate(recommendations: Recommendations, split: SequenceSplit, **changes) 
 
 
 def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
-    # User 3 is listed before user 0, user 1 has no list, user 2 has one but no target.
+    # User 3 is listed before user 0, user 1 has no list, and user 2 has a list but no target.
     report = evaluate(lists([3, 0, 2], [[1, 9, 2], [2, 1, 0], [5, 6, 7]]), split)
     assert report.per_target.to_dict(as_series=False) == {
         "user_idx": [0, 1, 3],
@@ -67,7 +70,8 @@ def test_ranks_means_and_missing_lists(split: SequenceSplit) -> None:
             "ndcg_at_3": (1 + 1 / math.log2(3)) / 3,
             "mrr_at_1": 1 / 3,
             "mrr_at_3": 1.5 / 3,
-            # Two hits that training lacks: 10 and 9 places of 10 ahead of it.
+            # Both hits are missing from training, so their popularity rank is 11. Their ranks are 1
+            # and 2, so they are 10 and 9 of 10 places ahead of it.
             "serendipity_at_1": 1.0 / 3,
             "serendipity_at_3": (1.0 + 0.9) / 3 / 3,
         }
@@ -106,7 +110,7 @@ def test_a_sample_of_users(split: SequenceSplit) -> None:
 
 
 def test_a_target_says_whose_it_is_and_where_it_stands() -> None:
-    """One user with a sequence of training and two copies that end with a target each."""
+    """One user has a training sequence and two copies of it, each of which ends with a target."""
     split = SequenceSplit(
         items=np.array([0, 1, 2, 1, 2, 1, 2, 3], dtype=np.int32),
         offsets=np.array([0, 3, 5, 8]),
@@ -248,7 +252,7 @@ def test_the_report_of_some_targets_is_that_of_their_lists(split: SequenceSplit)
 
 
 def test_targets_that_stand_in_the_history_are_told(split: SequenceSplit) -> None:
-    # Of user 1 alone the test target would be a repeat.
+    # Only the test target of user 1 repeats an item of its history.
     items = split.items.copy()
     items[3] = items[6]
     split = dataclasses.replace(split, items=items)

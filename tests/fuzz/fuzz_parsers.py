@@ -45,7 +45,7 @@ with atheris.instrument_imports(include=["recgrit"]):
 import polars as pl
 
 LARGEST = 65_536
-# What ends a field, a line or a text somewhere, and what has been seen to break parsers.
+# Text that ends a field, a line or a text in some format, or that once broke a parser.
 WORDS = (
     "\\x00", "\\x0d\\x0a", "\\x0a\\x0a", "\\x09", "::", "|", "\\x22", "'", "\\\\", "{}", "[[",
     "null", "NaN", "-1", "1e999", "9223372036854775808", "\\xff\\xfe", "\\xef\\xbb\\xbf",

@@ -1,4 +1,4 @@
-"""Some seconds of coverage-guided fuzzing; for longer, run `fuzz_parsers.py` by hand."""
+"""Fuzz the parsers with coverage guidance for some seconds. `fuzz_parsers.py` runs for longer."""
 
 from __future__ import annotations
 

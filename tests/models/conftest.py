@@ -1,4 +1,4 @@
-"""Register the contract of models, so pytest explains its failed asserts."""
+"""Register the contract of models, so that pytest explains its failed assertions."""
 
 import pytest
 

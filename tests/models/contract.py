@@ -24,7 +24,7 @@ from recgrit.models.registry import find_model
 from recgrit.ranking import recommend_items
 from tests.small_models import build_inputs
 
-# A cycle of 30 items; 30 more are in the catalogue and nobody interacts with them.
+# Sequences are parts of a cycle of 30 items. The catalogue has 30 more, without interactions.
 NUM_ITEMS, NUM_TAKEN = 60, 30
 SIZES = (4, 4, 4)
 TINY_TRAINING = {
@@ -218,7 +218,7 @@ class ModelContract:
     def test_the_same_seed_gives_the_same_model(
         self, fitted: Fitted[Any], fit: Callable[..., Fitted[Any]], split: SequenceSplit
     ) -> None:
-        torch.rand(7)  # Whatever else was drawn before.
+        torch.rand(7)  # Earlier draws of the process must not change the result.
         first, again = (self.rank(found.model, split) for found in (fitted, fit(split)))
         assert_array_equal(again.items, first.items)
         assert_array_equal(again.scores, first.scores)
@@ -244,7 +244,8 @@ class ModelContract:
 
     def test_its_settings_are_validated(self, model: type[Model]) -> None:
         assert issubclass(model.settings_class, Config)
-        model.settings_class()  # Every setting has a default.
+        # The settings can be built without arguments only if every setting has a default.
+        model.settings_class()
         with pytest.raises(ValidationError, match="no_such_setting"):
             model.settings_class.model_validate(self.settings | {"no_such_setting": 1})
 

@@ -1,4 +1,4 @@
-"""The contract of every model there is."""
+"""Run the contract tests of every built-in model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestItemKNN(ModelContract):
 
 
 class TestPopularity(ModelContract):
-    """It learns which items occur at all."""
+    """Popularity only learns which items occur in training, so its recall is low."""
 
     kind = "popularity"
     least_recall = 0.3

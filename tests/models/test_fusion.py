@@ -14,7 +14,7 @@ HISTORIES = Histories(torch.tensor([[1, 2, 3], [7, 0, 0]]), torch.tensor([3, 1])
 
 @pytest.fixture(scope="module")
 def rankers(make_model, random_codes):
-    """Of the same items with different IDs."""
+    """Build rankers of the same items with different IDs."""
     models = [make_model(random_codes(NUM_ITEMS, seed=seed), seed=seed) for seed in range(3)]
     return [TrieRanker(model, beam_width=64) for model in models]
 
@@ -57,7 +57,7 @@ def test_one_ranker_fused_is_itself(rankers):
 
 
 class Certain:
-    """Always the same list, whose first item is all but certain."""
+    """A ranker that always returns the same list, whose first item has nearly all probability."""
 
     history_length, batch_users, device = 3, 2, torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""Item vectors and IDs that are learned from sequences."""
+"""Test item vectors and IDs that are learned from sequences."""
 
 import dataclasses
 import datetime
@@ -37,13 +37,13 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def features():
-    """Noise: nothing in it says which items go together."""
+    """Draw noise as features, so they do not show which items belong together."""
     return torch.randn(NUM_ITEMS, 6, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def split(make_split):
-    """Everybody stays within one group of items, whose members come in random order."""
+    """Build a split in which each user stays within one group of items, in random order."""
     rng = np.random.default_rng(0)
     groups = np.arange(NUM_ITEMS).reshape(NUM_GROUPS, -1)
     histories = [rng.permutation(groups[user % NUM_GROUPS])[:9].tolist() for user in range(200)]
@@ -104,7 +104,7 @@ def test_the_loss_is_the_cross_entropy_of_the_products(features):
 
 
 def test_items_of_the_history_get_a_score_of_their_own(features):
-    """Once, however often they are in it, and never those that come later."""
+    """Each item of the history gets the score once, even if it occurs twice; later items do not."""
     network = make_network(features).eval()
     histories = torch.tensor([[3, 5, 3, 7]])
     targets = torch.tensor([[5, 3, 7, 9]])
@@ -118,14 +118,17 @@ def test_items_of_the_history_get_a_score_of_their_own(features):
     everywhere = torch.ones_like(histories, dtype=torch.bool)
     found = loss_of(network, histories, targets, everywhere).value
     torch.testing.assert_close(found, F.cross_entropy(scores, targets[0]))
-    # Ranked by the same scores; what stands behind the end of a history is not in it.
+    # Ranking has the same scores. Items after the end of a padded history do not count as seen.
     padded = Histories(torch.tensor([[3, 5, 9], [3, 5, 3]]), torch.tensor([2, 3]))
     ranked = network.rank_scores(padded, vectors=network.ranked_vectors())
     torch.testing.assert_close(ranked, scores[1:3])
 
 
 def test_a_sample_of_the_candidates_stands_for_all(features, monkeypatch):
-    """The sum over all items is estimated without bias, so the loss is near and never above."""
+    """A sample of candidates estimates the sum over all items without bias.
+
+    The loss is therefore close to the exact one, and on average not above it.
+    """
     network = make_network(features).eval()
     with torch.no_grad():
         network.offsets.weight.normal_()
@@ -141,7 +144,7 @@ def test_a_sample_of_the_candidates_stands_for_all(features, monkeypatch):
     states = network.encoder(network.input_scale * network.vectors()[histories])[0]
     scores = (states * wanted).sum(dim=-1)
     assert len(scores) == 2
-    # The mean of exp(log of the estimated sum) is the sum: checked for one position.
+    # The mean of exp(log of the estimated sum) is the exact sum. This is checked for one position.
     one = supervised.clone()
     one[0, 1] = False
     sums = torch.stack(
@@ -163,11 +166,11 @@ def test_items_never_seen_have_what_their_features_say(features):
 
 @pytest.mark.parametrize("radius", ["euclidean", "straight_through"])
 def test_the_prediction_reaches_codes_by_the_radius_alone(features, radius):
-    """The straight-through estimator gives codes nothing: they need a loss of their own."""
+    """The straight-through estimator gives codes no gradient, so codes then need their own loss."""
     network = make_network(
         features, quantized=True, radius=radius, commitment_weight=0.0, transform_rank=0
     ).train()
-    # As outputs the codes' sums pass their gradient to the latents alone, too.
+    # Sums of codes also serve as output vectors, whose gradient must not reach the codes either.
     loss_of(network, *draw_batch()).value.backward()
     gradients = {
         "encoder": network.encode_items.linear.weight.grad,
@@ -184,7 +187,7 @@ def test_the_prediction_reaches_codes_by_the_radius_alone(features, radius):
 
 @pytest.mark.parametrize("objective", ["item_vectors", "next_item"])
 def test_ids_say_what_goes_together(learned, features, objective):
-    """First codes tell the groups apart; those fitted to the features, which are noise, do not."""
+    """First codes match the groups, unlike codes fitted to the features, which are noise."""
     groups = np.arange(NUM_ITEMS) // (NUM_ITEMS // NUM_GROUPS)
 
     def purity(codes):
@@ -224,7 +227,7 @@ def test_where_learning_together_does_harm_the_start_is_kept(learned, features, 
 
 
 def test_dead_codes_come_back_while_learning_together(features, split, monkeypatch):
-    """Resets end with the fit of the codebooks, and begin again here."""
+    """The fit of the codebooks stops its resets at the end, and learning starts them again."""
     intervals = []
     loss = NextItemNetwork.loss
 
@@ -240,7 +243,7 @@ def test_dead_codes_come_back_while_learning_together(features, split, monkeypat
 
 
 def test_a_tokenizer_gives_items_to_come_the_ids_of_their_features(features, split):
-    """An item held out of training has the latent that the encoder makes of its features."""
+    """An item without training interactions gets its latent from its features, by the encoder."""
     without = dataclasses.replace(split, items=np.where(split.items == 39, 38, split.items))
     found = learn(features, without, "item_vectors")
     latents = found.tokenizer.encode_latent(features)
@@ -297,7 +300,7 @@ def learn_on_one_process(process, folder, features, split):
         world_size=2,
         timeout=datetime.timedelta(seconds=60),
     )
-    # Some steps have two windows, others one.
+    # Some steps have two windows, and others have one.
     config = TokenizerConfig(
         objective="next_item", num_levels=2, codebook_size=8, epochs=2, reset_interval=3
     )
@@ -308,7 +311,7 @@ def learn_on_one_process(process, folder, features, split):
 
 
 def test_two_processes_learn_the_same_ids(features, make_split, tmp_path):
-    """Also in steps that leave one of them without a window."""
+    """The processes get equal IDs, also in steps in which one process has no window."""
     rng = np.random.default_rng(1)
     few = make_split([rng.permutation(NUM_ITEMS)[:9].tolist() for _ in range(13)], NUM_ITEMS)
     mp.spawn(learn_on_one_process, (str(tmp_path), features, few), nprocs=2)
@@ -318,7 +321,7 @@ def test_two_processes_learn_the_same_ids(features, make_split, tmp_path):
 
 
 def test_codebooks_are_kept_up_while_they_learn(features):
-    """Between steps: moving averages have no other way to learn, dead codes none to come back."""
+    """Maintenance runs between steps, because moving averages and dead-code resets depend on it."""
     network = make_network(
         features,
         quantized=True,
@@ -327,7 +330,7 @@ def test_codebooks_are_kept_up_while_they_learn(features):
         codebook_learning="ema",
         ema_decay=0.5,
     ).train()
-    # As after a fit, whose own loop called for the upkeep.
+    # The fit of the codebooks calls after_step itself, so this test calls it too.
     network.quantizer.after_step()
     before = network.quantizer.codebooks[0]
     for _ in range(3):

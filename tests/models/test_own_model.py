@@ -1,4 +1,4 @@
-"""A model from outside the package: one file, named by its dotted path, and it works everywhere."""
+"""A model in one file outside the package works in all commands, by its dotted path."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class NextItem(Model):
 
 @pytest.fixture(scope="module")
 def outside_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the module, which is on the import path of this process."""
+    """Write the module to a folder, and put the folder on the import path of this process."""
     folder = tmp_path_factory.mktemp("own")
     assert len(SOURCE.splitlines()) <= 40, "one short file"
     (folder / "outside_models.py").write_text(SOURCE)
@@ -80,7 +80,7 @@ def outside_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class TestNextItem(ModelContract):
-    """Whoever writes a model can have it tested as those here are."""
+    """The contract tests also apply to models outside the package."""
 
     kind = KIND
 
@@ -98,7 +98,7 @@ def own_run(
     run_command: Command,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Any]:
-    """A run of the model by the command, and what that printed."""
+    """Return a run of the model by the command, and the result of the command."""
     folder = tmp_path_factory.mktemp("own-run")
     config = write_config(folder / "own.yaml", tiny_data, folder / "runs" / "own")
     path = os.pathsep.join([str(outside_models), os.environ.get("PYTHONPATH", "")])
@@ -112,7 +112,7 @@ def test_it_is_run_and_measured(own_run: tuple[Path, Any]) -> None:
     directory, done = own_run
     values = done.json()
     assert values["model"] == KIND
-    # No features and no IDs, which it does not need.
+    # The stages of features and IDs are missing, because this model does not need them.
     baselines = ["baseline-popularity", "baseline-item_knn"]
     assert list(values["artifacts"]) == ["prepare", "train", *baselines, "evaluate", "recommend"]
     popularity = values["baselines"]["popularity"]

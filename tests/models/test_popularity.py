@@ -92,7 +92,7 @@ def test_agreement_with_brute_force(
 
 
 def test_targets_are_not_counted() -> None:
-    # Item 2 is the target of everyone and never in a training part.
+    # Item 2 is the target of every user, and in no training part.
     split = build_split([[0, 1, 2], [0, 1, 2], [1, 0, 2]], num_items=3)
     result = recommend_popular(split, "test", split.target_users("test"), 3, masked=False)
     assert result.items[0].tolist() == [0, 1, 2]
@@ -117,7 +117,7 @@ def test_memory_does_not_follow_users_times_items() -> None:
 
     num_users, num_items = 5_000, 1_000_000
     rng = np.random.default_rng(0)
-    # One user has a very long history: it must not widen the others' share.
+    # One user has a very long history, which must not make the rows of other users longer.
     sequences = [rng.integers(0, num_items, size=20_000).tolist()]
     sequences += rng.integers(0, num_items, size=(num_users - 1, 4)).tolist()
     split = build_split(sequences, num_items)
@@ -126,7 +126,8 @@ def test_memory_does_not_follow_users_times_items() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert result.num_users == num_users
-    # Users times items in bits would be 625 MB; users times the longest history in bytes 100 MB.
+    # A bit per user and item would need 625 MB. A byte per user and position of the longest history
+    # would need 100 MB.
     assert peak < 80e6
 
 

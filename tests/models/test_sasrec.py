@@ -36,7 +36,7 @@ def fit(split, config):
 
 
 def build(split, config):
-    """Untrained, its neighbours counted."""
+    """Build an untrained model whose neighbours are counted."""
     torch.manual_seed(0)
     network = SASRecModel.build(build_inputs(split), config)
     SASRecModel.count(network, build_inputs(split), split)
@@ -65,7 +65,7 @@ def test_noise_is_recommended_no_better_than_by_chance(make_split, config):
 
 
 def test_the_loss_is_minus_log_p_among_training_items(make_split, config):
-    """Items that training does not hold are no candidates, and are ranked all the same."""
+    """Items without training interactions are no candidates of the loss, but they are ranked."""
     split = make_split([[0, 1, 2, 3, 4], [1, 2, 0, 5, 6]], NUM_ITEMS)
     model = build(split, config)
     network = model.network.eval()
@@ -107,7 +107,7 @@ def test_a_model_that_was_saved_ranks_in_the_precision_of_its_training(
     single = recommend_items(
         model.ranker(), split, "test", np.arange(9), top_k=10, masked=False
     ).scores
-    model.precision = torch.bfloat16  # As a GPU with instructions for it chooses.
+    model.precision = torch.bfloat16  # A GPU with instructions for bfloat16 chooses this precision.
     model.save(tmp_path)
     loaded = SASRecModel.load(tmp_path, build_inputs(split), config)
     assert loaded.precision == torch.bfloat16

@@ -57,7 +57,7 @@ def histories():
 
 
 def log_probability(model, history, item):
-    """By the training loss, of one history and one target."""
+    """Compute log P of an item after a history by the training loss."""
     targets = torch.cat([history[1:], torch.tensor([item])])
     supervised = torch.zeros(1, len(history), dtype=torch.bool)
     supervised[0, -1] = True
@@ -65,7 +65,7 @@ def log_probability(model, history, item):
 
 
 def test_a_full_beam_ranks_by_what_training_computes(model, codes, histories):
-    """Decoding and training are different code, and the same probabilities."""
+    """Decoding gives the probabilities of training, although their code differs."""
     ranker = TokenRanker(model, build_trie(codes), beam_width=NUM_ITEMS)
     found = ranker.rank(histories, top_k=NUM_ITEMS, excluded=None)
     for row in range(len(histories.items)):
@@ -79,10 +79,10 @@ def test_a_full_beam_ranks_by_what_training_computes(model, codes, histories):
 
 def test_a_batch_is_the_mean_of_its_positions(model, histories):
     targets = (histories.items + 3) % NUM_ITEMS
-    # What follows an item within a history is the next item.
+    # Within a history, the target of an item is the next item.
     targets[:, :-1] = histories.items[:, 1:]
     supervised = histories.present.clone()
-    supervised[0, :2] = False  # Context only, as in the overlap of two windows.
+    supervised[0, :2] = False  # These positions are context only, as in the overlap of two windows.
     with torch.no_grad():
         expected = -torch.stack(
             [
@@ -116,7 +116,7 @@ def test_all_but_two_items_excluded(model, codes):
 def test_a_list_longer_than_the_catalogue_ends_without_items(
     model, codes, histories, monkeypatch, fixed_shapes
 ):
-    """As with any model that is read by beam search, on a CPU and on an accelerator."""
+    """This holds for beam search on a CPU and, with fixed shapes, on an accelerator."""
     monkeypatch.setattr(TrieTensors, "fixed_shapes", fixed_shapes)
     ranker = TokenRanker(model, build_trie(codes), beam_width=NUM_ITEMS + 5)
     found = ranker.rank(histories, top_k=NUM_ITEMS + 5, excluded=None)
@@ -187,7 +187,7 @@ def test_targets_count_by_their_weights(model):
 def test_a_wide_search_builds_no_mask_that_grows_with_its_square(
     model, codes, histories, monkeypatch
 ):
-    """As many beams as there are items, in parts: the same lists, and small masks."""
+    """A search with a beam per item works in parts, with the same lists and small masks."""
     from recgrit.models import decoder, tiger, tokens
 
     widest = 0

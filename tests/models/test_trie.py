@@ -31,7 +31,7 @@ def table(make_table, random_codes):
 
 @pytest.fixture(scope="module")
 def noise(make_split):
-    """Nothing follows from anything; 100 items, so that chance alone has a Recall@10 of 0.1."""
+    """Draw random sequences of 100 items, so chance has a Recall@10 of 0.1."""
     return make_split(np.random.default_rng(0).integers(0, 100, (300, 12)), 100)
 
 
@@ -49,7 +49,7 @@ def ranks(model, split, name):
 
 
 def numbers(history):
-    """All but the clock."""
+    """Return the reports without measured times."""
     return [dataclasses.replace(epoch, seconds=0.0, targets_per_second=0.0) for epoch in history]
 
 
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_training(table, split, make_config):
 
 
 def test_the_targets_of_the_test_are_never_looked_at(table, split, make_config):
-    """Nor is the validation target learned from: it only says when to stop."""
+    """Training does not learn from the validation target either. It only decides when to stop."""
     config = make_config(epochs=1)
     first = fit_retriever(table, split, None, config, seed=1)
     items = split.items.copy()
@@ -107,7 +107,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(noise_table, noise, make_
     assert found.best_epoch == int(np.argmax(values)) + 1
     assert len(values) == found.best_epoch + 2 < 30
     assert not found.model.training
-    # The weights are those of that epoch, not of the last one.
+    # The weights are those of the best epoch, not of the last epoch.
     best = found.history[found.best_epoch - 1]
     valid = ranks(found.model, noise, "valid")
     assert recall_at_k(valid, 10).mean() == pytest.approx(best.valid_recall_at_10, abs=1e-6)
@@ -155,7 +155,7 @@ def test_validation_may_read_a_sample_of_users(table, split, make_config):
 def test_new_items_are_neither_first_nor_last(
     make_table, random_codes, make_split, cyclic, make_config, tree_levels
 ):
-    """Eight items that training never saw, among 40 that it did."""
+    """Eight items have no training interactions, and 40 have some."""
     num_items = NUM_ITEMS + 8
     split = make_split(cyclic(num_items=NUM_ITEMS), num_items)
     rng = np.random.default_rng(0)
@@ -174,7 +174,7 @@ def test_new_items_are_neither_first_nor_last(
     assert (position < 10).float().mean() > 0.02
     assert (position < 10).float().mean() < 0.5
     assert (position >= num_items - 10).float().mean() < 0.5
-    # Each of them: not the systematic last, which a candidate never chosen would become.
+    # No new item is always last. A candidate that is never a target in training would be.
     assert position.mean(dim=0).max() < num_items - 8
     assert position.mean(dim=0).min() > 8
 
@@ -206,7 +206,7 @@ def test_the_device_and_precision_asked_for(monkeypatch):
     assert choose_device("cpu") == cpu
     assert choose_precision("float32", cpu) == torch.float32
     assert choose_precision("bfloat16", cpu) == torch.bfloat16
-    # Whatever instructions a CPU has: equal seeds give equal runs.
+    # Precision does not depend on the CPU's instructions, so equal seeds give equal runs.
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert choose_precision("auto", cpu) == torch.float32
 

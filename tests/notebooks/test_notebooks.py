@@ -1,6 +1,6 @@
-"""Every notebook runs from top to bottom on small real data, and is committed without outputs.
+"""Execute every notebook on small real data, and check that it is committed without outputs.
 
-What a notebook claims it asserts itself, so running through is the test.
+The notebooks assert their own claims, so a complete execution is the test.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run for all notebooks: what one has made, the next finds up to date."""
+    """Return one run folder for all notebooks, so later ones find finished stages up to date."""
     return tmp_path_factory.mktemp("notebooks") / "run"
 
 

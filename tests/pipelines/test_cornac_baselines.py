@@ -1,4 +1,4 @@
-"""cornac's models on our split: data handed over without loss, budgets kept, lists read by us."""
+"""Test cornac's models on recgrit's split: exported data, time budgets and evaluated lists."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def pipeline() -> ModuleType:
 
 
 def build_split(num_items: int = 60) -> SequenceSplit:
-    """Three users who walk through the items from different places, two targets each."""
+    """Build a split of three users who move through the items from different starts.
+
+    Each user has two targets.
+    """
     walks = [np.arange(start, start + 12) % num_items for start in (0, 20, 40)]
     offsets = np.arange(4, dtype=np.int64) * 12
     return SequenceSplit(
@@ -44,7 +47,7 @@ def build_split(num_items: int = 60) -> SequenceSplit:
 
 
 class NextInLine:
-    """Knows the pattern, and trains without end: four seconds an epoch by its own clock."""
+    """A model that knows the pattern, never stops training, and needs four seconds per epoch."""
 
     def __init__(self, num_items: int, reached: int | None = None) -> None:
         self.seconds = 100.0

@@ -1,4 +1,4 @@
-"""Lists of fused runs, read by the command that reads anybody's lists."""
+"""The lists of fused runs can be read by the command `recgrit score`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grid becomes runs and a table; finished runs stay, and a failing row stops nothing."""
+"""A grid makes runs and a table, keeps finished runs, and continues after a failed row."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_rows_times_seeds_become_runs_and_a_table(run_grid: Grid, tmp_path: Path
     assert cells == {"sasrec/seed-0", "sasrec/seed-1", "near/seed-0", "near/seed-1"}
     first, near = Run(out / "sasrec" / "seed-1"), Run(out / "near" / "seed-0")
     assert (first.model_kind, first.config.seed) == ("sasrec", 1)
-    # The row's own overrides and those of the command line.
+    # The run has the overrides of the row and of the command line.
     assert near.config.item_knn.discount == 0.5
     assert near.config.item_knn.num_neighbours == 5
     table = (out / "table.md").read_text()

@@ -1,4 +1,4 @@
-"""Two nights, one after the other, from the bundle of the tiny run."""
+"""Run two nightly batches, one after the other, from the bundle of the tiny run."""
 
 from __future__ import annotations
 
@@ -84,13 +84,14 @@ def test_two_nights(
     bundle = Bundle(one / "bundle")
     assert bundle.parent == first.fingerprint
     assert bundle.manifest.summary["num_added"] == 2
-    # The same lists as one by one, whatever the order of rows and the shards.
+    # The lists equal those of single requests, whatever the order of rows and the shards.
     user = lists["user_id"][0]
     history = taken.filter(user_id=user).sort("timestamp", maintain_order=True)["item_id"]
     alone = bundle.recommend_after({user: history.to_list()})
     assert lists.filter(user_id=user)["item_id"].to_list() == alone["item_id"].to_list()
 
-    # The second night: somebody took what came in the first, and the removed item is offered again.
+    # In the second night, a user has interacted with a new item, and the removed item is offered
+    # again.
     more = pl.DataFrame({"user_id": ["new"], "item_id": ["n1"], "timestamp": [9]})
     pl.concat(
         [taken.select(more.columns), more.cast(dict(taken.select(more.columns).schema))]
@@ -125,7 +126,7 @@ def test_a_night_without_changes_in_the_catalogue(
 def test_nights_that_train_on(
     first: Bundle, tiny_run: Any, night: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Two nights; all IDs stay, what was removed stays away, and what came is listed."""
+    """Over two nights all IDs stay, removed items stay removed, and new items are recommended."""
     items, gone, histories = tmp_path / "i.csv", tmp_path / "gone.txt", tmp_path / "h.csv"
     items.write_text("item_id,title,genres\nn1,Star Robot,Sci-Fi\n")
     gone.write_text("5\n")

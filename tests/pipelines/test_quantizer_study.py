@@ -1,4 +1,4 @@
-"""The study runs, resumes and reports on a small budget; its numbers mean nothing here."""
+"""The study runs, resumes and reports on a small budget. Its numbers have no meaning here."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_the_study_resumes_and_reports(new_config: Callable[..., Path], tmp_path
     parts = {path.stem: pl.read_parquet(path) for path in out.glob("*.parquet")}
     assert set(parts) == {"ablation", "scaling", "radius", "cache", "shape"}
     for rows in parts.values():
-        # Two cells, two seeds.
+        # There are two cells with two seeds each.
         assert rows.height == 4
         assert rows["reconstruction_loss"].is_finite().all()
-    # What is there is not fitted again; what is gone is.
+    # A finished fit is not repeated, and a missing fit is.
     pl.read_parquet(out / "radius.parquet")[:-1].write_parquet(out / "radius.parquet")
     again = run_script("quantizer_study.py", config, *options)
     assert again.count("seed=") == 1
@@ -70,6 +70,6 @@ def test_the_image_example_beats_a_flat_picture(tmp_path: Path) -> None:
     assert "reconstructions.png" in told
     results = pl.read_parquet(tmp_path / "results.parquet")
     errors = dict(results.select("method", "error").iter_rows())
-    # A picture that is one colour everywhere has the variance of the pixels as its error, .25.
+    # A picture of one colour has the variance of the pixels, .25, as its error.
     assert errors["grit"] < 0.2
     assert (tmp_path / "reconstructions.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""RecBole's lists are kept and evaluated; RecBole itself where an interpreter has it."""
+"""RecBole's lists are kept and evaluated. RecBole itself runs only if an interpreter has it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from recgrit.manifests import read_manifest
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 INTERPRETER = "RECGRIT_TEST_RECBOLE_PYTHON"
 
-# In place of RecBole's interpreter. It reads the exported file as RecBole would, and lists, best
-# first: for even users their target after their history, for odd ones other items.
+# A stub replaces RecBole's interpreter. It reads the exported file as RecBole would. Even rows get
+# a list with their target behind items of their history, and odd rows a list without their target.
 STUB = """#!{python}
 import csv, json, sys
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_lists_are_kept_and_evaluated(
     options = ["--models", "SASRec,BPR", "--budget", "5", "--seeds", "3"]
     done = run_baselines(stub(), *options)
     assert done.returncode == 0, done.stderr
-    # The stub's claim is right for Recall of unmasked lists only, and is told where it is not.
+    # The stub reports a right Recall only for unmasked lists. A warning shows where it is wrong.
     assert "recall_at_10 of the same lists: 0.500000 by the library, 0." in done.stderr
     sasrec, bpr = (tmp_path / "out" / f"{model}-3" for model in ("SASRec", "BPR"))
     for folder in (sasrec, bpr):
@@ -101,12 +101,12 @@ def test_lists_are_kept_and_evaluated(
     assert not (bpr / "test").exists(), "RecBole lists unseen items only for it"
     unmasked = EvaluationReport.load(sasrec / "test")
     assert len(unmasked.ranks) == 60
-    # Behind two items of the history, or where it stands itself among them.
+    # The target is behind two items of the history, or it is one of them.
     assert set(unmasked.ranks) <= {0, 1, 2, 3}
     assert (unmasked.ranks == 3).sum() >= 20
     for folder in (sasrec, bpr):
         masked = EvaluationReport.load(folder / "test_masked")
-        # A target that the history holds is masked with it, whatever RecBole listed.
+        # A target that is in the history is filtered out with it, even if RecBole listed it.
         assert set(masked.ranks) == {0, 1}
         assert masked.means["recall_at_10"] <= unmasked.means["recall_at_10"]
         assert masked.protocol["masked"]

@@ -1,4 +1,4 @@
-"""A log replayed by days: models trained on and anew, asked for what users take next."""
+"""Replay a log by days. Warm-started and newly trained models predict the next interactions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns of logs that people have, found by name and content, or asked about."""
+"""Columns of users' logs are found by name and content. In doubt, the user is asked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEOPLE = ["u1", "u2", "u1", "u3"]
 GOODS = ["s1", "s2", "s2", "s3"]
 KINDS = ["view", "cart", "view", "purchase"]
 
-# Headers of published logs and of shops: the columns, and which are the user, item and time.
+# Columns of published logs and of shops, and the names of the user, item and time columns.
 LOGS = {
     "retailrocket": (
         {"timestamp": TIMES, "visitorid": [1, 2, 1, 3], "event": KINDS, "itemid": [7, 8, 8, 9]},
@@ -114,25 +114,25 @@ def test_the_column_whose_ids_stand_in_the_item_table_is_the_items() -> None:
 @pytest.mark.parametrize(
     ("log", "items", "expected"),
     [
-        # By what they hold, whatever they are called.
+        # Columns with different names are matched by their values.
         ({"sku": GOODS}, {"product_id": ["s1", "s2", "s3"]}, ("sku", "product_id")),
         ({"sku": GOODS}, {"nr": ["s1", "s2", "s3"]}, ("sku", "nr")),
         ({"thing": GOODS}, {"nr": ["s1", "s2", "s3"]}, ("thing", "nr")),
-        # The same name on both sides, with other ids: a row's number in the log.
+        # The column `id` exists on both sides, but in the log it is the number of a row.
         (
             {"id": [1, 2, 3, 4], "sku": GOODS},
             {"id": ["s1", "s2", "s3"], "sku": ["x", "x", "y"]},
             ("sku", "id"),
         ),
-        # Numbers of people that are numbers of items too.
+        # User numbers also occur as item numbers.
         (
             {"customer_no": [1, 2, 1, 3], "sku": [1, 2, 2, 3]},
             {"product_id": [1, 2, 3]},
             ("sku", "product_id"),
         ),
-        # Numbers on one side, their text on the other.
+        # One side has numbers, and the other side has the same numbers as text.
         ({"sku": [7, 8, 8, 9]}, {"product_id": ["7", " 8", "9"]}, ("sku", "product_id")),
-        # Ids that meet nowhere, in columns whose names tell: refused when all rows are read.
+        # No ids match, so the names decide. Reading all rows later refuses such files.
         ({"sku": GOODS}, {"product_id": ["a", "b", "c"]}, ("sku", "product_id")),
     ],
 )
@@ -221,7 +221,7 @@ def test_rows_without_a_type_put_the_types_in_doubt() -> None:
 def test_types_that_nobody_has_twice_are_no_target_alone() -> None:
     weights = {"view": 1, "cart": 3, "sale": 5}
     choice = EventChoice(weights, ("sale",))
-    # Each of 20 users: views, two carts; one sale of one user.
+    # Each of 20 users has three views and two carts. One user has a sale.
     events = [0, 0, 0, 1, 1]
     rows = pl.DataFrame(
         {"user_id": [user for user in range(20) for _ in events] + [0], "event": events * 20 + [2]}

@@ -1,4 +1,4 @@
-"""From a shop's files to a YAML that loads, with what looks wrong said."""
+"""`recgrit init` writes a valid config from a shop's files, and reports what looks wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write_shop(folder: Path, *, form: str = "%Y-%m-%dT%H:%M:%SZ", again: bool = True) -> Path:
-    """Visits of 60 customers who view, put into the cart and buy."""
+    """Write the events of 60 customers who view, put into the cart and buy."""
     draw = random.Random(0)
     rows = []
     for customer in range(60):
@@ -320,7 +320,7 @@ def test_a_call_that_names_nothing_or_two_things_is_refused(
 
 
 def write_log(**columns: object) -> None:
-    """``odd.csv``, of 20 customers with six purchases each, some columns replaced."""
+    """Write ``odd.csv``, with six purchases of each of 20 customers. Arguments replace columns."""
     rows = [(user, item) for user in range(20) for item in range(6)]
     frame = pl.DataFrame(
         {
@@ -340,7 +340,7 @@ def init_odd(command: Command, *settings: str) -> Any:
 
 
 def said(done: Any) -> str:
-    """All that was shown, without line breaks and frames."""
+    """Return the output and the errors without line breaks and frames."""
     return " ".join((done.out + done.err).replace("│", " ").split())
 
 

@@ -1,4 +1,4 @@
-"""The rule that proposes sizes gives the published configurations of data of the same size."""
+"""The proposed sizes equal those of the published configs for data of the same size."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def test_large_data_get_the_sizes_of_their_published_configuration(
     for field in ("model_dim", "num_layers", "num_heads", "dropout", "batch_targets"):
         assert getattr(sizes, field) == getattr(config.retriever, field), field
     assert sizes.learning_rate == config.retriever.learning_rate
-    # Short histories need no room for long ones.
+    # Data with short histories need no long history_length.
     assert min(long_history, config.retriever.history_length) <= sizes.history_length
     assert sizes.history_length <= config.retriever.history_length

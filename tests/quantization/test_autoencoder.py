@@ -28,7 +28,7 @@ def test_without_mlps_only_quantization_is_lost(features):
     found = model(features)
     expected = model.quantizer.decode(model.quantizer.encode(latent))
     torch.testing.assert_close(found.reconstruction, expected * model.scale + model.mean)
-    # The loss is in scaled units: sums over dimensions, means over items.
+    # The loss is scaled: squared errors are summed over dimensions and averaged over items.
     squared = (found.reconstruction - features).square().sum(dim=-1).mean() / model.scale**2
     assert found.reconstruction_loss.item() == pytest.approx(squared.item(), rel=1e-3)
 
@@ -87,7 +87,7 @@ def test_a_saved_model_quantizes_the_same(features):
 
 
 def test_a_residual_autoencoder_starts_as_none(features):
-    """And learns an encoding of its own from there."""
+    """Before training, a residual autoencoder does not change codes. Training then improves it."""
     settings = {"num_levels": 2, "codebook_size": 16, "epochs": 0, "quantizer": "straight_through"}
     plain = fit_tokenizer(features, TokenizerConfig(**settings), seed=0)
     config = TokenizerConfig(**settings, autoencoder="residual", hidden_dims=(12,))

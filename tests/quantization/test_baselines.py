@@ -1,4 +1,4 @@
-"""What every quantizer keeps, and what tells each apart."""
+"""Test what all quantizers have in common, and what is special about each."""
 
 import math
 
@@ -78,7 +78,8 @@ class TestContract:
         weights = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1))
         (build(name, vectors)(latent).quantized * weights).sum().backward()
         ratio = float(latent.grad.norm() / weights.norm())
-        # The rotation trick scales by the quotient of lengths; all others split or pass.
+        # The rotation trick scales the gradient by a quotient of lengths. The others never enlarge
+        # it.
         assert 0.5 < ratio < (1.3 if name == "rotation" else 1 + 1e-5)
 
     def test_state_goes_through_a_dictionary(self, name, vectors):
@@ -116,7 +117,7 @@ def test_only_simvq_and_frozen_codes_stand_still(name, vectors):
 
 
 def test_rq_kmeans_is_kmeans_on_residuals(vectors):
-    """Each code of a plain level is the mean of what it serves: nothing trains it further."""
+    """Each code of a level without normalization is the mean of its members, and is not trained."""
     quantizer = train(build("rq_kmeans", vectors, normalization="none"), vectors, 5)
     assert not any(
         parameter.requires_grad for parameter in quantizer.levels[0].transform.parameters()
@@ -141,7 +142,7 @@ def test_opq_codes_are_those_of_faiss(vectors):
 
 
 def test_rotation_trick_turns_the_gradient_with_the_vector():
-    """The formula of the paper with the rotation written out as a matrix."""
+    """The gradient is that of the paper's formula, with the rotation as a matrix."""
     from recgrit.quantization.estimators import RotationTrick
 
     latent = torch.randn(5, DIM, requires_grad=True)

@@ -11,7 +11,7 @@ def two_sided(normalized):
 
 
 def disturbed(codebook_size, dim, *, normalized, seed=0):
-    """A codebook in the middle of training: nothing is the identity any more."""
+    """Build a codebook as in the middle of training, in which no transform is the identity."""
     torch.manual_seed(seed)
     codebook = Codebook(codebook_size, dim, rank=3, normalization=two_sided(normalized))
     with torch.no_grad():
@@ -22,7 +22,7 @@ def disturbed(codebook_size, dim, *, normalized, seed=0):
     return codebook
 
 
-# More than two chunks, the last of them short.
+# This makes more than two chunks, of which the last is short.
 NUM_VECTORS = 2 * CPU_ROWS + 37
 
 
@@ -65,7 +65,7 @@ def test_placed_codes_land_on_their_targets(normalized):
     if normalized:
         targets = 0.7 * F.normalize(targets, dim=-1)
     torch.testing.assert_close(placed[[2, 7, 11]], targets, atol=1e-5, rtol=0)
-    # The other codes see the change through the shared mixing only.
+    # The other codes change only by the shared mixing.
     others = [i for i in range(20) if i not in (2, 7, 11)]
     assert (placed - before)[others].norm(dim=-1).max() < before.norm(dim=-1).mean()
 

@@ -1,4 +1,4 @@
-"""Other ways to codes and from codes: beams, draws, balance, prefixes, fewer dimensions."""
+"""Test ways to compute and use codes: beams, draws, balance, prefixes and fewer dimensions."""
 
 import itertools
 
@@ -60,7 +60,7 @@ class TestBeams:
 
 class TestDraws:
     def test_codes_are_drawn_by_their_distance(self):
-        """Against the odds written out, over many draws of one vector."""
+        """The frequencies of many drawn codes match the probabilities that the test computes."""
         vq = GRITVQ(2, 4, transform="identity", kmeans_init=False)
         codes = torch.tensor([[0.0, 0], [1, 0], [0, 2], [3, 3]])
         with torch.no_grad():
@@ -94,8 +94,8 @@ def test_balanced_codes_are_used_about_equally_often(vectors):
 
     plain, balanced = quantizer.encode(skewed), quantizer.encode(skewed, balanced=True)
     assert most(plain) > 75
-    assert most(balanced) <= 62  # Of an even 50.
-    # They are still near: far nearer than codes at random.
+    assert most(balanced) <= 62  # An even use would give 50.
+    # Balanced codes are still much nearer than random codes.
     random = torch.randint(10, plain.shape)
     assert errors_of(quantizer, skewed, balanced).mean() < 0.4 * (
         errors_of(quantizer, skewed, random).mean()
@@ -141,7 +141,7 @@ class TestPrefixes:
             start(vectors).decode(torch.tensor([[15, 16, 0]]))
 
     def test_level_dropout_trains_prefixes(self, vectors):
-        """Outputs are those of prefixes, and dropped levels learn nothing of the vector."""
+        """The output is the sum of a prefix's codes, and the dropped levels count no vectors."""
         quantizer = start(vectors, level_dropout=0.5)
         result = quantizer(vectors)
         lengths = (result.codes >= 0).sum(dim=1)
@@ -192,7 +192,7 @@ class TestLookUp:
 
 class TestFewerDimensions:
     def test_it_starts_with_the_principal_components(self):
-        """Of vectors that lie in a plane nothing is lost but what codes lose."""
+        """Vectors in a plane lose nothing by a projection to two dimensions."""
         draw = torch.Generator().manual_seed(0)
         plane = torch.randn(2, DIM, generator=draw)
         flat = torch.randn(800, 2, generator=draw) @ plane + 5
@@ -206,7 +206,8 @@ class TestFewerDimensions:
     @pytest.mark.parametrize("codebook_dim", [3, DIM + 4])
     def test_projections_learn_with_the_codes(self, vectors, codebook_dim):
         quantizer = start(vectors, codebook_dim=codebook_dim)
-        with torch.no_grad():  # Away from the best projections that a start finds.
+        # Move the projections away from their start, which is already the best one.
+        with torch.no_grad():
             for parameter in quantizer.projection.parameters():
                 parameter.add_(0.2 * torch.randn(parameter.shape))
         optimizer = torch.optim.Adam(quantizer.parameters(), lr=3e-3)
@@ -235,7 +236,7 @@ class TestFewerDimensions:
 
 class TestStart:
     def test_training_starts_by_kmeans_once_there_are_vectors(self, vectors):
-        """Of few vectors later levels would have nothing to quantize: it waits for more."""
+        """With few vectors later levels have no residuals, so k-means waits for more vectors."""
         torch.manual_seed(0)
         quantizer = ResidualGRITVQ(DIM, 3, 16)
         random = [codes.clone() for codes in quantizer.codebooks]
@@ -272,7 +273,7 @@ class TestStart:
         assert torch.equal(quantizer.codebooks[0], before[0])
 
     def test_it_beats_random_codes_after_training(self, vectors):
-        """Random codes collapse: most of them are never the nearest."""
+        """With random codes most codes are never the nearest, and the codebook collapses."""
         found = {}
         for kmeans_init in (True, False):
             torch.manual_seed(0)
@@ -324,7 +325,7 @@ def test_the_identity_has_codes_but_no_vectors(vectors):
 
 
 def test_assignment_is_exact_whatever_the_precision_of_products(vectors):
-    """TF32 and bfloat16 products would give vectors other codes."""
+    """TF32 or bfloat16 products would give some vectors other codes, so they are not used."""
     quantizer = start(vectors, codebook_size=256)
     expected = quantizer.encode(vectors), quantizer.encode(vectors, beam_width=4)
     before = torch.get_float32_matmul_precision()

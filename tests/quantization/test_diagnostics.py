@@ -7,7 +7,7 @@ from recgrit.quantization.diagnostics import diagnose_codes
 
 
 def test_every_number_of_a_case_to_do_by_hand():
-    # Items per ID: (0, 0) three, (0, 1) one, (1, 0) two, (1, 3) two.
+    # Three items have the ID (0, 0), one has (0, 1), two have (1, 0) and two have (1, 3).
     codes = np.array([[0, 0], [0, 1], [1, 0], [0, 0], [1, 3], [1, 0], [0, 0], [1, 3]])
     found = diagnose_codes(codes, (3, 4), (2.0, 0.5))
     first, second = found.levels
@@ -59,7 +59,7 @@ def test_a_collapsed_later_level_is_told():
 
 
 def test_later_levels_are_judged_by_the_share_of_their_codebook():
-    # Two of two codes are as even as sixteen of sixteen.
+    # Two of two codes in use are as even as sixteen of sixteen.
     codes = np.array([[i % 16, i % 2] for i in range(64)])
     assert diagnose_codes(codes, (16, 2)).warnings() == []
 

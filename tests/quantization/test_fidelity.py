@@ -1,4 +1,4 @@
-"""How many neighbours quantization keeps."""
+"""Test the share of nearest neighbours that quantization keeps."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from recgrit.quantization.fit import fit_tokenizer
 
 
 def overlap_of(vectors, decoded):
-    """The same by scikit-learn, for decoded vectors without ties."""
+    """Compute the share by scikit-learn, for decoded vectors without ties."""
     from sklearn.neighbors import NearestNeighbors
 
     sets = [

@@ -66,7 +66,7 @@ def test_straight_through_alone_gives_the_codes_nothing(features):
 
 
 def test_reported_error_is_that_of_the_codes(features, fitted):
-    """Against plain numpy: pick the code of each level, add up, compare."""
+    """Compute the reported errors again in plain numpy, level by level."""
     scale, mean = fitted.model.scale.item(), fitted.model.mean.numpy()
     scaled = (features.numpy() - mean) / scale
     left = scaled.copy()
@@ -95,13 +95,13 @@ def test_without_epochs_the_kmeans_start_stays(features):
     first = found.model.quantizer.levels[0].effective().detach()
     latent = found.model.encode_latent(features)
     for code in range(8):
-        # A k-means centroid is the mean of what it serves.
+        # A k-means centroid is the mean of its members.
         members = latent[found.codes[:, 0] == code]
         torch.testing.assert_close(first[code], members.mean(dim=0), atol=0.03, rtol=0)
 
 
 def test_the_same_seed_gives_the_same_tokenizer(features, fitted):
-    torch.manual_seed(77)  # What was drawn before does not count.
+    torch.manual_seed(77)  # Earlier draws of the process must not change the result.
     again = fit_tokenizer(features, settings(), seed=0)
     assert again.history == fitted.history
     assert torch.equal(again.codes, fitted.codes)
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_tokenizer(features, fitted):
 
 
 def test_the_epoch_with_the_lowest_error_is_kept(features):
-    # A learning rate at which the error goes up and down.
+    # With this learning rate the error goes up and down.
     config = settings(learning_rate=0.3, epochs=6, reset_interval=1000)
     found = fit_tokenizer(features, config, seed=0)
     errors = [epoch.reconstruction_loss for epoch in found.history]
@@ -123,18 +123,18 @@ def test_the_epoch_with_the_lowest_error_is_kept(features):
 
 
 def test_structure_is_found_down_to_the_noise(hierarchy):
-    """64 planted points and 1,024 IDs: little more than the noise remains."""
+    """With 64 planted points and 1,024 IDs, the error is little more than the noise."""
     vectors = hierarchy(1024, noise=0.02)
     config = settings(num_levels=2, codebook_size=32, normalized_from=2, epochs=20)
     found = fit_tokenizer(vectors, config, seed=0)
     error = found.history[found.best_epoch].reconstruction_loss * found.model.scale.item() ** 2
-    # A code for each of the points would leave 0.02, one for each of the 8 coarse ones 2.5, and
-    # the k-means start leaves more than 0.2.
+    # One code per point would leave 0.02. One code for each of the 8 coarse points would leave 2.5.
+    # The k-means start leaves more than 0.2.
     assert error < 0.15
 
 
 def test_noise_cannot_be_compressed_beyond_its_information():
-    """Fresh Gaussian noise: no quantizer of R bits gets below the variance times 2^(-2R/D)."""
+    """The error of R bits on Gaussian noise is never below the variance times 2^(-2R/D)."""
     dim = 4
     config = settings(num_levels=2, codebook_size=23, normalized_from=2, epochs=5)
     found = fit_tokenizer(torch.randn(512, dim), config, seed=0)
@@ -146,7 +146,7 @@ def test_noise_cannot_be_compressed_beyond_its_information():
 
 
 def test_dead_codes_are_reset_in_training(features, monkeypatch):
-    """All codes but two start far away, where nothing ever takes them."""
+    """All codes but two start so far away that no vector ever gets them."""
     start = ResidualGRITVQ.fit_init
 
     def collapsed(self, latent, *, seed=0, **_):
@@ -179,7 +179,7 @@ def test_the_autoencoder_trains(features):
     config = settings(autoencoder="mlp", hidden_dims=(32,), code_dim=8, epochs=10)
     found = fit_tokenizer(features, config, seed=0)
     errors = [epoch.reconstruction_loss for epoch in found.history]
-    # The mean of all items would leave 1.
+    # A constant output at the mean of all items would have an error of 1.
     assert errors[0] > 0.9
     assert errors[-1] < 0.5
     assert found.codes.shape == (1024, 3)
@@ -202,7 +202,7 @@ def test_commitment_keeps_latents_near_their_codes(features):
 
 
 def test_no_transform_grows_or_shrinks_without_bounds(features, monkeypatch):
-    """From a start so poor and at such a learning rate W would leave [0.5, 2] at once."""
+    """From this start and with this learning rate, W would leave the range [0.5, 2] at once."""
 
     def far_away(self, latent, *, seed=0, **_):
         for codebook in self.levels:
@@ -338,7 +338,7 @@ def test_a_level_of_one_part_says_nothing_of_the_others(features, normalized_fro
     assert not second[:, half:].any()
     assert third[:, :half].any()
     assert third[:, half:].any()
-    # What is quantized alone does not depend on the rest.
+    # The first level quantizes only its own columns, so its codes do not depend on the others.
     latent = found.model.encode_latent(features)
     other = latent.clone()
     other[:, :half] = torch.randn(len(other), half)

@@ -1,4 +1,4 @@
-"""Graphs that are made of the module: torch.compile, torch.export, torch.func, the meta device."""
+"""Test the module with torch.compile, torch.export, torch.func and the meta device."""
 
 import logging
 

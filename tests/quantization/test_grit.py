@@ -115,7 +115,7 @@ def test_the_multiplicative_form_is_the_papers_formula(name):
 
 
 def test_a_gradient_penalty_is_that_of_the_formula():
-    """Differentiated twice, beside the Jacobian written out with direction and slope constant."""
+    """The second derivative equals that of the Jacobian with constant direction and slope."""
     draw = torch.Generator().manual_seed(0)
     latent, quantized = torch.randn(2, 5, 4, generator=draw)
     weights = torch.randn(5, 4, generator=draw)
@@ -209,7 +209,7 @@ def test_cached_codebooks_assign_for_some_steps_only(vectors):
         result = vq(vectors)
         codes = torch.cdist(vectors, stale.roll(0 if step < 3 else 3, dims=0)).argmin(dim=-1)
         assert torch.equal(result.codes, codes)
-        # The values are those of today's codes.
+        # The quantized values come from the current codes, although the assignment is cached.
         torch.testing.assert_close(result.quantized, vq.codebook[result.codes])
         vq.after_step()
     assert torch.equal(vq.eval()(vectors).codes, torch.cdist(vectors, vq.codebook).argmin(dim=-1))

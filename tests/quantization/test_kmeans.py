@@ -13,7 +13,7 @@ find_spec = importlib.util.find_spec
 
 @pytest.fixture(params=["faiss", "torch"])
 def path(request, monkeypatch):
-    """Once with faiss, once as if it were not installed."""
+    """Run a test with faiss, and again as if faiss were not installed."""
     if request.param == "faiss" and not HAS_FAISS:
         pytest.skip("faiss is not installed")
     if request.param == "torch":
@@ -26,7 +26,7 @@ def path(request, monkeypatch):
 
 
 def error(vectors, centroids):
-    """Mean squared distance to the nearest centroid."""
+    """Return the mean squared distance to the nearest centroid."""
     return float(torch.cdist(vectors, centroids).square().min(dim=-1).values.mean())
 
 
@@ -34,10 +34,10 @@ def test_finds_the_planted_groups(path, hierarchy):
     vectors = hierarchy(800, noise=0.02)
     centroids = fit_kmeans(vectors, 64, seed=0)
     assert (centroids.shape, centroids.dtype) == ((64, 16), torch.float32)
-    # Four draws of scikit-learn, the best of them kept, are no more than a little better.
+    # The best of four fits of scikit-learn is only a little better.
     best = KMeans(64, n_init=4, random_state=0).fit(vectors.numpy()).inertia_ / len(vectors)
     assert error(vectors, centroids) < 3 * best
-    # One group less would cost several times the noise.
+    # A missed group would add several times the noise to the error.
     assert error(vectors, centroids) < 0.1 * error(vectors, vectors.mean(dim=0, keepdim=True))
 
 
@@ -87,7 +87,7 @@ def test_vectors_on_few_points_need_no_more_centroids(path):
 
 
 def test_balanced_clusters_are_about_equally_large(path):
-    """Where most vectors are close together: by the nearest centroid, which is what codes go by."""
+    """Clusters by the nearest centroid are about equal in size, although most vectors are close."""
     generator = torch.Generator().manual_seed(0)
     spreads = torch.where(torch.arange(1000) < 900, 0.3, 3.0)
     vectors = spreads[:, None] * torch.randn(1000, 8, generator=generator)

@@ -1,4 +1,4 @@
-"""Where vectors lie in a tensor, of which dtype they are, and what sizes may be."""
+"""Test positions of the vector dimension in a tensor, dtypes and sizes."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_two_places_that_would_do_are_refused(vectors):
     first = start(vectors, channel_first=True)(square)
     assert last.codes.shape == (2, DIM, 5, 3)
     assert first.codes.shape == (2, 5, DIM, 3)
-    # A sequence as long as it is wide is one of vectors: B x T x D is how sequences are written.
+    # A square input is read as [B, T, D], because this is the usual shape of sequences.
     assert start(vectors)(torch.randn(2, DIM, DIM)).codes.shape == (2, DIM, 3)
 
 
@@ -86,7 +86,7 @@ def test_a_module_in_another_dtype_trains_and_returns_it(vectors, dtype, learnin
     assert quantizer.decode(quantizer.encode(latent)).dtype == dtype
     assert quantizer.levels[0].embedding.dtype == dtype
     assert result.commitment_loss.item() < 1.05 * before
-    # Sums of many small numbers stay what they are.
+    # Statistics stay in float32, because sums of many small numbers need its precision.
     assert {buffer.dtype for buffer in quantizer.buffers()} == {torch.float32}
 
 

@@ -1,4 +1,4 @@
-"""Training loops as people write them: the codes never change under an output that is in use."""
+"""Test users' training loops: codes never change while an output that used them awaits backward."""
 
 import copy
 import logging
@@ -45,7 +45,7 @@ def loss_of(quantizer, batch):
 
 @pytest.mark.parametrize("learning", LEARNING)
 def test_several_forwards_before_one_backward(vectors, learning):
-    """As with a few micro-batches, or views, whose losses are added up."""
+    """Several micro-batches or views may be forwarded before one backward of their summed loss."""
     quantizer = start(vectors, learning)
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=1e-3)
     steps = []
@@ -54,13 +54,13 @@ def test_several_forwards_before_one_backward(vectors, learning):
         sum(loss_of(quantizer, batch) for batch in (first, second, third)).backward()
         optimizer.step()
         steps.append(quantizer.maintenance.num_steps)
-    # Once a step, and not once a forward: the first forward of a step acts upon the last step.
+    # Maintenance runs once per step: the first forward of a step processes the previous step.
     assert steps == list(range(30))
 
 
 @pytest.mark.parametrize("learning", LEARNING)
 def test_a_late_backward_has_the_gradients_of_its_own_codes(vectors, learning):
-    """Whatever was done to the codes since: steps of an optimizer, moving averages, resets."""
+    """Optimizer steps, moving averages and resets after the forward do not change its gradients."""
     quantizer = start(vectors, learning, reset_interval=1)
     twin = copy.deepcopy(quantizer)
     twin(vectors[:64]).quantized.square().sum().backward()
@@ -81,7 +81,7 @@ def test_a_late_backward_has_the_gradients_of_its_own_codes(vectors, learning):
 @pytest.mark.parametrize("learning", LEARNING)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_gives_the_same_gradients(vectors, learning, reentrant):
-    """Both passes of a checkpointed forward see the same codes, in one segment and in two."""
+    """Both passes of a checkpointed forward use the same codes, in one segment and in two."""
 
     def gradients(wrap):
         torch.manual_seed(1)
@@ -121,7 +121,7 @@ def test_checkpointing_needs_no_call_of_after_step(vectors, learning):
 
 
 def test_two_turns_of_an_adversarial_loop(vectors):
-    """The discriminator sees an output without gradients, the generator the same one anew."""
+    """The discriminator uses an output without gradients, and the generator uses a new output."""
     quantizer = start(vectors, "averages")
     encoder, judge = torch.nn.Linear(16, 16), torch.nn.Linear(16, 1)
     both = torch.optim.Adam([*encoder.parameters(), *judge.parameters()], lr=1e-3)
@@ -138,7 +138,7 @@ def test_two_turns_of_an_adversarial_loop(vectors):
 @pytest.mark.parametrize("learning", LEARNING)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_may_wait_longer_than_what_came_after_it(vectors, learning, reentrant):
-    """Its second pass still sees the codes of the first."""
+    """The second pass of a checkpoint uses the codes of its first, even after other batches."""
     quantizer = start(vectors, learning, reset_interval=1, dead_below=0.9)
     first, second, third = (batch.requires_grad_() for batch in batches(vectors, 3))
     twin = copy.deepcopy(quantizer)
@@ -147,7 +147,9 @@ def test_a_checkpoint_may_wait_longer_than_what_came_after_it(vectors, learning,
     first.grad = None
     late = checkpoint(lambda x: quantizer(x).quantized, first, use_reentrant=reentrant)
     quantizer(second).quantized.square().sum().backward()
-    if not reentrant:  # Of a reentrant one the first pass leaves no trace: see the docs.
+    # The first pass of a reentrant checkpoint leaves no trace (see the docs), so the third batch
+    # would change the codes.
+    if not reentrant:
         quantizer(third)
     late.square().sum().backward()
     torch.testing.assert_close(first.grad, expected, atol=1e-5, rtol=1e-4)
@@ -193,7 +195,7 @@ def test_an_output_that_is_thrown_away_holds_nothing_back(vectors):
 
 
 def test_threads_share_a_module(vectors):
-    """Each thread's gradients fit its outputs, and every batch is counted once."""
+    """The gradients of each thread fit its outputs, and every batch is counted once."""
     quantizer = start(vectors, "averages", reset_interval=None)
     errors = []
 
@@ -206,7 +208,8 @@ def test_threads_share_a_module(vectors):
         except RuntimeError as error:
             errors.append(error)
 
-    quantizer.after_step()  # Counts are left alone until it is called again.
+    # After this call, maintenance runs only in after_step, so the counts are kept.
+    quantizer.after_step()
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
@@ -255,7 +258,7 @@ def test_forgetting_after_step_is_told_once(vectors, caplog):
 
 
 def test_batches_without_gradients_are_told(vectors, caplog):
-    """Whether a backward pass is to come cannot be seen of them."""
+    """The module cannot know whether such a batch gets a backward pass, so it logs a warning."""
     quantizer = start(vectors, "averages")
     with torch.no_grad(), caplog.at_level(logging.WARNING, logger="recgrit"):
         for batch in batches(vectors, PATIENCE + 2):
@@ -317,7 +320,7 @@ def test_a_resumed_training_with_a_step_for_two_batches_goes_on(vectors, setting
 def test_a_resumed_training_goes_on_as_it_would_have(
     vectors, learning, by_hand, started, num_before
 ):
-    """Steps, uses, and a batch that a reset is about to draw from are part of the state."""
+    """The state includes the counts of steps and uses, and the batch for the next reset."""
 
     def train(quantizer, optimizer, some, draws):
         for batch in some:
@@ -328,7 +331,7 @@ def test_a_resumed_training_goes_on_as_it_would_have(
                 quantizer.after_step(optimizer, generator=draws)
 
     def fresh():
-        if not started:  # 128 vectors are wanted: three batches and a part of the fourth.
+        if not started:  # The start needs 128 vectors: three batches and a part of the fourth.
             torch.manual_seed(0)
             quantizer = ResidualGRITVQ(16, 2, 32, reset_interval=3, **LEARNING[learning])
         else:
@@ -374,7 +377,8 @@ def test_settings_that_were_changed_on_the_way_are_kept(vectors, tmp_path):
 @pytest.mark.parametrize("learning", LEARNING)
 def test_unfreezing_learns_what_was_learned_before(vectors, learning):
     quantizer = start(vectors, learning)
-    quantizer.levels[1].transform.rotate.requires_grad_(False)  # As the user has it.
+    # The user froze this parameter, so unfreeze must not make it trainable.
+    quantizer.levels[1].transform.rotate.requires_grad_(False)
     before = {name: p.requires_grad for name, p in quantizer.named_parameters()}
     quantizer.freeze()
     quantizer.unfreeze()
@@ -394,7 +398,7 @@ def test_a_module_can_be_copied_in_the_middle_of_a_step(vectors):
 
 
 def test_vectors_that_are_not_finite_are_found_between_steps(vectors, monkeypatch):
-    """Where a look at them would make the host wait, they are found a little later."""
+    """On a GPU a check would make the host wait, so bad vectors are found some steps later."""
     from recgrit.quantization import maintenance, quantizer
 
     monkeypatch.setattr(quantizer, "_check_finite", lambda rows: None)
@@ -402,7 +406,7 @@ def test_vectors_that_are_not_finite_are_found_between_steps(vectors, monkeypatc
     vq = GRITVQ(16, 8)
     vq.fit_init(vectors)
     vq(torch.cat([vectors, torch.full((1, 16), torch.nan)]))
-    for _ in range(4):  # Good batches that follow hide nothing.
+    for _ in range(4):  # Good batches that follow do not hide the bad one.
         vq.after_step()
         vq(vectors)
     with pytest.raises(QuantizerError, match="Vectors of the last 5 steps held NaN"):

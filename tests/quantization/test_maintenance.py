@@ -22,7 +22,7 @@ def stepped(quantizer, vectors, optimizer):
 
 
 def codes_of(quantizer):
-    """Whatever decides about codes and their vectors."""
+    """Return all parameters, which determine the codes."""
     return {name: value.detach().clone() for name, value in quantizer.named_parameters()}
 
 
@@ -41,7 +41,7 @@ def start(features, **settings):
 def test_reset_codes_stand_on_badly_quantized_vectors(features, normalization):
     quantizer = start(features, reset_interval=3, normalization=normalization, normalized_from=0)
     level = quantizer.levels[0]
-    with torch.no_grad():  # Far from everything that level 0 is given.
+    with torch.no_grad():  # Move two codes far from all inputs of level 0.
         level.embedding[1] = 8
         level.embedding[5] = -8
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=1e-3)
@@ -69,7 +69,7 @@ def test_reset_codes_stand_on_badly_quantized_vectors(features, normalization):
 
 
 def test_reset_codes_go_where_the_error_is(features):
-    """One vector far from all codes is all the error there is."""
+    """One vector far from all codes makes up the whole error, so the reset code goes there."""
     vq = GRITVQ(16, 8, transform="identity", reset_interval=1, kmeans_init=False)
     with torch.no_grad():
         vq.levels[0].embedding[0] = 1e4
@@ -92,17 +92,18 @@ def test_nothing_changes_between_a_forward_and_its_backward(features):
     result = quantizer(features[:10])  # Most codes are dead in so small a batch.
     assert stays(quantizer, before)
     result.quantized.sum().backward()
-    quantizer(features[:10])  # Whoever never calls after_step gets its work done here.
+    # Without after_step, the next forward does the maintenance of the last step.
+    quantizer(features[:10])
     assert not stays(quantizer, before)
 
 
 def test_several_batches_may_come_before_a_step(features):
-    """Moving averages of two halves are those of the whole; nothing happens in between."""
+    """Moving averages of two half batches equal those of the whole. Codes change at the step."""
     whole, halves = (
         start(features, transform="identity", codebook_learning="ema", reset_interval=None)
         for _ in range(2)
     )
-    halves.after_step()  # Whoever calls it once is trusted to call it.
+    halves.after_step()  # After one call of after_step, the module waits for further calls.
     whole(features)
     whole.after_step()
     before = halves.codebooks
@@ -127,7 +128,7 @@ def test_eval_mode_and_frozen_quantizers_keep_no_record(features):
 
 
 def test_moving_averages_are_the_formula(features):
-    """One level, against plain sums: shares and sums decay, codes are their quotient."""
+    """For one level: shares and sums decay, and each code is the sum divided by the share."""
     vq = GRITVQ(16, 8, transform="identity", codebook_learning="ema", ema_decay=0.9)
     vq.fit_init(features)
     codes = vq.encode(features)
@@ -144,7 +145,7 @@ def test_moving_averages_are_the_formula(features):
 
 
 def test_moving_averages_see_through_the_rotation(features):
-    """The codes in use are means of what they served, whatever W is."""
+    """The codes in use are the means of their members for any rotation W."""
     quantizer = ResidualGRITVQ(16, 1, 8, transform_rank=0, codebook_learning="ema", ema_decay=0.0)
     quantizer.fit_init(features)
     with torch.no_grad():
@@ -183,7 +184,8 @@ def _train_on_one_process(process, folder, learning):
         reset_interval=2,
     )
     quantizer.fit_init(vectors)
-    torch.manual_seed(100 + process)  # Those that draw for themselves would drift apart here.
+    # Processes with their own random draws would get different codes here.
+    torch.manual_seed(100 + process)
     for step in range(6):
         quantizer(vectors[process::2][: 40 + 10 * step])
         quantizer.after_step()
@@ -192,7 +194,7 @@ def _train_on_one_process(process, folder, learning):
 
 
 def _train_in_parallel(process, folder):
-    """DistributedDataParallel sends the buffers of process 0 to all before each forward pass."""
+    """DistributedDataParallel copies the buffers of process 0 to all before each forward."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=process, world_size=2
     )
@@ -203,10 +205,11 @@ def _train_in_parallel(process, folder):
     parallel = torch.nn.parallel.DistributedDataParallel(quantizer)
     kept = []
     for _ in range(4):
-        for _ in range(2):  # Two batches a step.
+        for _ in range(2):  # A step has two batches.
             result = parallel(vectors.clone().requires_grad_())
             (result.quantized.sum() + result.loss).backward()
-            kept += [result] if process else []  # What one of them keeps decides about nothing.
+            # Only one process keeps its results, which must not change the maintenance.
+            kept += [result] if process else []
         quantizer.after_step()
     torch.save(quantizer.state_dict(), f"{folder}/{process}.pt")
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Baselines beside vector-quantize-pytorch's, where both mean the same."""
+"""Compare baselines with vector-quantize-pytorch where both have the same definition."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_rotation_trick_has_its_gradient() -> None:
 
 
 def test_moving_averages_go_where_its_do() -> None:
-    """Both start from the same codes and see the same batches."""
+    """Both start from the same codes and get the same batches."""
     draw = torch.Generator().manual_seed(0)
     batches = torch.randn(60, 512, 8, generator=draw)
     ours = build_quantizer("ema", 8, 1, 16, reset_interval=None)
@@ -44,7 +44,7 @@ def test_moving_averages_go_where_its_do() -> None:
     start = ours.codebooks[0].detach().clone()
     book.embed.copy_(start.reshape_as(book.embed))
     level = ours.levels[0]
-    # Their counts are per batch, ours are shares of it.
+    # Their statistics count vectors of a batch of 512, while recgrit's are shares.
     book.embed_avg.copy_(level.ema_sums.reshape_as(book.embed_avg) * 512)
     book.cluster_size.copy_(level.ema_counts.reshape_as(book.cluster_size) * 512)
     apart = []

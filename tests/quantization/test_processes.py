@@ -1,4 +1,4 @@
-"""Two processes fit what one does, with batches that leave a process without items."""
+"""Two processes fit the same tokenizer as one, even if a process gets no items of a batch."""
 
 import dataclasses
 import datetime
@@ -13,7 +13,7 @@ from recgrit.quantization.config import TokenizerConfig
 from recgrit.quantization.fit import fit_tokenizer
 from recgrit.quantization.residual import ResidualGRITVQ
 
-# One more than eight batches: of the last batch of every epoch the second process has nothing.
+# These are eight full batches and one item, so the second process has no item in the last batch.
 NUM_ITEMS = 1025
 SETTINGS = {
     "num_levels": 2,
@@ -27,11 +27,11 @@ SETTINGS = {
 VARIANTS = {
     "joint": {},
     "averages": {"codebook_learning": "ema", "transform_rank": 0},
-    # Nothing is known of the gap before the first step; the usage loss is of all vectors at once.
+    # The mean gap is unknown before the first step, and the usage loss depends on all vectors.
     "from random codes": {"init": "random", "usage_weight": 0.5, "codebook_weight": 0.2},
     "autoencoder": {"autoencoder": "mlp", "hidden_dims": (24,), "code_dim": 8},
 }
-# Where the second process's vectors begin.
+# Number of the first vector of the second process.
 CUTS = {"a fifth": 20, "all": 100, "none": 0}
 
 
@@ -46,7 +46,7 @@ def fit(features, variant):
 
 
 def gradient(vectors, mine):
-    """Of a first step: no gap is known yet, and every mean is one over all processes."""
+    """Return the gradient of a first step, in which every mean is taken over all processes."""
     torch.manual_seed(0)
     quantizer = ResidualGRITVQ(16, 2, 8, radius="huber", usage_weight=1.0, transform_rank=2)
     result = quantizer(vectors[mine])
@@ -58,7 +58,7 @@ def gradient(vectors, mine):
 
 
 def uneven(features):
-    """The last vectors lie much further out than the first."""
+    """Draw vectors whose lengths grow, so the processes get vectors of different lengths."""
     return features[:100] * torch.linspace(0.1, 5, 100)[:, None]
 
 
@@ -98,7 +98,7 @@ def test_two_processes_fit_what_one_does(features, processes, variant):
         assert two["reconstruction_loss"] == pytest.approx(one["reconstruction_loss"], rel=1e-3)
         assert two["mean_gap"] == pytest.approx(one["mean_gap"], rel=1e-3)
         assert two["num_resets"] == one["num_resets"]
-    # Sums in another order move an item that lies between two codes.
+    # The processes sum in another order, which can change the code of an item between two codes.
     assert (alone["codes"] != together["codes"]).any(dim=-1).float().mean() < 0.005
     assert together["norms"] == pytest.approx(alone["norms"], rel=1e-3)
 
@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_all_vectors(features, processes, cut):
 
 
 def test_codes_were_reset_on_the_way(processes):
-    """Else the comparison above would say nothing of them."""
+    """Codes are reset in this variant, so the comparison above includes resets."""
     assert sum(epoch["num_resets"] for epoch in processes[0]["from random codes"]["history"]) > 0
 
 

@@ -9,7 +9,7 @@ from recgrit.quantization.radius import (
     surrogate_radius,
 )
 
-# The radius itself, of which the code only knows the slope.
+# The radius functions themselves. The package only contains their slopes.
 MEAN_GAP = 0.15
 RHO = {
     "euclidean": lambda gap: gap,
@@ -29,7 +29,7 @@ def surrogate(name, form="additive"):
 
 
 def pair(gap, seed=0, dim=6):
-    """A latent and a code at this distance from it."""
+    """Draw a latent and a code at the distance `gap` from it."""
     generator = torch.Generator().manual_seed(seed)
     latent, direction = torch.randn(2, dim, generator=generator)
     return latent, latent + gap * direction / direction.norm()
@@ -126,6 +126,6 @@ def test_euclidean_leaves_the_encoder_nothing_along_the_gap():
     direction = (quantized - latent).detach()
     assert (latent.grad * direction).sum(dim=-1).abs().max() < 1e-5
     assert latent.grad.norm() > 0.1
-    # The codes' part lies along the gap.
+    # The gradient of the codes is parallel to the gap.
     cosine = torch.nn.functional.cosine_similarity(quantized.grad, direction)
     torch.testing.assert_close(cosine.abs(), torch.ones(20), atol=1e-4, rtol=0)

@@ -16,7 +16,7 @@ def fitted(vectors, num_levels, codebook_size=16, **options):
 
 
 def disturb(quantizer, seed=1):
-    """Every part away from where k-means left it, as in the middle of training."""
+    """Move every parameter away from the k-means start, as in the middle of training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for codebook in quantizer.levels:

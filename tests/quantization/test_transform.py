@@ -34,7 +34,8 @@ def test_only_used_rows_and_the_shared_parts_learn():
     codes = torch.randn(12, 5)
     optimizer = torch.optim.SGD(transform.parameters(), lr=0.1)
     before = transform.mixing.mix_in.detach().clone()
-    for _ in range(2):  # The first step moves A away from zero, the second can then move B.
+    # The first step moves A away from zero, and only then does B get a gradient.
+    for _ in range(2):
         optimizer.zero_grad()
         transform(codes)[4].square().sum().backward()
         optimizer.step()
@@ -72,5 +73,5 @@ def test_reset_goes_back_to_the_identity():
     transform.reset_()
     codes = torch.randn(12, 5)
     assert torch.equal(transform(codes), codes)
-    # B stays random: with A and B both zero neither would ever learn.
+    # B stays random. If A and B were both zero, neither would get a gradient.
     assert transform.mixing.mix_in.abs().min() > 0

@@ -1,4 +1,4 @@
-"""Fixtures of a headless browser and of pages for it."""
+"""Fixtures of a headless browser and of pages that it opens."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self.logged(), self.asked()  # What earlier pages left.
+        self.logged(), self.asked()  # Discard messages and addresses of earlier pages.
         self.driver.get(page.absolute().as_uri())
 
     def run(self, script: str, *arguments: Any) -> Any:

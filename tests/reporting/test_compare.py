@@ -1,4 +1,4 @@
-"""Models side by side: what is a row, what it is called, and what its numbers are."""
+"""Test comparisons of models: which runs make a row, and the row's name and numbers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_run_that_is_not_evaluated_cannot_be_compared(
 
 @pytest.fixture(scope="session")
 def grid(make_run: MakeRun) -> list[Path]:
-    """Two settings with two seeds each, and a model of another kind."""
+    """Make runs of two settings with two seeds each, and a run of another model."""
     slow = "retriever.learning_rate=1e-6"
     return [
         make_run("base-seed-0", "seed=0"),
@@ -94,7 +94,7 @@ def test_runs_that_differ_in_their_seed_are_one_row_and_baselines_are_rows_once(
         ("slow", "trie", [0, 1]),
         ("knn", "item_knn", [0]),
     ]
-    # The runs' item_knn ranks as the run of that kind does, which is a row already.
+    # The baseline item_knn of the runs equals the row of the item_knn run, so it gets no own row.
     assert [(row.name, list(row.runs)) for row in find_baselines(rows)] == [("popularity", [0, 1])]
     alone = find_baselines(rows[:2])
     assert {row.name: list(row.runs) for row in alone} == {"popularity": [0, 1], "item_knn": [0, 1]}
@@ -125,7 +125,7 @@ def test_numbers_are_means_over_seeds_with_intervals_over_users_and_seeds(
     assert (score.mean, score.low, score.high) == (expected.mean, expected.low, expected.high)
     found = {(d.row, d.metric, d.view): d.value for d in comparison.differences}
     assert found["slow", "recall_at_10", MASKED] == paired_difference(slow, base)
-    # One seed of the other: paired with the same seed of the base.
+    # The other model has one seed, so it is paired with that seed of the base.
     knn, first = (ndcg_at_k(runs[place].report("test").ranks, 10)[None] for place in (4, 0))
     assert found["knn", "ndcg_at_10", ALL] == paired_difference(knn, first)
     assert found["popularity", "ndcg_at_10", ALL].num_seeds == 2
@@ -193,7 +193,7 @@ def test_markdown_is_all_there_is_on_standard_output(
     assert rows[5][0] == "against base"
     assert len(differences) == 3 * 6
     assert all(row[3].endswith("%") for row in differences)
-    # With a place, the page too; its name is not on standard output.
+    # With `--out`, the page is written too. Standard output does not name it.
     page = tmp_path / "page.html"
     again = command("compare", *grid, "--markdown", "--out", page)
     assert again.out == done.out

@@ -1,4 +1,4 @@
-"""What pages show beside Recall and NDCG is what the definitions say of the run's own files."""
+"""Compute the further metrics of the pages from the run's files by their definitions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(tiny_run: Any) -> Run:
 
 @pytest.fixture(scope="module")
 def taken(run: Run) -> dict[str, list[str]]:
-    """Items of each user's training part, from the log alone: the last two are held out."""
+    """Return the training items of each user from the log. The last two items are held out."""
     log = run.data.interactions.to_polars()
     users = log.sort("timestamp", maintain_order=True).group_by("user_id", maintain_order=True)
     return {user: items[:-2] for user, items in users.agg("item_id").iter_rows()}
@@ -79,7 +79,7 @@ def test_lists_by_the_definitions(run: Run, taken: dict[str, list[str]]) -> None
     pairs = [abs(times[a] - times[b]) for a in items for b in items]
     assert own.gini == pytest.approx(np.mean(pairs) / 2 / np.mean([times[item] for item in items]))
     assert people.gini is None
-    # What everybody gets is better known, and fewer items are listed more often.
+    # Popularity lists better-known items than the model, and fewer different ones.
     assert popular.interactions > own.interactions
     assert popular.novelty < own.novelty
     assert popular.gini is not None
@@ -107,7 +107,10 @@ def test_targets_by_category_are_those_of_its_items(run: Run) -> None:
 
 
 def test_new_users_are_those_without_anything_in_training() -> None:
-    """Users 0 and 2 have a training part; user 2 has two targets, the second without one."""
+    """Users 0 and 2 have a training part.
+
+    User 2 has two targets. The sequence of the second target has no training part.
+    """
     split = SequenceSplit(
         items=np.array([0, 1, 2, 3, 0, 1, 2, 3, 1], dtype=np.int32),
         offsets=np.array([0, 2, 4, 7, 9]),

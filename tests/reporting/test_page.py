@@ -1,4 +1,4 @@
-"""The pages in a real browser, at desktop and phone width."""
+"""Test the pages in a real browser, at the width of a desktop and of a phone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_page_draws_without_errors_requests_or_sideways_scrolling(
     assert [url for url in browser.asked() if not url.startswith(("file:", "data:", "blob:"))] == []
     wide = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1] == width
-    # No figure is wider than its card either.
+    # The figures are not wider than their cards either.
     assert (
         browser.run(
             "return [...document.querySelectorAll('.plot')].filter(p => "
@@ -80,7 +80,7 @@ def test_a_click_zooms_into_the_tree_and_back(browser: Any, tiny_page: Path, kin
     assert browser.run(f"return {level}") == "0"
     from selenium.webdriver import ActionChains
 
-    # The largest tile: its middle is its own, in a ring too.
+    # The test clicks the middle of the largest slice, which is inside the slice even in a ring.
     first, name = browser.run(
         "const tree = JSON.parse(document.getElementById('data').textContent).tree;"
         "document.getElementById('tree').scrollIntoView({behavior: 'instant'});"
@@ -118,9 +118,9 @@ def test_whatever_is_open_in_the_tree_has_a_way_back(
     for node in path[:-1]:
         browser.run(click, str(node))
         browser.wait(f"{level} === '{node}'")
-    browser.run(click, str(leaf))  # There is nothing in an item.
+    browser.run(click, str(leaf))  # An item has no children, so a click does not open it.
     assert browser.run(f"return {level}") == str(path[-2])
-    for node in [*path[-3::-1], 0]:  # A click on what is open leaves it.
+    for node in [*path[-3::-1], 0]:  # A click on the open node returns to its parent.
         browser.run(click, browser.run(f"return {level}"))
         browser.wait(f"{level} === '{node}'")
 
@@ -150,7 +150,7 @@ def test_a_phone_has_the_contents_and_tables_that_show_they_scroll(
         "document.documentElement.style.scrollBehavior = 'auto';"
         "document.querySelector('nav.toc a[href=\"#origin\"]').click()"
     )
-    # What is named is shown below the bar, and the bar shows its name.
+    # The section is shown below the bar, and the bar highlights its name.
     browser.wait("document.querySelector('nav.toc a.here')?.hash === '#origin'")
     top, bar, link = browser.run(
         "const at = (s) => document.querySelector(s).getBoundingClientRect();"
@@ -216,7 +216,7 @@ def test_search_finds_titles_ids_and_codes_and_shows_siblings(
     assert sorted(search(browser, first)) == sorted(together)
     assert search(browser, "no such film") == []
     assert browser.run("return document.getElementById('found').textContent") == "Nothing found"
-    # As the page shows them: alone, with blanks, and copied without.
+    # The search finds single codes, codes with blanks as on the page, and codes without blanks.
     codes = [part.replace("_", "") for part in item["semantic_id"].strip("<>").split("><")]
     of_first = table.filter(pl.col("level_0") == item["level_0"])["title"].to_list()
     found = search(browser, codes[0])
@@ -249,7 +249,7 @@ def test_a_title_that_is_a_script_is_text_everywhere(
     assert "<script>alert" not in page.read_text(encoding="utf-8")
     browser.open(page)
     browser.draw_all()
-    # An alert would have stopped the page; a tag would have become an element.
+    # A script would have opened an alert, and a tag would have become an element.
     assert rows(browser)[0] == NASTY
     assert browser.run("return document.querySelector('ol.listed li').textContent.trim()") == NASTY
     assert browser.logged() == []

@@ -1,4 +1,4 @@
-"""What the pages say, and what the commands make of runs that lack parts or do not fit together."""
+"""Test the content of the pages, and the commands on runs that are incomplete or do not match."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_several_targets_of_a_user_are_grouped_by_their_own_history(
 
 
 def test_intervals_of_a_group_draw_users_with_all_their_targets() -> None:
-    """Two users of 40 equal targets each: a group of both can only be 0, 1/2 or 1."""
+    """Two users have 40 equal targets each, so any resample of users has a mean of 0, 1/2 or 1."""
     ranks = np.repeat([1, 0], 40).astype(np.int32)
     split = SequenceSplit(
         items=np.zeros(160, dtype=np.int32),
@@ -194,7 +194,10 @@ def test_example_users_are_shown_as_they_were_evaluated(tiny_run: Any) -> None:
 
 
 def build_catalogue() -> tuple[ItemTable, SemanticIdTable]:
-    """Two first codes: films of war, and all sorts; one pair of codes has two items."""
+    """Build a catalogue with two first codes: one for war films, one for various films.
+
+    Two items share a pair of codes.
+    """
     codes = np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 0]], dtype=np.int32)
     frame = pl.DataFrame(
         {
@@ -233,7 +236,7 @@ def test_a_tree_accounts_for_every_item_however_few_are_drawn(
         assert tree.nodes[0].num_items == 5
         labels = {node.prefix: node.label for node in tree.nodes if node.prefix}
         assert labels["<a_0>"] == "War"
-    # The one item drawn is the one with the most interactions.
+    # Only the item with the most interactions is drawn.
     assert "Film 1" in labels.values()
     assert "Film 0" not in labels.values()
     assert "1 more item" in [node.label for node in tree.nodes]
@@ -325,13 +328,13 @@ def test_the_page_is_dated_by_the_run_and_its_commands_repeat_it(
 ) -> None:
     contents = gather_contents(Run(tiny_run.directory))
     assert contents.created == max(stage.created for stage in contents.origin.stages)
-    # From an empty folder: where the settings are is named in full, and another folder is filled.
+    # In another working folder, the command names the config by its full path and a new run folder.
     monkeypatch.chdir(tmp_path)
     _, _, config, folder = contents.origin.command.split()
     assert Path(config).is_file()
     assert folder != f"run.dir={tiny_run.directory}"
     assert "data.path=PATH" in contents.origin.command_elsewhere
-    # Genres stand in the default text of films.
+    # The default text of films contains genres.
     assert contents.ids is not None
     assert contents.ids.labels_in_text is True
     assert "never saw" not in contents.ids.explain_labels()

@@ -1,4 +1,4 @@
-"""Items added to the catalogue of a trained model: what that does to those it was trained on."""
+"""Test how added items change the scores of the items that a model was trained on."""
 
 import numpy as np
 import pytest
@@ -31,10 +31,10 @@ def scores_after(model, items):
 
 
 def test_ids_of_old_items_keep_their_scores(make_model, random_codes, size, tree_levels):
-    """Their vectors to the bit; their probabilities up to what a new sibling takes of them all."""
+    """Vectors of old items stay equal. Probabilities shrink only by the shares of new siblings."""
     codes = random_codes(70, SIZES, seed=3)
     old, new = codes[:50], codes[50:]
-    trained = torch.arange(50) < 44  # six items of the catalogue are in no history
+    trained = torch.arange(50) < 44  # Six items of the catalogue are in no history.
     settings = {"size": size, "sizes": SIZES, "tree_levels": tree_levels}
     before = make_model(old, train_items=trained, **settings)
     after = make_model(
@@ -51,7 +51,8 @@ def test_ids_of_old_items_keep_their_scores(make_model, random_codes, size, tree
     history = [3, 17, 40]
     first, second = scores_after(before, history), scores_after(after, history)
     assert second.exp().sum() == pytest.approx(1, abs=1e-4)
-    # Children of one parent keep their ratios: log P differs by what the parents' siblings took.
+    # Log P of all children of one parent changes by the same amount, which new siblings of the
+    # parents cause. The ratios of the children's probabilities therefore stay equal.
     depth = tree_levels or 2
     shifts = {}
     for item in range(50):
@@ -64,7 +65,7 @@ def test_ids_of_old_items_keep_their_scores(make_model, random_codes, size, tree
         assert max(values) < 1e-5, "a new sibling can only take probability"
     taken = {tuple(row[:length]) for row in new.tolist() for length in range(depth + 1)}
     for length in range(1, depth + 1):
-        # Below a node where nothing was added, the conditional probabilities are the same.
+        # Below a node without added items, the conditional probabilities are the same.
         for prefix in {tuple(row[:length]) for row in old.tolist()} - taken:
             inside = np.flatnonzero((old[:, :length] == prefix).all(axis=1))
             conditional = [

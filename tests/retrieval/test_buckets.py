@@ -1,4 +1,4 @@
-"""Node embeddings that share the rows of a table of a chosen size."""
+"""Test node embeddings that share the rows of a table of a chosen size."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_rows_stay_when_items_are_added(seed, num_buckets):
 
 
 def test_rows_are_the_same_everywhere():
-    """Saved tables mean nothing under another hash: these numbers must never change."""
+    """These numbers must never change, because another hash would make saved tables useless."""
     trie = build_trie(np.array([[0, 0, 1], [0, 2, 0], [1, 2, 0], [255, 7, 3]], dtype=np.int32))
     assert assign_buckets(trie, 65_536).tolist() == [
         0,
@@ -91,7 +91,8 @@ def test_rows_are_shared_evenly():
     first, end = trie.level_starts[2:4]
     counts = np.bincount(assign_buckets(trie, 256)[first:end], minlength=256)
     assert counts.max() < 2 * counts.mean()
-    # The leaves, too, though each is its parent's only child, and all have the same code.
+    # Leaves are spread over the rows too, although each is an only child and all have the same
+    # code.
     trie = build_trie(np.pad(codes, ((0, 0), (0, 1))).astype(np.int32))
     counts = np.bincount(assign_buckets(trie, 256)[-len(codes) :], minlength=256)
     assert counts.max() < 1.6 * counts.mean()
@@ -104,7 +105,7 @@ def test_rows_are_shared_evenly():
 def test_vectors_of_some_nodes_are_those_of_all(
     make_model, random_codes, monkeypatch, buckets, kind, dropout
 ):
-    """The loss and its gradients, with embeddings dropped at random and without."""
+    """The loss and its gradients are the same, with and without randomly dropped embeddings."""
     train_items = torch.arange(NUM_ITEMS) % 7 > 0
     histories, targets, supervised = draw_batch()
     targets = torch.where(train_items[targets], targets, 1)
@@ -133,7 +134,7 @@ def test_vectors_of_some_nodes_are_those_of_all(
     torch.testing.assert_close(asked, learn(), atol=1e-6, rtol=1e-5)
     assert asked["nodes.node_embedding.weight"].abs().max() > 1e-3
     monkeypatch.undo()
-    # And so are those that ranking asks for, in any shape.
+    # The vectors that ranking computes for some nodes are also the same, in any shape.
     vectors = model.nodes()
     every = torch.arange(len(vectors)).flip(0)[: 2 * (len(vectors) // 2)].view(2, -1)
     torch.testing.assert_close(model.nodes.table().of(every), vectors[every])
@@ -248,7 +249,7 @@ def test_a_table_smaller_than_a_codebook_is_refused(make_model, random_codes):
     ):
         make_model(codes, (4, 9, 4), size="constant", node_buckets=8)
     make_model(codes, (4, 9, 4), size="constant", node_buckets=9)
-    # Numbers that only tell items apart count, too, where training reaches them.
+    # Codes of a disambiguation level count too if training reaches them.
     numbered = [[0, i] for i in range(12)]
     with pytest.raises(ConfigError, match="level 2 has 12 codes"):
         make_model(numbered, (4, 12), disambiguation_level=1, size="constant", node_buckets=11)

@@ -17,7 +17,7 @@ from recgrit.retrieval.trie_tensors import TrieTensors
 from recgrit.retrieval.trie_walk import TrieWalk
 
 NUM_ITEMS = 50
-# Users that together are expanded node by node, and such that are not.
+# Numbers of users for which nodes are expanded one by one, and for which they are not.
 FEW, MANY = 3, 40
 
 
@@ -33,7 +33,7 @@ SIZES_AND_SETTINGS = [
 
 @pytest.fixture(params=[False, True], ids=["shapes of the data", "fixed shapes"])
 def fixed_shapes(request, monkeypatch):
-    """As on a CPU, and as on an accelerator."""
+    """Run a test with shapes that depend on the data, and with the fixed shapes of a GPU."""
     monkeypatch.setattr(TrieTensors, "fixed_shapes", request.param)
     return request.param
 
@@ -49,7 +49,7 @@ def model(request, make_model, random_codes):
 
 @pytest.fixture(scope="module")
 def vectors(model):
-    """As a ranker has them: of all nodes, or made as they are asked for."""
+    """Return the node vectors as a ranker gets them: of all nodes, or computed on demand."""
     with torch.no_grad():
         return model.nodes.table()
 
@@ -59,7 +59,7 @@ def draw_states(num_users):
 
 
 def draw_histories(num_users, seed=1):
-    """Whose items the model has seen, with repeats and of different lengths."""
+    """Draw histories of different lengths, with repeats. The model reads them as seen items."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 13, (num_users,), generator=generator)
     return Histories(torch.randint(NUM_ITEMS, (num_users, 12), generator=generator), lengths)
@@ -83,7 +83,7 @@ def score(model, states, vectors):
 
 
 def draw_exclusions(model, num_users, share, seed=0):
-    """What to keep out: as a mask, and as a filter from lists with repeats and padding."""
+    """Draw items to exclude: as a mask, and as a filter of lists with repeats and padding."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(num_users, NUM_ITEMS, generator=generator) < share
     items = torch.arange(NUM_ITEMS).expand(num_users, -1)
@@ -166,7 +166,7 @@ def test_a_narrow_beam_fills_its_list_with_allowed_items(model, vectors, share, 
 
 @in_both_shapes
 def test_all_items_excluded_but_one(model, vectors):
-    """Each item in turn comes out first and alone, with its own probability."""
+    """The list has only the remaining item, with its own probability."""
     states = draw_states(1).expand(NUM_ITEMS, -1)
     items = torch.arange(NUM_ITEMS).expand(NUM_ITEMS, -1)
     others = torch.stack([torch.cat([row[:i], row[i + 1 :]]) for i, row in enumerate(items)])
@@ -182,7 +182,7 @@ def test_all_items_excluded_but_one(model, vectors):
     )
     assert found.items[:, 0].tolist() == list(range(NUM_ITEMS))
     assert (found.items[:, 1:] == NO_ITEM).all()
-    # Never renormalised over what is left.
+    # Probabilities are not renormalized over the remaining items.
     exact = score(model, states, vectors).diagonal()
     torch.testing.assert_close(found.scores[:, 0], exact, atol=1e-4, rtol=1e-4)
 
@@ -207,7 +207,7 @@ def test_all_items_excluded(model, vectors):
 @pytest.mark.parametrize("num_allowed", [1, 2, 7, NUM_ITEMS])
 @pytest.mark.parametrize("share", [None, 0.5])
 def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, share):
-    """Together with items that single users must not get."""
+    """The filter of allowed items also works together with excluded items of single users."""
     states = draw_states(MANY)
     allowed = torch.zeros(NUM_ITEMS, dtype=torch.bool)
     allowed[torch.randperm(NUM_ITEMS, generator=torch.Generator().manual_seed(3))[:num_allowed]] = 1
@@ -215,7 +215,7 @@ def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, sh
     excluded = None
     if share is not None:
         mask = torch.rand(MANY, NUM_ITEMS, generator=torch.Generator().manual_seed(5)) < share
-        order = (~mask).int().argsort(dim=1, stable=True)  # Those to keep out first.
+        order = (~mask).int().argsort(dim=1, stable=True)  # Excluded items come first.
         excluded = Histories(order, mask.sum(dim=1))
     leaf_filter = LeafFilter.build(model.trie, excluded=excluded, allowed=allowed)
     found = search(model, states, vectors, beam_width=5, top_k=5, leaf_filter=leaf_filter)
@@ -239,11 +239,12 @@ def test_both_ways_to_expand_agree(model, vectors, num_users, monkeypatch):
     states = draw_states(num_users)
     num_nodes = model.trie.num_nodes
     nodes = torch.randint(num_nodes, (num_users, 7), generator=torch.Generator().manual_seed(0))
-    nodes[0] = num_nodes - 1  # A leaf has no children.
+    nodes[0] = num_nodes - 1  # This node is a leaf, which has no children.
     chosen = torch.randn(num_users, 7, 16)
     frontier = Frontier.build(model.trie.child_starts, nodes)
     results = []
-    for least in (0, 10**9):  # Always node by node, and never.
+    # With 0, nodes are always expanded one by one. With 10**9, they never are.
+    for least in (0, 10**9):
         monkeypatch.setattr(frontiers, "MIN_SCORES_OF_A_NODE", least)
         log_probs = walk_from(model, states, vectors).expand(chosen, frontier, 0)
         _, leaf_filter = draw_exclusions(model, num_users, 0.3)
@@ -327,7 +328,7 @@ def test_a_beam_narrower_than_the_list_is_refused(model, vectors):
 def test_fixed_shapes_change_nothing(
     make_model, random_codes, make_split, monkeypatch, trie_softmax, most_copied
 ):
-    """The same lists and scores, however few vectors are copied at once."""
+    """The number of vectors that are copied at once changes neither lists nor scores."""
     monkeypatch.setattr(frontiers, "MAX_COPIED", most_copied)
     codes = random_codes(NUM_ITEMS, (6, 3, 2, 3))
     model = make_model(
@@ -357,7 +358,7 @@ def test_fixed_shapes_change_nothing(
 def test_with_fixed_shapes_ranking_waits_for_no_number(
     make_model, random_codes, fixed_shapes, settings, allowed
 ):
-    """On tensors that hold no numbers, so that whatever reads one back fails."""
+    """The tensors hold no numbers, so any operation that reads a number back fails."""
     model = make_model(
         random_codes(NUM_ITEMS, (6, 3, 2, 3)),
         neighbours=["near", "next", "alike"],

@@ -11,7 +11,7 @@ def test_as_many_elements_go_as_are_to_go(rate):
     assert (mask == 0).float().mean().item() == pytest.approx(rate, abs=0.004)
     assert mask.mean().item() == pytest.approx(1, abs=0.02)
     assert len(mask.unique()) == 2
-    # Neighbours know nothing of one another.
+    # Adjacent elements are dropped independently.
     both = ((mask[:, 1:] == 0) & (mask[:, :-1] == 0)).float().mean().item()
     assert both == pytest.approx(rate**2, abs=0.005)
 
@@ -44,7 +44,11 @@ def test_extreme_rates_stay_finite(rate):
 
 
 def test_attention_with_dropout_is_attention_on_average():
-    """And without it the same: a rate too small to drop anything takes the other way through."""
+    """Dropout does not change attention on average.
+
+    A rate too small to drop anything runs the code with dropout, and gives the result without
+    dropout.
+    """
     torch.manual_seed(0)
     attention = CausalSelfAttention(16, num_heads=2, dropout=0.3)
     x = torch.randn(3, 7, 16)

@@ -26,7 +26,7 @@ def supervised():
 
 
 def seen_so_far(model, histories, supervised):
-    """What each supervised position has seen."""
+    """Return the seen items at each supervised position."""
     users, positions = supervised.nonzero(as_tuple=True)
     present = torch.arange(histories.shape[1]) <= positions[:, None]
     return model.find_seen(histories[users], present)
@@ -70,7 +70,7 @@ def test_ragged_index(starts, counts):
 def test_loss_is_the_mean_of_minus_log_p(
     make_model, random_codes, histories, targets, supervised, sizes
 ):
-    """Training and ranking are different code, and the same distribution."""
+    """Training and ranking give the same probabilities, although their code differs."""
     model = make_model(random_codes(NUM_ITEMS, sizes))
     loss = loss_of(model, histories, targets, supervised)
     vectors = model.nodes()
@@ -88,7 +88,7 @@ def test_probabilities_of_all_items_sum_to_one(make_model, random_codes, histori
     seen = model.find_seen(histories, all_positions(histories))
     scores = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     torch.testing.assert_close(scores.logsumexp(dim=-1), torch.zeros(6), atol=1e-5, rtol=0)
-    # And they are far from even, or little would be shown.
+    # Uneven probabilities make the comparison meaningful.
     assert scores.exp().max() > 3 / NUM_ITEMS
 
 
@@ -122,7 +122,7 @@ def test_smoothing_spreads_a_share_over_the_siblings(
 
 
 def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervised):
-    # A level each: five ways at the root, then only children, then two ways.
+    # Each level differs: five children at the root, then only children, then two children.
     codes = [[i // 2 % 5, 0, i % 2, i // 10] for i in range(NUM_ITEMS)]
     model = make_model(codes, seen_scores=False)
     found = loss_of(model, histories, targets, supervised).level_accuracy
@@ -145,7 +145,10 @@ def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervi
 
 @pytest.mark.parametrize("only_child_level", [0, 1, 2])
 def test_a_level_at_which_nobody_has_a_choice(make_model, histories, only_child_level):
-    """As a disambiguation level is, where no two items collide."""
+    """If all nodes of a level are only children, the loss is finite and the level is always right.
+
+    A disambiguation level is an example if no two items collide.
+    """
     codes = [[i % 5, i // 5] for i in range(NUM_ITEMS)]
     for row in codes:
         row.insert(only_child_level, 0)
@@ -199,8 +202,8 @@ def test_an_item_is_the_sum_of_its_path(make_model, random_codes):
 def test_a_cold_item_is_no_candidate_in_training(
     make_model, random_codes, histories, targets, supervised
 ):
-    """No gradient pushes down what has not been seen."""
-    # The only item with the last code 3, beside a known one.
+    """A cold item gets no gradient, because training would otherwise push it down."""
+    # The cold item is the only one with the last code 3, and has a known sibling.
     codes = [[4, 0, 3], [4, 0, 0], *random_codes(NUM_ITEMS - 2, (4, 4, 3)).tolist()]
     train_items = torch.arange(NUM_ITEMS) != 0
     histories, targets = histories.clamp_min(1), targets.clamp_min(1)
@@ -222,7 +225,8 @@ def test_a_cold_item_is_no_candidate_in_training(
 def test_a_cold_items_vector_is_the_fallback(make_model, random_codes):
     train_items = torch.arange(NUM_ITEMS) != 0
     codes = random_codes(NUM_ITEMS)
-    codes[0, :2] = codes[1, :2]  # A choice between an old and a new item.
+    # The old and the new item are siblings, so there is a choice between them.
+    codes[0, :2] = codes[1, :2]
     codes[0, 2] = 1 + codes[:, 2].max()
     model = make_model(codes, train_items=train_items)
     before = model.nodes()
@@ -231,7 +235,7 @@ def test_a_cold_items_vector_is_the_fallback(make_model, random_codes):
     with torch.no_grad():
         model.nodes.fallback.weight[3] += 1
     changed = (model.nodes() != before).any(dim=-1).nonzero().flatten().tolist()
-    # Nobody else is new, so nobody else uses the fallback of the last level.
+    # No other item is new, so no other item uses the fallback vector of the last level.
     assert changed == [int(leaf)]
 
 
@@ -273,12 +277,15 @@ def test_nodes_with_one_code_share_its_embedding(make_model):
     leaves = model.nodes()[model.trie.paths[:, -1]].view(3, 10, 16)
     assert torch.equal(leaves[0], leaves[1])
     assert (leaves[0, 0] != leaves[0, 1]).any()
-    # The same number on another level is another code.
+    # The same code number at another level has another vector.
     assert (model.nodes()[model.trie.paths[0, 0]] != leaves[0, 0]).any()
 
 
 def test_a_node_of_one_item_has_the_codes_that_are_left_of_its_id(make_model, random_codes):
-    """By hand, of the first such node on a path; so an item's vector has each code once."""
+    """Compute by hand the vector of the first node with a single item on each path.
+
+    Below it, an item's vector contains each remaining code once.
+    """
     codes = random_codes(NUM_ITEMS, (4, 4, 4, 4, 4))
     model = make_model(codes, tree_levels=2, size="constant")
     nodes, weight = model.nodes, model.nodes.code_embedding.weight
@@ -317,11 +324,12 @@ def test_nodes_may_go_without_vectors_of_their_own(make_model, random_codes, whi
     model = make_model(random_codes(NUM_ITEMS, (4, 4, 4)), size=which)
     own = set(model.nodes.own_nodes.tolist())
     num_items = model.trie.leaf_ends - model.trie.leaf_starts
-    shared = set((num_items > 1).nonzero().flatten().tolist()) - {0}  # Nobody chooses the root.
+    # The root is never chosen, so it needs no vector.
+    shared = set((num_items > 1).nonzero().flatten().tolist()) - {0}
     assert own == (shared if which == "prefixes" else set())
     assert model.num_parameters().get("embeddings of nodes of one item", 0) == 0
-    # Of two nodes of one level, code and rest of an ID, neither with a vector of its own, the
-    # vectors are equal.
+    # Nodes without their own vectors have equal vectors if their level, their code and the rest of
+    # their ID are equal.
     vectors = model.nodes()
     kinds = {}
     for node in set(range(1, len(vectors))) - own:
@@ -336,8 +344,8 @@ def test_nodes_may_go_without_vectors_of_their_own(make_model, random_codes, whi
 def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
     make_model, random_codes, histories, targets, supervised
 ):
-    """The score of a code is that of a node without a vector of its own."""
-    # Two items below every node, so that none has more of an ID than its code.
+    """A softmax over all codes scores each code by a node without its own vector."""
+    # There are two items below every node, so no node represents the rest of an ID.
     codes = np.array([[i // 10, i // 2 % 5, i % 2] for i in range(NUM_ITEMS)])
     settings = {"trie_softmax": False, "size": "constant", "seen_scores": False}
     model = make_model(codes, (4, 6, 3), **settings)
@@ -346,7 +354,7 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
     seen = seen_so_far(model, histories, supervised)
     scores = score_all_items(model.trie, TrieWalk(model, vectors, states, seen))
     assert (scores.logsumexp(dim=-1) < -0.05).all()
-    # By hand: a softmax over all codes at each level.
+    # The expected value is a softmax over all codes of each level.
     expected = torch.zeros(len(states), NUM_ITEMS)
     for item in range(NUM_ITEMS):
         chosen = None
@@ -364,7 +372,7 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
 
 
 def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, random_codes):
-    """And where everybody does, it is learned the other way round."""
+    """If all users repeat items, the learned score for seen items has the opposite sign."""
     codes = random_codes(NUM_ITEMS)
     generator = torch.Generator().manual_seed(0)
     walks = torch.stack([torch.randperm(NUM_ITEMS, generator=generator)[:9] for _ in range(64)])
@@ -385,7 +393,7 @@ def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, r
 
 
 def test_a_checkpoint_holds_nothing_of_the_id_table(make_model, random_codes, histories):
-    """The tables are rebuilt from the IDs; the weights alone make the model."""
+    """The checkpoint has only weights. The tables are rebuilt from the IDs."""
     codes = random_codes(NUM_ITEMS)
     first, second = make_model(codes, seed=0), make_model(codes, seed=1)
     assert set(first.state_dict()) == {name for name, _ in first.named_parameters()}

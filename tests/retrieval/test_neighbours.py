@@ -32,7 +32,7 @@ HISTORIES = Histories(
 
 @pytest.fixture(scope="module")
 def split(make_split):
-    """Item 39 stands in no training part: it has no neighbours."""
+    """Build a split in which item 39 is in no training part, so it has no neighbours."""
     rng = np.random.default_rng(0)
     return make_split([rng.integers(0, NUM_ITEMS - 1, n) for n in (45, 60, 52)], NUM_ITEMS)
 
@@ -46,7 +46,7 @@ def model(make_model, random_codes, split):
 
 
 def shares_by_hand(model, histories):
-    """Each item's share after each history, in plain loops."""
+    """Compute the share of each item after each history in plain loops."""
     shares = np.zeros((len(histories.items), NUM_ITEMS))
     for row, (items, length) in enumerate(zip(histories.items, histories.lengths, strict=True)):
         history = items[:length].tolist()
@@ -65,7 +65,8 @@ def shares_by_hand(model, histories):
 
 
 def test_shares_are_those_of_plain_loops(model):
-    long = torch.arange(2 * MAX_ASKED).expand(1, -1)  # More than is asked for neighbours.
+    # This history is longer than the number of items whose neighbours are read.
+    long = torch.arange(2 * MAX_ASKED).expand(1, -1)
     for histories in (HISTORIES, Histories(long, torch.tensor([long.shape[1]]))):
         found = model.weigh_neighbours(histories)
         by_leaf = torch.zeros(len(histories.items), NUM_ITEMS, dtype=torch.float64)
@@ -80,7 +81,8 @@ def test_what_is_near_nothing_gets_no_share(model):
 
 
 def test_probabilities_are_mixed_and_sum_to_one(model, make_model, random_codes):
-    alone = make_model(random_codes(NUM_ITEMS))  # The same weights, without neighbours.
+    # This model has the same weights but no neighbours.
+    alone = make_model(random_codes(NUM_ITEMS))
     mixed, unmixed = (probabilities(m, HISTORIES) for m in (model, alone))
     shares = shares_by_hand(model, HISTORIES)
     expected = unmixed * (1 - shares.sum(axis=1, keepdims=True)) + shares
@@ -100,7 +102,7 @@ def test_a_boost_is_a_power_of_what_the_neighbours_say(model, monkeypatch):
 def test_the_narrowest_beam_finds_what_is_boosted(
     make_model, random_codes, fixed_shapes, monkeypatch
 ):
-    """A prefix is boosted by what lies below it, however unlikely the model finds it."""
+    """A prefix gets the boost of the items below it, even if the model finds it unlikely."""
     monkeypatch.setattr(TrieTensors, "fixed_shapes", fixed_shapes)
     model = make_model(random_codes(NUM_ITEMS), neighbours=["near"])
     items = torch.arange(NUM_ITEMS)
@@ -112,7 +114,7 @@ def test_the_narrowest_beam_finds_what_is_boosted(
 
 
 def probabilities(model, histories):
-    """Of all items, by item."""
+    """Return the probabilities of all items, in the order of the items."""
     found = TrieRanker(model, beam_width=None).rank(histories, top_k=NUM_ITEMS, excluded=None)
     return found.scores.exp().gather(1, found.items.argsort()).numpy()
 
@@ -165,7 +167,10 @@ def test_only_training_parts_are_counted(make_split, make_model, random_codes):
 
 @pytest.fixture(scope="module")
 def pairs(make_split):
-    """Pairs of items that stand together in any order; which pair comes next cannot be known."""
+    """Draw pairs of items.
+
+    The two items of a pair are adjacent, in any order. The next pair is random.
+    """
     rng = np.random.default_rng(0)
     first = np.stack([rng.permutation(NUM_ITEMS // 2)[:4] for _ in range(60)])
     together = np.stack([first, first + NUM_ITEMS // 2], axis=-1)
@@ -196,7 +201,10 @@ def test_without_them_nothing_is_kept(make_table, random_codes, make_config, spl
 
 @pytest.fixture
 def uncounted(make_model, random_codes, make_split):
-    """Items 0 to 4 follow one another in a ring; 5 looks like 0, 6 like no item that is counted."""
+    """Build a model in which items 0 to 4 follow one another in a ring.
+
+    Item 5 is similar to item 0. Item 6 is similar to no item with counts.
+    """
     ring = [[0, 1, 2, 3, 4] * 3, [2, 3, 4, 0, 1] * 3]
     features = np.eye(7, 6, dtype=np.float32)
     features[5] = features[0] + 0.1 * features[5]
@@ -206,7 +214,7 @@ def uncounted(make_model, random_codes, make_split):
 
 
 def similarities_of(model):
-    """All of them, ``[N, N]``."""
+    """Return the similarities of all items, ``[N, N]``."""
     rows = torch.arange(len(model.neighbours.near_items)).unsqueeze(-1)
     found = torch.zeros(len(rows), len(rows))
     found.index_put_((rows, model.neighbours.near_items.long()), model.neighbours.near_values, True)
@@ -254,7 +262,7 @@ def test_where_all_are_counted_features_change_nothing(model, split, random_code
 
 
 def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random_codes, split):
-    """As when a shop lists dozens of variants of one item overnight."""
+    """Many added variants of one item do not replace its counted neighbours."""
     num_added, rng = 20, np.random.default_rng(0)
     num_all = NUM_ITEMS + num_added
     model = make_model(random_codes(num_all), neighbours=["near"])

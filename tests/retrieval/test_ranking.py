@@ -25,7 +25,7 @@ def model(make_model, random_codes):
 
 @pytest.fixture(scope="module")
 def split(make_split):
-    """Histories shorter and longer than the model reads, with repeats."""
+    """Build histories with repeats, some shorter and some longer than the model reads."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 20, NUM_USERS)
     return make_split([rng.integers(0, NUM_ITEMS, length) for length in lengths], NUM_ITEMS)
@@ -60,7 +60,8 @@ def test_lists_are_the_best_items_user_by_user(model, split, name, masked, beam_
         state = model.encode(read[None], vectors)[:, -1]
         seen = model.find_seen(read[None], torch.ones_like(read[None], dtype=torch.bool))
         scores = score_all_items(model.trie, TrieWalk(model, vectors, state, seen))[0].clone()
-        if masked:  # All of the history, also what is too long ago to be read.
+        # A filter removes the whole history, including items before those that the model reads.
+        if masked:
             scores[torch.tensor(history, dtype=torch.long)] = float("-inf")
         best = scores.topk(5)
         np.testing.assert_allclose(found.scores[user], best.values.numpy(), atol=1e-4)
@@ -89,7 +90,7 @@ def test_masked_items_never_come_and_unmasked_ones_may(model, split, beam_width)
 
 @pytest.mark.parametrize("beam_width", [None, 60])
 def test_lists_end_where_the_items_end(model, make_split, beam_width):
-    # The first user has had all items but 3, 8 and 11, and some of them twice.
+    # The first user has interacted with all items but 3, 8 and 11, and with some of them twice.
     first = [item for item in range(NUM_ITEMS) if item not in (3, 8, 11)]
     split = make_split([[*first, *first[:9]], [1, 2, 3]], NUM_ITEMS)
     found = recommend_items(
@@ -102,7 +103,7 @@ def test_lists_end_where_the_items_end(model, make_split, beam_width):
 
 
 def test_a_long_list_is_searched_with_two_prefixes_for_each_item(model, split):
-    """A narrow beam would end long lists with what it happened to keep."""
+    """A beam as narrow as one prefix per item would miss items of a long list."""
     narrow, wide, exact = (
         recommend_items(
             model, split, "test", everyone(split), top_k=15, beam_width=beam_width, masked=False
@@ -116,7 +117,7 @@ def test_a_long_list_is_searched_with_two_prefixes_for_each_item(model, split):
 
 @pytest.mark.parametrize("name", ["valid", "test"])
 def test_what_comes_later_changes_nothing(model, split, name):
-    """The history of the validation target has neither target, that of the test target not its."""
+    """A history ends before its target, so changes of the target and later items have no effect."""
     items = split.items.copy()
     after = split.test_targets if name == "test" else split.valid_targets
     for user in range(NUM_USERS):
@@ -200,7 +201,7 @@ def test_a_user_without_history_is_refused(model, make_split):
     users = everyone(split)
     with pytest.raises(DataError, match="1 users have no history"):
         recommend_items(model, split, "test", users, top_k=5, beam_width=10, masked=True)
-    # Of the whole sequence there is some.
+    # Whole sequences are never empty, so both users get lists.
     found = recommend_items(model, split, "all", users, top_k=5, beam_width=10, masked=True)
     assert found.num_users == 2
 
@@ -244,7 +245,7 @@ def test_items_once_are_the_different_items_of_each_slice(rows):
 
 
 def test_one_long_history_does_not_make_all_rows_long(model, make_split, monkeypatch):
-    """Rows are padded to the longest of their batch: to the catalogue at most, and few of them."""
+    """Rows are padded to the longest history of their batch, but not beyond the catalogue size."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, NUM_ITEMS, 3 + user % 5) for user in range(300)]
     split = make_split([rng.integers(0, NUM_ITEMS, 1_000_000), *rows], NUM_ITEMS)

@@ -1,4 +1,4 @@
-"""The plan of a training step, beside plain loops over its definition."""
+"""Compare the plan of a training step with plain loops over its definition."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def draw_ids(num_items, sizes, seed):
 
 @st.composite
 def batches(draw):
-    """Histories with repeated items, padded, of which some positions count."""
+    """Draw padded histories with repeated items and a mask of supervised positions."""
     num_items = draw(st.integers(2, 30))
     num_users, length = draw(st.integers(1, 4)), draw(st.integers(1, 9))
     numbers = st.integers(0, num_items - 1)
@@ -49,7 +49,7 @@ def test_a_plan_is_what_its_definition_says(found, sizes, all_train, fewest):
     num_items, batch = found
     trie = build_trie(draw_ids(num_items, sizes, seed=num_items))
     train = np.ones(num_items, dtype=bool)
-    if not all_train:  # Items that only stand in histories compete with nobody.
+    if not all_train:  # Some items occur only in histories, so they are no candidates.
         train[np.setdiff1d(np.arange(num_items), batch.targets.numpy())[::2]] = False
     planner = StepPlanner(trie, trie.restrict(train), fewest=fewest, find_seen=True)
     plan = planner.plan(batch)

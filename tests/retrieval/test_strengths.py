@@ -1,4 +1,4 @@
-"""Neighbours of three kinds, and how much each counts."""
+"""Test neighbours of three kinds and their fitted strengths."""
 
 from dataclasses import replace
 
@@ -50,13 +50,13 @@ def model(make_model, random_codes, split, likeness):
 
 
 def measure(ranker, split, users):
-    """NDCG@10 on validation targets."""
+    """Return NDCG@10 on the validation targets."""
     found = recommend_items(ranker, split, "valid", users, top_k=10, masked=False)
     return ndcg_at_k(ranks_of_targets(found.items, split.targets("valid", users)), 10).mean()
 
 
 def test_shares_of_what_comes_next_sum_to_one(make_split):
-    """In training parts alone, and never an item after itself."""
+    """Only training parts are counted, and an item is never its own successor."""
     found = find_next(make_split([[0, 1, 2, 2, 1, 4, 5], [0, 1, 0, 3, 3]], 6)).toarray()
     expected = np.zeros((6, 6))
     expected[0, 1] = 1
@@ -110,7 +110,7 @@ def test_the_narrowest_beam_finds_what_gets_a_bonus(make_model, random_codes, ki
 
 @pytest.mark.parametrize("at_hand", [ALL, Strengths(0.0, 0.0, 0.0, 0.0), Strengths(0.9, 0.4)])
 def test_ranking_anew_gives_what_the_model_itself_gives(model, split, at_hand):
-    """Whatever strengths the candidates were found with."""
+    """The scores do not depend on the strengths with which the candidates were found."""
     users = split.target_users("valid")
     ranker = TrieRanker(model, beam_width=NUM_ITEMS)
     model.neighbours.strengths = at_hand
@@ -146,7 +146,7 @@ def test_the_best_strengths_are_found(model, split, monkeypatch):
 
 
 def test_what_tells_counts_and_what_tells_nothing_does_not(make_split, cyclic):
-    """Each item follows one other; which items look alike has nothing to do with it."""
+    """Each item has one successor, while similarity is random. Only the former gets a strength."""
     split = make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS)
     features = np.random.default_rng(3).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     inputs = build_inputs(split, features=features)
@@ -177,7 +177,7 @@ def test_strengths_are_saved_with_the_weights(model, make_model, random_codes):
 
 
 def test_items_that_join_later_are_alike_in_both_directions(likeness, split):
-    """As if they had been there at the count."""
+    """The similarities equal those of a count that includes the later items."""
     known = np.arange(NUM_ITEMS) < 30
     late = ItemNeighbours(NUM_ITEMS, ["alike"])
     first = likeness.find(np.arange(30), np.arange(30), 20)

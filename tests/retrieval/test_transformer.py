@@ -29,7 +29,7 @@ def test_padding_at_the_end_changes_no_state(encoder):
 
 
 def test_order_matters():
-    """Without positions, one layer would see its past as a set."""
+    """Without positions, one layer would not depend on the order of the history."""
     torch.manual_seed(0)
     encoder = HistoryEncoder(16, num_layers=1, num_heads=2, history_length=7, dropout=0.5).eval()
     items = torch.randn(1, 5, 16)

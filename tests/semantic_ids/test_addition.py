@@ -1,4 +1,4 @@
-"""New items get free IDs and nothing moves, whatever collides."""
+"""New items get free IDs, and old items keep theirs, whatever collides."""
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,9 @@ def make_table(codes, sizes, level=None):
 
 
 def add(table, codes, residuals, names=None):
-    """Residuals stand for the whole latent; an ID stands for its last code and its place before."""
+    """Add items. The error of an ID depends on its last code and on the distance of its other
+    codes.
+    """
     names = pl.Series(names or [f"new {i}" for i in range(len(codes))], dtype=pl.String)
 
     def errors_of(row, ids):
@@ -46,7 +48,7 @@ def additions(draw, *, disambiguation):
     num_old = draw(st.integers(1, capacity // 2))
     flat = rng.choice(capacity, num_old, replace=False)
     old = np.stack(np.unravel_index(flat, (K,) * num_levels), axis=1)
-    # Few different prefixes, so that they fill up; never more than the last two levels hold.
+    # Few prefixes make them fill up. The new items always fit into the last two levels.
     num_new = draw(st.integers(0, 8 if disambiguation else K * K - min(num_old, K * K)))
     new = np.zeros((num_new, num_levels), dtype=np.int64)
     new[:, -2:] = rng.integers(0, 2, (num_new, 2))
@@ -67,7 +69,7 @@ def test_codes_are_free_and_old_ones_stay(addition):
     assert np.array_equal(codes[len(old) :, :-2], new[:, :-2]), "two codes at most differ"
     assert added.num_moved == np.sum(np.any(codes[len(old) :] != new, axis=1))
     assert added.table.item_ids.to_list()[: len(old)] == table.item_ids.to_list()
-    # A free ID that nobody else wants is given.
+    # An item gets its ID if it is free and no other new item has it.
     taken = set(map(tuple, old.tolist()))
     wanted = [tuple(row) for row in new.tolist()]
     full = {p for p in {w[:-1] for w in wanted} if sum(t[:-1] == p for t in taken) == K}
@@ -100,7 +102,8 @@ def test_the_order_of_rows_does_not_matter(level):
     rng = np.random.default_rng(4)
     old = np.unique(rng.integers(0, 3, (12, 3)), axis=0)
     new = rng.integers(0, 2, (9, 3))[:, : 3 if level is None else 2]
-    residuals = np.repeat(rng.normal(size=(3, 3)).astype(np.float32), 3, axis=0)  # Exact ties.
+    # Each residual occurs three times, so there are exact ties.
+    residuals = np.repeat(rng.normal(size=(3, 3)).astype(np.float32), 3, axis=0)
     names = [f"n{i}" for i in range(9)]
     order = rng.permutation(9)
     table = make_table(old, (K, K, K), level)

@@ -20,7 +20,7 @@ NUM_CODES = 6
 
 @st.composite
 def catalogues(draw, overfull=False):
-    """Codes with collisions, distinct residuals, and the codes of the last level."""
+    """Draw codes with collisions, distinct residuals, and the codebook of the last level."""
     num_levels = draw(st.integers(1, 3))
     num_items = draw(st.integers(NUM_CODES + 1 if overfull else 1, 25))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -28,7 +28,7 @@ def catalogues(draw, overfull=False):
     codes[:, -1] = rng.integers(0, draw(st.integers(1, NUM_CODES)), num_items)
     if overfull:
         codes[: NUM_CODES + 1, :-1] = 1
-    else:  # At most as many items below one prefix as there are last codes.
+    else:  # Keep at most as many items below one prefix as the last level has codes.
         _, prefix = np.unique(codes[:, :-1], axis=0, return_inverse=True)
         seen = defaultdict(int)
         keep = []
@@ -58,7 +58,7 @@ def squared_distances(residuals, last_codes):
 
 
 def resolve_by_hand(codes, residuals, last_codes):
-    """Prefix by prefix, round by round, in plain Python."""
+    """Resolve collisions in plain Python, prefix by prefix and round by round."""
     distances = squared_distances(residuals, last_codes)
     resolved = codes.copy()
     prefixes = defaultdict(list)
@@ -115,7 +115,7 @@ def test_greedy_keeps_its_promises(catalogue):
     for number, count in enumerate(counts):
         members = np.flatnonzero(bucket == number)
         stay = members[~moved[members]]
-        # Of those that share an ID, exactly the closest one keeps it.
+        # Of the items that share an ID, exactly the closest one keeps it.
         assert stay.tolist() == [members[distances[members, codes[members, -1]].argmin()]]
         assert count > 1 or not moved[members].any()
 
@@ -156,7 +156,8 @@ def test_equal_residuals_are_told_apart_too():
         np.zeros((4, 3), dtype=np.float32),
         np.arange(15, dtype=np.float32).reshape(5, 3),
     )
-    # One keeps its code, the others take the next nearest, in the order of their names' hashes.
+    # One item keeps its code. The others get the next nearest codes, in the order of the hashes of
+    # their ids.
     assert sorted(resolved[:, 1].tolist()) == [0, 1, 2, 3]
     assert resolved[:, 1].tolist() != [0, 1, 2, 3]
 
@@ -199,7 +200,7 @@ def test_digits_do_not_hang_on_the_order_of_rows():
     order = rng.permutation(60)
     shuffled = number_within_bucket(codes[order], pl.Series(ids[order]))
     assert np.array_equal(shuffled, digits[order])
-    # Nor are they the order of names or rows in disguise.
+    # The numbers depend on a hash of the id, and not on the row or the order of ids.
     by_row = number_within_bucket(codes, pl.Series([f"C{i}" for i in range(60)]))
     assert not np.array_equal(by_row, digits)
 
@@ -215,7 +216,8 @@ def test_ids_of_a_large_catalogue_become_unique(method):
     rng = np.random.default_rng(0)
     num_items, size = 200_000, 256
     codes = rng.integers(0, size, (num_items, 3))
-    codes[:, 0] //= 8  # 8,192 prefixes of some 24 items each: one item in twenty collides.
+    # There are 8,192 prefixes of about 24 items each, and one item in twenty collides.
+    codes[:, 0] //= 8
     residuals = rng.normal(size=(num_items, 16)).astype(np.float32)
     last_codes = rng.normal(size=(size, 16)).astype(np.float32)
     ids = names(num_items)
@@ -239,7 +241,8 @@ def test_blocks_do_not_show(catalogue, block):
 def test_greedy_does_not_hang_on_the_order_of_rows():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, (40, 2))
-    residuals = np.repeat(rng.normal(size=(10, 4)).astype(np.float32), 4, axis=0)  # Exact ties.
+    # Each residual occurs four times, so there are exact ties.
+    residuals = np.repeat(rng.normal(size=(10, 4)).astype(np.float32), 4, axis=0)
     last_codes = rng.normal(size=(20, 4)).astype(np.float32)
     order = rng.permutation(40)
     ids = names(40)
@@ -270,7 +273,7 @@ def test_balanced_ids_are_unique_too(catalogue):
 
 
 def test_a_balanced_level_uses_its_codes_evenly():
-    """All items near one of 16 codes: the nearest ones stay there, the rest is spread."""
+    """All items are near one of 16 codes. The nearest items keep it, and the others are spread."""
     rng = np.random.default_rng(0)
     last_codes = rng.normal(size=(16, 4)).astype(np.float32)
     residuals = (last_codes[3] + 0.3 * rng.normal(size=(1600, 4))).astype(np.float32)
@@ -286,7 +289,7 @@ def test_a_balanced_level_uses_its_codes_evenly():
 
 
 def test_ids_of_many_levels_are_told_apart():
-    """More combinations than 64 bits hold."""
+    """The number of possible IDs does not fit into 64 bits."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**16, (50, 6))
     codes[7] = codes[3]

@@ -109,12 +109,12 @@ def test_what_is_exported_comes_back(
         ArtifactError, match=r"has the IDs of x\.index\.json, so there is no tokenizer"
     ):
         _ = run.tokenizer
-    # Everything behind goes on from there, and nothing is done twice.
+    # Later stages use the published IDs, and no stage runs twice.
     assert command("run", copied_run, "retriever.epochs=1").code == 0
     assert command("inspect", "run", "--run", copied_run).code == 0
     again = command("tokenize", copied_run, "--json").json()
     assert again["up_to_date"] == ["prepare", "embed", "tokenize"]
-    # Other IDs under the same name are other IDs.
+    # The IDs are read again after the file changed, although its name is the same.
     index = json.loads(path.read_text())
     index["0"], index["1"] = index["1"], index["0"]
     path.write_text(json.dumps(index))

@@ -57,7 +57,7 @@ def test_neighbours_share_the_longest_prefixes_first(make_table):
     codes = [[1, 1, 1], [1, 2, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1], [1, 1, 2]]
     found = make_table(codes, (2, 3, 3)).relatives("item 0")
     assert found.columns == ["shared_levels", "item_id", "title", "semantic_id"]
-    # Item 2 shares codes, but not the first: it is no relative.
+    # Item 2 shares later codes but not the first code, so it is not listed.
     assert found["item_id"].to_list() == ["item 3", "item 5", "item 1", "item 4"]
     assert found["shared_levels"].to_list() == [2, 2, 1, 1]
     assert found.row(0) == (2, "item 3", "Title 3", "<a_1><b_1><c_0>")
@@ -88,7 +88,7 @@ def test_save_and_load(table, tmp_path, level):
     loaded = SemanticIdTable.load(tmp_path)
     assert loaded.codes.dtype == np.int32
     assert loaded.codes.tolist() == CODES
-    # Sizes are those of the codebooks, not of the codes in use.
+    # The sizes are those of the codebooks, although fewer codes are in use.
     assert loaded.codebook_sizes == (9, 9, 9)
     assert loaded.disambiguation_level == level
     assert loaded.item_ids.to_list() == table.item_ids.to_list()

@@ -8,14 +8,14 @@ from recgrit.semantic_ids.trie import build_trie
 
 @st.composite
 def ids(draw):
-    """Unique IDs in any order."""
+    """Draw unique IDs in any order."""
     num_levels = draw(st.integers(1, 4))
     code = st.tuples(*[st.integers(0, 3)] * num_levels)
     return draw(st.lists(code, unique=True, min_size=1, max_size=30))
 
 
 def as_dict(rows):
-    """The same trie in plain Python: what may follow each prefix, in order."""
+    """Build the trie in plain Python: the sorted next codes of each prefix."""
     following = {}
     for row in rows:
         for level, code in enumerate(row):
@@ -24,7 +24,7 @@ def as_dict(rows):
 
 
 def prefixes_of_nodes(trie):
-    """Node number -> prefix, by walking down from the root."""
+    """Return the prefix of each node, found by a walk from the root."""
     prefixes = {0: ()}
     for node in range(trie.num_nodes):
         for child in children_of(trie, node):
@@ -59,7 +59,7 @@ def test_levels_leaves_and_paths(rows):
     for level in range(trie.num_levels + 1):
         nodes = range(trie.level_starts[level], trie.level_starts[level + 1])
         assert [len(prefixes[node]) for node in nodes] == [level] * len(nodes)
-        # Within a level, nodes stand in the order of their prefixes.
+        # The nodes of a level are in the order of their prefixes.
         assert [prefixes[node] for node in nodes] == sorted({row[:level] for row in rows})
     assert trie.level_starts[-1] == trie.num_nodes
     for item, row in enumerate(rows):
@@ -81,7 +81,7 @@ def test_restricted_to_items_only_their_prefixes_stay(rows, data):
     prefixes = prefixes_of_nodes(trie)
     for node, prefix in prefixes.items():
         children = part.nodes[part.starts[node] : part.starts[node + 1]]
-        # Node numbers mean the same in both.
+        # The nodes have the same numbers in both.
         assert [prefixes[child][-1] for child in children] == following.get(prefix, [])
         assert set(children) <= set(children_of(trie, node))
 

@@ -1,4 +1,4 @@
-"""Fixtures of bundles of the tiny run. Its items are films with words and genres of four groups."""
+"""Fixtures of bundles of the tiny run. Its films have words and genres of four groups."""
 
 from __future__ import annotations
 

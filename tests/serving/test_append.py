@@ -1,4 +1,4 @@
-"""New items are recommendable at once, removed ones never again, and no ID moves."""
+"""New items can be recommended at once, removed ones never again, and all IDs stay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ids_of(bundle: Bundle) -> dict[str, tuple[int, ...]]:
 
 
 def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Path) -> None:
-    """New items collide with old ones, those of the second night with those of the first."""
+    """New items collide with old ones, and those of the second night with those of the first."""
     first = append_items(bundle, tmp_path / "1", like(ALL, "a"), removed=["7", "8"])
     second = append_items(first.bundle, tmp_path / "2", like(ALL, "b"), removed=["a1", "9"])
     third = append_items(second.bundle, tmp_path / "3", removed=["b2"])
@@ -59,7 +59,7 @@ def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Pat
         assert len(set(new.values())) == len(new)
     new = ids_of(third.bundle)
     assert all(new[f"a{item}"][:2] == new[f"b{item}"][:2] for item in ALL), "one tokenizer"
-    # Each night names the one before.
+    # Each bundle names all bundles from which it was made.
     lineage = [ancestor.fingerprint for ancestor in third.bundle.settings.ancestors]
     assert lineage == [night.fingerprint for night in nights[:3]]
     assert third.bundle.parent == second.bundle.fingerprint
@@ -73,7 +73,7 @@ def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Pat
 def test_new_items_are_alike_those_whose_words_they_share(
     bundle: Bundle, like: Like, tmp_path: Path
 ) -> None:
-    """Their texts are read in the terms of the first ones, and each stands beside its model."""
+    """New texts use the vocabulary of old ones, so an item's copy is its nearest neighbour."""
     after = append_items(bundle, tmp_path / "1", like(["3", "4", "12"])).bundle
     assert after.words is not None
     assert bundle.words is not None
@@ -113,9 +113,9 @@ def test_a_removed_item_never_comes_back(
         found = made.bundle.recommend_after(histories, top_k=50, exclude_seen=False)
         assert found["item_id"].n_unique() == 39
         assert not {"5", "6"} & set(found["item_id"])
-    # Whoever took it took it: histories may hold it still.
+    # Histories may still contain a removed item.
     assert second.bundle.recommend_after({"x": ["5"]}, top_k=3).height == 3
-    # Nor does anything ever get its ID.
+    # No later item gets the ID of a removed item.
     third = append_items(second.bundle, tmp_path / "3", like(["5"], "heir of "))
     assert ids_of(third.bundle)["5"] == ids_of(bundle)["5"] != ids_of(third.bundle)["heir of 5"]
 
@@ -140,7 +140,7 @@ def test_removing_every_item_is_refused_before_anything_is_written(
 
 
 def percentiles(bundle: Bundle, histories: dict[str, list[str]], items: list[str]) -> np.ndarray:
-    """Where each item stands in the exact ranking after each history, 0 first and 1 last."""
+    """Return each item's place in the exact ranking after each history: 0 is first, 1 is last."""
     recommender = bundle.recommender()
     lists = recommender.rank_histories(
         list(histories.values()),
@@ -157,7 +157,7 @@ def percentiles(bundle: Bundle, histories: dict[str, list[str]], items: list[str
 def test_new_items_are_neither_always_first_nor_always_last(
     bundle: Bundle, run: Run, like: Like, tmp_path: Path, histories: dict[str, list[str]]
 ) -> None:
-    """Of a trained model, by exact scores of all items after all histories."""
+    """The positions come from a trained model's exact scores of all items after all histories."""
     new = [f"new {item}" for item in range(1, 13)]
     made = append_items(bundle, tmp_path / "1", like([str(item) for item in range(1, 13)])).bundle
     found = percentiles(made, histories, new)
@@ -165,7 +165,7 @@ def test_new_items_are_neither_always_first_nor_always_last(
     assert np.all((found.mean(axis=0) > 0.2) & (found.mean(axis=0) < 0.95)), "each of them"
     assert found.min() < 0.25
     assert found.std(axis=0).min() > 0.05, "they depend on the history"
-    # Users stay in a group (item number modulo 4): its new items rank before other groups'.
+    # Users stay in one group (item number modulo 4), so its new items rank before those of others.
     groups = np.array([int(item[-1]) % 4 for _, item in sorted(histories.items())])
     ranked = sorted(new)
     own = np.array([int(item.split()[1]) % 4 for item in ranked]) == groups[:, None]
@@ -207,7 +207,7 @@ def test_greedy_ids_in_a_retriever_of_constant_size_with_codes_to_spare(
     old, new = ids_of(bundle), ids_of(made)
     assert {item: new[item] for item in old} == old
     assert made.recommend_after(histories, top_k=60, beam_width=60).height == 57
-    # What the model says of trained nodes does not move.
+    # The vectors of trained nodes stay the same.
     networks = network_of(bundle), network_of(made)
     with torch.inference_mode():
         vectors = [network.nodes() for network in networks]
@@ -220,7 +220,7 @@ def test_greedy_ids_in_a_retriever_of_constant_size_with_codes_to_spare(
 def test_node_buckets_keep_their_nodes(
     new_config: Callable[..., Path], like: Like, tmp_path: Path
 ) -> None:
-    """Also where added items need more numbers for one ID than the table has rows."""
+    """This also holds if an ID's added items need more numbers than the table has rows."""
     config = load_config(
         ExperimentConfig,
         new_config(),
@@ -241,7 +241,7 @@ def test_node_buckets_keep_their_nodes(
             assert torch.equal(
                 old.nodes.of(old.trie.paths[item]), new.nodes.of(new.trie.paths[item])
             )
-        # What was added takes over nobody's embedding.
+        # An added item does not use the embedding of an old item.
         leaves = new.trie.paths[40:, -1]
         expected = new.nodes.fallback.weight[-1] + new.nodes.code_embedding.weight[0]
         assert torch.equal(new.nodes.of(leaves), expected.expand(len(leaves), -1))
@@ -322,7 +322,7 @@ def test_another_bundle_is_not_replaced(bundle: Bundle, like: Like, tmp_path: Pa
 def test_what_new_items_lack_is_told(
     bundle: Bundle, like: Like, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run of a table of one's own keeps of which columns its texts are made."""
+    """A bundle keeps the text template of its items, so it can report columns that are missing."""
     ids = bundle.require_ids()
     embedding = ids.embedding.model_copy(update={"template": "{title}. Colour: {colour}."})
     settings = {"ids": ids.model_copy(update={"embedding": embedding})}
@@ -378,7 +378,7 @@ def test_a_bundle_that_came_meanwhile_is_not_replaced(
     bundle: Bundle, like: Like, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = append_items(bundle, tmp_path / "1", like(["3"]))
-    # As when the other one was not there yet.
+    # The other bundle appears only after the check for existing bundles.
     monkeypatch.setattr(append, "_find_bundle_after", lambda *_: None)
     with pytest.raises(ArtifactError, match="holds another bundle"):
         append_items(bundle, tmp_path / "1", like(["4"]))

@@ -1,4 +1,4 @@
-"""Items that come later with vectors of their own beside the text, or without."""
+"""Test later items with and without vectors of their own beside the text."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_equal_text_and_equal_image_get_equal_features_and_codes(
     assert np.array_equal(codes[new, :2], codes[old, :2])
     for rows in (old, new):
         assert after.given["image"][rows].tolist() == [True] * 24 + [False] * 6
-    # The next night fills by the items of both.
+    # In the next night, missing vectors are estimated from old items and items of the first night.
     again = write_items(tmp_path / "third.parquet", "third ")
     done = CliRunner().invoke(
         app, ["append", str(after.directory), str(again), "--out", str(tmp_path / "third")]

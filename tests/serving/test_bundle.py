@@ -1,4 +1,4 @@
-"""A bundle stands alone, is verified, and says where it comes from."""
+"""A bundle needs no other files, its files are verified, and it records its origin."""
 
 from __future__ import annotations
 

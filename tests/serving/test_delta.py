@@ -1,4 +1,4 @@
-"""What a night changed is in its bundle, so that others load that and not everything."""
+"""A bundle records what a night changed, so that a feature store loads only the changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def changes(directory: Path) -> pl.DataFrame:
 
 
 def apply(table: pl.DataFrame, delta: pl.DataFrame) -> pl.DataFrame:
-    """What a feature store does: delete what went, and put in what came or changed."""
+    """Apply a delta as a feature store does: delete removed items, insert new and changed ones."""
     kept = table.filter(~pl.col("item_id").is_in(delta["item_id"].implode()))
     rows = delta.filter(pl.col("change") != "removed").drop("change")
     return pl.concat([kept, rows.select(table.columns)]).sort("item_id")
@@ -36,7 +36,7 @@ def listed(bundle: Bundle) -> pl.DataFrame:
 def test_the_delta_makes_the_new_table_of_the_old(
     bundle: Bundle, like: Like, tmp_path: Path
 ) -> None:
-    """Night after night, with items that come, go and are called otherwise."""
+    """This holds over several nights in which items are added, removed and renamed."""
     renamed = like(["3", "4"], "").frame.with_columns(title=pl.lit("Another ") + pl.col("title"))
     offered = ItemTable(pl.concat([like(["5", "6"]).frame, renamed, like(["9"], "").frame]))
     first = append_items(bundle, tmp_path / "1", offered, removed=["7", "8"])
@@ -84,7 +84,7 @@ def test_a_first_bundle_and_a_quiet_night(bundle: Bundle, tmp_path: Path) -> Non
 
 
 def test_quality_before_and_after(bundle: Bundle, like: Like, tmp_path: Path) -> None:
-    """Items that are all like old ones collide with them, and the report says so."""
+    """All new items resemble old ones, so they collide, and the report shows it."""
     made = append_items(bundle, tmp_path / "1", like([str(item) for item in range(1, 41)]))
     report = json.loads((tmp_path / "1" / "delta" / "quality.json").read_text())
     before, after = report["before"], report["after"]

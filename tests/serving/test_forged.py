@@ -1,4 +1,4 @@
-"""Bundles that somebody changed, with digests that fit: what they say makes sense or is refused."""
+"""A bundle that was changed, with matching digests, is valid or refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def edit(folder: Path, old: str, new: str) -> None:
 def test_an_edited_manifest_is_refused(copy: Path, old: str, new: str) -> None:
     edit(copy, old, new)
     if new.endswith(" "):
-        Bundle(copy)  # Only blanks.
+        Bundle(copy)  # The change adds only a blank.
         return
     with pytest.raises(ArtifactError, match=r"damaged|schema version"):
         Bundle(copy)
@@ -204,7 +204,7 @@ def test_a_stage_of_another_run_is_refused(
 
 
 Array = npt.NDArray[Any]
-# By file: its array, and what becomes of it.
+# Arrays to change, by file, each with a function that changes it.
 ARRAYS: dict[str, list[tuple[str, Callable[[Array], Array]]]] = {
     "feature_transform.safetensors": [
         ("text.scale", lambda scale: -scale),
@@ -240,7 +240,7 @@ ARRAYS: dict[str, list[tuple[str, Callable[[Array], Array]]]] = {
 
 
 def add_one(folder: Path, out: Path) -> None:
-    """Ask a bundle for all that it has."""
+    """Append an item, which reads all parts of a bundle."""
     items = ItemTable(pl.DataFrame({"item_id": ["new"], "title": ["Love in Paris"]}))
     append_items(Bundle(folder), out, items)
 
@@ -262,7 +262,7 @@ def test_arrays_that_do_not_fit_add_no_item(
 
 
 def _save(arrays: dict[str, Array], path: Path) -> None:
-    """Write arrays with what else the file says of itself."""
+    """Write arrays, and keep the metadata of the file."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:

@@ -1,4 +1,4 @@
-"""Attributes of items in the sequence model, from the settings to a bundle with later items."""
+"""Test item attributes in the sequence model, from the settings to a bundle with later items."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def test_a_bundle_ranks_as_its_run_and_reads_later_items(run: Run, tmp_path: Pat
     listed = after.recommend_after({"anyone": ["n1"]}, top_k=3)
     assert len(listed) == 3
     assert len(after.similar_items("n1", 3, by="retriever")) == 3
-    # Opened anew, with nothing of the run.
+    # The bundle is opened again without the run.
     again = Bundle(tmp_path / "second", device="cpu")
     assert again.recommend_after({"anyone": ["n1"]}, top_k=3).equals(listed)
 
 
 def test_a_step_reads_what_ranking_reads(run: Run) -> None:
-    """The history vectors of a training step are those of the ranker, attributes included."""
+    """A training step and ranking compute equal history vectors, with attributes."""
     from recgrit.ranking import Batch
 
     network = network_of(run.model()).eval()

@@ -1,4 +1,4 @@
-"""A run of files of one's own, its bundle, and what comes later in files of the same kind."""
+"""Test a run of a user's own files, its bundle, and later items in files of the same format."""
 
 from __future__ import annotations
 

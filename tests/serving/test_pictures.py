@@ -1,4 +1,4 @@
-"""A run with a block of pictures, and items that come later with theirs."""
+"""Test a run with a block of pictures, and later items with pictures."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_run_takes_pictures_from_a_column(shop: Path) -> None:
 
 
 def test_new_items_get_theirs_from_the_same_column(shop: Path, tmp_path: Path) -> None:
-    # Beside the pictures, or elsewhere with their folder named.
+    # The pictures are beside the item file, or in another folder that is named.
     beside = append(shop, tmp_path / "a", write_items(shop / "new.parquet", "new "))
     elsewhere = append(
         shop, tmp_path / "b", write_items(tmp_path / "new.parquet", "new "), "--pictures", str(shop)
@@ -117,7 +117,7 @@ def test_new_items_get_theirs_from_the_same_column(shop: Path, tmp_path: Path) -
 
 def test_new_items_without_pictures_are_filled(shop: Path, tmp_path: Path) -> None:
     new = write_items(tmp_path / "new.parquet", "new ")
-    after = append(shop, tmp_path / "a", new)  # The pictures do not lie beside it.
+    after = append(shop, tmp_path / "a", new)  # The pictures are not beside this item file.
     assert not after.given["image"][rows_of(after, "new ")].any()
     pl.read_parquet(new).drop("image").write_parquet(new)
     without = append(shop, tmp_path / "b", new)

@@ -1,4 +1,4 @@
-"""The MLflow model: in this process, and over HTTP on the loopback interface."""
+"""Test the MLflow model in this process and over HTTP on the loopback interface."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def model(model_folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def post(model_folder: Path) -> Callable[..., httpx.Response]:
-    """Sends a request to MLflow's scoring server, which answers in this process."""
+    """Send a request to MLflow's scoring server, which answers in this process."""
     import mlflow.pyfunc
     from fastapi.testclient import TestClient
     from mlflow.pyfunc import scoring_server
 
-    # The server is there before it loads a model.
+    # As in `mlflow models serve`, the server's module is imported before the model is loaded.
     app = scoring_server.init(mlflow.pyfunc.load_model(str(model_folder)))
     client = TestClient(app, raise_server_exceptions=False)
 
@@ -136,7 +136,11 @@ def test_the_models_config_sets_the_fallback(bundle: Bundle, tmp_path: Path) -> 
 def test_nulls_are_passed_over_and_no_id_is_altered(
     model: Any, post: Callable[..., httpx.Response], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With pandas 3, MLflow cuts texts beside a null to one letter if the signature says texts."""
+    """Nulls must not change ids.
+
+    With pandas 3 and a signature of texts, MLflow cuts texts to one letter if their column has
+    nulls.
+    """
     wanted = model.predict(frame(["13", "21"]))["item_ids"][0]
     assert wanted != model.predict(frame(["1", "2"]))["item_ids"][0]
     for nulls in (["13", None, "21"], [None, "13", "21", float("nan"), pd.NA]):
@@ -205,7 +209,10 @@ def test_lists_end_with_the_catalogue(post: Callable[..., httpx.Response]) -> No
 def test_long_histories_are_read_from_their_end_and_wholly_kept_out(
     post: Callable[..., httpx.Response], model: Any
 ) -> None:
-    """Beside short ones too: what is read is as long as the model reads, 20 items here."""
+    """In a batch with short histories, a long one is cut to its last 20 items.
+
+    The model reads no more items. All items of the whole history are filtered out of its list.
+    """
     old, late = ["1", "2", "3"], ["13", "21", "29", "37"]
     long = old * LONG + late * 10
     started = time.monotonic()
@@ -247,7 +254,7 @@ def test_eight_threads_get_the_same_answers_as_one(
 
 
 def test_hostile_requests_leave_no_memory_behind(model_folder: Path) -> None:
-    """In a process of its own, whose threads take turns."""
+    """The test needs a separate process, whose threads answer in turn."""
     script = """
 import asyncio, json, sys, psutil, mlflow.pyfunc
 from mlflow.pyfunc import scoring_server
@@ -284,7 +291,7 @@ def test_it_has_a_signature_an_example_and_nothing_pickled(model_folder: Path, m
     assert model.metadata.signature.inputs.input_names() == ["history", "user_id"]
     example = model.input_example
     assert len(model.predict(example)["item_ids"][0]) == 10
-    # A wrong table is refused by the signature.
+    # The signature refuses a table with wrong columns.
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match="history"):
@@ -328,7 +335,7 @@ def test_mlflow_serves_it_over_http(
     histories: dict[str, list[str]],
     tmp_path: Path,
 ) -> None:
-    """`mlflow models serve --env-manager local`, and what it says of a wrong request."""
+    """`mlflow models serve --env-manager local` serves the model and refuses a wrong request."""
     asked = [*list(histories.values())[:7], []]
     with benchmark.serve(model_folder, tmp_path / "log.txt") as address, httpx.Client() as client:
         served = pd.DataFrame(benchmark.ask(client, address, asked, top_k=5))
@@ -360,13 +367,13 @@ def test_another_bundle_than_it_was_saved_with_is_refused(
 
 @pytest.fixture(scope="module")
 def with_users(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose bundle keeps the users."""
+    """Save a model whose bundle keeps the users."""
     quieten_mlflow()
     from recgrit.serving.pyfunc import save_pyfunc
 
     folder = tmp_path_factory.mktemp("users")
     first = export_bundle(run, folder / "first", with_users=True)
-    # A night later they are still there.
+    # The bundle of the next night must keep them too.
     save_pyfunc(append_items(first, folder / "second", removed=["1"]).bundle, folder / "model")
     return folder / "model"
 
@@ -544,7 +551,7 @@ def test_tomorrows_bundle_comes_in_under_load_without_a_lost_request(
             assert last == expected[0]
             assert time.monotonic() < deadline
         assert all(answer.result() in expected for answer in answers)
-        # What cannot be read is not answered with, and what comes after it is.
+        # A bundle that cannot be read is not used, and the next readable one is.
         (tmp_path / "broken").mkdir()
         for broken in (tmp_path / "broken", tmp_path / "nowhere"):
             point_to(broken)

@@ -1,4 +1,4 @@
-"""Items like an item, from a bundle: added items have a place, removed ones are not listed."""
+"""Test similar items from a bundle: added items are listed, and removed items are not."""
 
 from __future__ import annotations
 

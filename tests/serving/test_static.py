@@ -1,4 +1,4 @@
-"""A run whose texts went through a static encoder, and items that come later."""
+"""Test a run with a static text encoder, and later items."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_bundle_encodes_new_items_without_the_sentence_encoder(tmp_path: Path)
     for gone in (model, tmp_path / "run", tmp_path / ".cache"):
         shutil.rmtree(gone)
     last = Bundle(tmp_path / "monday")
-    # The second night is that of a bundle that was appended to.
+    # In the second night, items are added to the bundle of the first night.
     for night, prefix in (("tuesday", "new "), ("wednesday", "newer ")):
         new = pl.DataFrame({"item_id": [prefix + item for item in ITEMS], "title": TITLES})
         last = append_items(last, tmp_path / night, ItemTable(new)).bundle

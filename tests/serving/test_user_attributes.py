@@ -1,4 +1,4 @@
-"""A token of user attributes before the history, from the settings to what is served."""
+"""Test the token of user attributes before the history, from the settings to serving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIKES = ("tea", "bikes", "books", "lamps")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, write_config: Any) -> Run:
-    """A shop in which nothing but the segment of a user says what the user takes."""
+    """Make a run of a shop in which only a user's segment predicts the user's items."""
     folder = tmp_path_factory.mktemp("segments")
     draw = np.random.default_rng(0)
     events, users = [], []
@@ -89,7 +89,7 @@ def test_a_user_is_read_with_the_own_segment_and_a_stranger_with_none(run: Run) 
     assert not torch.allclose(found[0], found[2])
     nobody = ranker.rank(Histories(history, lengths), top_k=5, excluded=None).scores
     torch.testing.assert_close(nobody[0], found[2])
-    # Whoever joins later is nobody yet.
+    # A user who joins later has no attributes yet.
     late = torch.full((3,), len(codes) + 5)
     assert torch.equal(
         ranker.rank(Histories(history, lengths, late), top_k=5, excluded=None).scores, nobody

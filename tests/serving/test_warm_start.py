@@ -1,4 +1,4 @@
-"""A run that trains on from another: old IDs stay, new items get theirs, and it begins as good."""
+"""Test runs that train on from another run: old IDs stay, and scores start where it ended."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEW = [str(item) for item in range(37, 41)]
 
 @pytest.fixture(scope="module")
 def old_data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log before the last 20 users and four items came."""
+    """Return the log without the last 20 users and four items."""
     folder = tmp_path_factory.mktemp("old") / "ml-100k"
     shutil.copytree(tiny_data, folder)
     rows = [line.split("\t") for line in (tiny_data / "u.data").read_text().splitlines()]
@@ -90,7 +90,7 @@ def test_old_ids_stay_and_new_items_get_theirs(old: Run, warm: Run) -> None:
 
 
 def test_it_begins_with_what_the_source_says(old: Run, warm: Run) -> None:
-    """Before the first step, all items have the scores that the appended bundle gives them."""
+    """Before the first step, all items have the same scores as in the appended bundle."""
     source, items = open_source(warm), warm.catalogue_inputs(("embed", "tokenize"))
     network = TrieModel.build(items, warm.config.retriever)
     rows = find_rows(source, warm.data.items)
@@ -111,7 +111,7 @@ def test_it_begins_with_what_the_source_says(old: Run, warm: Run) -> None:
 def test_one_epoch_is_about_as_good_as_the_source_and_better_than_from_scratch(
     old: Run, train: Train, old_data: Path
 ) -> None:
-    """On the same data."""
+    """All three runs use the same data."""
     one = ("retriever.epochs=1",)
     again = train("again", f"retriever.init_from={old.directory}", *one, data=old_data)
     scratch = train("scratch", *one, data=old_data)
@@ -134,7 +134,7 @@ def test_equal_starts_are_equal_wherever_the_source_lies(
     config = load_config(ExperimentConfig, again.directory / "config.yaml", [])
     result = run_experiment(config, until="train")
     assert result.up_to_date == ["prepare", "embed", "tokenize", "train"]
-    # What the source holds counts, not where it is.
+    # The stages depend on the content of the source, and not on its path.
     changed = append_items(export_bundle(old, tmp_path / "1"), tmp_path / "2", removed="1").bundle
     override = f"retriever.init_from={changed.directory}"
     config = load_config(ExperimentConfig, again.directory / "config.yaml", [override])
@@ -144,7 +144,7 @@ def test_equal_starts_are_equal_wherever_the_source_lies(
 def test_bundles_go_on_over_a_training(
     old: Run, train: Train, like: Callable[..., ItemTable], tmp_path: Path
 ) -> None:
-    """Removed items stay removed, added ones listed, and the line of bundles has no gap."""
+    """Removed items stay removed, added ones are listed, and no ancestor bundle is missing."""
     first = export_bundle(old, tmp_path / "1")
     second = append_items(first, tmp_path / "2", like(["3", "4"], "added "), removed=["5"]).bundle
     run = train("warm", f"retriever.init_from={second.directory}", "retriever.epochs=1")

@@ -1,4 +1,4 @@
-"""Several writers and readers of one bundle, each a process of its own."""
+"""Several processes write and read one bundle at once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(exported, refused)
 
 @pytest.fixture
 def writers(tiny_run: Any, tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that replace the bundle again and again, for three seconds."""
+    """Start two processes that replace the bundle repeatedly for three seconds."""
     command = [sys.executable, "-c", EXPORT, str(tiny_run.directory), str(tmp_path / "out"), "3"]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     yield started
@@ -77,7 +77,7 @@ def test_an_open_bundle_that_was_replaced_says_so(
     run: Run, bundle: Bundle, tmp_path: Path, histories: dict[str, list[str]]
 ) -> None:
     opened = export_bundle(run, tmp_path / "out")
-    time.sleep(1.1)  # Bundles of one second are the same.
+    time.sleep(1.1)  # Bundles of the same run that are written within one second are identical.
     export_bundle(run, tmp_path / "out")
     with pytest.raises(ReplacedError, match="was replaced since it was opened: open it again"):
         opened.recommend_after(histories)

@@ -1,4 +1,4 @@
-"""Runs whose IDs are learned from sequences, and runs whose IDs mean nothing."""
+"""Test runs whose IDs are learned from sequences, and runs with control IDs without meaning."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_run_learns_its_ids_and_shows_how(new_config: Callable[..., Path]) -> 
     summary = run.manifest("tokenize").summary
     assert summary["ids"]["epoch"] in (0, 1, 2)
     assert summary["vectors"]["best_epoch"] in (1, 2)
-    # The IDs are those of the latents that were kept.
+    # The IDs are those of the saved latents.
     latents = torch.from_numpy(np.load(folder / "latents.npy"))
     assert latents.shape == (len(run.semantic_ids), 16)
     codes = run.tokenizer.quantizer.encode(latents).numpy()

@@ -1,4 +1,4 @@
-"""Files count by what is in them, never by where they lie: for every setting that is a path."""
+"""For every path setting, stages depend on the content of files and not on their location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recgrit.stages import plan_stages
 
 Command = Callable[..., Any]
 
-# What is read, by setting: its file or folder, and the stage whose result depends on it.
+# The file or folder of each input setting, and the first stage whose result depends on it.
 INPUTS = {
     "data.path": ("log", "prepare"),
     "data.table.items_path": ("films.csv", "prepare"),
@@ -30,14 +30,14 @@ INPUTS = {
     "recommendation.allowed_items": ("allowed.txt", "recommend"),
     "recommendation.blocked_items": ("blocked.txt", "recommend"),
 }
-# Where things are kept or fetched from: no result depends on it.
+# Settings of places for storage or downloads. No result depends on them.
 PLACES = {
     "run.cache_dir": "cache",
     "data.download_dir": "downloads",
     "data.mirrors": "[http://127.0.0.1:9/files]",
     "tracking.uri": "sqlite:///elsewhere.db",
 }
-# These have tests of their own; that of users is in tests/data/sources/test_user_table.py.
+# Settings with their own tests. That of users is in tests/data/sources/test_user_table.py.
 OTHERS = {
     "data.table.users_path",
     "run.dir",
@@ -46,12 +46,12 @@ OTHERS = {
     "features.blocks.image.model",
     "retriever.init_from",
 }
-# Settings that name a place, but as text.
+# Settings that name a place but have the type of a text.
 TEXTS = {"embedding.model", "features.blocks.image.model", "data.mirrors", "tracking.uri"}
 
 
 def find_paths(config: type[Config], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings that are paths, in sections of sections too."""
+    """Return the dotted names of all path settings, including those of nested sections."""
 
     def parts(annotation: Any) -> Iterator[Any]:
         yield annotation
@@ -76,7 +76,7 @@ def made(
     write_config: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder with inputs of all kinds, and with the run that was made of them."""
+    """Make a folder with inputs of all kinds and the run that was made from them."""
     folder = tmp_path_factory.mktemp("made")
     draw = np.random.default_rng(0)
     items = [f"i{number:02d}" for number in range(40)]
@@ -120,20 +120,20 @@ def made(
 
 @pytest.fixture
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it all, to change at will; the working folder too."""
+    """Copy the folder for changes by a test, and make the copy the working folder."""
     copy = Path(shutil.copytree(made, tmp_path / "place"))
     monkeypatch.chdir(copy)
     return copy
 
 
 def load(place: Path, *overrides: str) -> ExperimentConfig:
-    """The run in a folder, all of whose settings still name the first folder."""
+    """Load the run in a folder. All its settings still name the first folder."""
     run = f"run.dir={place / 'runs' / 'all'}"
     return load_config(ExperimentConfig, place / "runs" / "all" / "config.yaml", [run, *overrides])
 
 
 def redone(config: ExperimentConfig) -> list[str]:
-    """The stages that would be run again, from the first one on."""
+    """Return the names of the stages that would run again."""
     return [
         stage.name for stage in plan_stages(config, "recommend") if not stage.is_current(config)
     ]
@@ -226,7 +226,7 @@ def test_an_encoder_in_a_folder_is_its_weights(
 def test_a_run_goes_on_from_its_folder_wherever_one_stands(
     made: Path, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Settings with relative paths, among them that of the items, are the same from elsewhere."""
+    """Relative paths in the settings are resolved, so a run resumes from any working folder."""
     (place / "my.yaml").write_text((place / "all.yaml").read_text().replace(f"{made}/", ""))
     assert str(made) not in (place / "my.yaml").read_text()
     done = command("run", "my.yaml", "--json")

@@ -1,4 +1,4 @@
-"""What makes a stage run again: its version, and an older recgrit's way of writing."""
+"""A stage runs again if its version changes, or if an older recgrit wrote its artifact."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_model_s_stage_needs_what_the_model_needs(copied_run: Path) -> None:
 
 @pytest.fixture
 def older_run(copied_run: Path) -> Path:
-    """The run as the first schema had it: no versions, the model in retriever/, no baselines."""
+    """Write a run in the first schema: no versions, no baselines, and the model in retriever/."""
     for path in copied_run.rglob("manifest.json"):
         values = json.loads(path.read_text())
         del values["version"]

@@ -1,4 +1,4 @@
-"""Against a real SQLite store; the first one of a test run takes MLflow a few seconds."""
+"""Test tracking with a real SQLite store. The first store of a process takes some seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all tests of this module, since each new database costs two seconds."""
+    """Return one folder for all tests of this module: each new database takes two seconds."""
     return tmp_path_factory.mktemp("runs of today")
 
 
@@ -45,7 +45,7 @@ def find_run(store: Path, name: str) -> Run:
 def test_params_metrics_artifacts_and_tags_arrive(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An old folder of runs in the working directory, which MLflow would pick up by itself.
+    # MLflow would use this old folder of runs in the working directory by default.
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("artifact_location: elsewhere\n")
     monkeypatch.chdir(tmp_path)
@@ -82,7 +82,7 @@ def test_params_metrics_artifacts_and_tags_arrive(
     assert (artifacts / "tables" / "ids.csv").is_file()
     assert f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'" in location
     assert "run full" in location
-    # Nothing was left in the working directory.
+    # No file was written to the working directory.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlruns", "report.html", "tables"]
 
 

@@ -1,7 +1,7 @@
-"""Train under torchrun. In the first start of the job the second process is killed in epoch 2.
+"""Train under torchrun. In the first start of the job, the second process is killed in epoch 2.
 
-The call is ``torchrun elastic_training.py FOLDER KILL_AT``. The folder holds the data and gets the
-result. The second process kills itself at the loss with the number KILL_AT.
+The call is ``torchrun elastic_training.py FOLDER KILL_AT``. The folder contains the data, and the
+result is written to it. The second process kills itself when it computes loss number KILL_AT.
 """
 
 import datetime

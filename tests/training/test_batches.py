@@ -19,7 +19,7 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=8)
 
 
 def distinct(user_lengths):
-    """Sequences without a repeated item, so that an item tells its position."""
+    """Build sequences without repeated items, so an item identifies its position."""
     offsets = np.cumsum([0, *user_lengths])
     return [np.arange(a, b) for a, b in itertools.pairwise(offsets)]
 
@@ -36,7 +36,7 @@ def test_each_interaction_but_the_first_is_a_target_once(make_split, user_length
         assert 1 <= length <= history_length
         assert 0 <= first < length
         user = int(np.searchsorted(split.offsets, start, side="right")) - 1
-        # A window lies within the training part of one user, and so do its targets.
+        # A window and its targets are within the training part of one user.
         assert start + length < split.train_ends[user]
         for position in range(first, length):
             targets.append(int(start + position + 1))
@@ -77,7 +77,7 @@ def test_an_epoch_reads_each_window_once(make_split, user_lengths, history_lengt
         return
     batches = plan_batches(windows, batch_targets=batch_targets, generator=np.random.default_rng(0))
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(windows.starts)))
-    # The schedule counts on no more steps than this.
+    # The learning rate schedule assumes at most this number of steps.
     assert len(batches) <= -(-windows.num_targets // batch_targets)
     sizes = windows.lengths - windows.first_targets
     for batch in batches:
@@ -129,7 +129,7 @@ def test_targets_are_the_items_that_follow(make_split, user_lengths, history_len
         assert batch.targets.shape == batch.positions.shape
         assert batch.histories.dtype == batch.targets.dtype == torch.int64
         assert (batch.positions.diff() > 0).all()
-        # Items are numbered as they come: the next one is one more.
+        # Items are numbered in the order of the sequences, so the next item has the next number.
         read = batch.histories[batch.users, batch.ends]
         torch.testing.assert_close(batch.targets, read + 1)
         seen += batch.targets.tolist()
@@ -198,7 +198,7 @@ def test_what_weighs_nothing_is_read_and_no_target(make_split, user_lengths, his
     for step in steps:
         assert step.num_targets == sum(batch.num_targets for batch in step.parts)
         for batch in step.parts:
-            # An item tells its position: what stands right before a target is read last.
+            # An item identifies its position, so the last item read is the one before the target.
             torch.testing.assert_close(batch.targets, batch.histories[batch.users, batch.ends] + 1)
             weights = torch.ones(batch.num_targets) if batch.weights is None else batch.weights
             assert not found.keys() & set(batch.targets.tolist())

@@ -26,12 +26,12 @@ def table(make_table, random_codes):
 
 
 def numbers(history):
-    """All but the clock."""
+    """Return the reports without measured times."""
     return [dataclasses.replace(epoch, seconds=0.0, targets_per_second=0.0) for epoch in history]
 
 
 class PowerCutError(Exception):
-    """Stands for a power cut."""
+    """An exception that simulates a power cut."""
 
 
 def stop_after(last):
@@ -61,7 +61,7 @@ def test_an_interrupted_training_goes_on_exactly(
         fit_retriever(
             table, split, None, config, seed=0, on_epoch=stop_after(last), checkpoint=path
         )
-    torch.rand(17)  # Whatever else this process draws.
+    torch.rand(17)  # Other draws of the process must not change the resumed training.
     reported = []
     resumed = fit_retriever(
         table, split, None, config, seed=0, on_epoch=reported.append, checkpoint=path
@@ -136,7 +136,7 @@ def test_no_half_written_checkpoint_is_left(table, split, make_config, tmp_path,
 
 
 def test_a_step_in_parts_is_the_same_step(table, split, make_config):
-    """Without dropout, which draws in another order, nothing but rounding differs."""
+    """Without dropout, only rounding differs. Dropout would be drawn in another order."""
     settings = {"epochs": 2, "dropout": 0.0, "node_dropout": 0.0}
     whole, parts = (
         fit_retriever(table, split, None, make_config(accumulation=n, **settings), seed=0)
@@ -148,7 +148,7 @@ def test_a_step_in_parts_is_the_same_step(table, split, make_config):
 
 
 def test_what_is_kept_is_the_average_of_the_weights(table, split, make_config, monkeypatch):
-    """A plain mean at first, then a moving one."""
+    """The average is a plain mean at first, and then a moving average."""
     step, weights = loop.torch.optim.AdamW.step, []
 
     def record(optimizer, *arguments):
@@ -196,7 +196,7 @@ def test_time_ends_a_training_within_an_epoch(table, split, make_config):
     config = make_config(epochs=5, max_seconds=1e-3)
     found = fit_retriever(table, split, None, config, seed=0)
     (epoch,) = found.history
-    # A single step of it, which hardly changes the loss of a start.
+    # There was a single step, which hardly changes the initial loss.
     assert epoch.train_loss == pytest.approx(np.log(NUM_ITEMS), abs=1)
 
 

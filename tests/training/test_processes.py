@@ -1,4 +1,4 @@
-"""Two processes train what one does; one that is killed is replaced, and nothing is lost."""
+"""Two processes train the same model as one, and a killed process is replaced without loss."""
 
 import datetime
 import json
@@ -23,7 +23,7 @@ from tests.small_models import build_retriever, fit_retriever
 
 NUM_ITEMS = 40
 EXACT = {"dropout": 0.0, "node_dropout": 0.0, "epochs": 2}
-# What is asked of one process and of two.
+# Settings for which one process and two processes must give the same result.
 SAME = {
     "one part": EXACT,
     "two parts": EXACT | {"accumulation": 2},
@@ -31,16 +31,16 @@ SAME = {
     "attributes": EXACT
     | {"item_attributes": ("category", "price"), "user_attributes": ("segment",)},
     "no vectors of nodes": EXACT | {"size": "constant"},
-    # A window a batch: the second process has none of any.
+    # A batch has one window, so the second process has no window in any batch.
     "fewer windows than processes": EXACT | {"batch_targets": 1, "epochs": 1},
-    # Its decoder is used in some steps, in some processes.
+    # The decoder of this level is used only in some steps and in some processes.
     "a level with one choice": EXACT | {"batch_targets": 16, "epochs": 1, "tree_levels": None},
 }
 RESUMED = {"epochs": 3, "dropout": 0.3, "node_dropout": 0.3}
 
 
 def learn(table, split, config, **options):
-    """What a training did, with the gradients of its first steps."""
+    """Train, and return the result with the gradients of the first steps."""
     gradients, unused, clip = [], [], torch.nn.utils.clip_grad_norm_
 
     def record(parameters, norm):
@@ -69,7 +69,7 @@ def learn(table, split, config, **options):
 
 @contextmanager
 def recorded_drops():
-    """Which nodes were dropped in each step."""
+    """Record the nodes that are dropped in each step."""
     draw, drops = NodeVectors.draw_dropped, []
 
     def record(nodes):
@@ -84,13 +84,13 @@ def recorded_drops():
 
 
 def end_by_the_clock(process, table, split, config):
-    """Only the first process has a clock that runs out."""
+    """Train with a time limit that only the first process reaches. Return the number of epochs."""
     config = config.model_copy(update={"max_seconds": 1e-3 if process == 0 else 1e6})
     return len(fit_retriever(table, split, None, config, seed=0).history)
 
 
 def train_one_epoch(table, split, config, checkpoint):
-    """Any score is enough to stop."""
+    """Train one epoch. Any validation score reaches the threshold of 0, which ends training."""
     loop.train_model(
         lambda: build_retriever(table, split, None, config),
         lambda model, precision: TrieRanker(model, beam_width=20, precision=precision),
@@ -134,7 +134,7 @@ def train_on_one_process(process, folder, jobs):
     with recorded_drops() as found["drops"]:
         found["whole"] = learn(*jobs["whole"], on_epoch=logged.append)
     found["logged"] = len(logged)
-    # Another number of processes continues from it.
+    # A training of another number of processes resumes from this state.
     train_one_epoch(*jobs["one part"], Path(folder) / "state.safetensors")
     found["epochs by the clock"] = end_by_the_clock(process, *jobs["whole"])
     found["error"] = fail_on_the_second(process, *jobs["whole"])
@@ -144,7 +144,7 @@ def train_on_one_process(process, folder, jobs):
 
 @pytest.fixture(scope="module")
 def split(make_split, cyclic):
-    # An odd number of windows, some shorter than others.
+    # The number of windows is odd, and some windows are shorter than others.
     sequences = cyclic(num_users=75, num_items=NUM_ITEMS)
     cut = make_split([row[: 5 + i % 8] for i, row in enumerate(sequences)], NUM_ITEMS)
     return cut.with_own_people()
@@ -152,7 +152,7 @@ def split(make_split, cyclic):
 
 @pytest.fixture(scope="module")
 def jobs(split, make_split, cyclic, make_table, random_codes, make_config):
-    """IDs, sequences and settings of every training."""
+    """Return the IDs, sequences and settings of every training."""
     codes = random_codes(NUM_ITEMS)
     table = make_table(codes, (4, 4, 4))
     few = make_split(cyclic(num_users=8, num_items=NUM_ITEMS), NUM_ITEMS)
@@ -200,7 +200,7 @@ def test_processes_do_not_drift_apart(processes, name):
 
 
 def test_a_decoder_stood_idle_in_some_steps(processes):
-    """Else the comparison above would say nothing of it."""
+    """The decoder is unused in some steps, so the comparison above includes such steps."""
     unused = processes[0]["a level with one choice"]["unused"]
     assert min(unused) == 0 < max(unused)
 
@@ -230,7 +230,7 @@ def test_a_loss_that_diverges_in_one_process_ends_all(processes):
 
 
 def test_a_killed_process_is_replaced_and_training_goes_on(jobs, processes, tmp_path):
-    """By torchrun, from the last checkpoint; with the losses of a training left in peace."""
+    """torchrun resumes from the last checkpoint, with the losses of an undisturbed training."""
     _, split, config = jobs["whole"]
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(jobs["whole"]))
     steps = -(-build_windows(split, 10).num_targets // config.batch_targets)

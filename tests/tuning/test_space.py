@@ -1,4 +1,4 @@
-"""What tuning varies: for every model, around what is configured, and within what goes together."""
+"""Test the search space of every model: values near the configured ones that are valid together."""
 
 from __future__ import annotations
 
@@ -91,16 +91,16 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one() -> None:
 
 
 class OwnModel(Popularity):
-    """A model from outside, with settings that go by the usual names."""
+    """A model from outside the package whose settings have the usual names."""
 
     settings_class: ClassVar[type[Config]] = TransformerConfig
 
 
 class OtherModel(Popularity):
-    """One with none of them."""
+    """A model from outside the package whose settings have none of the usual names."""
 
     class Settings(Config):
-        """Its own."""
+        """Settings with a name of their own."""
 
         temperature: float = 1.0
 

@@ -1,4 +1,4 @@
-"""Tuning by validation: what it leaves, what it never reads, and how it goes on."""
+"""Test tuning by validation: files that it keeps, data that it never reads, and resumption."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def trials_of(result: TuneResult) -> list[Path]:
 
 
 def values_of(result: TuneResult) -> list[tuple[dict[str, Any], float | None]]:
-    """What was tried and what it reached, of trials that came to their end."""
+    """Return the parameters and the value of each trial that ended."""
     study = optuna.load_study(study_name="tune", storage=f"sqlite:///{result.folder / 'study.db'}")
     ended = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     return [(t.params, t.value) for t in study.trials if t.state in ended]
@@ -65,12 +65,12 @@ def test_the_winner_is_never_worse_and_test_is_never_read(
     models = [folder.name for folder in trials_of(result) if (folder / "model").is_dir()]
     assert models == sorted({"01", f"{result.best_number:02}"}), "beaten models are deleted"
 
-    # As configured means as an ordinary run has it.
+    # The value of the configured settings equals that of an ordinary run.
     monkeypatch.undo()
     whole = run_experiment(config, until="evaluate")
     assert whole.metrics()["valid"]["ndcg_at_10"] == pytest.approx(result.given, abs=1e-9)
 
-    # The winner's run is there, and only its evaluation is left to do.
+    # The winner's run exists, and only its evaluation remains.
     winner = load(result.winner)
     assert winner.run.dir == trials_of(result)[result.best_number - 1]
     evaluated = run_experiment(winner, until="evaluate")
@@ -94,7 +94,7 @@ def test_stages_of_equal_settings_are_shared_by_trials(
     messages = [record.getMessage() for record in caplog.records]
     assert sum("] tokenize: " in text and "up to date" not in text for text in messages) == 1
     assert any(text.startswith("trial 2 of 2: valid NDCG@10") for text in messages)
-    Run(second).manifest("tokenize")  # Fits its parents.
+    Run(second).manifest("tokenize")  # Reading the manifest checks that the stage fits its parents.
 
 
 def test_the_winner_says_why(new_config: NewConfig, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_killed_tuning_goes_on_within_its_trial(
     def cut(self: TrialTracker, metrics: Any, step: int | None = None) -> None:
         original(self, metrics, step)
         seen.append(step if EPOCH_METRIC in metrics else None)
-        if seen.count(2) == 2:  # After the second epoch of the second trial.
+        if seen.count(2) == 2:  # Stop after the second epoch of the second trial.
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -173,7 +173,7 @@ def test_a_spent_budget_ends_a_trial_between_epochs(
     with pytest.raises(ConfigError, match=r"budget of 2s ended within the first trial.*larger"):
         tune(config, out, num_trials=5, budget=2)
     assert clock == [2.0]
-    clock[0] = 0.0  # Epochs that were done are reported again, and cost nothing but a tick.
+    clock[0] = 0.0  # Finished epochs are reported again. Each costs one tick of this clock.
     result = tune(config, out, num_trials=5, budget=6)
     assert (result.is_over, result.states["complete"], result.best_number) == (True, 1, 1)
     assert load(result.winner).retriever == config.retriever
@@ -293,7 +293,7 @@ def test_a_study_that_changed_since_is_refused(
 def test_a_tuning_killed_while_it_starts_again_loses_no_trial(
     new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """The first trial stays the settings as configured."""
+    """After a kill and a restart, the first trial still has the configured settings."""
     config = load(new_config(), "model.kind=item_knn")
     options: dict[str, Any] = {"num_trials": 2, "budget": HOUR}
     whole = tune(config, tmp_path / "whole", **options)

@@ -175,7 +175,7 @@ def test_fields_of_later_editions(
 
 def test_a_named_file_decides_between_copies(write_dataset: Callable[..., Path]) -> None:
     folder = write_dataset("amazon2023/All_Beauty as splits")
-    write_dataset("amazon2023/All_Beauty")  # The reviews, beside them.
+    write_dataset("amazon2023/All_Beauty")  # This writes the reviews beside the splits.
     source = load_source("amazon2023/All_Beauty")
     assert len(source.find_files(folder)) == 4
     assert [path.name for path in source.find_files(folder / "All_Beauty.jsonl.gz")] == [

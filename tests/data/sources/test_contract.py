@@ -1,4 +1,4 @@
-"""What holds for every source: one class of tests, inherited with five lines by each."""
+"""Tests that every source must pass. A source inherits them by a subclass of a few lines."""
 
 from __future__ import annotations
 
@@ -216,14 +216,14 @@ class TestRecBole(SourceContract):
     num_header_lines = 1
 
     def test_milliseconds_are_no_seconds(self, folder: Path) -> None:
-        # They are found to be milliseconds: atomic files may hold either.
+        # Atomic files may hold seconds or milliseconds, so the reader detects the unit.
         path = folder / self.ratings_file
         lines = read_lines(path)
         write_lines(path, [lines[0], lines[1].replace(b"100", b"1318896000000")])
         assert self.read(folder).interactions["timestamp"].to_list() == [1_318_896_000]
 
     def test_items_have_titles_or_null(self, folder: Path) -> None:
-        # Words that stand for 'not known' differ by data set, so here they are taken as they are.
+        # Words for an unknown title differ by data set, so the reader keeps them unchanged.
         titles = self.read(folder).items["title"].to_list()
         assert titles == ["Toy Story", "Misérables, Les", "unkonwn"]
 

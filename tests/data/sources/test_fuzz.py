@@ -1,6 +1,8 @@
-"""Damaged files: every parser gives rows that add up, or an error that names the file.
+"""Damaged files: every parser returns consistent rows, or raises an error that names the file.
 
-RECGRIT_FUZZ_EXAMPLES=20000 python -m pytest tests/data/sources/test_fuzz.py
+This command tries more examples than the test suite:
+
+    RECGRIT_FUZZ_EXAMPLES=20000 python -m pytest tests/data/sources/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ FORMATS = [
     "amazon2023/All_Beauty",
     "amazon2023/All_Beauty as splits",
 ]
-# What files have been seen to hold, and what would end a field, a line or a text.
+# Scraps that occurred in real files, and characters that end a field, a line or a text.
 SCRAPS = st.sampled_from(
     [
         b"\0",

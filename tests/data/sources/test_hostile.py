@@ -1,4 +1,7 @@
-"""Files made to confuse, format by format: told with file and line, or counted, never lost."""
+"""Test malicious and malformed files of every format.
+
+A reader must count a bad line or report it with its file and line number. It must not lose it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from recgrit.data.prepare import prepare
 from recgrit.data.sources import RawData, load_source
 from recgrit.errors import DataError
 
-# Format, ratings, items, lines before the data.
+# Ratings file, items file and number of header lines of each format.
 FORMATS = {
     "movielens-100k": ("u.data", "u.item", 0),
     "movielens-100k as atomic files": ("ml-100k.inter", "ml-100k.item", 1),
@@ -33,12 +36,12 @@ FORMATS = {
     ),
 }
 MANY = [(str(user), "10", 3, 100 + user) for user in range(100)]
-# An id that stands once in the rows of MANY, to be found in any format.
+# A user id that occurs once in MANY, so its row can be found in any format.
 MARK = b"77"
 
 
 class Case:
-    """A data set of one format, to be damaged and read."""
+    """A data set of one format, which a test damages and reads."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -63,7 +66,7 @@ class Case:
         return source.read(source.find_files(self.folder), max_malformed_share)
 
     def line_of(self, user: bytes) -> int:
-        """Where a line about this user stands, from 0."""
+        """Return the number, from 0, of the line with this user."""
         lines = self.lines(self.ratings)
         return next(
             i for i, line in enumerate(lines) if line.startswith(user) or b'"' + user + b'"' in line
@@ -126,7 +129,7 @@ def test_a_line_of_scrap_is_counted_or_told(big: Case, scrap: bytes) -> None:
     lines = big.lines(big.ratings)
     big.write_lines(big.ratings, [*lines[:50], scrap, *lines[50:]])
     if scrap == b"\xc3\x28" and not big.content(big.ratings).startswith(b"{"):
-        # What is no UTF-8 anywhere is another encoding, and cannot be counted line by line.
+        # The file is then not UTF-8 as a whole, so its lines cannot be counted one by one.
         with pytest.raises(DataError, match=rf"{big.ratings.name} .*, on line 51, cannot be read"):
             big.read()
         return
@@ -168,7 +171,7 @@ def test_a_title_of_a_megabyte_is_kept_or_counted(case: Case) -> None:
     lines = case.lines(case.items)
     case.write_lines(case.items, [line.replace(b"Toy Story", b"T" * 2**20) for line in lines])
     raw = case.read(max_malformed_share=0.4)
-    if case.items.suffix == ".csv":  # Longer than any field that Python's csv takes.
+    if case.items.suffix == ".csv":  # Python's csv module refuses such a long field.
         assert raw.counts["items_malformed"] == 1
         return
     assert max(len(title or "") for title in raw.items["title"]) == 2**20
@@ -176,9 +179,10 @@ def test_a_title_of_a_megabyte_is_kept_or_counted(case: Case) -> None:
 
 @pytest.mark.parametrize("title", ["=cmd|' /C calc'!A0", "@SUM(1+1)", "+1-1", "-2+3"])
 def test_formulas_in_titles_are_data(case: Case, title: str) -> None:
-    """Left as they are: what a spreadsheet would run is nothing to a recommender."""
+    """Titles that a spreadsheet would run as formulas are kept: recgrit runs no formulas."""
     if not case.name.startswith("amazon2018"):
-        title = title.replace("|", "!").replace("'", "")  # They would end a field or a text.
+        # These characters would end a field or a text.
+        title = title.replace("|", "!").replace("'", "")
     lines = case.lines(case.items)
     case.write_lines(case.items, [line.replace(b"Toy Story", title.encode()) for line in lines])
     items = case.read(max_malformed_share=0.4).items
@@ -187,7 +191,7 @@ def test_formulas_in_titles_are_data(case: Case, title: str) -> None:
 
 def test_quotes_and_line_breaks_in_titles(case: Case) -> None:
     raw = case.content(case.items)
-    if case.items.suffix == ".gz":  # Escaped, as JSON and Python write them.
+    if case.items.suffix == ".gz":  # JSON and Python escape these characters.
         raw = raw.replace(b"Toy Story", rb"Toy\n\"Story\"\ttwo")
         expected = 'Toy "Story" two'
     elif case.items.suffix == ".csv":
@@ -212,7 +216,7 @@ def test_a_line_break_within_a_quoted_title_costs_that_movie(
 
 
 def test_files_that_disagree_are_counted(case: Case) -> None:
-    """Ratings of items that nothing describes, and descriptions of items that nobody rated."""
+    """Items with ratings but no metadata are counted, and items with metadata but no ratings."""
     lines = case.lines(case.items)
     kept = [line for line in lines if b"Toy Story" not in line]
     case.write_lines(case.items, [*kept, kept[-1].replace(b"30", b"9930")])
@@ -262,7 +266,8 @@ def test_users_that_are_no_text_are_nobody_elses_rows(write_dataset: Callable[..
 def test_what_is_packed_twice_is_told(big: Case, packer: Callable[[bytes], bytes]) -> None:
     big.write(big.ratings, packer(big.content(big.ratings)))
     if big.ratings.suffix != ".gz" and packer is gzip.compress:
-        assert big.read().interactions.height == 100  # Packed once, whatever its name says.
+        # The content is packed once, and its file name does not matter.
+        assert big.read().interactions.height == 100
         return
     with pytest.raises(DataError, match=big.ratings.name):
         big.read()

@@ -1,4 +1,4 @@
-"""A table of items says the same of an item wherever it is read, and its columns have any name."""
+"""An item has the same text in every format and file, and columns may have any name."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ CELLS = st.one_of(
 def test_an_item_is_the_same_alone_and_among_others(
     tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
 ) -> None:
-    """So equal descriptions get equal texts, and equal first codes."""
+    """An item's text depends on its own row alone, so equal rows get equal first codes."""
     folder = tmp_path_factory.mktemp("items")
     frame = pl.DataFrame(cells, schema=["title", "size"], orient="row").with_columns(
         item_id=pl.int_range(len(cells)).cast(pl.String) + "x"

@@ -58,7 +58,8 @@ def test_archives_whose_names_lead_elsewhere_are_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, prefix: str
 ) -> None:
     archive = pack(write_dataset(NAME), tmp_path / "in" / "ml-latest-small.zip", "x/")
-    # zipfile tidies names as it writes them, which whoever means harm would not.
+    # zipfile cleans names when it writes them. An attacker would not, so the test sets the name
+    # itself.
     with zipfile.ZipFile(archive, "a") as stream:
         entry = zipfile.ZipInfo("links.csv")
         entry.filename = f"{prefix}links.csv"
@@ -111,7 +112,11 @@ def test_a_cut_archive(write_dataset: Callable[..., Path], tmp_path: Path, cut: 
 @pytest.mark.parametrize("cut", ["", "{cut\n"])
 @pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"a\ud800b"])
 def test_half_a_surrogate_pair_is_no_id(cut: str, half: str) -> None:
-    """Whether the lines are parsed in one go or, beside a cut one, each by itself."""
+    """An id with half a surrogate pair is malformed.
+
+    This must hold when all lines are parsed at once, and when a damaged line makes the reader parse
+    each line by itself.
+    """
     lines = '{"item_id": "' + half + '"}\n{"item_id": "b"}\n{"item_id": ""}\n' + cut
     file = RawFile("x.jsonl", lines.encode())
     found = parse_json_lines(file, {"item_id": pl.String})
@@ -123,7 +128,7 @@ def test_half_a_surrogate_pair_is_no_id(cut: str, half: str) -> None:
 def test_a_zip_whose_directory_lies_about_sizes_is_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A member said to be packed in two gigabytes may not unpack to a hundred times that."""
+    """The limit on the unpacked size holds even if the archive states a wrong packed size."""
     monkeypatch.setattr(reading, "UNPACKED_BYTES", replace(UNPACKED_BYTES, default=2**20))
     folder = write_dataset(NAME)
     (folder / "ratings.csv").write_bytes(b"\0" * 3 * 2**20)

@@ -1,4 +1,4 @@
-"""Published sequences by item numbers, as LC-Rec and MQL4GRec write them."""
+"""Test published sequences of item numbers in the formats of LC-Rec and MQL4GRec."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_is_exported_can_be_read(tiny_run: Any, tmp_path: Path) -> None:
 
 
 def test_ids_of_several_kinds_of_content_are_numbered_alike(tmp_path: Path) -> None:
-    """MQL4GRec names its tables by what they were made of, and writes capitals for images."""
+    """MQL4GRec names an ID table after its kind of content, and writes image codes in capitals."""
     write(tmp_path, item2id="B00\t0\nC\t1\n")
     table = {"0": ["<A_1>", "<B_2>"], "1": ["<A_0>", "<B_5>"]}
     (tmp_path / "Music.index_vitemb.json").write_text(json.dumps(table))

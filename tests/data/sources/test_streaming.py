@@ -1,4 +1,4 @@
-"""Blocks and the fast parsers change nothing but time and memory."""
+"""Reading in blocks and the fast parsers change time and memory, but not the result."""
 
 from __future__ import annotations
 

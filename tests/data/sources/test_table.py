@@ -150,7 +150,7 @@ def test_one_config_line_away(tmp_path: Path) -> None:
 
 
 def test_parquet_damaged_anywhere_is_told_or_read(tmp_path: Path) -> None:
-    """Some of this damage makes other readers end the whole process."""
+    """Some of this damage makes other Parquet readers end the process. This reader must not."""
     path = tmp_path / "log.parquet"
     ROWS.write_parquet(path)
     good = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The formats that people's tables come in: found, or set, or refused with what to set."""
+"""Test formats of users' tables. They are detected, set, or refused with the setting to change."""
 
 from __future__ import annotations
 
@@ -328,7 +328,10 @@ CELLS = st.text(
 def test_what_a_program_wrote_is_read_back(
     table: list[tuple[str, ...]], separator: str, encoding: str, quoting: Any
 ) -> None:
-    """Or asked about: a quoted text over lines that each look like a row."""
+    """Every table that a program wrote is read back, or the reader asks for a setting.
+
+    It asks if a quoted text has several lines that each look like a row.
+    """
     out = io.StringIO()
     writer = csv.writer(out, delimiter=separator, quoting=quoting, lineterminator="\n")
     writer.writerows([("user_id", "item_id", "timestamp"), *table])

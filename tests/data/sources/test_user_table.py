@@ -1,4 +1,4 @@
-"""Tables of people's own users: read as those of items, and joined to whom the log has."""
+"""User tables are read like item tables, and joined to the users of the log."""
 
 from __future__ import annotations
 
