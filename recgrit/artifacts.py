@@ -250,8 +250,8 @@ def load_artifact(
             if isinstance(error, RecgritError) and not isinstance(error, DataError):
                 raise
             raise ArtifactError(
-                f"{directory} cannot be read because its files do not fit together: {error}. Make "
-                "it again, or use another."
+                f"{directory} cannot be read because its files do not fit together: {error}. Build "
+                "or export it again, or use another one."
             ) from error
         if _peek(directory) == before:
             return loaded
@@ -311,9 +311,9 @@ def check_parent(child: Path, manifest: Manifest, parent: Path, parent_manifest:
         # A child may lie one folder deeper than its parent: the run folder contains both.
         run = os.path.commonpath([child, parent])
         raise ArtifactError(
-            f"{child} ({manifest.stage}) was built from {parent_manifest.stage} artifact "
-            f"{expected}, but {parent} is {parent_manifest.fingerprint}. Rebuild it with 'recgrit "
-            f"run {run}', or restore the artifact it was built from."
+            f"{child} ({manifest.stage}) was built from the {parent_manifest.stage} artifact with "
+            f"fingerprint {expected}, but {parent} has {parent_manifest.fingerprint}. Rebuild it "
+            f"with 'recgrit run {run}', or restore the artifact that it was built from."
         )
 
 
@@ -358,6 +358,6 @@ def _peek(directory: Path) -> bytes | None:
 
 def _never_at_rest(directory: Path) -> ReplacedError:
     return ReplacedError(
-        f"{directory} was replaced {OPEN_ATTEMPTS} times while it was read: open it when its "
-        "writers have ended."
+        f"{directory} was replaced {OPEN_ATTEMPTS} times while it was read. Open it again when "
+        "no other process writes to it."
     )

@@ -51,7 +51,7 @@ class Config(BaseModel):
     def _bound_integers(cls, value: Any) -> Any:
         """Refuse integers that do not fit into 64 bits."""
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-            raise ValueError(f"must be at most {LARGEST_INTEGER:,} in size")
+            raise ValueError(f"must be at most {LARGEST_INTEGER:,} in absolute value")
         return value
 
 

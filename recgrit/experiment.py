@@ -244,9 +244,9 @@ class ExperimentConfig(Config):
     def _check_model(self) -> ExperimentConfig:
         if self.model.settings and self.model.kind in (*SECTIONS, "popularity"):
             section = SECTIONS.get(self.model.kind)
-            where = f"the section {section}" if section else "no settings"
+            where = f"its settings in the section {section}" if section else "no settings"
             raise ValueError(
-                f"model.settings is for models of your own; {self.model.kind} has {where}"
+                f"model.settings works only with a custom model; {self.model.kind} has {where}"
             )
         for kind in {self.model.kind, *self.evaluation.baselines} - {*SECTIONS, "popularity"}:
             try:
@@ -304,8 +304,8 @@ class ExperimentConfig(Config):
             return self
         if data.split != "temporal" or data.valid_from is not None:
             raise ValueError(
-                "evaluation.folds needs windows of time of data.valid_share and data.test_share: "
-                "set data.split=temporal and no data.valid_from, or evaluation.folds=1"
+                "evaluation.folds needs a split by time with data.valid_share and data.test_share: "
+                "set data.split=temporal and unset data.valid_from, or set evaluation.folds=1"
             )
         if self.engine.kind != "local":
             raise ValueError("evaluation.folds works only with engine=local: folds run one by one")
@@ -325,7 +325,7 @@ class ExperimentConfig(Config):
         if self.evaluation.beam_width < longest:
             raise ValueError(
                 f"evaluation.beam_width is {self.evaluation.beam_width}, but lists of {longest} "
-                "items are asked for: a beam finds no more items than its width"
+                "items are requested: raise it, because a beam finds no more items than its width"
             )
         return self
 

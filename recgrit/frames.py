@@ -76,7 +76,9 @@ def fit(
     data = dict(values.get("data") or {})
     table = dict(data.get("table") or {})
     if given := _FRAME_SETTINGS & settings.keys():
-        raise ConfigError(f"{min(given)} cannot be set with data frames, which are the data.")
+        raise ConfigError(
+            f"{min(given)} cannot be set with data frames, because they are the data: leave it out."
+        )
     data["source"] = "table"
     found = validate(ExperimentConfig, {**values, "data": data}, "the settings")
     folder = found.run.dir / INPUTS

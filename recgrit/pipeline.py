@@ -392,8 +392,8 @@ def _check(config: ExperimentConfig, stages: Sequence[Stage], *, force: bool) ->
             if stage.name != "prepare" or not stage.directory(config).is_dir():
                 raise
             raise DataError(
-                f"{error} If the files of this run are elsewhere now, set data.path=PATH: with "
-                "the same content, everything stays up to date."
+                f"{error} If you moved the files of this run, set data.path=PATH. If their content "
+                "is the same, everything stays up to date."
             ) from None
     # Moved input files are accepted. Files with other content at another path are refused.
     replaced = replaced or _find_replaced_files(config, stages[0])

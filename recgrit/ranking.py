@@ -192,7 +192,9 @@ def require_items(allowed: Tensor | None) -> None:
         DataError: No item is allowed.
     """
     if allowed is not None and not allowed.any():
-        raise DataError("No item of the catalogue may be recommended: all are filtered out.")
+        raise DataError(
+            "No item may be recommended: all are filtered out. Allow more items, or block fewer."
+        )
 
 
 def last_items(

@@ -228,7 +228,7 @@ class Recommender:
         check_fallback(fallback)
         if not isinstance(histories, Mapping):
             raise DataError(
-                "Expected histories by a name for each list, such as {'anyone': ['242', '51']}, "
+                "Expected a dict of names and their histories, such as {'anyone': ['242', '51']}, "
                 f"got a {type(histories).__name__}."
             )
         ranker = self.ranker(

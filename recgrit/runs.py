@@ -317,9 +317,9 @@ class Run(Summarized):
         manifest = self.manifest("tokenize")
         if "published" in manifest.summary:
             raise ArtifactError(
-                f"{self.directory} has the IDs of {manifest.summary['published']}, so there is no "
-                "tokenizer to give codes to other items. Unset tokenizer.semantic_ids_path to "
-                "fit one."
+                f"{self.directory} has the published IDs of {manifest.summary['published']}, so "
+                "there is no tokenizer to give codes to other items. Unset "
+                "tokenizer.semantic_ids_path to fit one."
             )
         config = validate(TokenizerConfig, manifest.config["tokenizer"], "the tokenizer")
         width = self.features.embedding_dim
@@ -752,6 +752,6 @@ class Run(Summarized):
         return DataError(
             f"Unknown user(s) {', '.join(map(repr, unknown[:3]))}: the model was trained with "
             f"{len(known)} users, such as {', '.join(map(repr, known.head(3).to_list()))}, and the "
-            f"log has {len(self.data.left_out.user_ids)} with too few interactions. Popular items "
-            "for users who are not in it: fallback='popular', or --fallback popular."
+            f"log has {len(self.data.left_out.user_ids)} with too few interactions. For popular "
+            "items for unknown users, set fallback='popular' or --fallback popular."
         )

@@ -277,7 +277,9 @@ def test_a_child_of_another_parent_is_refused(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
     stranger = build(tmp_path / "embed", stage="embed", parents={})
-    with pytest.raises(ArtifactError, match="was built from embed artifact None"):
+    with pytest.raises(
+        ArtifactError, match="was built from the embed artifact with fingerprint None"
+    ):
         check_parent(child_at, child, tmp_path / "embed", stranger)
 
 

@@ -236,7 +236,7 @@ def test_vectors_that_fit(new_config: NewConfig, tmp_path: Path, command: Comman
         ("recommendation.top_k=21", ("beam_width is 20", "lists of 21 items")),
         ("evaluation.ks=[0]", ("list lengths must be positive",)),
         ("retriever.device=abacus", ("The device abacus of the model trie cannot", "to auto")),
-        ("embedding.encoder=vectors", ("vectors_path=FILE need each other",)),
+        ("embedding.encoder=vectors", ("vectors_path=FILE work only together",)),
         ("tracking.backend=wandb", ("tracking.backend",)),
     ],
 )
@@ -396,7 +396,7 @@ def test_a_checkpoint_of_another_id_table(
             command(*arguments),
             expected["fingerprint"],
             found["fingerprint"],
-            "was built from tokenize artifact",
+            "was built from the tokenize artifact",
             f"recgrit run {copied_run}",
         )
     assert contents(copied_run) == before

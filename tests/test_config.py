@@ -183,8 +183,8 @@ def aliases(width: int, levels: int) -> str:
         ("a: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("a: " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
         ("a: " + "9" * 5000, "not valid YAML"),
-        ("model_dim: " + "9" * 4000, "at most 9,223,372,036,854,775,807 in size"),
-        ("model_dim: " + "-" + "9" * 40, "in size"),
+        ("model_dim: " + "9" * 4000, "at most 9,223,372,036,854,775,807 in absolute value"),
+        ("model_dim: " + "-" + "9" * 40, "in absolute value"),
         ("model_dim: [" + "x, " * 9000 + "]", "…"),
         ("\n".join(f"k{number}: 1" for number in range(4000)), "and 3,980 more"),
         (

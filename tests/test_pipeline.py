@@ -401,7 +401,7 @@ def test_files_that_have_moved_are_asked_for(
     assert command("prepare", new_config(first)).code == 0
     second = first.rename(tmp_path / "second")
     told = command("prepare", tmp_path / "runs" / "new").told()
-    assert "are elsewhere now" in told
+    assert "you moved the files of this run" in told
     assert "data.path=PATH" in told
     done = command("prepare", tmp_path / "runs" / "new", f"data.path={second}", "--json")
     assert done.json()["up_to_date"] == ["prepare"]

@@ -83,7 +83,7 @@ def test_a_bare_string_is_one_id_wherever_ids_are_listed(items: ItemTable) -> No
     assert ids(found) == ["16"]
     with pytest.raises(DataError, match="Expected a list of histories"):
         recommender.rank_histories("17")
-    with pytest.raises(DataError, match="Expected histories by a name"):
+    with pytest.raises(DataError, match="Expected a dict of names and their histories"):
         recommender.recommend_after(["17"])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="entry 0 of history 0 is 17"):
         recommender.recommend_after({"me": [17]})  # type: ignore[list-item]

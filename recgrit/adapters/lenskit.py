@@ -95,9 +95,9 @@ class RecgritScorer(Component[ItemList]):  # type: ignore[misc]
         events = data.interactions().arrow(ids=True)
         if TIME not in events.column_names:
             raise DataError(
-                "recgrit needs the order of interactions, but those of the dataset have no "
-                f"column {TIME!r}, only {', '.join(events.column_names)}. Load them with their "
-                "times."
+                "recgrit needs the times of interactions, but the interactions of the dataset "
+                f"have no column {TIME!r}, only {', '.join(events.column_names)}. Load them with "
+                "their times."
             )
         parent = self.config.run_dir
         if parent is not None:

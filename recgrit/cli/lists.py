@@ -233,7 +233,9 @@ def print_lists(found: pl.DataFrame, lists: Lists, *, top_k: int) -> None:
     for user_id in lists.users():
         rows = found.filter(found["user_id"] == user_id)
         if rows.is_empty():
-            messages.print(f"User {escape(user_id)} has no known item and no list.")
+            messages.print(
+                f"User {escape(user_id)} gets no list: no item of the history is in the catalogue."
+            )
             continue
         output.print(recommendation_table(user_id, rows))
         print_history(lists.history(user_id), rows["source"][0])

@@ -104,9 +104,9 @@ def datasets(
         table.add_row(escape(release.source), *counts, size, release.verified)
     output.print(table)
     output.print(
-        "Downloaded if data.path is not set; the size of a category is shown when it is downloaded."
+        "recgrit downloads these if data.path is not set, and then shows the size of a category."
     )
-    output.print("Categories: recgrit datasets amazon2018. Terms:")
+    output.print("To list categories: recgrit datasets amazon2018. Terms of use:")
     terms = {release.terms: release.family.partition("-")[0] for release in RELEASES}
     for text, publisher in terms.items():
         output.print(f"  {publisher}: {text}")
@@ -208,7 +208,7 @@ def inspect_run(
     output.print(table)
     waiting = opened.waiting_settings()
     if waiting:
-        output.print("Changed in config.yaml after the run, and not used yet:")
+        output.print("Settings changed in config.yaml after the run, not used yet:")
     for name, (made, planned) in waiting.items():
         text = f"  {name} = {planned or 'unset'} (made with {made or 'unset'})"
         output.print(escape(text), soft_wrap=True, highlight=False)

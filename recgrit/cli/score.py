@@ -54,8 +54,8 @@ def score(
     ks = [k for k in settings.ks if k <= found.top_k]
     if not ks:
         raise DataError(
-            f"{lists} has lists of at most {found.top_k} items, but the shortest evaluated list "
-            f"has {min(settings.ks)}. Provide longer lists."
+            f"{lists} has lists of at most {found.top_k} items, but the smallest of "
+            f"evaluation.ks is {min(settings.ks)}. Provide longer lists."
         )
     report = evaluate_recommendations(
         found,

@@ -143,8 +143,8 @@ def _print_result(result: RunResult, stage: str) -> None:
             print_folds(result.folds)
         if agreement is not None:
             output.print(
-                "Beam search, which follows only the most likely prefixes of IDs, finds "
-                f"{agreement:.1%} of the exact top 10, the result of scoring every item."
+                "Beam search follows only the most likely prefixes of IDs. It finds "
+                f"{agreement:.1%} of the exact top 10, which comes from scoring every item."
             )
     written = build_table("stage", "seconds", "written to")
     for name, path in result.artifacts.items():

@@ -75,7 +75,7 @@ def tune(
     counts = ", ".join(f"{num} {state}" for state, num in result.states.items() if num)
     output.print(f"Trials: {counts}, in {show_duration(result.seconds)}.")
     if result.is_over:
-        output.print(f"The budget of {budget} is used up; this command resumes with a larger one.")
+        output.print(f"The budget of {budget} is used up. To resume, raise --budget.")
     output.print(f"Validation NDCG@10 as configured: {result.given:.4f}")
     better = f"{result.best:.4f}, of trial {result.best_number}"
     output.print(
@@ -91,7 +91,7 @@ def tune(
             f"recgrit run {shlex.quote(str(first))}",
             f"recgrit compare {shlex.quote(str(first))} {shlex.quote(str(best))}",
         ]
-    output.print("\nNext, measure it on test:")
+    output.print("\nNext, measure the winner on test:")
     for command in commands:
         output.print(f"  {escape(command)}", soft_wrap=True, highlight=False)
     if as_json:

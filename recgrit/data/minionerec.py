@@ -52,8 +52,8 @@ def minionerec(sequences: Sequences) -> SequenceSplit:
     num_before_test = int(len(samples) * BEFORE_TEST_SHARE)
     if not 0 < num_train < num_before_test < len(samples):
         raise DataError(
-            f"{len(samples)} samples cannot be split 8:1:1: expected at least 10 interactions "
-            "that follow another one of the same user. Lower the filters of the data section, "
+            f"{len(samples)} samples cannot be split 8:1:1: expected at least 10. A sample "
+            "needs an earlier interaction of the same user. Lower the filters of the data section, "
             "or use data.split=leave_one_out."
         )
     # Samples are in time order, so a user's training samples are the first of the user's sequence.

@@ -169,7 +169,8 @@ def choose_cut_off_times(
     if cut_offs.valid == time_of(0):
         raise DataError(
             f"The first {1 - valid_share - test_share:.0%} of the interactions all have the same "
-            "time, so none is left for training. Use data.split=leave_one_out, or lower the shares."
+            "time, so none is left for training. Use data.split=leave_one_out, or lower "
+            "data.valid_share or data.test_share."
         )
     return cut_offs
 

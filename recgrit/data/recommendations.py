@@ -49,8 +49,8 @@ class Recommendations:
             raise DataError("A list of recommendations has an empty place before its last item.")
         if not np.isfinite(self.scores[filled]).all():
             raise DataError(
-                "A list of recommendations has a score that is not finite. A model of your own has "
-                "to give every item that it lists a finite score."
+                "A list of recommendations has a score that is not finite. A custom model must "
+                "give a finite score to every item in its lists."
             )
         ordered = np.sort(self.items, axis=1)
         if np.any((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ITEM)):

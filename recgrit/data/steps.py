@@ -141,6 +141,6 @@ def refuse_nothing_left(steps: Sequence[Step], tallies: Sequence[Tally]) -> None
             )
     if not tallies[-1].interactions:
         raise DataError(
-            f"Nothing is left of {tallies[0].interactions} interactions. Loosen data.since, "
+            f"The filters leave none of {tallies[0].interactions} interactions. Loosen data.since, "
             "data.until, data.event_weights, data.min_title_length or data.max_title_words."
         )

@@ -129,8 +129,8 @@ class TimeReader:
         """Log a warning if all times are in 1970, which suggests that they count something else."""
         if 0 <= self._largest < YEAR and self._settings.time_format is None:
             logger.warning(
-                "All times in %s lie in 1970 (the largest is second %g): their order is used as it "
-                "is. If they count something else, set %stime_unit.",
+                "All times in %s lie in 1970 (the largest is second %g). Their order is kept. If "
+                "they have another unit, set %stime_unit.",
                 self._column,
                 self._largest,
                 self._prefix,
@@ -223,8 +223,8 @@ class TimeReader:
         year = year_of(float(known.median()))  # type: ignore[arg-type]
         raise DataError(
             f"{label}: the numbers in {self._column}, such as {known[0]}, look like {look.what}; "
-            f"read as seconds they would be in {year}. Set {self._prefix}{look.setting} if they "
-            f"are, {self._prefix}time_unit=s if they are seconds."
+            f"read as seconds they would be in {year}. Set {self._prefix}{look.setting} if "
+            f"this is right, or {self._prefix}time_unit=s if they are seconds."
         )
 
     def _read_text(self, times: pl.Series, label: str) -> pl.DataFrame:

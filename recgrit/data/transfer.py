@@ -221,8 +221,8 @@ def _check(address: str, partial: Path, target: Path, official: str, publishes_m
     checksums = _read_record(record)
     if published is None and target.name not in checksums and address != official:
         logger.warning(
-            "%s comes from %s, and there is no known checksum to compare it with: only the mirror "
-            "vouches that it is the publisher's file",
+            "%s comes from the mirror %s, and there is no known checksum to compare it with: use "
+            "it only if you trust the mirror",
             target.name,
             address,
         )
@@ -231,7 +231,7 @@ def _check(address: str, partial: Path, target: Path, official: str, publishes_m
     if known != found:
         raise TransferError(
             f"it is not the file downloaded before: SHA-256 {found}, recorded {known} in {record}. "
-            "If the publisher has replaced it, delete that line"
+            "If the publisher has replaced the file, delete its line there"
         )
     write_atomic(record, json.dumps(checksums, indent=2) + "\n")
 

@@ -55,7 +55,9 @@ class EmbeddingConfig(Config):
     @model_validator(mode="after")
     def _check_vectors_path(self) -> EmbeddingConfig:
         if (self.encoder == "vectors") != (self.vectors_path is not None):
-            raise ValueError("encoder=vectors and vectors_path=FILE need each other")
+            raise ValueError(
+                "encoder=vectors and vectors_path=FILE work only together: set both or neither"
+            )
         return self
 
 

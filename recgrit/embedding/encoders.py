@@ -158,8 +158,8 @@ def load_encoder(config: EmbeddingConfig, seed: int, *, directory: Path, space: 
     if found != space:
         raise EncoderError(
             f"The weights of {config.model} on this machine are not those that encoded the items: "
-            f"expected {space}, found {found}. Vectors of two models lie in different spaces; "
-            "bring back the first model."
+            f"expected {space}, found {found}. Vectors of two models cannot be compared: "
+            "restore the expected weights."
         )
     return encoder
 

@@ -56,7 +56,7 @@ def load_vectors(path: Path, item_ids: pl.Series) -> Embeddings:
     if len(lacking):
         raise DataError(
             f"{path} lacks vectors for {len(lacking)} of {len(item_ids)} items, the first "
-            f"{lacking.head(3).to_list()}."
+            f"{lacking.head(3).to_list()}. Add them to the file."
         )
     vectors = found.vectors[found.rows]
     normalized = vectors.ndim == 2 and bool(has_unit_rows(vectors).all())
@@ -113,7 +113,7 @@ def _read(path: Path, item_ids: pl.Series) -> _Found:
 
 def _meets_none(path: Path, item_ids: pl.Series) -> DataError:
     return DataError(
-        f"{path} has a vector for none of the {len(item_ids)} items, such as "
+        f"{path} has no vector for any of the {len(item_ids)} items, such as "
         f"{item_ids.head(3).to_list()}. Check that it uses the item ids of the interactions."
     )
 
@@ -166,7 +166,7 @@ def _read_parquet(path: Path, item_ids: pl.Series) -> _Found:
     if not known.height:
         raise _meets_none(path, item_ids)
     if known.height < frame.height:
-        log.info("Ignored %d rows of other items, or without a vector", frame.height - known.height)
+        log.info("Ignored %d rows that have another item or no vector", frame.height - known.height)
     places = known.select("item_id", row=pl.int_range(pl.len(), dtype=pl.Int64))
     rows = wanted.join(places, on="item_id", how="left", maintain_order="left")["row"]
     return _Found(_to_matrix(known.drop("item_id"), path), rows.fill_null(-1).to_numpy())

@@ -113,7 +113,7 @@ class RayEngine:
             f"room for {num_workers} worker(s) with {cpus:g} and {gpus:g}."
         )
         if may_grow and not self._is_own:
-            logger.warning("%s Waiting for it to grow.", told)
+            logger.warning("%s Waiting for the cluster to grow.", told)
             return int(room)
         raise EngineError(
             f"{told} Lower engine.cpus_per_worker, engine.gpus_per_worker or engine.train_workers."

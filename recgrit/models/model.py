@@ -79,7 +79,7 @@ class CatalogueInputs:
         if wrong or not 0 <= self.num_known <= self.num_items:
             raise ArtifactError(
                 f"The catalogue has {self.num_items} items, {self.num_known} of them known in "
-                "training, but its parts have other numbers of items: "
+                "training, but parts of the model have other numbers of items: "
                 f"{', '.join(wrong) or 'too many known'}."
             )
 

@@ -304,8 +304,8 @@ def _choose(role: str, scores: dict[str, float], taken: set[str], ask: Ask) -> s
         first, default = list(left), None
     else:
         raise ConfigError(
-            f"No remaining column of the log can say {WHAT[role]}; it has "
-            f"{', '.join(scores)}. Name it with data.table.{role}=COLUMN."
+            f"No column of the log is left that says {WHAT[role]}; the log has "
+            f"{', '.join(scores)}. Name the column with data.table.{role}=COLUMN."
         )
     return ask(
         Question(f"Which column says {WHAT[role]}?", sorted(first), default, f"data.table.{role}")

@@ -167,8 +167,8 @@ def _read_overrides(
     other = [text for text in overrides if not text.startswith(PREFIX)]
     if other:
         raise ConfigError(
-            f"{other[0]!r} is not about how the files are read: 'recgrit init' accepts only "
-            f"settings of {PREFIX[:-1]}. Set others in the YAML that it writes."
+            f"{other[0]!r} cannot be set here: 'recgrit init' accepts only settings of "
+            f"{PREFIX[:-1]}. Set others in the YAML that it writes."
         )
     table = load_config(ExperimentConfig, None, overrides).data.table
     known = {name: getattr(table, name) for name in table.model_fields_set}
@@ -226,8 +226,8 @@ def _sample(tables: Sequence[TableFile], path: Path) -> pl.DataFrame:
         break
     if not parts:
         raise DataError(
-            f"{path} holds no row of data: expected a table with a header and rows. Was it saved "
-            "or downloaded to the end?"
+            f"{path} holds no row of data: expected a table with a header and rows. Is the "
+            "file complete?"
         )
     return pl.concat(parts, how="diagonal_relaxed").head(SAMPLE)
 

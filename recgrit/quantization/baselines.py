@@ -92,7 +92,7 @@ class OptimizedProductQuantizer(nn.Module):
         if codebook_size < 2 or codebook_size & (codebook_size - 1):
             raise QuantizerError(f"OPQ needs a power of two as codebook_size, got {codebook_size}.")
         if not 0 < num_levels <= dim:
-            raise QuantizerError(f"{num_levels} subspaces are too many for {dim} dimensions.")
+            raise QuantizerError(f"{num_levels} levels are too many for {dim} dimensions.")
         self.dim = dim
         self.codebook_sizes = (codebook_size,) * num_levels
         self.sub_dim = -(-dim // num_levels)
@@ -121,7 +121,10 @@ class OptimizedProductQuantizer(nn.Module):
         _, vectors = Layout.take(vectors, self.dim)
         num_levels, size = len(self.codebook_sizes), self.codebook_sizes[0]
         if len(vectors) < size:
-            raise QuantizerError(f"{len(vectors)} vectors are too few for {size} codes.")
+            raise QuantizerError(
+                f"{len(vectors)} vectors are too few for {size} codes: give more vectors, or lower "
+                "codebook_size."
+            )
         data = np.ascontiguousarray(vectors.cpu().numpy(), dtype=np.float32)
         rotation = faiss.OPQMatrix(self.dim, num_levels, self.sub_dim * num_levels)
         product = faiss.ProductQuantizer(

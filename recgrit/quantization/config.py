@@ -190,7 +190,11 @@ class TokenizerConfig(Config):
                 "tokenizer.objective=reconstruction and tokenizer.autoencoder=none"
             )
         if self.quantizer == "opq":
-            raise ValueError("quantizer=opq chooses the dimensions of its levels itself")
+            raise ValueError(
+                "level_blocks does not work with quantizer=opq, which chooses the dimensions of "
+                "its levels itself: unset tokenizer.level_blocks, or choose another "
+                "tokenizer.quantizer"
+            )
         return self
 
     @property

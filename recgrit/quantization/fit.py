@@ -240,8 +240,8 @@ def _limit_levels(
     for level, name in enumerate(config.level_blocks or ()):
         if name not in columns:
             raise ConfigError(
-                f"tokenizer.level_blocks names {name!r}, which is not a part of the features: "
-                f"{', '.join(columns) or 'they have no parts'}."
+                f"tokenizer.level_blocks names {name!r}, which is not a part of the features; "
+                f"they have {', '.join(columns) or 'no parts'}."
             )
         assert isinstance(quantizer, ResidualGRITVQ)
         quantizer.limit_level_(level, columns[name])

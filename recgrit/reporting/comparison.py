@@ -270,7 +270,8 @@ def _common_protocol(rows: Sequence[Row]) -> tuple[tuple[int, ...], EvaluationRe
             if not ks & set(report.ks):
                 raise ConfigError(
                     f"{run.directory} and the runs before it have no list length in common: "
-                    f"{list(report.ks)} and {sorted(ks)}. Set evaluation.ks."
+                    f"{list(report.ks)} and {sorted(ks)}. Evaluate both with the same "
+                    "evaluation.ks."
                 )
             ks &= set(report.ks)
     return tuple(sorted(ks)), base

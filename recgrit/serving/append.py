@@ -136,7 +136,8 @@ def append_items(
     """
     if resolve_links(directory) == resolve_links(bundle.directory):
         raise ArtifactError(
-            f"{directory} holds the bundle to start from, which never changes: name another folder."
+            f"{directory} holds the bundle to append to, which stays unchanged: name another "
+            "folder."
         )
     there_before = _find_bundle_after(bundle, directory)
     _require_appendable(bundle)
@@ -156,8 +157,8 @@ def append_items(
     wanted = np.flatnonzero(~there & ~refused)
     if not len(wanted) and (removed_in >= 0).all():
         raise DataError(
-            f"These {len(leaving):,} removals would leave no item to list, and a bundle lists at "
-            "least one. Check the list of items to remove."
+            f"Removing {len(leaving):,} items would leave no item to recommend, but a bundle needs "
+            "at least one. Check the list of items to remove."
         )
     new = with_all_fields(bundle, ItemTable(offered.frame[wanted]))
     require_known_blocks(bundle, blocks or {})

@@ -150,7 +150,7 @@ class Bundle(Summarized):
         if self.settings.num_known_items > len(self.items):
             raise ArtifactError(
                 f"The bundle {self.directory} has {len(self.items)} items, but says that it knew "
-                f"{self.settings.num_known_items} in training: it is damaged."
+                f"{self.settings.num_known_items} in training: it is damaged. Export it again."
             )
         return catalogue
 
@@ -228,7 +228,7 @@ class Bundle(Summarized):
             raise ArtifactError(
                 f"The bundle {self.directory} has features of the blocks "
                 f"{sorted(self.feature_transform.blocks)}, but vectors of {sorted(given)}: it is "
-                "damaged."
+                "damaged. Export it again."
             )
         return given
 

@@ -83,7 +83,7 @@ def read_histories(
     rows = frame.join(known, on="item_id", how="inner", maintain_order="left")
     if rows.height < frame.height:
         logger.warning(
-            "%d of %d rows of %s have items that are not in the bundle",
+            "%d of %d rows of %s have items that are not in the bundle, and are left out",
             frame.height - rows.height,
             frame.height,
             path,
@@ -175,8 +175,8 @@ def _read_rows(path: Path, table: Table) -> pl.DataFrame:
         unread = times.describe_unread()
         raise DataError(
             f"{path}: {num_bad} of {num_read} rows {why} or have too many "
-            f"fields{f' ({unread})' if unread else ''}. Fix them, or leave out the times if the "
-            "rows are in order of time."
+            f"fields{f' ({unread})' if unread else ''}. Fix these rows. If only times are "
+            "wrong and the rows are in order of time, leave out the time column."
         )
     if num_bad:
         logger.warning("%d of %d rows of %s %s and are left out", num_bad, num_read, path, why)

@@ -39,7 +39,8 @@ def with_all_fields(bundle: Bundle, items: ItemTable) -> ItemTable:
     items, missing = with_fields(items, template)
     if missing:
         logger.warning(
-            "The new items lack %s, which the texts of the bundle's items contain: they have %s",
+            "The new items lack the columns %s, which the texts of the bundle's items contain; the "
+            "new items have %s",
             ", ".join(missing),
             ", ".join(name for name in items.frame.columns if name not in missing),
         )
@@ -122,8 +123,8 @@ def encode_new_pictures(
         if encoder.fingerprint != block.space:
             raise EncoderError(
                 f"The weights of {block.model} on this machine are not those that encoded the "
-                f"items' pictures: expected {block.space}, found {encoder.fingerprint}. Bring back "
-                f"the first model, or give vectors with --block {name}=FILE."
+                f"items' pictures: expected {block.space}, found {encoder.fingerprint}. Restore "
+                f"the expected weights, or give vectors with --block {name}=FILE."
             )
         with tempfile.TemporaryDirectory() as store:
             made = encode_pictures(

@@ -291,7 +291,7 @@ class BundleModel(PythonModel):
             raise DataError(
                 f"One request may ask for {self.max_listed:,} items, got {len(model_input):,} "
                 f"histories of {top_k:,} items each. Ask in several requests, or raise max_listed "
-                f"of the model's config or {LISTED_ITEMS.variable} of the environment."
+                f"of the model's config or the environment variable {LISTED_ITEMS.variable}."
             )
         filters = _read_filters(values)
         histories, people = _read_histories(opened, model_input)

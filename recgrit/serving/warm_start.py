@@ -166,13 +166,13 @@ def _feature_differences(bundle: Bundle, config: ExperimentConfig) -> list[str]:
     if theirs == ours:
         return []
     told = (", ".join(["text", *sorted(parts)]) for parts in (ours, theirs))
-    return ["features are of {}, there of {}".format(*told)]
+    return ["features are of {}, in the source of {}".format(*told)]
 
 
 def _differences(section: str, ours: Config, theirs: Mapping[str, object]) -> list[str]:
     values = ours.model_dump(mode="json")
     return [
-        f"{section}.{name} is {values[name]}, there {value}"
+        f"{section}.{name} is {values[name]}, in the source {value}"
         for name, value in theirs.items()
         if values[name] != value
     ]

@@ -291,7 +291,7 @@ def _encode_pictures(
     if not found.given.any():
         raise DataError(
             f"None of the {len(items)} items has a usable picture: check the names in "
-            f"{block.column}, and features.blocks.{name}.folder, where relative paths start."
+            f"{block.column}, and the folder of relative paths, features.blocks.{name}.folder."
         )
     return found, {"column": block.column, "model": model, "space": encoder.fingerprint}
 

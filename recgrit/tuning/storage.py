@@ -129,7 +129,7 @@ def require_same(study: optuna.Study, out: Path, name: str, digest: str) -> None
     absent = "" if study.trials else digest
     if study.user_attrs.get(name, absent) != digest:
         raise ArtifactError(
-            f"{out} holds trials of other settings, other data or another space. Choose another "
-            "folder with --out, or delete it."
+            f"{out} holds trials of other settings, other data or another search space. Choose "
+            "another folder with --out, or delete this one."
         )
     study.set_user_attr(name, digest)

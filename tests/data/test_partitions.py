@@ -269,8 +269,8 @@ def prepare_plainly(
     ("values", "message"),
     [
         ({"min_weight": 9}, "the largest is 5"),
-        ({"since": "2020-01-01"}, "Nothing is left of 3150 interactions"),
-        ({"since": "2020-01-01", "min_weight": 2}, "Nothing is left of 3150 interactions"),
+        ({"since": "2020-01-01"}, "The filters leave none of 3150 interactions"),
+        ({"since": "2020-01-01", "min_weight": 2}, "The filters leave none of 3150 interactions"),
         ({"min_user_interactions": 5000}, "Lower data.min_user_interactions"),
     ],
 )

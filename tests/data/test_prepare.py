@@ -191,7 +191,7 @@ def test_every_filter_has_its_row(prepare_rows: Callable[..., PreparedData]) -> 
         "title shorter than 1": 1,
     }
     assert data.interactions.frame["timestamp"].to_list() == [day, day + 3]
-    with pytest.raises(DataError, match=r"Nothing is left of 6.*Loosen data\.since"):
+    with pytest.raises(DataError, match=r"The filters leave none of 6.*Loosen data\.since"):
         prepare_rows(rows, since="2020-01-01")
 
 

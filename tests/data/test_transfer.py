@@ -125,7 +125,7 @@ def test_another_file_than_the_first_time_is_refused(server: Any, target: Path) 
     fetch_file([address], target)
     target.unlink()
     server.content = CONTENT + b"more"
-    with pytest.raises(DataError, match=r"not the file downloaded before.*delete that line"):
+    with pytest.raises(DataError, match=r"not the file downloaded before.*delete its line there"):
         fetch_file([address], target)
     assert not target.exists()
 

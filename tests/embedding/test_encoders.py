@@ -309,8 +309,8 @@ def test_ready_made_vectors_have_no_encoder(tmp_path):
     ("overrides", "message"),
     [
         (["encoder=word2vec"], "'minilm', 'static', 'lsa' or 'vectors'"),
-        (["encoder=vectors"], "need each other"),
-        (["vectors_path=v.npy"], "need each other"),
+        (["encoder=vectors"], "set both or neither"),
+        (["vectors_path=v.npy"], "set both or neither"),
         (["dim=0"], "greater than or equal to 1"),
     ],
 )

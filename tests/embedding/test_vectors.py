@@ -127,7 +127,7 @@ def test_some_items_may_lack_a_vector_of_a_block(tmp_path, caplog):
     found = load_some_vectors(path, ITEM_IDS)
     np.testing.assert_array_equal(found.vectors, [[1, 2], [0, 0], [0, 0]])
     assert found.given.tolist() == [True, False, False]  # A vector of zeros counts as missing.
-    with pytest.raises(DataError, match="none of the 1 items, such as"):
+    with pytest.raises(DataError, match="no vector for any of the 1 items, such as"):
         load_some_vectors(path, pl.Series(["z"]))
 
 

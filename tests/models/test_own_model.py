@@ -224,7 +224,10 @@ def test_a_change_of_its_code_trains_it_anew(
             ("is not a model", "recgrit.models.model.Model"),
         ),
         (["model.kind=sasrek"], ("No model 'sasrek'", "Did you mean sasrec?", "package.module")),
-        (["model.kind=trie", "model.settings.epochs=1"], ("has the section retriever",)),
+        (
+            ["model.kind=trie", "model.settings.epochs=1"],
+            ("has its settings in the section retriever",),
+        ),
         (["evaluation.baselines=[popularty]"], ("Did you mean popularity?",)),
     ],
 )

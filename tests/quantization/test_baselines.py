@@ -180,7 +180,7 @@ def test_the_identity_loses_nothing(vectors):
         (("magic", 4, 2, 8), "Unknown quantizer 'magic': choose from grit, straight_through"),
         (("opq", 4, 2, (8, 16)), "opq needs one codebook_size"),
         (("opq", 4, 2, 12), "power of two"),
-        (("opq", 2, 4, 8), "4 subspaces are too many for 2 dimensions"),
+        (("opq", 2, 4, 8), "4 levels are too many for 2 dimensions"),
     ],
 )
 def test_impossible_quantizers_are_refused(arguments, message):

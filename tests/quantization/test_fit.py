@@ -347,7 +347,9 @@ def test_a_level_of_one_part_says_nothing_of_the_others(features, normalized_fro
 
 def test_parts_that_the_features_lack_are_named(features):
     config = settings(level_blocks=("image",))
-    with pytest.raises(ConfigError, match="'image', which is not a part of the features: text"):
+    with pytest.raises(
+        ConfigError, match="'image', which is not a part of the features; they have text"
+    ):
         fit_tokenizer(features, config, seed=0, columns={"text": slice(0, 4)})
 
 

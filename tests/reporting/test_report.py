@@ -276,7 +276,7 @@ def test_a_stage_built_from_another_parent_is_named_and_left_out(
     assert command("tokenize", copied_run, "tokenizer.epochs=1").code == 0
     values = command("report", copied_run, "--json").json()
     assert list(values["missing"]) == ["train", "evaluate", "recommend"]
-    assert "was built from tokenize artifact" in values["missing"]["train"]
+    assert "was built from the tokenize artifact" in values["missing"]["train"]
 
 
 def test_a_page_needs_a_run_and_a_place(tiny_run: Any, command: Command, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, index: object, message: str) -> N
     ("numbers", "message"),
     [
         ("a 0\n", r"x\.item2id, line 1: expected an item id, a tab"),
-        ("a\t0\nb\t0\n", r"line 2: the number 0 belongs to another item"),
+        ("a\t0\nb\t0\n", r"line 2: the number 0 already belongs to another item"),
         ("a\t0\na\t1\nb\t2\n", "two entries belong to item 'a'"),
     ],
 )
@@ -106,7 +106,7 @@ def test_what_is_exported_comes_back(
     np.testing.assert_array_equal(run.semantic_ids.codes, before.codes)
     assert run.semantic_ids.item_ids.equals(before.item_ids)
     with pytest.raises(
-        ArtifactError, match=r"has the IDs of x\.index\.json, so there is no tokenizer"
+        ArtifactError, match=r"has the published IDs of x\.index\.json, so there is no tokenizer"
     ):
         _ = run.tokenizer
     # Later stages use the published IDs, and no stage runs twice.

@@ -130,7 +130,7 @@ def test_removing_every_item_is_refused_before_anything_is_written(
     bundle: Bundle, like: Like, tmp_path: Path
 ) -> None:
     everything = bundle.items.item_ids.to_list()
-    with pytest.raises(DataError, match="40 removals would leave no item to list"):
+    with pytest.raises(DataError, match="Removing 40 items would leave no item to recommend"):
         append_items(bundle, tmp_path / "1", removed=everything)
     assert not list(tmp_path.iterdir())
     made = append_items(bundle, tmp_path / "1", like(["5"]), removed=everything).bundle
@@ -294,12 +294,14 @@ def test_another_encoder_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         fingerprint = "now"
 
     monkeypatch.setitem(encoders.ENCODERS, "minilm", lambda config, seed: Other())
-    with pytest.raises(EncoderError, match=r"expected then, found now.*bring back the first"):
+    with pytest.raises(
+        EncoderError, match=r"expected then, found now.*restore the expected weights"
+    ):
         encoders.load_encoder(encoders.EmbeddingConfig(), 0, directory=tmp_path, space="then")
 
 
 def test_a_bundle_is_not_appended_to_in_place(bundle: Bundle, like: Like) -> None:
-    with pytest.raises(ArtifactError, match="which never changes"):
+    with pytest.raises(ArtifactError, match="which stays unchanged"):
         append_items(bundle, bundle.directory, like(["4"]))
 
 

@@ -179,12 +179,12 @@ def test_other_sizes(size: str, train: Train, old_data: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("tokenizer.codebook_size=16", r"tokenizer\.codebook_size is 16, there 8"),
-        ("retriever.model_dim=32", r"retriever\.model_dim is 32, there 16"),
-        ("embedding.dim=12", r"embedding\.dim is 12, there 16"),
+        ("tokenizer.codebook_size=16", r"tokenizer\.codebook_size is 16, in the source 8"),
+        ("retriever.model_dim=32", r"retriever\.model_dim is 32, in the source 16"),
+        ("embedding.dim=12", r"embedding\.dim is 12, in the source 16"),
         (
             "features.cooccurrence_weight=0",
-            "features are of text, there of text, cooccurrence",
+            "features are of text, in the source of text, cooccurrence",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_other_sizes_after_the_features_were_taken_are_refused(old: Run, train: 
     config = load_config(
         ExperimentConfig, run.directory / "config.yaml", ["retriever.model_dim=32"]
     )
-    with pytest.raises(ConfigError, match=r"retriever\.model_dim is 32, there 16"):
+    with pytest.raises(ConfigError, match=r"retriever\.model_dim is 32, in the source 16"):
         run_experiment(config, until="train")
 
 

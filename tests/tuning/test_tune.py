@@ -208,7 +208,7 @@ def test_a_folder_of_other_trials_is_refused_before_it_is_touched(
         changed = load(new_config(), "model.kind=item_knn", *other)
         with pytest.raises(ArtifactError, match="other settings, other data"):
             tune(changed, tmp_path / "tune", num_trials=1, budget=HOUR)
-    with pytest.raises(ArtifactError, match="another space"):
+    with pytest.raises(ArtifactError, match="another search space"):
         tune(config, tmp_path / "tune", num_trials=1, budget=HOUR, vary=["item_knn.window"])
     assert Run(trials_of(result)[0]).manifest("prepare").fingerprint == before
     (tmp_path / "odd").mkdir()

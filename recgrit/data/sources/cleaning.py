@@ -287,8 +287,8 @@ def join_rows(parts: Sequence[CleanRows], files: Sequence[Path]) -> CleanRows:
     for names, file in zip(columns, files, strict=True):
         if names != columns[0]:
             raise DataError(
-                f"{file} holds {', '.join(names)}, but {files[0]} holds "
-                f"{', '.join(columns[0])}. Use files of one kind."
+                f"{file} has the columns {', '.join(names)}, but {files[0]} has "
+                f"{', '.join(columns[0])}. Use files with the same columns."
             )
     frame = pl.concat([part.frame for part in parts], how="diagonal")
     if FRACTION in frame.columns:

@@ -56,7 +56,8 @@ def read_item_numbers(path: Path) -> dict[str, str]:
             )
         if found.setdefault(number.strip(), item_id) != item_id:
             raise DataError(
-                f"{path}, line {line}: the number {number.strip()} belongs to another item."
+                f"{path}, line {line}: the number {number.strip()} already belongs to another "
+                "item. Give each item its own number."
             )
     return found
 
