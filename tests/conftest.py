@@ -232,6 +232,16 @@ def _run_command() -> Callable[..., CommandResult]:
     return run_command
 
 
+@pytest.fixture(autouse=True)
+def _restore_log_handlers() -> Iterator[None]:
+    """Undo how a command sets up logging: its handler writes to a stream that the test closes."""
+    logger = logging.getLogger("recgrit")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
 @pytest.fixture
 def command(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

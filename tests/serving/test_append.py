@@ -331,7 +331,7 @@ def test_what_new_items_lack_is_told(
     bundle = Bundle(bundle.directory)
     bundle.settings = bundle.settings.model_copy(update=settings)
     assert append_items(bundle, tmp_path / "1", like(["4"])).num_added == 1
-    assert "The new items lack colour" in caplog.text
+    assert "The new items lack the columns colour" in caplog.text
 
 
 def test_histories_with_the_names_and_times_of_the_run(bundle: Bundle, tmp_path: Path) -> None:
