@@ -24,6 +24,10 @@ LONG_HISTORY = 100
 # Such a log is regularised less, and long histories pay.
 DENSE = 100
 LONGEST_HISTORY = 200
+# Number of items from which a retriever with a vector per node trains slowly, and the rows of the
+# table that nodes then share (docs/explanation/trie_softmax.md).
+MANY_ITEMS = 1_000_000
+NODE_BUCKETS = 65_536
 # Least number of training steps per epoch, which bounds the number of targets per step. An epoch
 # has fewer steps only if its targets are too few for so many steps of SMALLEST_BATCH. With a
 # learning rate of .003, training then converges within its epochs.
@@ -60,6 +64,8 @@ class Sizes:
         num_levels: Number of codebooks.
         codebook_size: Number of codes of each codebook.
         text_dim: Dimensions of the text features.
+        node_buckets: Rows of the table of node vectors that nodes share in a retriever of constant
+            size. 0 gives each node its own vector.
         model_dim: Width of the retriever.
         num_layers: Number of layers of the retriever.
         num_heads: Number of attention heads of the retriever.
@@ -75,6 +81,7 @@ class Sizes:
     num_levels: int
     codebook_size: int
     text_dim: int
+    node_buckets: int
     model_dim: int
     num_layers: int
     num_heads: int
@@ -169,6 +176,7 @@ def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
         num_levels=levels,
         codebook_size=codes,
         text_dim=min(64, max(2, _power_of_two(items // 4))),
+        node_buckets=NODE_BUCKETS if items >= MANY_ITEMS else 0,
         model_dim=32 if is_small else 128 if is_large else 64,
         num_layers=1 if is_small else 2,
         num_heads=2 if is_small else 4,

@@ -13,7 +13,7 @@ from recgrit.data.sources.reading import show_names
 from recgrit.experiment import ExperimentConfig
 from recgrit.progress import show_control
 from recgrit.proposal.shop import FEW_REPEATS, ShopFacts
-from recgrit.proposal.sizes import DENSE, choose_sizes
+from recgrit.proposal.sizes import DENSE, MANY_ITEMS, choose_sizes
 
 COMMENT_COLUMN = 34
 
@@ -181,6 +181,14 @@ def _stages(facts: ShopFacts) -> list[str]:
         ),
         "",
         f"retriever:                      # for {kept.num_interactions:,} interactions",
+        *(
+            [
+                _line("size", "constant", f"no vector per item, from {MANY_ITEMS:,} items", 1),
+                _line("node_buckets", sizes.node_buckets, "rows of vectors that nodes share", 1),
+            ]
+            if sizes.node_buckets
+            else []
+        ),
         _line("model_dim", sizes.model_dim, "larger from 20,000 and from 150,000 interactions", 1),
         _line("num_layers", sizes.num_layers, "2 from 20,000 interactions", 1),
         _line(

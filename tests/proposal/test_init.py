@@ -20,6 +20,7 @@ import yaml
 from recgrit.config import load_config
 from recgrit.data.prepare import prepare
 from recgrit.experiment import ExperimentConfig
+from recgrit.proposal import sizes
 from recgrit.proposal.published import list_configs
 
 Command = Callable[..., Any]
@@ -467,3 +468,14 @@ def test_a_user_table_of_other_users_is_refused(shop: Path, command: Command) ->
     done = command("init", "--events", "events.csv", "data.table.users_path=users.csv")
     assert done.code == 2
     assert "--users" in done.err
+
+
+def test_a_very_large_catalogue_gets_a_retriever_of_constant_size(
+    shop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("init", "--events", "events.csv").code == 0
+    assert load_config(ExperimentConfig, "shop.yaml").retriever.size == "catalogue"
+    monkeypatch.setattr(sizes, "MANY_ITEMS", 30)
+    assert command("init", "--events", "events.csv", "--out", "large.yaml").code == 0
+    retriever = load_config(ExperimentConfig, "large.yaml").retriever
+    assert (retriever.size, retriever.node_buckets) == ("constant", 65_536)
