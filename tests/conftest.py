@@ -156,7 +156,7 @@ class CommandResult:
         assert isinstance(value, dict)
         return value
 
-    def told(self) -> str:
+    def error_message(self) -> str:
         """Return the unwrapped message of the error panel. Fail unless there is one panel."""
         assert self.code == 2, (self.code, self.out, self.err)
         assert "Traceback" not in self.out + self.err

@@ -79,7 +79,7 @@ class TestTheDevice:
             ask(there)
             assert len(gpu.waits) >= 1
 
-    def test_it_says_which_line_asked(self):
+    def test_it_attributes_waits_of_the_test_to_code_outside_the_package(self):
         from recgrit.quantization.assignment import first_price_step
 
         with PretendedGpu() as gpu:
@@ -87,7 +87,7 @@ class TestTheDevice:
             float(first_price_step(there, there))
             assert all(wait.startswith("outside") for wait in gpu.waits)
 
-    def test_gradients_go_through_it(self):
+    def test_it_gives_the_gradients_of_a_cpu(self):
         layer = torch.nn.Linear(4, 4)
         other = copy.deepcopy(layer)
         other(torch.ones(2, 4)).square().sum().backward()
@@ -311,7 +311,7 @@ def test_other_ways_to_codes_stay_on_the_device(hierarchy, how):
         assert torch.equal(quantizer.encode(vectors.to(gpu.device), **how).cpu(), expected)
 
 
-def test_what_was_recorded_follows_the_module(hierarchy):
+def test_cached_codes_and_recorded_batches_move_with_the_module(hierarchy):
     """A module moved in the middle of a step takes cached codes and the recorded batch with it."""
     vectors = hierarchy(200)
     quantizer = ResidualGRITVQ(16, 2, 16, reset_interval=1, cache_interval=5)

@@ -69,7 +69,7 @@ def test_a_rebuild_replaces_the_old_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "tables/notes.txt", ".git/config"])
-def test_what_somebody_put_there_is_kept(tmp_path: Path, name: str) -> None:
+def test_files_that_recgrit_did_not_write_are_kept(tmp_path: Path, name: str) -> None:
     build(tmp_path / "tokenize")
     path = tmp_path / "tokenize" / name
     path.parent.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == [".embed.partial"], "another stage's folder is not ours to remove"
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     for elsewhere in ("--out", "run.dir=PATH"):
         with (
@@ -189,7 +189,7 @@ def test_the_key_follows_what_a_stage_starts_from(changes: dict) -> None:  # typ
     assert origin(**changes).key != origin().key
 
 
-def test_the_key_takes_inputs_by_content_in_the_order_they_are_read() -> None:
+def test_the_key_depends_on_the_content_and_order_of_inputs() -> None:
     def key(inputs: dict[str, str]) -> str:
         return Origin("prepare", 1, {}, inputs=inputs).key
 
@@ -231,7 +231,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path, version: object) -> None:
             read(tmp_path / "tokenize")
 
 
-def test_an_older_schema_is_told_and_built_again(tmp_path: Path) -> None:
+def test_an_older_schema_is_refused_and_not_current(tmp_path: Path) -> None:
     directory = tmp_path / "run" / "tokenize"
     manifest = build(directory)
     # The first schema had no version of the stage.
@@ -245,7 +245,7 @@ def test_an_older_schema_is_told_and_built_again(tmp_path: Path) -> None:
     assert not is_current(directory, manifest.key)
 
 
-def test_missing_and_damaged_artifacts_are_told(tmp_path: Path) -> None:
+def test_missing_and_damaged_artifacts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"No artifact at .*recgrit run"):
         read_manifest(tmp_path / "nothing")
     directory = tmp_path / "tokenize"
@@ -310,7 +310,7 @@ def test_a_partial_folder_is_invisible_to_readers(tmp_path: Path) -> None:
     assert artifacts.read_manifest(directory).files == {}
 
 
-def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path: Path) -> None:
+def test_a_file_truncated_while_it_is_read_is_refused(tmp_path: Path) -> None:
     """Polars then panics, which is no subclass of ``Exception``. Interrupts are not caught."""
     build(tmp_path / "tokenize")
 

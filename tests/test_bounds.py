@@ -67,7 +67,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("bound", BOUNDS, ids=lambda bound: bound.name)
-def test_what_is_refused_is_read_with_a_larger_bound(
+def test_input_above_a_bound_is_refused_and_read_with_a_larger_bound(
     bound: Bound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bound is LISTED_ITEMS:

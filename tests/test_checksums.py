@@ -15,7 +15,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
+def test_a_changed_file_does_not_fit_its_record(tmp_path: Path) -> None:
     path = tmp_path / "codes"
     path.write_bytes(b"0123456789")
     record = FileRecord.of(path)
@@ -30,7 +30,7 @@ def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
     assert not record.fits(path, whole=False)
 
 
-def test_of_a_large_file_a_sample_is_read_unless_it_is_to_be_whole(
+def test_only_a_sample_of_a_large_file_is_checked_unless_whole_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checksums, "LARGE_BYTES", 1000)

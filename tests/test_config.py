@@ -75,7 +75,7 @@ def test_null_and_empty_overrides_mean_none() -> None:
 
 
 @pytest.mark.parametrize("text", ["~", "%m/%d/%Y", "|", "#", ",", "*.csv", "@shop", "`x`", ">1"])
-def test_what_begins_as_no_value_of_yaml_is_text(text: str) -> None:
+def test_overrides_that_are_not_yaml_values_are_read_as_text(text: str) -> None:
     assert load_config(Experiment, overrides=[f"name={text}"]).name == text
 
 
@@ -107,7 +107,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name(override: str, hint: str
     assert hint in str(caught.value)
 
 
-def test_all_faults_are_told_at_once(yaml_file: Path) -> None:
+def test_all_invalid_settings_are_reported_at_once(yaml_file: Path) -> None:
     overrides = ["seed=x", "retriever.optimizer.learning_rate=-1", "retriever.epoch=3"]
     with pytest.raises(ConfigError) as caught:
         load_config(Experiment, yaml_file, overrides)
@@ -193,7 +193,7 @@ def aliases(width: int, levels: int) -> str:
         ),
     ],
 )
-def test_settings_made_to_do_harm_end_in_one_short_message(
+def test_malicious_settings_are_refused_with_a_short_message(
     tmp_path: Path, text: str, message: str
 ) -> None:
     path = tmp_path / "bomb.yaml"

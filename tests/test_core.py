@@ -81,7 +81,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     return " ".join(line.strip("│ ") for line in lines)
 
 
-def test_the_core_leaves_out_what_is_heavy() -> None:
+def test_the_core_does_not_include_large_packages() -> None:
     heavy = {"mlflow", "transformers", "sentence_transformers", "polars", "sklearn", "faiss"}
     assert heavy <= modules_beyond_the_core()
 
@@ -144,7 +144,7 @@ def test_one_absent_package_is_named(new_config: Callable[..., Path]) -> None:
     assert "recgrit[cpu]" in told
 
 
-def test_an_absent_module_of_our_own_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_of_recgrit_itself_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ModuleNotFoundError("No module named 'recgrit.gone'", name="recgrit.gone")
 

@@ -78,7 +78,7 @@ def _try(command: Command, arguments: list[str], out: Path | None) -> Any:
         out.unlink(missing_ok=True)
     found = command(*arguments)
     if found.code == 2:
-        found.told()
+        found.error_message()
         return None
     assert found.code == 0, (found.code, found.err)
     if out is None:
@@ -123,7 +123,9 @@ def _check(
     assert told, "the sample would have met nothing"
 
 
-def test_damage_of_a_run_is_told_or_mended(copied_run: Path, command: Command) -> None:
+def test_damage_of_a_run_is_refused_or_changes_no_output(
+    copied_run: Path, command: Command
+) -> None:
     run, out = str(copied_run), copied_run.parent / "out"
     _check(
         command,
@@ -145,7 +147,9 @@ def test_damage_of_a_run_is_told_or_mended(copied_run: Path, command: Command) -
     )
 
 
-def test_damage_of_a_bundle_is_told(copied_run: Path, command: Command, tmp_path: Path) -> None:
+def test_damage_of_a_bundle_is_refused_or_changes_no_output(
+    copied_run: Path, command: Command, tmp_path: Path
+) -> None:
     bundle, out = tmp_path / "bundles" / "first", tmp_path / "bundles" / "second"
     assert command("export", "bundle", "--run", copied_run, "--out", bundle).code == 0
     (tmp_path / "histories.csv").write_text("user_id,item_id\na,5\na,9\nb,12\n")

@@ -47,7 +47,7 @@ def differing(one: Path, other: Path) -> set[str]:
     return {name for name in first if first[name] != second[name]}
 
 
-def test_an_equal_seed_gives_equal_bytes_wherever_it_runs(
+def test_an_equal_seed_gives_equal_bytes_in_every_environment(
     tiny_run: Any, again: Callable[..., Path]
 ) -> None:
     other = again(PYTHONHASHSEED="7", LC_ALL="C", TZ="Asia/Tokyo", POLARS_MAX_THREADS="1")

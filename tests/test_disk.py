@@ -70,7 +70,9 @@ def test_write_atomic_replaces_or_leaves(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_is_not_replaced(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_path_that_is_not_a_regular_file_is_not_replaced(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     make(tmp_path / "out")
     before = (tmp_path / "out").stat()
     with pytest.raises(ArtifactError, match=r"Cannot write .*out: it is .*Name a file"):
@@ -88,7 +90,7 @@ def test_a_link_that_leads_back_to_itself_is_refused(write: Any, tmp_path: Path)
         pytest.fail("nothing can be written there")
 
 
-def test_what_killed_writers_of_a_file_left_is_deleted(tmp_path: Path) -> None:
+def test_partial_files_of_killed_writers_are_deleted(tmp_path: Path) -> None:
     (tmp_path / "[a].txt").touch()
     code = (
         "import os, signal; from pathlib import Path; from recgrit.disk import replacing\n"
@@ -150,7 +152,9 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, swap: str) -> None:
     assert names(tmp_path) == ["kept"]
 
 
-def test_whoever_has_a_file_open_reads_it_to_its_end(tmp_path: Path, swap: str) -> None:
+def test_an_open_file_stays_readable_after_its_folder_is_replaced(
+    tmp_path: Path, swap: str
+) -> None:
     folder(tmp_path / "kept", "old")
     with (tmp_path / "kept" / "codes.txt").open() as opened:
         replace_folder(folder(tmp_path / "new", "new"), tmp_path / "kept")
@@ -179,13 +183,13 @@ def test_a_swap_that_fails_keeps_the_old_folder(
     assert content_of(tmp_path / "kept") == "old"
 
 
-def test_folders_are_exchanged_here() -> None:
+def test_this_system_has_a_call_that_exchanges_folders() -> None:
     """Linux and macOS have a call that exchanges names. Other systems rename twice."""
     assert hasattr(disk.ctypes.CDLL(None), "renameat2" if sys.platform == "linux" else "renamex_np")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL])
-def test_a_file_system_that_cannot_exchange_is_no_error(
+def test_folders_are_replaced_on_a_file_system_that_cannot_exchange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     class Libc:
@@ -200,7 +204,7 @@ def test_a_file_system_that_cannot_exchange_is_no_error(
     assert names(tmp_path) == ["kept"]
 
 
-def test_a_folder_lost_between_two_renames_is_brought_back(tmp_path: Path) -> None:
+def test_a_folder_lost_between_two_renames_is_restored(tmp_path: Path) -> None:
     folder(tmp_path / ".kept.retired", "old")
     bring_back(tmp_path / "kept")
     assert content_of(tmp_path / "kept") == "old"
@@ -210,7 +214,7 @@ def test_a_folder_lost_between_two_renames_is_brought_back(tmp_path: Path) -> No
     assert names(tmp_path) == ["kept"], "what was not deleted before the kill is gone"
 
 
-def test_a_reader_brings_back_what_a_killed_writer_left(tmp_path: Path) -> None:
+def test_a_reader_restores_the_folder_that_a_killed_writer_moved(tmp_path: Path) -> None:
     folder(tmp_path / ".kept.retired", "old")
     wait_for(tmp_path / "kept")
     assert content_of(tmp_path / "kept") == "old"
@@ -267,7 +271,9 @@ def test_readers_never_miss_a_folder_that_two_writers_replace(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_second_writer_is_told_who_writes(tmp_path: Path, inside: bool) -> None:
+def test_a_second_writer_is_refused_with_the_process_of_the_first(
+    tmp_path: Path, inside: bool
+) -> None:
     directory = tmp_path / "runs" / "first"
     with hold_lock(directory, inside=inside):
         with (
@@ -304,7 +310,7 @@ def test_a_full_disk_leaves_no_lock_and_no_folder(
     assert names(tmp_path) == []
 
 
-def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
     directory = tmp_path / "first"
     code = (
         "import os, signal; from pathlib import Path; from recgrit.disk import hold_lock\n"
@@ -317,7 +323,7 @@ def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_folder_in_place_of_a_leftover_keeps_nobody_from_writing(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_partial_file_does_not_block_writing(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     odd = tmp_path / f".a.txt.partial-{socket.gethostname()}-{process.pid}"

@@ -117,7 +117,7 @@ def is_obeyed(character: str) -> bool:
     return unicodedata.category(character) == "Cc" and character != "\n"
 
 
-def test_titles_are_shown_and_not_obeyed_in_every_table() -> None:
+def test_control_characters_of_titles_are_escaped_in_every_table() -> None:
     rows = {"rank": [1], "item_id": [HOSTILE], "title": [HOSTILE], "score": [1.0]}
     near = {"shared": [1], "item_id": [HOSTILE], "title": [HOSTILE], "semantic_id": ["<a_1>"]}
     table = build_table("stage")
@@ -142,7 +142,7 @@ def test_no_text_reaches_a_terminal_as_a_command(text: str) -> None:
     shown.encode()
 
 
-def test_log_lines_are_shown_too() -> None:
+def test_control_characters_of_log_lines_are_escaped() -> None:
     record = logging.LogRecord("recgrit", logging.WARNING, "", 1, "no item %s", (HOSTILE,), None)
     line = _LogFormatter("%(message)s").format(record)
     assert line == f"warning: no item {show_control(HOSTILE)}"

@@ -86,14 +86,14 @@ def test_the_citation_names_this_version_and_the_paper() -> None:
     assert citation["references"][0]["url"] == "https://arxiv.org/abs/2602.01140"
 
 
-def test_the_workflow_calls_what_must_hold() -> None:
+def test_the_workflow_calls_the_ci_script() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     commands = [step.get("run") for step in workflow["jobs"]["ci"]["steps"]]
     assert ".ci/run" in commands
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def test_a_report_of_a_fault_asks_for_the_run() -> None:
+def test_the_bug_report_form_requires_the_run() -> None:
     form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug.yml").read_text(encoding="utf-8"))
     fields = {field["id"]: field for field in form["body"]}
     assert "recgrit inspect run --json" in fields["run"]["attributes"]["label"]

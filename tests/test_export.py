@@ -221,7 +221,7 @@ def test_a_place_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     done = command("export", "index", "--run", tiny_run.directory, "--out", tmp_path / "file" / "x")
-    assert "Choose another --out" in done.told()
+    assert "Choose another --out" in done.error_message()
 
 
 def test_the_id_table_comes_in_every_form(
@@ -244,7 +244,7 @@ def test_the_id_table_comes_in_every_form(
         assert trie["leaf_items"][trie["leaf_starts"][node]] == item
 
 
-def test_a_bundle_is_exported_appended_to_and_asked(
+def test_a_bundle_is_exported_and_appended_to_and_recommends(
     tiny_run: Any, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -281,10 +281,10 @@ def test_a_bundle_is_exported_appended_to_and_asked(
         ),
     ],
 )
-def test_what_is_missing_is_told(
+def test_missing_or_invalid_arguments_are_refused(
     command: Callable[..., Any], arguments: tuple[str, ...], told: str
 ) -> None:
-    assert told in command(*arguments).told()
+    assert told in command(*arguments).error_message()
 
 
 def test_files_that_belong_together_appear_together(
@@ -318,14 +318,17 @@ def test_files_that_belong_together_appear_together(
 def test_a_folder_with_folders_or_the_working_folder_is_not_replaced(
     kind: str, copied_run: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = command("export", kind, "--run", copied_run, "--out", copied_run.parent).told()
+    told = command("export", kind, "--run", copied_run, "--out", copied_run.parent).error_message()
     assert "holds copy" in told
     monkeypatch.chdir(copied_run.parent)
-    assert "the working folder" in command("export", kind, "--run", copied_run, "--out", ".").told()
+    assert (
+        "the working folder"
+        in command("export", kind, "--run", copied_run, "--out", ".").error_message()
+    )
 
 
 @pytest.mark.parametrize("kind", ["index", "bundle", "mlflow"])
-def test_a_full_disk_at_the_lock_is_told(
+def test_a_full_disk_at_the_lock_is_reported(
     kind: str, copied_run: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
@@ -333,14 +336,14 @@ def test_a_full_disk_at_the_lock_is_told(
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
     out = copied_run.parent / "deep" / "out"
-    told = command("export", kind, "--run", copied_run, "--out", out).told()
+    told = command("export", kind, "--run", copied_run, "--out", out).error_message()
     assert "No space left" in told
     assert not out.exists()
 
 
 def test_a_model_is_not_put_into_an_artifact(copied_run: Path, command: Callable[..., Any]) -> None:
     out = copied_run / "data" / "inner" / "model"
-    told = command("export", "mlflow", "--run", copied_run, "--out", out).told()
+    told = command("export", "mlflow", "--run", copied_run, "--out", out).error_message()
     assert "an artifact that recgrit wrote" in told
     assert not out.parent.exists()
     assert command("inspect", "run", "--run", copied_run, "--verify").code == 0
@@ -350,5 +353,5 @@ def test_a_name_with_folders_is_refused(copied_run: Path, command: Callable[...,
     for name in ("../x", "a/b", "..", ".", ""):
         out = copied_run.parent / "out"
         told = command("export", "recbole", "--run", copied_run, "--out", out, "--name", name)
-        assert "without folders" in told.told()
+        assert "without folders" in told.error_message()
         assert not out.exists()

@@ -50,7 +50,7 @@ def test_windows_follow_one_another_and_each_part_has_something(
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
-def test_the_interval_is_students(values: list[float]) -> None:
+def test_the_interval_is_that_of_students_t(values: list[float]) -> None:
     found = mean_over_folds(values)
     assert found.mean == pytest.approx(np.mean(values))
     if np.std(values) > 1e-9:

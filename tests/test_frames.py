@@ -71,7 +71,7 @@ def test_a_frame_of_users_gives_segments(log: pl.DataFrame, tmp_path: Path) -> N
         recgrit.fit(log, data__table__users_path="a.csv", run__dir=tmp_path)
 
 
-def test_a_yaml_may_be_the_start(log: pl.DataFrame, tmp_path: Path) -> None:
+def test_fit_starts_from_the_settings_of_a_yaml_file(log: pl.DataFrame, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "tracking: {backend: none}\ndata: {path: gone.csv, table: {title: sku}}\n"
     )
@@ -90,14 +90,14 @@ def test_a_yaml_may_be_the_start(log: pl.DataFrame, tmp_path: Path) -> None:
         (pl.DataFrame({"a": [1]}), {}, DataError, r"Name yours as in data\.table\.user_id"),
     ],
 )
-def test_what_cannot_be_fitted_is_told(
+def test_events_and_settings_that_cannot_be_fitted_are_refused(
     events: Any, settings: dict[str, Any], error: type[Exception], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=text):
         recgrit.fit(events, run__dir=tmp_path, **settings)
 
 
-def test_settings_are_put_below_their_sections() -> None:
+def test_settings_are_nested_in_their_sections() -> None:
     values: dict[str, Any] = {"retriever": {"dropout": 0.1}, "engine": "ray"}
     _set(values, ["retriever"], {"epochs": 3})
     _set(values, ["data", "table", "user_id"], "who")
@@ -109,7 +109,7 @@ def test_settings_are_put_below_their_sections() -> None:
     }
 
 
-def test_fit_is_at_hand_and_imports_nothing_before() -> None:
+def test_importing_recgrit_offers_fit_without_torch_or_polars() -> None:
     code = "import json, sys, recgrit; print(json.dumps([*sys.modules])); recgrit.fit"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "polars", "pandas"} & set(json.loads(done.stdout))

@@ -76,11 +76,11 @@ def test_the_overview_is_grouped(command: Command) -> None:
         (("recommend", "--top-k", "few"), "'--top-k'"),
     ],
 )
-def test_a_slip_ends_in_one_panel_with_the_way_out(
+def test_a_usage_error_ends_in_one_panel_that_refers_to_the_help(
     arguments: tuple[str, ...], expected: str, command: Command
 ) -> None:
     done = command(*arguments)
-    told = done.told()
+    told = done.error_message()
     assert expected in told
     assert "--help' shows what can be typed here." in told
     assert done.out == ""
@@ -116,7 +116,7 @@ def test_the_shell_completes_commands_and_options() -> None:
 
 
 @pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_colours_are_left_out_where_asked(no_color: str, coloured: bool) -> None:
+def test_no_color_turns_colours_off(no_color: str, coloured: bool) -> None:
     reader, terminal = pty.openpty()
     started = subprocess.Popen(
         [sys.executable, "-c", ENTRY, "recomend"],

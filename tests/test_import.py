@@ -36,7 +36,7 @@ def python(code: str) -> dict[str, Any]:
     return value
 
 
-def test_the_package_imports_nothing_heavy() -> None:
+def test_the_package_imports_no_large_library() -> None:
     code = """
 import json, sys
 import recgrit
@@ -47,7 +47,7 @@ print(json.dumps({"modules": list(sys.modules)}))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_help_imports_no_large_library(arguments: list[str]) -> None:
     code = f"""
 import json, sys
 from recgrit.cli import main
@@ -103,7 +103,7 @@ def test_no_file_is_read_or_written_as_a_pickle(path: Path) -> None:
             assert node.arg != "allow_pickle" or allowed
 
 
-def test_quantizers_are_at_hand_without_importing_torch_before() -> None:
+def test_importing_the_quantization_package_does_not_import_torch() -> None:
     code = (
         "import sys, recgrit.quantization as q; assert 'torch' not in sys.modules; "
         "vq = q.GRITVQ(4, 8); q.ResidualGRITVQ; q.build_quantizer; "

@@ -19,7 +19,7 @@ def test_no_modules_import_one_another_in_a_circle(type_checking: bool) -> None:
     find_floors(imports)
 
 
-def test_packages_stand_in_floors_with_the_command_on_top() -> None:
+def test_packages_form_layers_with_the_command_on_top() -> None:
     floors = find_floors(join_parts(read_imports(type_checking=False)))
     assert "recgrit.errors" in floors[0]
     assert floors[-1] == ["recgrit.__main__"]

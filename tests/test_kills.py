@@ -102,7 +102,7 @@ def test_a_killed_append_is_repeated(
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_bundle_outlives_a_killed_export(
+def test_a_bundle_survives_a_killed_export(
     tiny_run: Any, first: Path, ask: Ask, tmp_path: Path, exchanges: bool
 ) -> None:
     out = tmp_path / "out"
@@ -157,7 +157,7 @@ def test_a_killed_export_leaves_nothing_after_its_repeat(
         assert [path.name for path in tmp_path.iterdir()] == ["out"], f"killed at {moment}"
 
 
-def test_lists_outlive_a_killed_command(first: Path, ask: Ask, tmp_path: Path) -> None:
+def test_lists_survive_a_killed_command(first: Path, ask: Ask, tmp_path: Path) -> None:
     lists = tmp_path / "lists.parquet"
     histories = first.parent / "histories.csv"
     arguments = ("recommend", "--bundle", first, "--histories", histories, "--out", lists)

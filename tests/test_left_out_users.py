@@ -63,7 +63,7 @@ EXPECTED = {f"u{user}": "model" for user in range(6)} | {
 }
 
 
-def test_the_table_of_a_run_lists_for_everybody(run: Run) -> None:
+def test_the_table_of_a_run_has_lists_for_left_out_users(run: Run) -> None:
     table = pl.read_parquet(run.directory / "recommendations" / "recommendations.parquet")
     assert sources(table) == EXPECTED
     assert table.group_by("user_id").len()["len"].to_list() == [2] * len(EXPECTED)
@@ -72,27 +72,27 @@ def test_the_table_of_a_run_lists_for_everybody(run: Run) -> None:
     assert (summary["num_users"], summary["num_left_out_users"]) == (9, 3)
 
 
-def test_the_report_takes_lists_of_customers_left_out_of_training(run: Run) -> None:
+def test_the_report_omits_lists_of_users_left_out_of_training(run: Run) -> None:
     users, lists = load_recommendations(run)
     assert run.data.interactions.user_ids[users].to_list() == [f"u{user}" for user in range(6)]
     assert lists.shape == (6, 2)
     assert "What is recommended" in render_report(gather_contents(run))
 
 
-def test_shards_that_end_anywhere_list_the_same(run: Run, tmp_path: Path) -> None:
+def test_the_size_of_shards_changes_no_list(run: Run, tmp_path: Path) -> None:
     other = fit(write_log(tmp_path), tmp_path / "run", engine__shard_users=4)
     name = "recommendations/recommendations.parquet"
     assert pl.read_parquet(other.directory / name).equals(pl.read_parquet(run.directory / name))
 
 
-def test_they_may_be_left_out_of_the_table(tmp_path: Path) -> None:
+def test_left_out_users_can_be_omitted_from_the_table(tmp_path: Path) -> None:
     run = fit(write_log(tmp_path), tmp_path / "run", recommendation__left_out_users=False)
     table = pl.read_parquet(run.directory / "recommendations" / "recommendations.parquet")
     assert set(sources(table).values()) == {"model"}
     assert sources(run.recommend(["few"])) == {"few": "history"}
 
 
-def test_lists_of_named_users_and_of_strangers(run: Run) -> None:
+def test_left_out_users_get_lists_and_unknown_users_need_a_fallback(run: Run) -> None:
     few = run.recommend(["few"], top_k=2, exclude_seen=False)
     after = run.recommend_after({"few": run.history("few")["item_id"].to_list()}, top_k=2)
     assert run.history("few")["item_id"].to_list() == ["a", "c"]
@@ -109,20 +109,23 @@ def test_lists_of_named_users_and_of_strangers(run: Run) -> None:
         run.explain("few", "a")
 
 
-def test_a_bundle_knows_what_is_popular(run: Run, bundle: Bundle) -> None:
+def test_a_bundle_falls_back_on_popular_items_as_its_run_does(run: Run, bundle: Bundle) -> None:
     expected = run.recommend(["odd"], top_k=3).drop("user_id")
     found = bundle.recommend_after({"odd": ["rare"]}, top_k=3, fallback="popular")
     assert found.drop("user_id").equals(expected)
 
 
-def test_the_command_prints_and_marks_them(run: Run, command: Command) -> None:
+def test_the_command_prints_and_marks_lists_of_left_out_users(run: Run, command: Command) -> None:
     done = command("recommend", "--run", run.directory, "-u", "few", "-u", "odd", "-k", "2")
     assert done.code == 0
     few, odd = done.out.split("User ")[1:]
     assert "The model was not trained with this history." in few
     assert "History of 2 items" in few
     assert "Popular items: no known item is in the history." in odd
-    assert "--fallback popular" in command("recommend", "--run", run.directory, "-u", "x").told()
+    assert (
+        "--fallback popular"
+        in command("recommend", "--run", run.directory, "-u", "x").error_message()
+    )
     done = command("recommend", "--run", run.directory, "-u", "x", "--fallback", "popular")
     assert "Popular items" in done.out
     done = command("recommend", "--run", run.directory, "--after", "a", "-k", "2")
@@ -157,7 +160,7 @@ def test_a_bundle_prints_lists_without_a_file(
     ):
         done = command(*place, *wrong)
         assert done.code == 2
-        assert told in done.told()
+        assert told in done.error_message()
 
 
 def test_a_bundle_becomes_an_mlflow_model(bundle: Bundle, command: Command, tmp_path: Path) -> None:
@@ -171,5 +174,5 @@ def test_a_bundle_becomes_an_mlflow_model(bundle: Bundle, command: Command, tmp_
         [{"history": ["a"]}, {"history": []}], params={"top_k": 2, "fallback": "popular"}
     )
     assert found["source"].tolist() == ["history", "popular"]
-    told = command("export", "recbole", "--bundle", bundle.directory, "--out", out).told()
+    told = command("export", "recbole", "--bundle", bundle.directory, "--out", out).error_message()
     assert "recbole needs a run" in told

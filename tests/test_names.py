@@ -22,7 +22,7 @@ BROKEN = os.fsdecode(b"bad\xff")
 
 def test_an_argument_that_is_no_text_is_refused(command: Command) -> None:
     for arguments in (("report", BROKEN), ("recommend", "--out", f"{BROKEN}.parquet")):
-        told = command(*arguments).told()
+        told = command(*arguments).error_message()
         assert r"bad\udcff" in told
         assert "not UTF-8" in told
 
@@ -33,7 +33,7 @@ def test_a_working_folder_that_is_no_text_is_refused(
     folder = tmp_path / BROKEN
     folder.mkdir()
     monkeypatch.chdir(folder)
-    assert "working folder" in command("datasets").told()
+    assert "working folder" in command("datasets").error_message()
 
 
 def test_a_file_of_data_whose_name_is_no_text_is_refused(
@@ -42,7 +42,9 @@ def test_a_file_of_data_whose_name_is_no_text_is_refused(
     folder = tmp_path / "shop"
     folder.mkdir()
     (folder / f"{BROKEN}.csv").write_text("user_id,item_id\na,b\n")
-    told = command("prepare", new_config(), "data.source=table", f"data.path={folder}").told()
+    told = command(
+        "prepare", new_config(), "data.source=table", f"data.path={folder}"
+    ).error_message()
     assert "is not UTF-8" in told
 
 

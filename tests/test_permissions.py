@@ -55,7 +55,7 @@ def test_what_cannot_be_read_is_named(
         pytest.skip("is not read")
     closed = close(copied_run / what)
     given = [str(tmp_path / "out") if word == "OUT" else word for word in arguments]
-    told = command(*given, copied_run).told()
+    told = command(*given, copied_run).error_message()
     assert closed.name in told
     assert "Permission denied" in told or "is not readable" in told
 
@@ -64,7 +64,7 @@ def test_weights_that_cannot_be_read_are_named(
     copied_run: Path, close: Callable[[Path], Path], command: Command
 ) -> None:
     weights = close(copied_run / "model" / "weights.safetensors")
-    told = command("recommend", "--run", copied_run, "--user", "1").told()
+    told = command("recommend", "--run", copied_run, "--user", "1").error_message()
     assert f"Cannot read {weights}: Permission denied" in told
 
 
@@ -80,12 +80,12 @@ def test_a_folder_of_data_that_cannot_be_read_is_named(
     for source in ("table", "movielens-100k"):
         told = command(
             "prepare", new_config(), f"data.source={source}", f"data.path={folder}"
-        ).told()
+        ).error_message()
         assert "closed" in told
         assert "Permission denied" in told
 
 
-def test_the_lock_of_somebody_else_is_named(
+def test_an_unreadable_lock_file_is_named(
     copied_run: Path, tmp_path: Path, close: Callable[[Path], Path], command: Command
 ) -> None:
     for file, arguments in (
@@ -95,6 +95,6 @@ def test_the_lock_of_somebody_else_is_named(
         file.touch()
         close(file)
         given = [tmp_path / "new" if word == "NEW" else word for word in arguments]
-        told = command(*given).told()
+        told = command(*given).error_message()
         assert file.name in told
         assert "delete that file" in told

@@ -75,7 +75,7 @@ def tracked(store: Path, name: str) -> tuple[MlflowClient, list[TrackedRun]]:
     return client, list(client.search_runs([experiment.experiment_id]))
 
 
-def test_a_run_leaves_tables_anyone_can_read(tiny_run: FinishedRun) -> None:
+def test_a_run_writes_open_file_formats_and_no_pickles(tiny_run: FinishedRun) -> None:
     """The files are Parquet, safetensors, plain arrays, JSON and YAML, and never pickles."""
     suffixes = {path.suffix for path in tiny_run.directory.rglob("*") if path.is_file()}
     assert suffixes == {".parquet", ".safetensors", ".npy", ".npz", ".json", ".yaml"}
@@ -85,7 +85,7 @@ def test_a_run_leaves_tables_anyone_can_read(tiny_run: FinishedRun) -> None:
     assert leftovers(tiny_run.directory.parent) == []
 
 
-def test_every_manifest_says_what_it_was_built_from(tiny_run: FinishedRun) -> None:
+def test_every_manifest_names_its_parents_and_inputs(tiny_run: FinishedRun) -> None:
     found: dict[str, Manifest] = {}
     stages = plan_stages(ExperimentConfig.load(tiny_run.directory), "recommend")
     assert [stage.name for stage in stages] == STAGES
@@ -211,7 +211,7 @@ def test_a_stage_that_fails_closes_its_tracked_run(
     assert not (tmp_path / "runs" / "new" / ".tracking.json").exists()
 
 
-def test_a_tracked_run_that_breaks_off_after_the_last_stage_is_finished(
+def test_a_tracked_run_that_fails_after_the_last_stage_is_completed_later(
     new_config: NewConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -238,7 +238,7 @@ def test_a_tracked_run_that_breaks_off_after_the_last_stage_is_finished(
     assert names.count("new") == 2
 
 
-def test_a_killed_run_is_taken_up_again(
+def test_a_killed_run_resumes(
     new_config: NewConfig, tmp_path: Path, stop_in_training: Callable[..., Any]
 ) -> None:
     run = tmp_path / "runs" / "new"
@@ -252,7 +252,7 @@ def test_a_killed_run_is_taken_up_again(
     assert (run / "recommendations" / "recommendations.parquet").is_file()
 
 
-def test_an_interrupted_training_is_taken_up_where_it_was(
+def test_an_interrupted_training_resumes_where_it_stopped(
     new_config: NewConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -308,7 +308,9 @@ def test_force_trains_from_the_start(
 
 
 @pytest.mark.parametrize(("limit", "stage"), [(1_000, "data"), (20_000, "model")])
-def test_a_full_disk_is_told(new_config: NewConfig, tmp_path: Path, limit: int, stage: str) -> None:
+def test_a_full_disk_is_reported(
+    new_config: NewConfig, tmp_path: Path, limit: int, stage: str
+) -> None:
     """A limit on the size of files makes the same writes fail as a full disk."""
     done = subprocess.run(
         [sys.executable, "-m", "recgrit", "run", str(new_config()), "retriever.epochs=1"],
@@ -355,13 +357,13 @@ def test_another_model_or_source_does_not_take_the_place_of_a_run(
     copied_run: Path, command: Callable[..., Any], override: str, names: tuple[str, str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")}
-    told = command("run", copied_run, override).told()
+    told = command("run", copied_run, override).error_message()
     for phrase in (str(copied_run), *names, "run.dir=PATH", "--force"):
         assert phrase in told
     assert {path: path.stat().st_mtime_ns for path in copied_run.rglob("*")} == before
 
 
-def test_force_puts_another_model_in_the_place_of_a_run(copied_run: Path) -> None:
+def test_force_replaces_a_run_by_another_model(copied_run: Path) -> None:
     config = load(copied_run / "config.yaml", f"run.dir={copied_run}", "model=popularity")
     result = run_experiment(config, force=True)
     assert list(result.artifacts) == [
@@ -387,20 +389,20 @@ def test_other_files_of_another_place_do_not_take_the_place_of_a_run(
     copied_run: Path, write_movielens: Callable[..., Path], command: Callable[..., Any]
 ) -> None:
     other = write_movielens(copied_run.parent / "other", seed=1)
-    told = command("run", copied_run, f"data.path={other}").told()
+    told = command("run", copied_run, f"data.path={other}").error_message()
     for phrase in ("data.path=", str(other), "run.dir=PATH", "--force"):
         assert phrase in told
     assert command("prepare", copied_run, f"data.path={other}", "--force").code == 0
     assert not (copied_run / "model").exists()
 
 
-def test_files_that_have_moved_are_asked_for(
+def test_moved_data_files_are_refused_until_their_path_is_set(
     new_config: NewConfig, tiny_data: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     first = Path(shutil.copytree(tiny_data, tmp_path / "first"))
     assert command("prepare", new_config(first)).code == 0
     second = first.rename(tmp_path / "second")
-    told = command("prepare", tmp_path / "runs" / "new").told()
+    told = command("prepare", tmp_path / "runs" / "new").error_message()
     assert "you moved the files of this run" in told
     assert "data.path=PATH" in told
     done = command("prepare", tmp_path / "runs" / "new", f"data.path={second}", "--json")
@@ -411,7 +413,9 @@ def test_a_refused_replacement_deletes_nothing(
     copied_run: Path, command: Callable[..., Any]
 ) -> None:
     before = sorted(copied_run.rglob("*"))
-    told = command("run", copied_run, "model=sasrec", "sasrec.device=tpu", "--force").told()
+    told = command(
+        "run", copied_run, "model=sasrec", "sasrec.device=tpu", "--force"
+    ).error_message()
     assert "device" in told
     assert sorted(copied_run.rglob("*")) == before
 
@@ -481,7 +485,7 @@ def test_embeddings_are_cached_across_runs(
     assert "Vectors of 40 texts found" in caplog.text
 
 
-def test_nothing_is_tracked_when_asked(new_config: NewConfig, tmp_path: Path) -> None:
+def test_the_backend_none_tracks_nothing(new_config: NewConfig, tmp_path: Path) -> None:
     config = load(new_config())
     assert run_experiment(config, until="prepare").tracking == NullTracker().location
     assert not list((tmp_path / "runs").glob("mlflow*"))

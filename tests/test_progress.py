@@ -36,7 +36,7 @@ def wait_for(stream: io.StringIO, text: str, times: int = 1) -> None:
         time.sleep(0.005)
 
 
-def test_a_terminal_counts_the_seconds_until_something_is_said(
+def test_a_terminal_shows_that_work_continues_until_other_output(
     written: Callable[..., io.StringIO],
 ) -> None:
     stream = written(is_terminal=True)
@@ -59,7 +59,7 @@ def test_a_pipe_gets_lines_at_growing_intervals(written: Callable[..., io.String
     assert "\r" not in stream.getvalue()
 
 
-def test_whoever_is_asked_or_wants_quiet_is_left_alone(
+def test_no_progress_is_shown_while_paused_or_quiet(
     written: Callable[..., io.StringIO],
 ) -> None:
     stream = written(is_terminal=True)
@@ -71,7 +71,7 @@ def test_whoever_is_asked_or_wants_quiet_is_left_alone(
     assert "working" not in stream.getvalue()
 
 
-def test_whatever_a_console_prints_counts(
+def test_every_console_print_is_noted_as_output(
     written: Callable[..., io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(is_terminal=True)

@@ -46,7 +46,7 @@ def test_lists_are_named(recommender: Recommender) -> None:
     assert found["score"].to_list() == [6, 4, 3, 7, 6, 5]
 
 
-def test_seen_items_come_where_wanted(recommender: Recommender) -> None:
+def test_seen_items_are_listed_on_request(recommender: Recommender) -> None:
     found = recommender.recommend_after({"me": ["i7"]}, top_k=2, exclude_seen=False)
     assert ids(found) == ["i7", "i6"]
 
@@ -89,7 +89,7 @@ def test_a_bare_string_is_one_id_wherever_ids_are_listed(items: ItemTable) -> No
         recommender.recommend_after({"me": [17]})  # type: ignore[list-item]
 
 
-def test_nulls_of_a_history_are_passed_over_and_counted(
+def test_nulls_of_a_history_are_ignored_and_counted(
     recommender: Recommender, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = recommender.recommend_after({"me": ["i7", None, "i5"], "you": [None]}, top_k=3)
@@ -100,7 +100,7 @@ def test_nulls_of_a_history_are_passed_over_and_counted(
     assert ids(found) == ["i6"]
 
 
-def test_items_that_left_the_catalogue_never_come(items: ItemTable) -> None:
+def test_items_that_left_the_catalogue_are_never_recommended(items: ItemTable) -> None:
     listed = np.ones(NUM_ITEMS, dtype=bool)
     listed[7] = False
     recommender = Recommender(Popularity(COUNTS), items, beam_width=20, listed=listed)
@@ -111,7 +111,7 @@ def test_items_that_left_the_catalogue_never_come(items: ItemTable) -> None:
         recommender.ranker(allowed_items=["i7"])
 
 
-def test_what_is_not_known_is_passed_over_and_logged(
+def test_unknown_items_are_ignored_and_logged(
     recommender: Recommender, caplog: pytest.LogCaptureFixture
 ) -> None:
     histories = {"me": ["i7", "x"], "nobody": [], "stranger": ["y"]}
@@ -126,7 +126,7 @@ def test_what_is_not_known_is_passed_over_and_logged(
     assert lists.users.tolist() == [0], "places in the sequence"
 
 
-def test_users_of_a_split_come_some_at_a_time(
+def test_users_of_a_split_are_listed_in_shards(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = SequenceSplit.of_histories(
@@ -149,7 +149,7 @@ def test_an_unfiltered_ranker_is_built_once(recommender: Recommender) -> None:
     assert recommender.ranker(blocked_items=["i1"]) is not recommender.ranker()
 
 
-def test_only_a_tree_of_ids_explains(recommender: Recommender) -> None:
+def test_only_the_trie_model_explains(recommender: Recommender) -> None:
     split = SequenceSplit.of_histories(np.array([7], np.int32), np.array([0, 1]), NUM_ITEMS)
     with pytest.raises(ConfigError, match="Only the trie model explains"):
         recommender.explain(split, 0, "i1")
@@ -168,7 +168,7 @@ def trie(make_model, make_table, random_codes, make_split):  # type: ignore[no-u
     return TrieModel(make_model(codes), build_inputs(split, table), None), table, split
 
 
-def test_beams_as_wide_as_asked_for_or_every_item_scored(trie) -> None:  # type: ignore[no-untyped-def]
+def test_a_beam_has_the_requested_width_or_every_item_is_scored(trie) -> None:  # type: ignore[no-untyped-def]
     model, table, _ = trie
     recommender = Recommender(model, table, beam_width=5)
     assert recommender.ranker().beam_width == 5
@@ -208,7 +208,7 @@ def test_an_explanation_may_stop_before_a_target(trie) -> None:  # type: ignore[
         assert explained == pytest.approx(log_p(np.asarray(history), 9), abs=1e-3), name
 
 
-def test_popular_items_where_nothing_is_known_and_asked_for(
+def test_histories_without_known_items_get_popular_items_on_request(
     items: ItemTable, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Backwards(Popularity):
@@ -235,6 +235,6 @@ def test_popular_items_where_nothing_is_known_and_asked_for(
         recommender.recommend_after(histories, fallback="newest")  # type: ignore[arg-type]
 
 
-def test_no_popular_items_where_nobody_counted_them(recommender: Recommender) -> None:
+def test_popular_items_without_counts_are_refused(recommender: Recommender) -> None:
     with pytest.raises(ConfigError, match="no popular items to fall back on"):
         recommender.recommend_after({"me": []}, fallback="popular")

@@ -73,7 +73,7 @@ def test_recommendations_have_titles_and_falling_scores(run: Run) -> None:
         assert rows["score"].max() < 0, "a log-probability"
 
 
-def test_what_a_user_has_is_kept_out(run: Run) -> None:
+def test_items_of_the_history_are_excluded(run: Run) -> None:
     for user in ("1", "17", "60"):
         seen = set(run.history(user)["item_id"])
         new = run.recommend([user], top_k=40)
@@ -421,7 +421,9 @@ def test_the_seed_is_that_of_the_model(copied_run: Path) -> None:
     assert Run(copied_run).seed == 7, "nothing was made with a seed"
 
 
-def test_what_is_shown_are_the_settings_that_made_it(copied_run: Path, command: Any) -> None:
+def test_settings_of_finished_stages_are_shown_apart_from_waiting_ones(
+    copied_run: Path, command: Any
+) -> None:
     """Settings of finished stages and settings that no stage used yet are shown separately."""
     made = Run(copied_run).config
     changed = ("seed=7", "embedding.dim=9", "retriever.dropout=0.37", "recommendation.top_k=15")
@@ -469,5 +471,5 @@ def test_a_manifest_that_says_something_else_is_refused(
     forge(stage_directory(copied_run, stage), change)
     forge_run(copied_run)
     for arguments in (("inspect", "run", "--run", copied_run), ("report", copied_run)):
-        told = command(*arguments).told()
+        told = command(*arguments).error_message()
         assert "manifest" in told or "evaluation" in told

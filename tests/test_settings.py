@@ -36,7 +36,7 @@ def test_a_word_finds_names_before_meanings() -> None:
     assert any(s.name == "data.repeats" for s in search_settings("different times"))
 
 
-def test_meanings_of_bases_are_those_of_a_class_that_says_nothing_else() -> None:
+def test_a_class_inherits_the_meanings_that_it_does_not_replace() -> None:
     class Base(Config):
         """Something.
 
@@ -66,4 +66,4 @@ def test_the_command_prints_and_searches(command: Callable[..., Any]) -> None:
     assert "retriever.history_length" in [s["name"] for s in done.json()["settings"]]
     wrong = command("settings", "droput")
     assert wrong.code == 2
-    assert "Did you mean dropout?" in wrong.told()
+    assert "Did you mean dropout?" in wrong.error_message()

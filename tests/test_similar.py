@@ -56,7 +56,7 @@ def test_lists_are_those_of_a_whole_sort(
         assert best[row][kept].tolist() == scores[row, expected].tolist()
 
 
-def test_embedding_is_what_scikit_learn_finds(run: Run) -> None:
+def test_similar_items_by_embedding_equal_those_of_scikit_learn(run: Run) -> None:
     vectors = run.features.vectors
     oracle = NearestNeighbors(metric="cosine", algorithm="brute").fit(vectors)
     distances, places = oracle.kneighbors(vectors, n_neighbors=8)
@@ -103,7 +103,7 @@ def test_the_nearest_by_semantic_id_share_the_longest_prefix(run: Run) -> None:
         assert found["score"].to_numpy() == pytest.approx(whole, abs=1e-5)
 
 
-def test_published_ids_are_alike_by_shared_codes_in_item_order() -> None:
+def test_published_ids_are_compared_by_shared_codes_in_item_order() -> None:
     codes = np.array([[1, 1], [1, 2], [0, 1], [1, 3]], dtype=np.int32)
     ids = pl.Series(["a", "b", "c", "d"])
     table = SemanticIdTable(codes, (4, 4), None, ids, ids)
@@ -156,7 +156,7 @@ def test_an_item_without_a_vector_has_no_list_and_is_in_none(
         finder.of("item 1")
 
 
-def test_what_cannot_be_told_is_refused_by_name(run: Run) -> None:
+def test_unavailable_kinds_and_unknown_items_are_refused_by_name(run: Run) -> None:
     counts = Popularity(np.zeros(3, dtype=np.int64))
     vectors = np.eye(3, dtype=np.float32)
     ways = Ways("The run x", model=lambda: counts, features=lambda: vectors, ids=None)
@@ -181,9 +181,12 @@ def test_the_command(run: Run, tmp_path: Path, command: Callable[..., Any]) -> N
     every = command("similar", place, "--all", "--top-k", 4, "--out", out, "--json")
     assert every.json()["num_rows"] == 160
     assert pl.read_parquet(out).equals(pl.concat(run.similar().list_all(top_k=4)))
-    assert "got 1 name." in command("similar", place).told()
-    assert "got 2 names" in command("similar", place, "7", "--all", "--out", out).told()
-    assert "--out FILE needs --all" in command("similar", place, "--all").told()
-    assert "--out FILE needs --all" in command("similar", place, "7", "--out", out).told()
-    assert "Did you mean neighbours" in command("similar", place, "7", "--by", "neighbors").told()
-    assert "Parquet file" in command("similar", place, "--all", "--out", tmp_path).told()
+    assert "got 1 name." in command("similar", place).error_message()
+    assert "got 2 names" in command("similar", place, "7", "--all", "--out", out).error_message()
+    assert "--out FILE needs --all" in command("similar", place, "--all").error_message()
+    assert "--out FILE needs --all" in command("similar", place, "7", "--out", out).error_message()
+    assert (
+        "Did you mean neighbours"
+        in command("similar", place, "7", "--by", "neighbors").error_message()
+    )
+    assert "Parquet file" in command("similar", place, "--all", "--out", tmp_path).error_message()

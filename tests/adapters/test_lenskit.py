@@ -107,7 +107,7 @@ def test_all_candidates_are_scored_as_the_run_does(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("history", [None, ItemList(item_ids=[]), ItemList(item_ids=[999])])
-def test_nothing_is_scored_after_nothing_known(
+def test_histories_without_known_items_give_no_scores(
     pipeline: Pipeline, history: ItemList | None
 ) -> None:
     scored = scorer_of(pipeline)(RecQuery(history_items=history), ItemList(item_ids=[120, 101]))

@@ -148,7 +148,7 @@ def test_the_model_is_served_to_several_clients_and_timed(tiny_run: FinishedRun)
     assert found["overload"]["recovery_seconds"] < 60
 
 
-def test_a_server_stays_right_under_load_and_abuse(tiny_run: FinishedRun) -> None:
+def test_a_server_answers_correctly_under_load_and_hostile_requests(tiny_run: FinishedRun) -> None:
     sizes = ("--requests", 1200, "--swaps", 1, "--threads", 8, "--long", 100_000)
     found = last_line("serve_load", tiny_run.directory, *sizes)
     quoted = {"p50_ms", "p99_ms", "requests_per_second", "memory_growth_mb", "memory_peak_mb"}

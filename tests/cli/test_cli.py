@@ -138,7 +138,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(
                 assert after[name] == stamp, name
 
 
-def test_a_change_taken_back_is_redone_to_the_same_result(
+def test_a_reverted_setting_gives_the_same_result_again(
     copied_run: Path, command: Command, tiny_run: FinishedRun
 ) -> None:
     assert command("run", copied_run, "retriever.epochs=2").code == 0
@@ -186,7 +186,7 @@ def test_a_folder_without_a_readable_manifest_is_not_deleted(
     copied_run: Path, command: Command
 ) -> None:
     (copied_run / "semantic_ids" / "manifest.json").write_text("{")
-    told = command("run", copied_run).told()
+    told = command("run", copied_run).error_message()
     assert "semantic_ids already exists and is not recgrit's tokenize" in told
     shutil.rmtree(copied_run / "semantic_ids")
     assert command("run", copied_run).code == 0
@@ -245,16 +245,16 @@ def test_recommend_writes_named_users(
     assert pl.read_parquet(out)["user_id"].unique().to_list() == ["5"]
 
 
-def test_lists_are_parquet_whatever_the_name(
+def test_an_out_file_that_is_not_parquet_is_refused(
     tiny_run: FinishedRun, command: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "lists.csv"
-    told = command("recommend", "--run", tiny_run.directory, "--out", out).told()
+    told = command("recommend", "--run", tiny_run.directory, "--out", out).error_message()
     assert "written as Parquet" in told
     assert not out.exists()
 
 
-def test_recommend_keeps_to_lists_of_items(
+def test_recommend_respects_allowed_and_blocked_items(
     tiny_run: FinishedRun, command: Command, tmp_path: Path
 ) -> None:
     arguments = ("recommend", "--run", tiny_run.directory, "--user", "1", "-k", "40", "--json")
@@ -269,8 +269,8 @@ def test_recommend_keeps_to_lists_of_items(
     block.write_text(items[2])
     assert listed("--allow", allow, "--block", block) == items[:2] + items[3:6]
     allow.write_text("\n")
-    assert "names no item" in command(*arguments, "--allow", allow).told()
-    missing = command(*arguments, "--block", tmp_path / "none.txt").told()
+    assert "names no item" in command(*arguments, "--allow", allow).error_message()
+    missing = command(*arguments, "--block", tmp_path / "none.txt").error_message()
     assert "Cannot read the item list" in missing
 
 
@@ -347,7 +347,10 @@ def test_datasets_lists_what_can_be_read(command: Command) -> None:
     named = command("datasets", "amazon2018", "--json")
     assert "amazon2018/Gift_Cards" in named.out.splitlines()
     assert "Gift_Cards" in named.json()["categories"]
-    assert "There is no family of data sets 'netflix'" in command("datasets", "netflix").told()
+    assert (
+        "There is no family of data sets 'netflix'"
+        in command("datasets", "netflix").error_message()
+    )
 
 
 def test_inspect_run(tiny_run: FinishedRun, command: Command) -> None:
@@ -404,7 +407,7 @@ def test_version_and_usage_errors(command: Command) -> None:
         assert done.out == ""
 
 
-def test_help_names_every_command_at_once(run_command: Command) -> None:
+def test_help_names_every_command_quickly(run_command: Command) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_command("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -433,7 +436,7 @@ def test_an_interrupt_keeps_finished_stages(
     assert not (run / ".training").exists(), "nothing of a training is left once it is finished"
 
 
-def test_short_lists_and_a_narrow_beam_will_do(copied_run: Path, command: Command) -> None:
+def test_short_lists_and_a_narrow_beam_can_be_evaluated(copied_run: Path, command: Command) -> None:
     narrow = ("evaluation.ks=[5]", "evaluation.beam_width=5", "recommendation.top_k=5")
     done = command("run", copied_run, *narrow, "--json")
     assert done.code == 0, done.err

@@ -134,14 +134,16 @@ def test_its_bundle_recommends_the_same_lists(
     assert pl.read_parquet(lists)["item_id"].equals(expected["item_id"])
 
 
-def test_items_join_no_bundle_whose_model_cannot_rank_them(
+def test_items_are_not_appended_if_the_model_cannot_rank_them(
     made: tuple[Run, Any], command: Command, tmp_path: Path
 ) -> None:
     run, folder = made[0], tmp_path / "bundle"
     assert not find_model(run.model_kind).can_append
     assert command("export", "bundle", "--run", run.directory, "--out", folder).code == 0
     (tmp_path / "new.csv").write_text("item_id,title\nn1,Star\n")
-    told = command("append", folder, tmp_path / "new.csv", "--out", tmp_path / "next").told()
+    told = command(
+        "append", folder, tmp_path / "new.csv", "--out", tmp_path / "next"
+    ).error_message()
     assert f"has the model {run.model_kind}, which cannot rank items" in told
     assert "model.kind=trie" in told
     assert not (tmp_path / "next").exists()
@@ -161,7 +163,7 @@ def test_an_mlflow_model_answers_as_the_run_does(
     assert found["item_ids"][0] == run.recommend("3")["item_id"].to_list()
 
 
-def test_what_only_the_trie_has_is_refused_with_the_reason(
+def test_features_of_the_trie_model_are_refused_with_the_reason(
     made: tuple[Run, Any], command: Command, tmp_path: Path
 ) -> None:
     run, _ = made
@@ -173,6 +175,6 @@ def test_what_only_the_trie_has_is_refused_with_the_reason(
         ("inspect", "item", "1", "--run", run.directory),
         ("export", "table", "--run", run.directory, "--out", tmp_path / "out"),
     ):
-        told = command(*arguments).told()
+        told = command(*arguments).error_message()
         assert f"has the model {run.model_kind}, which needs no semantic IDs" in told
         assert f"recgrit tokenize {run.directory}" in told

@@ -37,7 +37,7 @@ def test_rare_and_missing_words_are_unknown() -> None:
     assert found.codes[:, 0].tolist() == [unknown + 1] * FEWEST + [unknown] * FEWEST
 
 
-def test_what_training_lacks_is_unknown_however_often_it_comes() -> None:
+def test_values_missing_from_training_are_unknown_even_if_frequent() -> None:
     words = pl.Series(["tea"] * 9 + ["bike"] * 9)
     found = fit(np.arange(18) < 9, category=words)
     assert found.columns[0].values == ["tea"]

@@ -67,7 +67,7 @@ def test_a_full_disk_keeps_the_old_artifact(
     assert command("prepare", config).code == 0
     before = contents(run)
     fill(small_disk, leave=8192)
-    told = command("prepare", config, *SMALL).told()
+    told = command("prepare", config, *SMALL).error_message()
     assert "No space left on device" in told
     assert "what was finished before is kept" in told
     assert contents(run) == before
@@ -86,25 +86,25 @@ def test_a_read_only_disk_keeps_the_old_artifact(
     assert command("prepare", config).code == 0
     before = contents(run)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    told = command("prepare", config, *SMALL).told()
+    told = command("prepare", config, *SMALL).error_message()
     assert "Cannot write" in told
     assert contents(run) == before
     assert command("inspect", "run", "--run", run).code == 0
 
 
 @pytest.mark.parametrize("kind", ["recbole", "index"])
-def test_an_export_to_a_full_disk_leaves_whole_files_only(
+def test_an_export_to_a_full_disk_keeps_the_old_files(
     tiny_run: Any, command: Callable[..., Any], small_disk: Path, kind: str
 ) -> None:
     arguments = ("export", kind, "--run", tiny_run.directory, "--out", small_disk / "out")
     assert command(*arguments).code == 0
     before = contents(small_disk / "out")
     fill(small_disk, leave=0)
-    assert "No space left on device. Choose another --out" in command(*arguments).told()
+    assert "No space left on device. Choose another --out" in command(*arguments).error_message()
     assert contents(small_disk / "out") == before
 
 
-def test_a_download_to_a_full_disk_is_told_and_goes_on(
+def test_a_download_to_a_full_disk_is_refused_and_can_be_repeated(
     file_server: Any, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "PAUSE_SECONDS", 0.0)
@@ -167,7 +167,7 @@ def test_a_folder_without_permission_keeps_the_old_artifact(denied: Path) -> Non
     assert read_manifest(denied / "data").config == {"old": True}
 
 
-def test_a_download_folder_without_permission_is_told(denied: Path, file_server: Any) -> None:
+def test_a_download_folder_without_permission_is_refused(denied: Path, file_server: Any) -> None:
     file_server.content = b"PK data"
     address = f"{file_server.address}/whole/data.zip"
     with pytest.raises(DataError, match=r"Permission denied.*data\.download_dir"):

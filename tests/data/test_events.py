@@ -79,7 +79,7 @@ def named(data: PreparedData, items: Any) -> str:
     return "".join(data.items.item_ids.gather(np.asarray(items)).to_list())
 
 
-def test_the_last_target_events_are_asked_and_all_before_them_is_history(tmp_path: Path) -> None:
+def test_the_last_target_events_are_held_out_after_their_full_history(tmp_path: Path) -> None:
     data = prepared(tmp_path)
     split = data.split
     assert split.target_users("test").tolist() == split.target_users("valid").tolist() == [0]
@@ -117,7 +117,7 @@ def test_types_left_out_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", [{}, {"view": 1, "Purchase": 5}])
-def test_types_that_are_not_named_are_told_with_their_counts(
+def test_types_without_a_weight_are_refused_with_their_counts(
     tmp_path: Path, weights: dict[str, float]
 ) -> None:
     with pytest.raises(DataError) as told:
@@ -126,13 +126,15 @@ def test_types_that_are_not_named_are_told_with_their_counts(
         assert part in str(told.value)
 
 
-def test_a_column_of_something_else_is_told(tmp_path: Path) -> None:
+def test_a_column_that_has_no_event_types_is_refused(tmp_path: Path) -> None:
     rows = [("a", f"i{n}", f"session-{n}", n) for n in range(100)]
     with pytest.raises(DataError, match=r"is data\.table\.event the right"):
         prepared(tmp_path, rows)
 
 
-def test_a_type_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_absent_type_is_reported_and_refused_as_the_only_target(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         prepared(tmp_path, event_weights=WEIGHTS | {"refund": 1})
     assert "names refund" in caplog.text
@@ -222,7 +224,9 @@ def with_targets(values: list[tuple[str, str, int, bool]]) -> Sequences:
 
 @settings(max_examples=150, deadline=None)
 @given(rows_with_events)
-def test_targets_of_leave_one_out(values: list[tuple[str, str, int, bool]]) -> None:
+def test_leave_one_out_holds_out_the_last_two_target_events(
+    values: list[tuple[str, str, int, bool]],
+) -> None:
     sequences = with_targets(values)
     split = leave_one_out(sequences)
     assert sequences.weights is not None
@@ -241,7 +245,7 @@ def test_targets_of_leave_one_out(values: list[tuple[str, str, int, bool]]) -> N
 
 @settings(max_examples=150, deadline=None)
 @given(rows_with_events, st.integers(0, 9), st.integers(0, 9))
-def test_targets_of_periods(
+def test_a_split_by_time_holds_out_the_first_target_event_of_a_period(
     values: list[tuple[str, str, int, bool]], first: int, second: int
 ) -> None:
     sequences = with_targets(values)
@@ -257,7 +261,7 @@ def test_targets_of_periods(
         assert split.test_targets[user] == (test or [-1])[0]
 
 
-def test_weights_move_with_their_items() -> None:
+def test_removing_items_keeps_the_weights_of_the_others() -> None:
     sequences = with_targets([("a", item, time, item != "x") for time, item in enumerate("xyzw")])
     split = without_items(leave_one_out(sequences), np.array([False, True, False, False]))
     assert split.weights is not None
@@ -300,7 +304,7 @@ def test_settings_that_do_not_fit(values: dict[str, Any], message: str) -> None:
         configure(Path("x"), **values)
 
 
-def test_the_strongest_type_is_a_target() -> None:
+def test_only_the_named_types_are_targets() -> None:
     types = EventTypes.of({"a": 9, "b": 1, "c": 2, "d": None}, ("c", "b"))
     assert types is not None
     assert (types.names, types.targets) == (("a", "b", "c"), ("b", "c"))
@@ -316,7 +320,7 @@ def test_other_tools_get_the_same_targets(tmp_path: Path) -> None:
     assert (tmp_path / "shop.test.inter").read_text().splitlines()[1:] == ["a\tx y y z z w\tw"]
 
 
-def test_sequences_that_cannot_say_types_are_told(
+def test_an_export_without_event_types_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = prepared(tmp_path)

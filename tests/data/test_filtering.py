@@ -74,7 +74,7 @@ def test_one_interaction_per_item_is_kept_in_file_order(
     assert keep_one_per_item(to_frame(rows), which).rows() == [rows[i] for i in sorted(chosen)]
 
 
-def test_items_without_a_title_go() -> None:
+def test_items_without_a_long_enough_title_are_dropped() -> None:
     frame = to_frame([("u", "a", 1), ("u", "b", 2), ("u", "c", 3), ("u", "d", 4)])
     items = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["Soap", "It", None]})
     assert keep_titled(frame, items, 3)["item_id"].to_list() == ["a"]

@@ -104,7 +104,9 @@ def test_zeros_at_the_start_stay(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "with and without leading zeros, such as '007' and '7'" in caplog.text
 
 
-def test_ids_that_may_stand_for_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ids_that_may_mean_a_missing_value_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_log(tmp_path, ["a", "nan", "NULL", "b"])
     assert prepare_shop(tmp_path).interactions.num_items == 4, "they are taken as they are"
     assert "item_id has ids that may mean a missing value: 'nan', 'NULL'" in caplog.text
@@ -119,7 +121,7 @@ def test_ids_that_may_stand_for_none(tmp_path: Path, caplog: pytest.LogCaptureFi
         (["a", "b"], ["x", "y"], "the item table such as 'x', 'y'"),
     ],
 )
-def test_an_item_table_that_meets_no_id_stops(
+def test_an_item_table_that_matches_no_id_is_refused(
     tmp_path: Path, log: list[str], described: list[str], why: str
 ) -> None:
     write_log(tmp_path, log)
@@ -129,7 +131,7 @@ def test_an_item_table_that_meets_no_id_stops(
         prepare_shop(tmp_path, items)
 
 
-def test_one_that_meets_few_warns(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_item_table_that_matches_few_ids_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     log = pl.Series(["a", "b", "c"])
     require_meeting_ids(log, pl.Series(["a", "x"]), ITEM_SETTINGS)
     assert "Only 1 of the 3 items" in caplog.text

@@ -98,7 +98,7 @@ def config(tiny_data: Path) -> DataConfig:
     return DataConfig(path=tiny_data, split="minionerec")
 
 
-def test_it_is_a_setting_and_comes_back_from_disk(config: DataConfig, tmp_path: Path) -> None:
+def test_the_split_can_be_set_saved_and_loaded(config: DataConfig, tmp_path: Path) -> None:
     data = prepare(config)
     counted = dict(data.funnel.select("step", "counted").iter_rows())
     num_samples = len(data.interactions) - data.interactions.num_users
@@ -128,12 +128,12 @@ def test_every_target_is_evaluated(
     assert set(lists["user_id"]) == set(run.data.interactions.user_ids)
 
 
-def test_cold_items_do_not_go_with_it() -> None:
+def test_cold_items_are_refused_with_this_split() -> None:
     with pytest.raises(ConfigError, match="cold_item_share works only with split=leave_one_out"):
         load_config(DataConfig, overrides=["split=minionerec", "cold_item_share=0.1"])
 
 
-def test_titles_of_many_words_go() -> None:
+def test_items_with_long_or_missing_titles_are_dropped() -> None:
     interactions = pl.DataFrame({"item_id": ["a", "b", "c", "d"]})
     items = pl.DataFrame({"item_id": ["a", "b", "c"], "title": ["one two", "one two three", None]})
     assert keep_short_titles(interactions, items, 2)["item_id"].to_list() == ["a"]

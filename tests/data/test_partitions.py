@@ -120,7 +120,9 @@ def test_partitions_change_no_artifact(
         "amazon2023/All_Beauty as splits",
     ],
 )
-def test_every_format(write_dataset: Callable[..., Path], name: str) -> None:
+def test_partitions_change_no_artifact_of_any_format(
+    write_dataset: Callable[..., Path], name: str
+) -> None:
     rows = [(user[1:], item[1:], *rest) for user, item, *rest in draw_rows(num=1500)]
     path, source = write_dataset(name, rows), name.partition(" as ")[0]
     in_memory = outcome(source, path)
@@ -128,7 +130,7 @@ def test_every_format(write_dataset: Callable[..., Path], name: str) -> None:
     assert outcome(source, path, partition_users=20) == in_memory
 
 
-def test_titles_that_leave_items_out(write_dataset: Callable[..., Path]) -> None:
+def test_partitions_change_no_filter_by_titles(write_dataset: Callable[..., Path]) -> None:
     rows = [(f"{user}", f"{10 * item}", 3, user + item) for user in range(9) for item in (1, 2, 3)]
     path = write_dataset(ML, rows)
     values = {"min_user_interactions": 1, "min_title_length": 2, "max_title_words": 2}
@@ -138,7 +140,7 @@ def test_titles_that_leave_items_out(write_dataset: Callable[..., Path]) -> None
 
 
 @pytest.mark.parametrize("weight", [None, "stars"])
-def test_a_table_in_shards(tmp_path: Path, weight: str | None) -> None:
+def test_partitions_change_no_table_in_shards(tmp_path: Path, weight: str | None) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()
     rows = pl.DataFrame(
@@ -209,7 +211,7 @@ def write_shop(folder: Path, files: Sequence[Sequence[tuple[Any, ...]]], *, rate
         }
     ),
 )
-def test_any_rows_and_settings(
+def test_partitions_change_no_artifact_for_any_rows_and_settings(
     files: list[list[tuple[Any, ...]]], rated: bool, partition_users: int, values: dict[str, Any]
 ) -> None:
     if not rated:
@@ -274,7 +276,7 @@ def prepare_plainly(
         ({"min_user_interactions": 5000}, "Lower data.min_user_interactions"),
     ],
 )
-def test_nothing_left_has_one_message(
+def test_filters_that_leave_nothing_have_the_same_message(
     write_dataset: Callable[..., Path],
     temporary_files: Path,
     values: dict[str, Any],
@@ -296,7 +298,7 @@ def test_what_needs_all_in_memory_is_refused(values: dict[str, Any]) -> None:
         DataConfig.model_validate({"partition_users": 10} | values)
 
 
-def test_the_setting_changes_no_key() -> None:
+def test_partition_users_does_not_change_the_key() -> None:
     first, *others = (
         PREPARE.settings(load_config(ExperimentConfig, None, [f"data.partition_users={number}"]))
         for number in ("null", "10", "1000")

@@ -200,7 +200,7 @@ def test_source_without_path() -> None:
         find_input_files(DataConfig(source="recbole"))
 
 
-def test_movielens_100k_without_path_takes_the_copy_at_hand(
+def test_movielens_100k_without_path_uses_the_downloaded_copy(
     write_dataset: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = write_dataset("movielens-100k", folder="ml-100k")
@@ -267,7 +267,7 @@ def test_items_held_out_are_in_no_training_part(
     assert np.array_equal(loaded.split.items, data.split.items)
 
 
-def test_a_user_without_history_once_items_are_held_out_is_no_test_user(
+def test_a_user_whose_history_is_held_out_is_not_a_test_user(
     prepare_rows: Callable[..., PreparedData],
 ) -> None:
     # Each user has three items, one in each period.

@@ -148,6 +148,6 @@ def test_a_temporal_split_by_hand() -> None:
     assert split.history(2, "valid").tolist() == [2]
 
 
-def test_what_happened_at_once_cannot_be_split() -> None:
+def test_interactions_at_a_single_time_cannot_be_split() -> None:
     with pytest.raises(DataError, match=r"all have the same time.*data\.split=leave_one_out"):
         split_temporally([("a", "u", 1), ("a", "v", 1)], 0.1, 0.1)

@@ -24,7 +24,7 @@ def test_short_lists_are_not_filled_up_in_the_table() -> None:
     assert len(recommendations.to_pandas()) == 3
 
 
-def test_what_is_no_list_of_recommendations() -> None:
+def test_invalid_lists_of_recommendations_are_refused() -> None:
     with pytest.raises(DataError, match="one shape"):
         build([[1, 2]], num_users=2)
     with pytest.raises(DataError, match="empty place"):

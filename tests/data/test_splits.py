@@ -54,7 +54,7 @@ def test_save_and_memory_map(split: SequenceSplit, tmp_path: Path) -> None:
         ("test_targets", [4, -1], "test target must come after"),
     ],
 )
-def test_what_does_not_fit(
+def test_arrays_that_do_not_fit_are_refused(
     split: SequenceSplit, name: str, values: list[int], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

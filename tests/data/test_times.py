@@ -97,7 +97,7 @@ def test_no_form_changes_a_time(time: datetime.datetime) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.dates(datetime.date(1990, 1, 1), datetime.date(2040, 1, 1)), min_size=1))
-def test_dates_are_read_in_one_order_or_asked_for(days: list[datetime.date]) -> None:
+def test_dates_are_read_in_one_order_or_a_format_is_required(days: list[datetime.date]) -> None:
     expected = [(day - datetime.date(1970, 1, 1)).days * 86400 for day in days]
     for form in ("%m/%d/%Y", "%d/%m/%Y"):
         texts = [day.strftime(form) for day in days]
@@ -152,7 +152,7 @@ def test_both_orders_in_one_column_are_refused() -> None:
         ([22_001_760], r"minutes since 1970.*time_unit=min"),
     ],
 )
-def test_numbers_that_are_no_seconds_are_told(times: list[Any], message: str) -> None:
+def test_numbers_that_are_not_seconds_are_refused(times: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(times)
     setting = message.rpartition("time_")[2].split("=")
@@ -172,7 +172,7 @@ def test_units_are_found(scale: int) -> None:
     assert read([DAY * scale, (DAY + 5) * scale]) == [DAY, DAY + 5]
 
 
-def test_a_unit_that_the_first_rows_leave_open_is_judged_by_all() -> None:
+def test_an_ambiguous_unit_of_the_first_rows_is_settled_by_all_rows() -> None:
     parts = [pl.Series([0, 0, 5]), pl.Series([DAY * 1000 + n for n in range(9)])]
     reader = TimeReader("at", TimeSettings(), other_files=lambda: parts)
     found = [reader.read(part, "log.csv")["timestamp"].to_list() for part in parts]
@@ -188,14 +188,14 @@ def test_numbers_of_a_coarser_unit_are_no_times() -> None:
     assert set_by_hand.read(pl.Series([DAY]), "log.csv")["timestamp"].to_list() == [DAY // 1000]
 
 
-def test_times_all_in_1970_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_times_all_in_1970_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     reader = TimeReader("at", TimeSettings())
     assert reader.read(pl.Series([0.005, 0.015]), "log.csv")["fraction"].to_list() == [0.005, 0.015]
     reader.finish()
     assert "All times in at lie in 1970" in caplog.text
 
 
-def test_times_that_were_cut_before_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_times_that_were_saved_as_float32_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     read(pl.Series([float(DAY)], dtype=pl.Float32))
     assert "saved as float32" in caplog.text
 
@@ -206,7 +206,7 @@ def test_counters_are_counters_in_every_part(tmp_path: Path) -> None:
     assert items_in_order(tmp_path) == ["0", "x", "y", "1", "x", "y", "2", "x", "y"]
 
 
-def test_zones_of_times_that_name_none() -> None:
+def test_the_set_time_zone_applies_to_times_without_one() -> None:
     berlin = {"timezone": "Europe/Berlin"}
     naive = pl.Series([datetime.datetime(2011, 11, 1)])
     assert read(["2011-11-01", "2011-11-01 00:00Z"], **berlin) == [DAY - 3600, DAY]
@@ -258,7 +258,9 @@ def items_in_order(folder: Path, **values: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("partition_users", [None, 1])
-def test_what_happened_within_a_second(tmp_path: Path, partition_users: int | None) -> None:
+def test_interactions_within_a_second_are_ordered_by_fractions(
+    tmp_path: Path, partition_users: int | None
+) -> None:
     clicks = ["2022-07-22 08:15:40.9", "2022-07-22 08:15:40.1", "2022-07-22 08:15:40.9"]
     write_log(tmp_path, "1.csv", clicks, "bab")
     write_log(tmp_path, "2.csv", ["2022-07-22 08:15:40", "2022-07-22 08:15:40.5"], "ac")
@@ -268,7 +270,7 @@ def test_what_happened_within_a_second(tmp_path: Path, partition_users: int | No
     assert kept == ["a", "c", "b"]
 
 
-def test_other_files_settle_what_one_leaves_open(tmp_path: Path) -> None:
+def test_other_files_settle_ambiguous_dates_of_one_file(tmp_path: Path) -> None:
     write_log(tmp_path, "1.csv", ["9/10/2011", "10/9/2011"])
     with pytest.raises(DataError, match=r"1\.csv: the dates in timestamp, such as '9/10/2011'"):
         items_in_order(tmp_path)
@@ -276,7 +278,7 @@ def test_other_files_settle_what_one_leaves_open(tmp_path: Path) -> None:
     assert items_in_order(tmp_path) == ["a", "c", "b"]
 
 
-def test_atomic_files_are_read_alike(tmp_path: Path) -> None:
+def test_times_of_atomic_files_are_read_by_the_same_rules(tmp_path: Path) -> None:
     header = "user_id:token\titem_id:token\ttimestamp:float\n"
     path = tmp_path / "x.inter"
     path.write_text(header + "u\ta\t1320105600900\nu\tb\t1320105600100\n")
@@ -289,7 +291,7 @@ def test_atomic_files_are_read_alike(tmp_path: Path) -> None:
     assert isinstance(build_source("table", table=Table(**DataConfig().table.model_dump())), Table)
 
 
-def test_the_real_cause_is_told(tmp_path: Path) -> None:
+def test_the_cause_of_malformed_lines_is_reported(tmp_path: Path) -> None:
     lines = [f"u,i{place},132010560{place},{'5' * (place == 0)}" for place in range(9)]
     (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp,rating", *lines]))
     with pytest.raises(DataError, match=r"8 of 9 lines are malformed.*8 of them lack a rating"):

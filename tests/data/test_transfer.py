@@ -37,7 +37,7 @@ def left_over(target: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("way", ["whole", "unsized", "moved", "cut-once"])
-def test_the_whole_file_comes(server: Any, target: Path, way: str) -> None:
+def test_the_whole_file_is_fetched(server: Any, target: Path, way: str) -> None:
     assert fetch_file([f"{server.address}/{way}/data.zip"], target) == target
     assert target.read_bytes() == CONTENT
     assert left_over(target) == ["checksums.json", "data.zip"]
@@ -49,13 +49,13 @@ def test_the_whole_file_comes(server: Any, target: Path, way: str) -> None:
     assert len(server.requests) == num_requests
 
 
-def test_what_was_cut_goes_on_where_it_stopped(server: Any, target: Path) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(server: Any, target: Path) -> None:
     fetch_file([f"{server.address}/cut-once/data.zip"], target)
     half = len(CONTENT) // 2
     assert [wanted for _, wanted in server.requests] == [None, f"bytes={half}-"]
 
 
-def test_a_later_run_goes_on_too(server: Any, target: Path) -> None:
+def test_a_later_run_resumes_a_partial_download(server: Any, target: Path) -> None:
     with pytest.raises(DataError):
         fetch_file([f"{server.address}/stall/data.zip"], target)
     before = (target.parent / "data.zip.partial").stat().st_size
@@ -69,7 +69,7 @@ def test_a_later_run_goes_on_too(server: Any, target: Path) -> None:
     assert target.read_bytes() == CONTENT
 
 
-def test_a_file_that_changed_meanwhile_starts_anew(server: Any, target: Path) -> None:
+def test_parts_of_a_file_that_changed_meanwhile_are_not_joined(server: Any, target: Path) -> None:
     with pytest.raises(DataError):
         fetch_file([f"{server.address}/changed/data.zip"], target)
     # The download never completed, and parts of two files were not joined.
@@ -85,7 +85,7 @@ def test_a_file_that_changed_meanwhile_starts_anew(server: Any, target: Path) ->
         ("page", r"not a \.zip file, perhaps a web page"),
     ],
 )
-def test_bad_answers_are_told_and_lead_to_the_mirror(
+def test_bad_answers_are_reported_and_the_mirror_is_used(
     server: Any, target: Path, way: str, reason: str
 ) -> None:
     bad = f"{server.address}/{way}/data.zip"
@@ -103,14 +103,14 @@ def test_bad_answers_are_told_and_lead_to_the_mirror(
     assert target.read_bytes() == CONTENT
 
 
-def test_nobody_answers(target: Path) -> None:
+def test_an_unreachable_or_invalid_address_is_refused(target: Path) -> None:
     with pytest.raises(DataError, match="ConnectError"):
         fetch_file(["http://127.0.0.1:9/data.zip"], target)
     with pytest.raises(DataError, match="could not be fetched"):
         fetch_file(["not an address"], target)
 
 
-def test_a_published_checksum_is_held_against_the_file(server: Any, target: Path) -> None:
+def test_a_published_checksum_is_compared_with_the_file(server: Any, target: Path) -> None:
     server.md5 = "0" * 32
     address = f"{server.address}/whole/data.zip"
     with pytest.raises(DataError, match=f"the published one {'0' * 32}"):
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written(server: Any, tmp_path: Path) -> None:
         fetch_file([f"{server.address}/whole/data.zip"], tmp_path / "file" / "x" / "data.zip")
 
 
-def test_the_proxy_of_the_environment_is_asked(
+def test_the_proxy_of_the_environment_is_used(
     file_server: Any, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file_server.content = CONTENT
@@ -151,7 +151,7 @@ def test_the_proxy_of_the_environment_is_asked(
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "5", "null", '{"data.zip": 5}', '{"data.zip": "short"}', "[" * 10**5]
 )
-def test_a_damaged_record_is_told_before_anything_is_fetched(
+def test_damaged_checksums_are_refused_before_anything_is_fetched(
     server: Any, target: Path, text: str
 ) -> None:
     target.parent.mkdir()
@@ -164,7 +164,7 @@ def test_a_damaged_record_is_told_before_anything_is_fetched(
     fetch_file([f"{server.address}/whole/data.zip"], target)
 
 
-def test_a_mirror_does_not_vouch_for_itself(
+def test_checksums_published_by_a_mirror_are_not_requested(
     server: Any, target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The checksum that a mirror publishes is not requested, because it proves nothing."""
@@ -183,7 +183,9 @@ def test_a_mirror_does_not_vouch_for_itself(
     assert "no known checksum" not in caplog.text, "an official address without a checksum"
 
 
-def test_the_official_checksum_is_held_against_a_mirror(server: Any, target: Path) -> None:
+def test_the_official_checksum_is_compared_with_the_file_of_a_mirror(
+    server: Any, target: Path
+) -> None:
     server.md5 = "0" * 32
     official, mirror = f"{server.address}/gone/data.zip", f"{server.address}/whole/data.zip"
     with pytest.raises(DataError, match=f"the published one {'0' * 32}"):
@@ -192,7 +194,7 @@ def test_the_official_checksum_is_held_against_a_mirror(server: Any, target: Pat
 
 
 @pytest.mark.parametrize("publishes_md5", [False, True])
-def test_https_is_not_given_up_for_http(
+def test_redirects_from_https_to_http_are_refused(
     target: Path, monkeypatch: pytest.MonkeyPatch, publishes_md5: bool
 ) -> None:
     """Redirects from https to http are refused for file and checksum; those to https are not."""
@@ -227,7 +229,7 @@ def test_https_is_not_given_up_for_http(
         assert fetch_file(moved, target).read_bytes() == CONTENT
 
 
-def test_where_the_data_came_from_is_said_and_where_they_may_be_put(
+def test_messages_name_the_origin_of_the_data_and_where_to_put_them(
     server: Any, target: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="recgrit")

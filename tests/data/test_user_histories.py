@@ -47,7 +47,9 @@ def lists(left_out: UserHistories, item_ids: pl.Series) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("partition_users", [None, 2])
-def test_what_they_had_is_kept_in_time_order(tmp_path: Path, partition_users: int | None) -> None:
+def test_histories_of_left_out_users_are_kept_in_time_order(
+    tmp_path: Path, partition_users: int | None
+) -> None:
     data = read(write_log(tmp_path), partition_users=partition_users)
     assert "few" not in data.interactions.user_ids
     assert lists(data.left_out, data.items.item_ids) == {"few": ["a", "c"], "low": ["a"], "odd": []}
@@ -62,7 +64,7 @@ def test_rows_that_a_filter_drops_are_no_history(tmp_path: Path) -> None:
     assert lists(data.left_out, data.items.item_ids) == {"few": ["a", "c"], "odd": [], "low": []}
 
 
-def test_nobody_is_left_out_where_all_are_kept(tmp_path: Path) -> None:
+def test_no_user_is_left_out_if_all_are_kept(tmp_path: Path) -> None:
     data = read(write_log(tmp_path), min_user_interactions=1, min_item_interactions=1)
     assert data.left_out.user_ids.is_empty()
     assert data.left_out.split.num_users == 0

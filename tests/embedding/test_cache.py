@@ -61,7 +61,7 @@ def test_another_encoder_has_its_own_entry(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "rows", "nan", "dtype", "zip", "bit"])
-def test_damaged_files_are_made_anew(tmp_path, damage, caplog):
+def test_damaged_files_are_rebuilt(tmp_path, damage, caplog):
     encoder = CountingEncoder()
     # The array is copied, because it would otherwise change with the mapped file.
     vectors = np.array(encode_cached(["ab", "c"], encoder, tmp_path))
@@ -88,7 +88,7 @@ def test_damaged_files_are_made_anew(tmp_path, damage, caplog):
     assert encoder.calls == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_no_vectors(tmp_path, caplog):
+def test_vectors_are_returned_even_if_the_cache_cannot_be_written(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     vectors = encode_cached(["ab"], CountingEncoder(), tmp_path / "file")
     assert len(vectors) == 1
@@ -112,7 +112,7 @@ def test_equal_texts_are_encoded_once_in_shards(tmp_path):
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".npy"], "no shards"
 
 
-def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path, caplog):
+def test_an_interrupted_encoding_resumes_where_it_stopped(tmp_path, caplog):
     first = CountingEncoder(fail_at=3)
     with pytest.raises(KeyboardInterrupt):
         encode_cached(TEXTS, first, tmp_path, shard_texts=16)
@@ -160,7 +160,7 @@ cache.encode_cached({TEXTS!r}, encoder, cache.Path(sys.argv[1]), engine=engine)
     np.testing.assert_array_equal(vectors[:, 0], [len(text) for text in TEXTS])
 
 
-def test_a_damaged_shard_is_made_anew(tmp_path):
+def test_a_damaged_shard_is_rebuilt(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         encode_cached(TEXTS, CountingEncoder(fail_at=3), tmp_path, shard_texts=16)
     damaged = sorted(tmp_path.glob("*.shards/*.npy"))[1]

@@ -70,7 +70,7 @@ def test_pairs_rarer_than_chance_are_dropped():
     assert matrix[0, 1] > 0
 
 
-def test_items_taken_together_get_similar_vectors():
+def test_items_that_occur_together_get_similar_vectors():
     vectors = build_cooccurrence_vectors(two_clusters(), dim=8, window=5).vectors
     similarity = vectors @ vectors.T
     within = np.r_[similarity[:20, :20].ravel(), similarity[20:40, 20:40].ravel()]
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_vectors():
     np.testing.assert_array_equal(first, second)
 
 
-def test_signs_do_not_hang_on_the_seed():
+def test_signs_do_not_depend_on_the_seed():
     split = two_clusters()
     first, second = (build_cooccurrence_vectors(split, dim=2, seed=s).vectors for s in (0, 1))
     assert (first * second).sum(axis=1)[:40].min() > 0.99

@@ -40,7 +40,7 @@ def test_refuses_values_that_are_not_finite(value):
         Embeddings(vectors, "lsa", normalized=False)
 
 
-def test_refuses_rows_said_to_be_normalized_that_are_not():
+def test_refuses_rows_marked_as_normalized_that_are_not():
     with pytest.raises(DataError, match=r"1 of 2 .* do not have length 1.*\[1\]"):
         Embeddings(np.array([[1, 0], [1, 1]], np.float32), "lsa", normalized=True)
 
@@ -55,7 +55,7 @@ def test_refuses_another_catalogue(embeddings):
         embeddings.require_num_items(7)
 
 
-def test_two_sets_live_in_one_folder(embeddings, tmp_path):
+def test_two_sets_can_be_saved_in_one_folder(embeddings, tmp_path):
     other = Embeddings(np.ones((2, 2), np.float32), "cooccurrence", normalized=False)
     embeddings.save(tmp_path)
     other.save(tmp_path, name="cooccurrence")

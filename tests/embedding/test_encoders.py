@@ -172,7 +172,7 @@ class TestMiniLM(EncoderContract):
         ]
         assert len({encoder.fingerprint, *(other.fingerprint for other in others)}) == 3
 
-    def test_draws_and_asks_for_nothing(self, encoder, monkeypatch, capfd):
+    def test_uses_no_network_and_prints_nothing(self, encoder, monkeypatch, capfd):
         def refuse(*args, **kwargs):
             raise AssertionError("the network was touched")
 
@@ -216,7 +216,7 @@ class TestStatic(EncoderContract):
     def test_an_empty_text_is_zero(self, vectors):
         assert not vectors[3].any()
 
-    def test_half_a_character_is_no_reason_to_stop(self, encoder):
+    def test_a_text_with_an_incomplete_character_is_encoded(self, encoder):
         assert np.isfinite(encoder.encode(["soap \ud83d"])).all()
 
     def test_a_text_is_the_mean_of_its_tokens(self, encoder, tmp_path):
@@ -231,7 +231,7 @@ class TestStatic(EncoderContract):
         unlimited = StaticEncoder(model=str(self.folder), device="cpu")
         assert encoder.fingerprint != unlimited.fingerprint
 
-    def test_it_is_distilled_once_and_a_damaged_cache_is_made_anew(self, tmp_path, monkeypatch):
+    def test_it_is_distilled_once_and_a_damaged_cache_is_rebuilt(self, tmp_path, monkeypatch):
         import model2vec.distill
 
         times, distill = [], model2vec.distill.distill
@@ -252,12 +252,12 @@ class TestStatic(EncoderContract):
         assert len(times) == 2
         assert again.fingerprint == made[0].fingerprint
 
-    def test_a_published_static_model_is_taken_as_it_is(self, encoder, vectors, tmp_path):
+    def test_a_published_static_model_is_used_unchanged(self, encoder, vectors, tmp_path):
         encoder.make(tmp_path)
         published = StaticEncoder(model=str(tmp_path / "static"), device="cpu")
         np.testing.assert_array_equal(published.encode(TEXTS), vectors)
 
-    def test_it_comes_back_from_its_folder_without_the_sentence_encoder(self, tmp_path):
+    def test_it_is_loaded_from_its_folder_without_the_sentence_encoder(self, tmp_path):
         model = shutil.copytree(self.folder, tmp_path / "model")
         config = EmbeddingConfig(encoder="static", model=str(model), device="cpu")
         made = encode_items(
@@ -269,7 +269,7 @@ class TestStatic(EncoderContract):
         assert (kept.name, kept.fingerprint) == (made.encoder, made.space)
         assert str(tmp_path) not in (tmp_path / "run/static/config.json").read_text()
 
-    def test_it_draws_no_bar_and_says_nothing_of_its_own(self, encoder, tmp_path, capfd, caplog):
+    def test_it_shows_no_progress_bar_and_only_recgrit_logs(self, encoder, tmp_path, capfd, caplog):
         encoder.make(tmp_path).encode(TEXTS)
         assert capfd.readouterr() == ("", "")
         assert {record.name.partition(".")[0] for record in caplog.records} <= {"recgrit"}
@@ -314,12 +314,12 @@ def test_ready_made_vectors_have_no_encoder(tmp_path):
         (["dim=0"], "greater than or equal to 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(overrides, message):
+def test_invalid_settings_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(EmbeddingConfig, overrides=overrides)
 
 
-def test_the_settings_load_without_the_heavy_libraries():
+def test_the_settings_load_without_large_libraries():
     code = (
         "import sys, recgrit.embedding.encoders, recgrit.embedding.cooccurrence; "
         "print([m for m in ('torch', 'sklearn', 'scipy', 'sentence_transformers', "

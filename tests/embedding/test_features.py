@@ -67,7 +67,7 @@ def test_asking_for_all_components_or_more_keeps_the_text(num_items, text_dim):
     np.testing.assert_array_equal(found, build_features(text, None, text_dim=None).vectors)
 
 
-def test_text_and_company_stand_side_by_side():
+def test_text_and_cooccurrence_are_concatenated():
     text, taken = make_embeddings((30, 10)), make_embeddings((30, 3), seed=1)
     both = build_features(text, taken, text_dim=None, cooccurrence_weight=1.0).vectors
     np.testing.assert_array_equal(both[:, :10], build_features(text, None, text_dim=None).vectors)
@@ -91,7 +91,7 @@ def test_the_same_input_gives_the_same_features_and_is_not_touched():
     np.testing.assert_array_equal(text.vectors, before)
 
 
-def test_items_that_are_all_alike_stay_finite():
+def test_equal_items_have_zero_features():
     text = Embeddings(np.ones((20, 4), np.float32), encoder="text", normalized=False)
     assert (build_features(text, None, text_dim=None).vectors == 0).all()
 
@@ -106,7 +106,7 @@ def test_features_of_a_memory_mapped_file(tmp_path):
     )
 
 
-def test_items_without_cooccurrence_stand_where_their_text_says() -> None:
+def test_missing_cooccurrence_is_filled_from_items_of_similar_text() -> None:
     rng = np.random.default_rng(0)
     topics = rng.normal(size=(4, 8)).astype(np.float32)
     topic = np.arange(200) % 4
@@ -125,7 +125,7 @@ def test_items_without_cooccurrence_stand_where_their_text_says() -> None:
     assert np.array_equal(fill_missing(vectors[given], text[given]), vectors[given])
 
 
-def test_of_a_large_catalogue_an_even_spread_of_items_fills_the_others(monkeypatch):
+def test_a_large_catalogue_is_filled_from_evenly_spread_items(monkeypatch):
     rng = np.random.default_rng(0)
     vectors, text = (
         normalize_rows(rng.normal(size=(90, 6))),
@@ -169,7 +169,7 @@ def test_later_items_get_the_features_they_would_have_had(text_dim, tmp_path):
     )
 
 
-def test_components_of_vectors_that_memory_does_not_hold(monkeypatch):
+def test_components_computed_in_chunks_equal_those_computed_at_once(monkeypatch):
     """Components computed chunk by chunk equal those computed at once, up to rounding."""
     from recgrit.embedding import features
 
@@ -200,7 +200,7 @@ def make_block(shape, *, seed=2, missing="alike", dim=None, weight=0.5, lacking=
 
 @pytest.mark.parametrize("dim", [None, 4])
 @pytest.mark.parametrize("missing", ["alike", "mean"])
-def test_a_block_is_centred_has_the_norm_of_its_weight_and_stands_where_its_name_does(dim, missing):
+def test_a_block_is_centred_scaled_by_its_weight_and_ordered_by_name(dim, missing):
     text = make_embeddings((60, 8))
     blocks = {
         "price": make_block((60, 3), seed=3, weight=0.1),
@@ -220,7 +220,7 @@ def test_a_block_is_centred_has_the_norm_of_its_weight_and_stands_where_its_name
     np.testing.assert_array_equal(found.embeddings.vectors[:, :8], alone)
 
 
-def test_an_item_without_a_vector_gets_the_mean_or_that_of_the_items_most_like_it():
+def test_a_missing_vector_becomes_the_mean_or_that_of_similar_items():
     text = make_embeddings((60, 8))
     # Twelve items have the same text, and the first has no picture.
     text.vectors[:12] = text.vectors[0]
@@ -284,7 +284,7 @@ def test_marks_of_another_catalogue_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text_dim", [None, 64])
-def test_fewer_items_than_dimensions_keep_all_distances_in_what_they_span(text_dim):
+def test_fewer_items_than_dimensions_keep_all_distances(text_dim):
     """Features of 40 items have 39 dimensions, so later steps do not compute in all 4,096."""
     text = make_embeddings((40, 4096), scale=3, shift=5)
     fitted = fit_features(text, None, text_dim=text_dim)

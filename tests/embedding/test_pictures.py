@@ -105,7 +105,7 @@ def test_batches_do_not_matter(encoder: PictureEncoder, shop: Path) -> None:
     assert large.fingerprint == encoder.fingerprint
 
 
-def test_pictures_of_the_web_are_fetched_once_and_failures_asked_again(
+def test_web_pictures_are_fetched_once_and_failures_are_retried(
     encoder: PictureEncoder, web: tuple[str, list[str]], shop: Path, tmp_path: Path
 ) -> None:
     url, asked = web

@@ -138,7 +138,7 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch):
 @pytest.mark.parametrize(
     ("status", "message"), [(503, "it answered with status 503"), (404, "download from .* failed")]
 )
-def test_what_a_hub_refuses_is_said(monkeypatch, status, message):
+def test_the_refusal_of_a_hub_is_reported(monkeypatch, status, message):
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)

@@ -32,7 +32,7 @@ def catalogue():
     return Terms.fit(texts).encode(texts)
 
 
-def test_they_are_those_of_scikit_learn():
+def test_terms_equal_those_of_scikit_learn():
     expected = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\b\w+\b")
     np.testing.assert_allclose(
         Terms.fit(TEXTS).encode(TEXTS).toarray(), expected.fit_transform(TEXTS).toarray(), rtol=1e-5
@@ -76,7 +76,7 @@ def test_the_same_words_are_the_largest_cosines(catalogue, monkeypatch, pairs_at
         np.testing.assert_allclose(kept, cosines[row > 0], rtol=1e-5)
 
 
-def test_the_most_frequent_words_go_where_pairs_are_too_many(catalogue, monkeypatch, caplog):
+def test_the_most_frequent_words_are_ignored_if_pairs_are_too_many(catalogue, monkeypatch, caplog):
     """A word of almost every item would make too many pairs and says little about similarity."""
     everything = np.arange(100)
     frequencies = np.bincount(catalogue.indices, minlength=catalogue.shape[1])
@@ -92,7 +92,7 @@ def test_the_most_frequent_words_go_where_pairs_are_too_many(catalogue, monkeypa
     assert not np.allclose(expected, (catalogue @ catalogue.T).toarray() - np.eye(100))
 
 
-def test_no_item_is_asked_for():
+def test_no_items_give_an_empty_table():
     words = Terms.fit(TEXTS).encode(TEXTS)
     assert find_same_words(words, np.empty(0, np.int64), np.arange(6), 3).shape == (0, 6)
 
@@ -102,7 +102,7 @@ def test_the_largest_entries_are_kept():
     assert keep_largest(table, 2).toarray().tolist() == [[3, 0, 2], [0, 5, 0]]
 
 
-def test_without_words_features_tell_what_is_alike():
+def test_without_words_similarity_is_that_of_features():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(30, 5)).astype(np.float32)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -31,7 +31,9 @@ def launch(monkeypatch: pytest.MonkeyPatch, **changed: str | None) -> Launch | N
     return read_launch()
 
 
-def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_and_world_size_are_read_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert read_launch() is None
     assert launch(monkeypatch) == Launch(4, 2, 0)
     assert launch(monkeypatch, LOCAL_RANK=None) == Launch(4, 2, 2)
@@ -56,7 +58,7 @@ def test_a_process_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MASTER_PORT", "65536"),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_invalid_variables_are_refused_by_name(
     name: str, value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -115,7 +115,7 @@ def test_texts_are_encoded_as_by_one_process(ray_engine, tmp_path):
     np.testing.assert_array_equal(found["RayEngine"][:, 0], [len(text) for text in texts])
 
 
-def test_a_killed_worker_costs_its_shard_only(ray_engine, shards, tmp_path):
+def test_shards_are_completed_after_a_worker_is_killed(ray_engine, shards, tmp_path):
     died = tmp_path / "died"
     ray_engine.map_shards(build_writer(died=died), shards)
     assert died.exists()
@@ -148,7 +148,7 @@ def test_a_shard_that_kills_every_worker_is_given_up(ray_engine, shards):
     assert shards.find_pending() == [2]
 
 
-def test_a_full_object_store_is_no_hindrance(ray_engine, shards):
+def test_shards_are_completed_with_a_full_object_store(ray_engine, shards):
     import ray
 
     held = [ray.put(np.ones(2**20)) for _ in range(12)]  # This puts 96 MiB into a store of 80 MiB.
@@ -245,7 +245,7 @@ def test_processes_are_started_again_when_one_is_killed(cluster, ray_engine, tmp
     assert [(tmp_path / f"process-{number}").read_text() for number in (0, 1)] == ["3", "3"]
 
 
-def test_an_error_while_training_is_told(cluster, ray_engine, monkeypatch, tmp_path):
+def test_an_error_during_training_is_raised(cluster, ray_engine, monkeypatch, tmp_path):
     from recgrit.engines import ray_engine as module
 
     monkeypatch.setattr(module, "MAX_TRAIN_FAILURES", 0)
@@ -273,7 +273,7 @@ def test_two_processes_on_ray_learn(new_config, cluster, ray_engine, tmp_path):
     assert not (tmp_path / "run" / ".training").exists()
 
 
-def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
+def test_a_cluster_without_room_for_a_worker_is_refused(cluster, shards, ray_engine):
     config = EngineConfig(kind="ray", address=cluster, gpus_per_worker=2)
     with (
         start_engine(config) as engine,
@@ -282,7 +282,7 @@ def test_no_room_for_a_worker_is_told(cluster, shards, ray_engine):
         engine.map_shards(build_writer(), shards)
 
 
-def test_a_user_s_mistake_is_told_in_his_words(cluster, ray_engine, tmp_path):
+def test_a_training_error_keeps_its_message_and_is_not_retried(cluster, ray_engine, tmp_path):
     """A user's error keeps its own message, and the process is not started again."""
     lives = tmp_path / "lives"
 
@@ -303,7 +303,7 @@ def test_a_user_s_mistake_is_told_in_his_words(cluster, ray_engine, tmp_path):
     assert not list(tmp_path.glob(".ray-*"))
 
 
-def test_an_address_where_nothing_listens_is_told_in_seconds(new_config):
+def test_an_address_where_nothing_listens_is_refused_within_a_minute(new_config):
     command = [sys.executable, "-m", "recgrit", "run", str(new_config()), "engine=ray"]
     done = subprocess.run(
         [*command, "engine.address=127.0.0.1:1"],
@@ -342,7 +342,7 @@ def test_ray_under_torchrun_is_refused(monkeypatch):
     "overrides",
     [["engine=ray"], ["engine=ray", "engine.num_workers=3"], ["engine.kind=ray"]],
 )
-def test_the_engine_can_be_named_in_a_word(overrides):
+def test_the_engine_can_be_set_by_its_kind_alone(overrides):
     config = load_config(ExperimentConfig, overrides=overrides)
     assert config.engine.kind == "ray"
     assert (config.engine.num_workers == 3) == (len(overrides) == 2)

@@ -49,7 +49,7 @@ def test_what_is_done_is_not_done_again(shards):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "unrecorded", "record", "deep"])
-def test_a_damaged_shard_is_made_anew(shards, damage, caplog):
+def test_a_damaged_shard_is_rebuilt(shards, damage, caplog):
     LocalEngine().map_shards(lambda: write_rows, shards)
     record = shards.folder / "000002.json"
     if damage == "truncated":
@@ -80,7 +80,7 @@ def test_a_poisoned_shard_is_reported_and_the_others_done(shards):
     assert read(shards) == ALL
 
 
-def test_several_failures_are_told_apart(shards):
+def test_several_failures_are_reported_separately(shards):
     def poisoned(rows, path):
         raise ValueError(f"poison {rows.start}")
 
@@ -91,7 +91,7 @@ def test_several_failures_are_told_apart(shards):
     assert "poison 9" in str(raised.value)
 
 
-def test_what_no_shard_can_be_done_without_is_told_at_once(shards):
+def test_an_error_that_affects_all_shards_is_raised_at_once(shards):
     calls = []
 
     def build():
@@ -103,7 +103,7 @@ def test_what_no_shard_can_be_done_without_is_told_at_once(shards):
     assert len(calls) == 1
 
 
-def test_a_full_disk_is_told_at_once(shards):
+def test_a_full_disk_is_raised_at_the_first_shard(shards):
     def write(rows, path):
         path.write_text("half")
         raise OSError(28, "No space left on device")
@@ -151,7 +151,7 @@ def test_a_shard_that_kills_its_workers_is_given_up(shards):
     assert not ShardWorker(lambda: write_rows, shards).work(1).error
 
 
-def test_a_worker_that_does_not_see_the_folder_says_so(shards):
+def test_a_worker_that_cannot_see_the_folder_fails_with_the_reason(shards):
     from recgrit.engines.shards import ShardWorker
 
     outcome = ShardWorker(lambda: write_rows, shards).work(0)
@@ -159,7 +159,7 @@ def test_a_worker_that_does_not_see_the_folder_says_so(shards):
     assert "storage that all machines share" in outcome.error
 
 
-def test_the_record_tells_size_and_digest(shards):
+def test_the_record_has_the_size_of_the_shard(shards):
     LocalEngine().map_shards(lambda: write_rows, shards)
     record = json.loads((shards.folder / "000003.json").read_text())
     assert record["bytes"] == shards.path(3).stat().st_size == 1

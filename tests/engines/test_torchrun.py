@@ -63,7 +63,7 @@ def test_two_processes_give_the_results_of_one(config_path, tmp_path):
     assert "Every stage is up to date" in again.stdout
 
 
-def test_a_mistake_ends_both(config_path):
+def test_an_invalid_setting_ends_both_processes(config_path):
     done = torchrun("-m", "recgrit", "run", config_path, "tokenizer.codebook_size=5000")
     assert done.returncode != 0
     assert done.stderr.count("larger than the catalogue") >= 1
@@ -121,7 +121,7 @@ with start_engine(EngineConfig()) as engine:
 """
 
 
-def test_what_process_0_returns_and_reports_is_what_counts(tmp_path):
+def test_the_result_and_the_reports_are_those_of_process_0(tmp_path):
     script = tmp_path / "returned.py"
     script.write_text(RETURNED)
     done = torchrun(script)

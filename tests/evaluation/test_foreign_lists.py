@@ -64,13 +64,15 @@ def test_lists_in_any_order_of_rows(
         ("", "cannot be read as a table of lists"),
     ],
 )
-def test_what_is_wrong_is_told(data: PreparedData, tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_lists_are_refused(
+    data: PreparedData, tmp_path: Path, text: str, message: str
+) -> None:
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         read(data, tmp_path / "x.csv")
 
 
-def test_lists_score_as_they_do_at_home(
+def test_imported_lists_score_as_in_the_report_of_the_run(
     tiny_run: Any, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     run = Run(tiny_run.directory)
@@ -99,7 +101,9 @@ def test_lists_score_as_they_do_at_home(
     assert kept.protocol["search"] == "lists from theirs.csv"
 
 
-def test_lists_of_a_split_with_several_targets_go_by_line(tiny_data: Path, tmp_path: Path) -> None:
+def test_lists_of_a_split_with_several_targets_are_matched_by_row(
+    tiny_data: Path, tmp_path: Path
+) -> None:
     data = prepare(DataConfig(path=tiny_data, split="minionerec"))
     (tmp_path / "x.csv").write_text("user_id,item_id,rank\n1,1,1\n")
     with pytest.raises(DataError, match=r"lacks row.*line, from 0, in the exported \.test\.inter"):

@@ -109,7 +109,7 @@ def test_a_sample_of_users(split: SequenceSplit) -> None:
     assert report.protocol["num_users"] == 1
 
 
-def test_a_target_says_whose_it_is_and_where_it_stands() -> None:
+def test_each_target_has_its_user_and_its_sequence() -> None:
     """One user has a training sequence and two copies of it, each of which ends with a target."""
     split = SequenceSplit(
         items=np.array([0, 1, 2, 1, 2, 1, 2, 3], dtype=np.int32),
@@ -180,13 +180,13 @@ def test_lists_that_do_not_fit_are_refused(split: SequenceSplit) -> None:
         evaluate(lists([0], [[1, 2, 3]]), split, sequences=np.array([0, 2]))
 
 
-def test_a_catalogue_smaller_than_k_is_no_obstacle(split: SequenceSplit) -> None:
+def test_a_catalogue_smaller_than_k_can_be_evaluated(split: SequenceSplit) -> None:
     items = [[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]]
     report = evaluate(lists([0], items), split, ks=(20,), sequences=np.array([0]))
     assert report.metrics()["recall_at_20"] == 1.0
 
 
-def test_nobody_to_evaluate() -> None:
+def test_a_split_without_targets_is_refused() -> None:
     empty = SequenceSplit(
         items=np.array([0, 1], dtype=np.int32),
         offsets=np.array([0, 2]),
@@ -234,7 +234,7 @@ def test_evaluation_does_without_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_what_a_caller_does_to_the_numbers_stays_outside(split: SequenceSplit) -> None:
+def test_changes_of_returned_metrics_do_not_change_the_report(split: SequenceSplit) -> None:
     report = evaluate(lists([0], [[2, 1, 0]]), split)
     report.metrics().clear()
     report.intervals().clear()
@@ -251,7 +251,7 @@ def test_the_report_of_some_targets_is_that_of_their_lists(split: SequenceSplit)
     assert some.protocol == expected.protocol
 
 
-def test_targets_that_stand_in_the_history_are_told(split: SequenceSplit) -> None:
+def test_targets_that_repeat_the_history_are_reported(split: SequenceSplit) -> None:
     # Only the test target of user 1 repeats an item of its history.
     items = split.items.copy()
     items[3] = items[6]

@@ -124,7 +124,9 @@ class ModelContract:
         users = split.target_users("test")
         return recommend_items(ranker, split, "test", users, top_k=top_k, masked=masked)
 
-    def test_what_it_knows_of_items_is_of_the_whole_catalogue(self, fitted: Fitted[Any]) -> None:
+    def test_item_vectors_and_neighbours_cover_the_whole_catalogue(
+        self, fitted: Fitted[Any]
+    ) -> None:
         vectors, table = fitted.model.item_vectors(), fitted.model.neighbour_table()
         if vectors is not None:
             assert vectors.dtype == np.float32
@@ -172,7 +174,7 @@ class ModelContract:
         assert all(len(set(row)) == len(row) for row in found.items.tolist())
 
     @pytest.mark.parametrize("masked", [False, True])
-    def test_filters_hold_and_lists_are_full_all_the_same(
+    def test_filtered_lists_are_full_and_keep_to_the_filter(
         self, fitted: Fitted[Any], split: SequenceSplit, masked: bool
     ) -> None:
         allowed = torch.arange(NUM_ITEMS) % 4 == 1
@@ -186,7 +188,7 @@ class ModelContract:
                 assert len(listed) == len(set(listed)) == min(top_k, len(left - seen))
                 assert set(listed) <= left - seen
 
-    def test_every_item_is_listed_where_so_many_are_asked_for(
+    def test_every_item_is_listed_if_top_k_is_the_catalogue_size(
         self, fitted: Fitted[Any], split: SequenceSplit
     ) -> None:
         found = self.rank(fitted.model, split, top_k=NUM_ITEMS)
@@ -205,7 +207,7 @@ class ModelContract:
             with pytest.raises(DataError, match="all are filtered out"):
                 fitted.model.ranker(beam_width=beam_width, allowed=nothing)
 
-    def test_every_item_is_scored_or_that_is_refused(
+    def test_exact_ranking_is_that_of_a_full_beam_or_is_refused(
         self, fitted: Fitted[Any], split: SequenceSplit
     ) -> None:
         if not fitted.model.scores_all:
@@ -249,6 +251,6 @@ class ModelContract:
         with pytest.raises(ValidationError, match="no_such_setting"):
             model.settings_class.model_validate(self.settings | {"no_such_setting": 1})
 
-    def test_it_needs_stages_that_there_are(self, model: type[Model]) -> None:
+    def test_it_needs_only_existing_stages(self, model: type[Model]) -> None:
         assert set(model.needs) <= {"embed", "tokenize"}
         assert not model.can_append or "tokenize" in model.needs, "a new item needs an ID"

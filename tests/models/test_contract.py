@@ -55,5 +55,5 @@ class TestPopularity(ModelContract):
     least_recall = 0.3
 
 
-def test_every_built_in_model_keeps_to_it() -> None:
+def test_every_built_in_model_has_a_contract_test() -> None:
     assert {found.kind for found in ModelContract.__subclasses__()} >= set(MODELS)

@@ -41,7 +41,7 @@ def test_lists_are_ordered_and_hold_no_item_twice(rankers):
         assert NO_ITEM not in row
 
 
-def test_what_is_excluded_does_not_come(rankers):
+def test_excluded_items_are_not_listed(rankers):
     excluded = Histories(torch.arange(25).expand(2, -1), torch.tensor([25, 25]))
     found = FusedRanker(rankers).rank(HISTORIES, top_k=10, excluded=excluded)
     for row in found.items.tolist():
@@ -66,13 +66,13 @@ class Certain:
         return Ranked(torch.tensor([[4, 2, 9]]).expand(2, -1), scores)
 
 
-def test_what_is_nearly_impossible_beside_the_first_item_is_listed_all_the_same():
+def test_items_far_less_likely_than_the_first_are_still_listed():
     found = FusedRanker([Certain(), Certain()]).rank(HISTORIES, top_k=3, excluded=None)
     assert found.items.tolist() == [[4, 2, 9]] * 2
     torch.testing.assert_close(found.scores, torch.tensor([[8.0, -40.0, -60.0]] * 2))
 
 
-def test_rankers_that_read_differently_are_refused(rankers, make_model, random_codes):
+def test_rankers_of_different_history_lengths_are_refused(rankers, make_model, random_codes):
     other = TrieRanker(make_model(random_codes(NUM_ITEMS), history_length=4), beam_width=64)
     with pytest.raises(ConfigError, match=r"lengths \[4, 8\].*history_length"):
         FusedRanker([*rankers, other])

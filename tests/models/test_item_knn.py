@@ -71,7 +71,7 @@ def test_targets_are_never_counted(make_split):
     }
 
 
-def test_what_is_excluded_does_not_come(split):
+def test_excluded_items_are_not_listed(split):
     ranker = fit(split).ranker()
     users = np.arange(split.num_users)
     found = recommend_items(ranker, split, "test", users, top_k=NUM_ITEMS, masked=True)
@@ -80,7 +80,7 @@ def test_what_is_excluded_does_not_come(split):
         assert listed == set(range(NUM_ITEMS)) - set(split.history(user, "test").tolist())
 
 
-def test_what_goes_together_is_found(make_split, cyclic):
+def test_items_that_occur_together_are_found(make_split, cyclic):
     split = make_split(cyclic(), 40)
     users = split.target_users("test")
     found = recommend_items(fit(split).ranker(), split, "test", users, top_k=10, masked=True)

@@ -124,7 +124,7 @@ def test_items_of_the_history_get_a_score_of_their_own(features):
     torch.testing.assert_close(ranked, scores[1:3])
 
 
-def test_a_sample_of_the_candidates_stands_for_all(features, monkeypatch):
+def test_a_sample_of_candidates_estimates_the_exact_loss(features, monkeypatch):
     """A sample of candidates estimates the sum over all items without bias.
 
     The loss is therefore close to the exact one, and on average not above it.
@@ -165,7 +165,7 @@ def test_items_never_seen_have_what_their_features_say(features):
 
 
 @pytest.mark.parametrize("radius", ["euclidean", "straight_through"])
-def test_the_prediction_reaches_codes_by_the_radius_alone(features, radius):
+def test_the_loss_trains_the_codes_only_with_the_euclidean_radius(features, radius):
     """The straight-through estimator gives codes no gradient, so codes then need their own loss."""
     network = make_network(
         features, quantized=True, radius=radius, commitment_weight=0.0, transform_rank=0
@@ -186,7 +186,7 @@ def test_the_prediction_reaches_codes_by_the_radius_alone(features, radius):
 
 
 @pytest.mark.parametrize("objective", ["item_vectors", "next_item"])
-def test_ids_say_what_goes_together(learned, features, objective):
+def test_first_codes_match_the_groups_of_items(learned, features, objective):
     """First codes match the groups, unlike codes fitted to the features, which are noise."""
     groups = np.arange(NUM_ITEMS) // (NUM_ITEMS // NUM_GROUPS)
 
@@ -203,7 +203,7 @@ def test_ids_say_what_goes_together(learned, features, objective):
     assert purity(fitted) < 0.8
 
 
-def test_learning_together_moves_items_and_is_watched(learned):
+def test_joint_learning_moves_items_and_records_each_epoch(learned):
     start, *epochs = learned["next_item"].id_epochs
     assert [epoch.epoch for epoch in (start, *epochs)] == [0, 1, 2, 3]
     assert (start.moved, start.moved_since_start) == (0, 0)
@@ -217,7 +217,7 @@ def test_learning_together_moves_items_and_is_watched(learned):
     assert len(learned["item_vectors"].id_epochs) == 1
 
 
-def test_where_learning_together_does_harm_the_start_is_kept(learned, features, split):
+def test_the_start_is_kept_if_joint_learning_does_harm(learned, features, split):
     config = TokenizerConfig(objective="next_item", num_levels=2, codebook_size=8, epochs=5)
     settings = ItemVectorConfig(**SETTINGS | {"quantized_learning_rate": 0.5})
     found = learn_ids(features, split, config, settings, seed=0)
@@ -226,7 +226,7 @@ def test_where_learning_together_does_harm_the_start_is_kept(learned, features, 
     assert found.id_epochs[-1].moved_since_start > 0.2
 
 
-def test_dead_codes_come_back_while_learning_together(features, split, monkeypatch):
+def test_dead_code_resets_start_again_in_joint_learning(features, split, monkeypatch):
     """The fit of the codebooks stops its resets at the end, and learning starts them again."""
     intervals = []
     loss = NextItemNetwork.loss
@@ -242,7 +242,7 @@ def test_dead_codes_come_back_while_learning_together(features, split, monkeypat
     assert intervals[-1] is None, "but not at the end"
 
 
-def test_a_tokenizer_gives_items_to_come_the_ids_of_their_features(features, split):
+def test_a_tokenizer_encodes_items_without_training_by_their_features(features, split):
     """An item without training interactions gets its latent from its features, by the encoder."""
     without = dataclasses.replace(split, items=np.where(split.items == 39, 38, split.items))
     found = learn(features, without, "item_vectors")
@@ -320,7 +320,7 @@ def test_two_processes_learn_the_same_ids(features, make_split, tmp_path):
     assert torch.equal(first[1], second[1])
 
 
-def test_codebooks_are_kept_up_while_they_learn(features):
+def test_codebook_maintenance_runs_during_learning(features):
     """Maintenance runs between steps, because moving averages and dead-code resets depend on it."""
     network = make_network(
         features,
@@ -338,6 +338,6 @@ def test_codebooks_are_kept_up_while_they_learn(features):
     assert not torch.equal(before, network.quantizer.codebooks[0])
 
 
-def test_targets_count_by_their_weights(features):
+def test_targets_are_weighted_in_the_loss(features):
     network = make_network(features).eval()
     torch.testing.assert_close(*losses_by_weight(network, *draw_batch()))

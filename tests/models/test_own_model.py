@@ -172,11 +172,11 @@ def test_its_bundle_recommends_what_the_run_does(
     assert command("recommend", "--bundle", folder, *asked).json()["num_rows"] == 10
     gone = tmp_path / "gone.txt"
     gone.write_text("3\n")
-    told = command("append", folder, "--out", tmp_path / "next", "--remove", gone).told()
+    told = command("append", folder, "--out", tmp_path / "next", "--remove", gone).error_message()
     assert f"has the model {KIND}, which cannot rank items" in told
 
 
-def test_it_is_measured_beside_another(
+def test_it_can_be_the_baseline_of_another_model(
     outside_models: Path, new_config: Callable[..., Path]
 ) -> None:
     baselines = f"evaluation.baselines=[popularity,{KIND}]"
@@ -189,7 +189,7 @@ def test_it_is_measured_beside_another(
     assert recommender.recommend_after({"x": ["7"]}, top_k=4).height == 4
 
 
-def test_a_change_of_its_code_trains_it_anew(
+def test_a_change_of_its_code_trains_it_again(
     outside_models: Path, new_config: Callable[..., Path]
 ) -> None:
     baselines = f"evaluation.baselines=[popularity,{KIND}]"
@@ -231,7 +231,7 @@ def test_a_change_of_its_code_trains_it_anew(
         (["evaluation.baselines=[popularty]"], ("Did you mean popularity?",)),
     ],
 )
-def test_what_cannot_be_used_is_told(
+def test_custom_models_that_cannot_be_used_are_refused(
     outside_models: Path,
     new_config: Callable[..., Path],
     command: Command,
@@ -239,7 +239,7 @@ def test_what_cannot_be_used_is_told(
     settings: list[str],
     phrases: tuple[str, ...],
 ) -> None:
-    told = command("run", new_config(), f"model.kind={KIND}", *settings).told()
+    told = command("run", new_config(), f"model.kind={KIND}", *settings).error_message()
     for phrase in phrases:
         assert phrase in told
     assert not (tmp_path / "runs").exists()

@@ -131,7 +131,7 @@ def test_memory_does_not_follow_users_times_items() -> None:
     assert peak < 80e6
 
 
-def test_what_is_predicted_is_counted() -> None:
+def test_only_targets_are_counted() -> None:
     split = build_split([[0, 1, 1, 2, 2, 0, 0]], 3)
     weights = np.array([0, 5, 0, 0, 5, 5, 5], np.float32)
     split = dataclasses.replace(split, weights=weights)

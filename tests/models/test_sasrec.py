@@ -49,7 +49,7 @@ def recall(model, split):
     return recall_at_k(ranks_of_targets(found.items, split.targets("test", users)), 10).mean()
 
 
-def test_what_follows_from_the_last_item_is_learned(make_split, cyclic, config):
+def test_the_successor_of_the_last_item_is_learned(make_split, cyclic, config):
     split = make_split(cyclic(), NUM_ITEMS)
     found = fit(split, config)
     assert recall(found.model, split) > 0.9
@@ -119,7 +119,7 @@ def test_a_model_that_was_saved_ranks_in_the_precision_of_its_training(
     assert not np.array_equal(scores[1], single)
 
 
-def test_targets_count_by_their_weights(make_split, config):
+def test_targets_are_weighted_in_the_loss(make_split, config):
     network = build(make_split([list(range(NUM_ITEMS))], NUM_ITEMS), config).network.eval()
     items = torch.randint(NUM_ITEMS - 2, (4, 7))
     supervised = torch.rand(4, 6) < 0.7

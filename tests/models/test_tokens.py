@@ -147,7 +147,7 @@ def test_later_items_change_no_earlier_loss(model, histories):
     torch.testing.assert_close(before, after)
 
 
-def test_what_follows_from_the_last_item_is_learned(build, codes, make_split, cyclic):
+def test_the_successor_of_the_last_item_is_learned(build, codes, make_split, cyclic):
     split = make_split(cyclic(), NUM_ITEMS)
     trie = build_trie(codes)
     config = TrainingConfig(
@@ -176,7 +176,7 @@ def test_what_follows_from_the_last_item_is_learned(build, codes, make_split, cy
     assert len(found.history[0].level_accuracy) == len(SIZES)
 
 
-def test_targets_count_by_their_weights(model):
+def test_targets_are_weighted_in_the_loss(model):
     items = torch.randint(NUM_ITEMS, (4, HISTORY_LENGTH + 1))
     supervised = torch.rand(4, HISTORY_LENGTH) < 0.7
     with torch.no_grad():

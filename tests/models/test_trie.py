@@ -58,7 +58,7 @@ def fitted(table, split, make_config):
     return fit_retriever(table, split, None, make_config(epochs=6), seed=0)
 
 
-def test_what_follows_from_the_last_item_is_learned(fitted, split):
+def test_the_successor_of_the_last_item_is_learned(fitted, split):
     assert recall_at_k(ranks(fitted.model, split, "test"), 10).mean() > 0.9
     assert recall_at_k(ranks(fitted.model, split, "test"), 1).mean() > 0.5
     losses = [epoch.train_loss for epoch in fitted.history]
@@ -122,18 +122,18 @@ def test_a_loss_that_is_not_finite_ends_the_training(table, split, make_config):
 
 
 @pytest.mark.parametrize("sequences", [[[0], [1], [2]], [[0, 1, 2], [3, 4, 5]]])
-def test_nothing_to_learn_from_is_told(table, make_split, make_config, sequences):
+def test_a_split_without_training_targets_is_refused(table, make_split, make_config, sequences):
     with pytest.raises(TrainingError, match="at least two items for training"):
         fit_retriever(table, make_split(sequences, NUM_ITEMS), None, make_config(), seed=0)
 
 
-def test_a_single_item_to_learn_is_told(table, make_split, make_config):
+def test_training_on_a_single_item_is_refused(table, make_split, make_config):
     split = make_split([[0, 0, 0, 1, 2]] * 3, NUM_ITEMS)
     with pytest.raises(TrainingError, match="one and the same item"):
         fit_retriever(table, split, None, make_config(), seed=0)
 
 
-def test_nobody_to_validate_by_is_told(table, make_split, make_config):
+def test_a_split_without_validation_targets_is_refused(table, make_split, make_config):
     split = make_split([[0, 1], [2, 3]] * 5, NUM_ITEMS)
     with pytest.raises(TrainingError, match="0 users with a validation target"):
         fit_retriever(table, split, None, make_config(), seed=0)
@@ -201,7 +201,7 @@ def test_only_items_of_training_parts_are_candidates(table, make_split, make_con
     assert own.nonzero().flatten().tolist() == [0, 1, 2]
 
 
-def test_the_device_and_precision_asked_for(monkeypatch):
+def test_device_and_precision_are_those_of_the_settings(monkeypatch):
     cpu = torch.device("cpu")
     assert choose_device("cpu") == cpu
     assert choose_precision("float32", cpu) == torch.float32

@@ -83,7 +83,7 @@ def test_a_model_sees_the_training_part_and_ends_in_time(
     assert data.num_items == split.num_items, "items that nobody trains on count, too"
 
 
-def test_lists_are_read_as_ours_and_cornac_agrees(pipeline: ModuleType) -> None:
+def test_lists_of_cornac_are_read_and_its_metrics_agree(pipeline: ModuleType) -> None:
     split, users = build_split(), np.arange(3)
     data = pipeline.build_data(split, np.zeros((60, 4), dtype=np.float32))
     found = pipeline.fit(NextInLine(60), data, split, 0.0)

@@ -67,7 +67,7 @@ def test_rows_times_seeds_become_runs_and_a_table(run_grid: Grid, tmp_path: Path
     assert {path: path.stat().st_mtime_ns for path in out.rglob("manifest.json")} == before
 
 
-def test_a_row_that_fails_is_told_and_the_others_go_on(run_grid: Grid, tmp_path: Path) -> None:
+def test_a_failed_row_is_reported_and_the_others_are_run(run_grid: Grid, tmp_path: Path) -> None:
     done = run_grid()
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -80,7 +80,7 @@ def test_a_row_that_fails_is_told_and_the_others_go_on(run_grid: Grid, tmp_path:
     assert "broken" not in table
 
 
-def test_mistakes_are_told_before_anything_runs(run_grid: Grid, tmp_path: Path) -> None:
+def test_an_unknown_row_is_refused_before_anything_runs(run_grid: Grid, tmp_path: Path) -> None:
     done = run_grid("--rows", "near,sasrek")
     assert done.returncode == 1
     assert "no row 'sasrek'. Did you mean sasrec?" in done.stderr

@@ -113,7 +113,7 @@ def test_two_nights(
     assert not list(tmp_path.rglob(".*partial*"))
 
 
-def test_a_night_without_changes_in_the_catalogue(
+def test_a_night_without_catalogue_changes_adds_no_items(
     first: Bundle, night: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "h.csv").write_text("user_id,item_id,timestamp\na,1,1\n")

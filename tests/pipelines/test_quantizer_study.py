@@ -50,7 +50,9 @@ def test_the_rows_that_docs_quote_give_their_tables(tmp_path: Path) -> None:
     assert (tmp_path / "tables.md").read_text() == (committed / "tables.md").read_text()
 
 
-def test_mistakes_are_told(new_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_unknown_parts_and_damaged_rows_are_refused(
+    new_config: Callable[..., Path], tmp_path: Path
+) -> None:
     damaged = tmp_path / "out" / "shape.parquet"
     damaged.parent.mkdir()
     damaged.write_text("no table")

@@ -49,7 +49,7 @@ def test_windows_are_the_latest_with_enough_events(pipeline: ModuleType) -> None
         choose(4, 1, 3)
 
 
-def test_targets_come_after_all_that_their_user_took_before(pipeline: ModuleType) -> None:
+def test_histories_have_all_earlier_interactions_of_the_user(pipeline: ModuleType) -> None:
     rows = [("a", 0, "1"), ("a", 1, "2"), ("a", 1, "3"), ("a", 1, "4"), ("a", 2, "5")]
     rows += [("b", 1, "6"), ("b", 1, "7"), ("c", 0, "8"), ("d", 0, "9"), ("d", 1, "1")]
     log = pl.DataFrame(

@@ -92,7 +92,7 @@ def test_kinds_of_events_are_found_by_their_words(names: tuple[str, list[str]]) 
 
 
 @pytest.mark.parametrize("types", [["a", "b", "a", "b"], [1, 4, 1, 2]])
-def test_a_column_that_is_called_as_one_of_types_is_that_whatever_it_holds(
+def test_a_column_named_as_event_type_is_found_whatever_its_values(
     types: list[object],
 ) -> None:
     log = {"user_id": PEOPLE, "item_id": GOODS, "timestamp": TIMES, "behavior_type": types}
@@ -104,7 +104,7 @@ def test_a_column_of_few_other_words_is_no_event() -> None:
     assert find_columns(pl.DataFrame(log), None, {}, never).event is None
 
 
-def test_the_column_whose_ids_stand_in_the_item_table_is_the_items() -> None:
+def test_the_item_column_is_the_one_whose_ids_are_in_the_item_table() -> None:
     log = pl.DataFrame({"user": PEOPLE, "product": DATES, "code": GOODS, "time": TIMES})
     items = pl.DataFrame({"code": ["s1", "s2", "s3"], "name": ["A", "B", "C"]})
     found = find_columns(log, items, {}, never)
@@ -146,7 +146,7 @@ def test_item_ids_under_two_names_are_found_by_what_they_hold(
     assert found.title == "name"
 
 
-def test_an_item_table_without_any_sign_of_its_ids_is_asked_about() -> None:
+def test_an_item_table_without_a_likely_id_column_is_refused_unless_set() -> None:
     log = pl.DataFrame({"user": PEOPLE, "sku": GOODS, "time": TIMES})
     items = pl.DataFrame({"nr": ["a", "b"], "code": ["c", "d"]})
     with pytest.raises(ConfigError, match=r"Set data\.table\.items_id to one of nr, code"):
@@ -154,7 +154,7 @@ def test_an_item_table_without_any_sign_of_its_ids_is_asked_about() -> None:
     assert find_columns(log, items, {"items_id": "nr"}, never).items_id == "nr"
 
 
-def test_two_columns_that_may_be_the_user_are_asked_about_with_the_likelier_first() -> None:
+def test_two_possible_user_columns_need_a_question_with_a_default() -> None:
     log = pl.DataFrame({"buyer": PEOPLE, "client": GOODS, "sku": GOODS, "time": TIMES})
     asked: list[Question] = []
 
@@ -169,7 +169,7 @@ def test_two_columns_that_may_be_the_user_are_asked_about_with_the_likelier_firs
     assert question.setting == "data.table.user_id"
 
 
-def test_what_is_set_is_not_asked() -> None:
+def test_a_column_that_is_set_needs_no_question() -> None:
     log = pl.DataFrame({"buyer": PEOPLE, "client": GOODS, "sku": GOODS, "time": TIMES})
     assert find_columns(log, None, {"user_id": "buyer"}, never).user_id == "buyer"
 
@@ -180,7 +180,7 @@ def test_columns_without_any_sign_are_not_guessed() -> None:
         find_columns(log, None, {}, take_default)
 
 
-def test_a_question_that_nobody_answers_names_setting_and_option() -> None:
+def test_an_unanswered_question_names_setting_and_option() -> None:
     question = Question("Which?", ["a", "b"], "a", "data.table.user_id")
     with pytest.raises(ConfigError, match=r"data\.table\.user_id='a'.*--yes"):
         refuse(question)
@@ -195,13 +195,13 @@ def test_types_with_known_names_need_no_question() -> None:
 
 
 @pytest.mark.parametrize("ask", [take_default, refuse])
-def test_types_without_a_known_name_are_left_in_doubt_where_nobody_answers(ask: Ask) -> None:
+def test_types_without_a_known_name_stay_in_doubt_without_an_answer(ask: Ask) -> None:
     choice = choose_events({"view": 9, "scroll": 3}, 0, ask)
     assert not choice.is_sure
     assert "scroll is worth" in choice.doubt
 
 
-def test_a_person_tells_what_an_unknown_type_is_worth() -> None:
+def test_answers_set_the_weights_of_unknown_types() -> None:
     answers = {"'scroll'": "null", "'gekauft'": "5"}
 
     def answer(question: Question) -> str:
@@ -218,7 +218,7 @@ def test_rows_without_a_type_put_the_types_in_doubt() -> None:
     assert "100 rows have no type" in choose_events({"view": 9, "sale": 9}, 100, never).doubt
 
 
-def test_types_that_nobody_has_twice_are_no_target_alone() -> None:
+def test_a_type_that_no_user_has_twice_is_not_the_only_target() -> None:
     weights = {"view": 1, "cart": 3, "sale": 5}
     choice = EventChoice(weights, ("sale",))
     # Each of 20 users has three views and two carts. One user has a sale.

@@ -76,7 +76,7 @@ def rename_events(**names: str) -> None:
     log.with_columns(pl.col("event").replace(names)).write_csv("events.csv")
 
 
-def test_types_that_nobody_knows_stay_comments_that_load_without_their_marks(
+def test_unknown_event_types_are_comments_that_can_be_uncommented(
     shop: Path, command: Command
 ) -> None:
     rename_events(view="gesehen", cart="korb", purchase="gekauft")
@@ -121,7 +121,7 @@ def test_types_of_equal_counts_are_in_the_order_of_their_names(
     assert len(found) > 3
 
 
-def test_events_undone_are_named_and_left_out(shop: Path, command: Command) -> None:
+def test_refunds_are_named_and_left_out(shop: Path, command: Command) -> None:
     log = pl.read_csv("events.csv")
     pl.concat([log, log.head(20).with_columns(event=pl.lit("refund"))]).write_csv("events.csv")
     assert command("init", "--events", "events.csv").code == 0
@@ -149,7 +149,7 @@ def test_ids_under_another_name_in_the_item_table_prepare(shop: Path, command: C
     assert set(titles) == {f"Soap {i}" for i in range(30)}
 
 
-def test_a_place_that_is_longer_than_the_column_of_comments_stays_what_it_is(
+def test_a_path_longer_than_the_column_of_comments_is_unchanged(
     shop: Path, command: Command
 ) -> None:
     place = Path("a-folder-with-a-name-of-some-length") / "events.csv"
@@ -166,11 +166,11 @@ def test_every_proposed_value_has_its_reason(shop: Path, command: Command) -> No
     assert [line for line in values if " # " not in line and not line.endswith(":")] == []
 
 
-def test_a_yaml_is_not_overwritten_unasked(shop: Path, command: Command) -> None:
+def test_a_yaml_is_not_overwritten_without_force(shop: Path, command: Command) -> None:
     Path("shop.yaml").write_text("mine")
     done = command("init", "--events", "events.csv")
     assert done.code == 2
-    assert "--force" in done.told()
+    assert "--force" in done.error_message()
     assert Path("shop.yaml").read_text() == "mine"
     assert command("init", "--events", "events.csv", "--force").code == 0
 
@@ -183,7 +183,7 @@ def test_dates_that_can_be_read_in_two_ways_are_never_guessed(shop: Path, comman
     log.write_csv("events.csv")
     done = command("init", "--events", "events.csv", "--yes")
     assert done.code == 2
-    assert "data.table.time_format" in done.told()
+    assert "data.table.time_format" in done.error_message()
     known = "data.table.time_format=%m/%d/%Y %H:%M"
     assert command("init", known, "--events", "events.csv").code == 0
     assert load_config(ExperimentConfig, "shop.yaml").data.table.time_format == "%m/%d/%Y %H:%M"
@@ -217,8 +217,8 @@ def test_a_terminal_is_asked_and_a_pipe_is_refused(shop: Path, command: Command)
     pl.read_csv("events.csv").with_columns(client="customer").write_csv("events.csv")
     done = command("init", "--events", "events.csv")
     assert done.code == 2
-    assert "data.table.user_id" in done.told()
-    assert "--yes" in done.told()
+    assert "data.table.user_id" in done.error_message()
+    assert "--yes" in done.error_message()
     code, shown = ask_in_a_terminal(b"client\n", "--events", "events.csv")
     assert code == 0, shown
     assert "Which column says who interacted" in shown
@@ -248,7 +248,7 @@ def test_a_terminal_is_asked_and_a_pipe_is_refused(shop: Path, command: Command)
         ),
     ],
 )
-def test_what_looks_like_a_mistake_is_said_on_screen_and_in_the_yaml(
+def test_likely_mistakes_are_reported_on_screen_and_in_the_yaml(
     shop: Path, command: Command, change: Callable[[pl.DataFrame], pl.DataFrame], expected: str
 ) -> None:
     change(pl.read_csv("events.csv")).write_csv("events.csv")
@@ -258,7 +258,9 @@ def test_what_looks_like_a_mistake_is_said_on_screen_and_in_the_yaml(
     assert expected in Path("shop.yaml").read_text()
 
 
-def test_a_field_that_is_counted_from_the_log_is_told(shop: Path, command: Command) -> None:
+def test_a_field_that_may_be_computed_from_interactions_is_reported(
+    shop: Path, command: Command
+) -> None:
     words = ["many", "few, mostly in spring", "none at all"] * 10
     items = pl.read_csv("items.csv").with_columns(pl.Series("sales_last_year", words))
     items.write_csv("items.csv")
@@ -273,7 +275,7 @@ def test_a_log_of_single_visits_is_refused_with_the_column_to_look_at(
     log.with_columns(customer=pl.int_range(log.height)).write_csv("events.csv")
     done = command("init", "--events", "events.csv")
     assert done.code == 2
-    assert "data.table.user_id" in done.told()
+    assert "data.table.user_id" in done.error_message()
 
 
 def test_odd_names_of_files_and_columns_survive(shop: Path, command: Command) -> None:
@@ -306,7 +308,7 @@ def test_a_published_set_is_found_by_its_source(
     assert load_config(ExperimentConfig, "b.yaml").data.source == "amazon2014/Beauty"
     done = command("init", "movilens-100k")
     assert done.code == 2
-    assert "Did you mean movielens-100k?" in done.told()
+    assert "Did you mean movielens-100k?" in done.error_message()
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ def test_a_call_that_names_nothing_or_two_things_is_refused(
 ) -> None:
     done = command("init", *words)
     assert done.code == 2
-    assert "recgrit init movielens-100k" in done.told()
+    assert "recgrit init movielens-100k" in done.error_message()
 
 
 def write_log(**columns: object) -> None:
@@ -340,7 +342,7 @@ def init_odd(command: Command, *settings: str) -> Any:
     return command("init", "--events", "odd.csv", "--out", "odd.yaml", "--yes", *settings)
 
 
-def said(done: Any) -> str:
+def output_of(done: Any) -> str:
     """Return the output and the errors without line breaks and frames."""
     return " ".join((done.out + done.err).replace("│", " ").split())
 
@@ -350,14 +352,14 @@ def as_text(form: str) -> pl.Expr:
 
 
 @pytest.mark.parametrize("form", ["%G-W%V-%u", "%d. März %Y", "%H:%M:%S"])
-def test_a_column_called_timestamp_is_read_and_refused_by_what_it_holds(
+def test_a_timestamp_column_without_readable_times_is_refused(
     form: str, shop: Path, command: Command
 ) -> None:
     write_log(timestamp=as_text(form))
     done = init_odd(command)
     assert done.code == 2
-    assert "odd.csv: 120 of 120 lines are malformed" in said(done)
-    assert "times in timestamp such as" in said(done)
+    assert "odd.csv: 120 of 120 lines are malformed" in output_of(done)
+    assert "times in timestamp such as" in output_of(done)
 
 
 def test_times_in_categories_and_compact_iso_are_found(shop: Path, command: Command) -> None:
@@ -372,11 +374,11 @@ def test_times_in_categories_and_compact_iso_are_found(shop: Path, command: Comm
     assert table.timestamp == "timestamp"
 
 
-def test_dates_beside_a_column_of_times_of_day_are_told(shop: Path, command: Command) -> None:
+def test_a_column_of_times_of_day_next_to_dates_is_reported(shop: Path, command: Command) -> None:
     write_log(time=as_text("%H:%M:%S"), timestamp=as_text("%Y-%m-%d"))
     done = init_odd(command)
     assert done.code == 0, done.err
-    assert "The column time holds times of day" in said(done)
+    assert "The column time holds times of day" in output_of(done)
 
 
 @pytest.mark.parametrize("separator", ["~", " ", "^"])
@@ -388,8 +390,8 @@ def test_a_file_of_one_column_is_refused_with_the_separator_to_set(
     done = init_odd(command)
     assert done.code == 2
     setting = f"data.table.separator=\"'{separator}'\""
-    assert "odd.csv has 1 column" in said(done)
-    assert setting in said(done)
+    assert "odd.csv has 1 column" in output_of(done)
+    assert setting in output_of(done)
     assert init_odd(command, setting.replace('"', "")).code == 0
 
 
@@ -398,7 +400,7 @@ def test_a_first_line_with_an_iso_time_is_no_header(shop: Path, command: Command
     Path("odd.csv").write_text(Path("odd.csv").read_text().partition("\n")[2])
     done = init_odd(command)
     assert done.code == 2
-    assert "seems to have no header" in said(done)
+    assert "seems to have no header" in output_of(done)
 
 
 def test_files_without_rows_are_named(shop: Path, command: Command) -> None:
@@ -406,18 +408,18 @@ def test_files_without_rows_are_named(shop: Path, command: Command) -> None:
     for arguments in (["odd.csv"], ["events.csv", "--items", "odd.csv"]):
         done = command("init", "--events", *arguments, "--out", "odd.yaml", "--yes")
         assert done.code == 2
-        assert "odd.csv holds no row of data" in said(done)
+        assert "odd.csv holds no row of data" in output_of(done)
 
 
-def test_one_item_again_and_again_is_no_history(shop: Path, command: Command) -> None:
+def test_a_log_of_one_repeated_item_is_reported_as_too_short(shop: Path, command: Command) -> None:
     write_log(item_id=pl.lit("i1"))
-    assert "three interactions with different items" in said(init_odd(command))
+    assert "three interactions with different items" in output_of(init_odd(command))
 
 
-def test_all_stand_ins_for_people_are_named(shop: Path, command: Command) -> None:
+def test_all_placeholder_user_ids_are_named(shop: Path, command: Command) -> None:
     guests = {"u3": "guest", "u4": "nan"}
     write_log(user_id=pl.col("user_id").replace(guests))
-    shown = said(init_odd(command))
+    shown = output_of(init_odd(command))
     assert "'guest'" in shown
     assert "'nan'" in shown
 
@@ -429,7 +431,7 @@ def test_events_left_out_are_named_where_they_leave_no_history(
     write_log(event=kind.otherwise(pl.lit("refund")))
     done = init_odd(command)
     assert done.code == 2
-    assert "three interactions beside refund, which are left out" in said(done)
+    assert "three interactions beside refund, which are left out" in output_of(done)
 
 
 def test_a_user_table_goes_into_the_yaml_with_its_columns(shop: Path, command: Command) -> None:

@@ -64,7 +64,7 @@ def test_both_mlps_and_all_codes_learn_from_the_reconstruction(features):
     assert all(codebook.embedding.grad.norm() > 0 for codebook in quantizer.levels)
 
 
-def test_a_large_mean_costs_no_digits():
+def test_a_large_mean_loses_no_precision():
     features = torch.randn(300, 10)
     codes = []
     for shift in (0.0, 100.0):
@@ -86,7 +86,7 @@ def test_a_saved_model_quantizes_the_same(features):
     assert torch.equal(other(features).reconstruction, model(features).reconstruction)
 
 
-def test_a_residual_autoencoder_starts_as_none(features):
+def test_a_residual_autoencoder_starts_as_the_identity_and_learns(features):
     """Before training, a residual autoencoder does not change codes. Training then improves it."""
     settings = {"num_levels": 2, "codebook_size": 16, "epochs": 0, "quantizer": "straight_through"}
     plain = fit_tokenizer(features, TokenizerConfig(**settings), seed=0)

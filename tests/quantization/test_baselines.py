@@ -60,7 +60,7 @@ class TestContract:
         assert torch.equal(boxed.codes.reshape(600, NUM_LEVELS), flat.codes)
         assert torch.equal(boxed.quantized.reshape(600, DIM), flat.quantized)
 
-    def test_masked_vectors_do_not_count(self, name, vectors):
+    def test_masked_vectors_are_ignored(self, name, vectors):
         quantizer = build(name, vectors).eval()
         boxed = vectors.reshape(20, 30, DIM).clone()
         mask = torch.rand(20, 30, generator=torch.Generator().manual_seed(1)) > 0.4
@@ -82,7 +82,7 @@ class TestContract:
         # it.
         assert 0.5 < ratio < (1.3 if name == "rotation" else 1 + 1e-5)
 
-    def test_state_goes_through_a_dictionary(self, name, vectors):
+    def test_a_state_dictionary_restores_the_quantizer(self, name, vectors):
         quantizer = train(build(name, vectors), vectors, 3)
         other = build(name).eval()
         other.load_state_dict(quantizer.state_dict())
@@ -108,7 +108,7 @@ def test_training_lowers_the_error_of_random_codes(name, vectors):
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_only_simvq_and_frozen_codes_stand_still(name, vectors):
+def test_of_the_quantizers_that_learn_only_simvq_keeps_its_codes(name, vectors):
     quantizer = build(name, vectors)
     before = [level.embedding.detach().clone() for level in quantizer.levels]
     train(quantizer, vectors, 3)

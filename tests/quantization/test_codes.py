@@ -183,7 +183,7 @@ class TestLookUp:
         quantizer.code_vectors(quantizer.encode(vectors)).sum().backward()
         assert quantizer.levels[0].embedding.grad.abs().sum() > 0
 
-    def test_one_codebook_has_its_look_up(self, vectors):
+    def test_a_single_codebook_gives_its_effective_codes(self, vectors):
         vq = GRITVQ(DIM, 16)
         vq.fit_init(vectors)
         assert torch.equal(vq.effective_codebook().detach(), vq.codebook)
@@ -225,7 +225,7 @@ class TestFewerDimensions:
         result = quantizer(vectors)
         assert torch.equal(result.quantized, quantizer.decode(result.codes))
 
-    def test_a_file_keeps_them(self, vectors, tmp_path):
+    def test_projections_are_saved_to_a_file(self, vectors, tmp_path):
         quantizer = start(vectors, codebook_dim=5)
         quantizer.save(tmp_path / "vq")
         loaded = ResidualGRITVQ.load(tmp_path / "vq")
@@ -260,7 +260,7 @@ class TestStart:
         assert torch.equal(quantizer.codebooks[0], first[0])
 
     @pytest.mark.parametrize("how", ["fit_init", "load", "eval", "off"])
-    def test_what_has_a_start_keeps_it(self, vectors, how):
+    def test_an_initialized_quantizer_keeps_its_codes(self, vectors, how):
         quantizer = ResidualGRITVQ(DIM, 3, 16, kmeans_init=how != "off", reset_interval=None)
         if how == "fit_init":
             quantizer.fit_init(vectors)
@@ -324,7 +324,7 @@ def test_the_identity_has_codes_but_no_vectors(vectors):
         identity.decode(identity.encode(vectors))
 
 
-def test_assignment_is_exact_whatever_the_precision_of_products(vectors):
+def test_assignment_is_exact_for_every_precision_of_products(vectors):
     """TF32 or bfloat16 products would give some vectors other codes, so they are not used."""
     quantizer = start(vectors, codebook_size=256)
     expected = quantizer.encode(vectors), quantizer.encode(vectors, beam_width=4)

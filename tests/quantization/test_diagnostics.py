@@ -6,7 +6,7 @@ import pytest
 from recgrit.quantization.diagnostics import diagnose_codes
 
 
-def test_every_number_of_a_case_to_do_by_hand():
+def test_every_number_equals_that_of_a_case_computed_by_hand():
     # Three items have the ID (0, 0), one has (0, 1), two have (1, 0) and two have (1, 3).
     codes = np.array([[0, 0], [0, 1], [1, 0], [0, 0], [1, 3], [1, 0], [0, 0], [1, 3]])
     found = diagnose_codes(codes, (3, 4), (2.0, 0.5))
@@ -44,14 +44,14 @@ def test_one_item():
     assert (found.entropy_ratio, found.gini, found.collision_rate) == (1, 0, 0)
 
 
-def test_a_collapsed_first_level_is_told():
+def test_a_collapsed_first_level_is_reported():
     codes = np.array([[0, i] for i in range(8)])
     (warning,) = diagnose_codes(codes, (8, 8)).warnings()
     assert "Level 0 uses its 8 codes unevenly (perplexity 1)" in warning
     assert "tokenizer.codebook_size" in warning
 
 
-def test_a_collapsed_later_level_is_told():
+def test_a_collapsed_later_level_is_reported():
     codes = np.array([[i % 16, i % 16, 0] for i in range(64)])
     (warning,) = diagnose_codes(codes, (16, 16, 16)).warnings()
     assert "Level 2 collapses (perplexity 1 of 16)" in warning

@@ -32,7 +32,7 @@ def test_vectors_without_ties_are_judged_as_by_scikit_learn():
     assert measure_fidelity(vectors, codes, lambda chosen: vectors[chosen[:, 0]]) == (1.0,)
 
 
-def test_equal_codes_are_worth_what_chance_is():
+def test_equal_codes_have_the_fidelity_of_chance():
     torch.manual_seed(0)
     vectors = torch.randn(101, 4)
     codes = torch.zeros(101, 1, dtype=torch.long)

@@ -59,7 +59,7 @@ def test_every_variant_learns(features, normalized_from, radius):
     assert history[-1].reconstruction_loss < 0.98 * history[0].reconstruction_loss
 
 
-def test_straight_through_alone_gives_the_codes_nothing(features):
+def test_straight_through_alone_does_not_train_the_codes(features):
     config = settings(radius="straight_through", epochs=2, reset_interval=1000)
     history = fit_tokenizer(features, config, seed=0).history
     assert len({epoch.reconstruction_loss for epoch in history}) == 1
@@ -226,7 +226,7 @@ def test_a_size_for_each_level(fitted):
     assert (fitted.codes.amax(dim=0) < torch.tensor([8, 8, 16])).all()
 
 
-def test_directions_spread_later_levels_that_lengths_collapse(anisotropic, caplog):
+def test_normalized_later_levels_collapse_less(anisotropic, caplog):
     vectors = anisotropic(1024)
     perplexity, told = {}, {}
     for normalized_from in (1, 3):
@@ -242,7 +242,7 @@ def test_directions_spread_later_levels_that_lengths_collapse(anisotropic, caplo
     assert "collapses" not in told[1]
 
 
-def test_codes_of_all_items_do_not_hang_on_the_chunks(features, fitted, monkeypatch):
+def test_codes_of_all_items_do_not_depend_on_the_chunks(features, fitted, monkeypatch):
     monkeypatch.setattr(fit, "ENCODE_CHUNK", 100)
     codes, norms = assign_codes(fitted.model.quantizer, features, fitted.model.encode_latent)
     assert torch.equal(codes, fitted.codes)
@@ -308,7 +308,7 @@ def test_items_with_more_interactions_get_finer_codes():
     assert errors[1] < 0.6 * errors[0]
 
 
-def test_weighing_all_alike_is_fitting_without_counts(features):
+def test_an_item_weight_of_zero_equals_fitting_without_counts(features):
     one, other = (
         fit_tokenizer(features, settings(item_weight=0), seed=0, counts=counts).codes
         for counts in (None, torch.arange(len(features)))
@@ -326,7 +326,7 @@ def test_a_weighted_sample_holds_to_its_size(features):
 
 @pytest.mark.parametrize("normalized_from", [0, 1, 3])
 @pytest.mark.parametrize("quantizer", ["grit", "ema", "rq_kmeans"])
-def test_a_level_of_one_part_says_nothing_of_the_others(features, normalized_from, quantizer):
+def test_a_level_of_one_block_does_not_depend_on_the_others(features, normalized_from, quantizer):
     config = settings(
         level_blocks=("image", "text"), normalized_from=normalized_from, quantizer=quantizer
     )
@@ -363,6 +363,6 @@ def test_parts_that_the_features_lack_are_named(features):
         ({"level_blocks": ("text",), "quantizer": "opq"}, "opq"),
     ],
 )
-def test_levels_of_parts_that_cannot_be_are_refused(changes, message):
+def test_invalid_level_blocks_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         settings(**changes)

@@ -79,7 +79,7 @@ def test_a_compiled_training_starts_by_kmeans_at_its_first_step(vectors):
     assert quantizer(vectors).commitment_loss < 0.5 * random
 
 
-def test_small_batches_of_a_compiled_training_start_it_together(vectors):
+def test_small_batches_of_a_compiled_training_are_collected_for_its_start(vectors):
     quantizer = ResidualGRITVQ(16, 2, 64)
     compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
     for batch in (vectors[:40], vectors[40:80], vectors[80:120]) * 3:
@@ -99,7 +99,7 @@ def test_a_compiled_search_and_losses_by_level(vectors):
     torch.testing.assert_close(losses(vectors), quantizer(vectors).level_losses)
 
 
-def test_a_compiled_training_without_after_step_is_told(vectors, caplog):
+def test_a_compiled_training_without_after_step_is_reported(vectors, caplog):
     quantizer = start(vectors)
     compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
     for _ in range(PATIENCE):

@@ -23,7 +23,7 @@ def fitted(vectors, **settings):
     return vq
 
 
-def test_three_numbers_make_a_quantizer_that_learns(vectors):
+def test_a_quantizer_without_kmeans_start_learns(vectors):
     vq = GRITVQ(10, 16, kmeans_init=False)
     optimizer = torch.optim.Adam(vq.parameters(), lr=1e-2)
     errors = []
@@ -78,13 +78,13 @@ def test_a_file_gives_the_same_quantizer(vectors, settings, tmp_path):
     }
 
 
-def test_a_radius_of_ones_own_cannot_be_written_down(vectors, tmp_path):
+def test_a_custom_radius_cannot_be_saved(vectors, tmp_path):
     own = CustomRadius(lambda gap: gap, torch.ones_like)
     with pytest.raises(QuantizerError, match="cannot be saved to a file"):
         fitted(vectors, radius=own).save(tmp_path / "vq.safetensors")
 
 
-def test_a_radius_of_ones_own_splits_the_gradient():
+def test_a_custom_radius_splits_the_gradient():
     own = CustomRadius(lambda gap: gap.log1p(), lambda gap: 1 / (1 + gap))
     latent = torch.zeros(4, requires_grad=True)
     quantized = torch.tensor([3.0, 0, 0, 0], requires_grad=True)
@@ -215,7 +215,7 @@ def test_cached_codebooks_assign_for_some_steps_only(vectors):
     assert torch.equal(vq.eval()(vectors).codes, torch.cdist(vectors, vq.codebook).argmin(dim=-1))
 
 
-def test_a_huge_mean_costs_no_digits(vectors):
+def test_a_large_mean_loses_no_precision(vectors):
     near, far = fitted(vectors), fitted(vectors + 1000)
     assert (near.encode(vectors) == far.encode(vectors + 1000)).float().mean() > 0.97
     error = (far(vectors + 1000).quantized - vectors - 1000).square().sum(dim=-1).mean()
@@ -247,12 +247,12 @@ def test_one_code_is_the_mean(vectors):
         (lambda v: GRITVQ(10, 8, surrogate="fancy"), "Unknown surrogate 'fancy'"),
     ],
 )
-def test_impossible_wishes_are_refused(vectors, make, message):
+def test_impossible_sizes_and_settings_are_refused(vectors, make, message):
     with pytest.raises(QuantizerError, match=message):
         make(vectors)
 
 
-def test_no_vectors_are_no_trouble(vectors):
+def test_an_empty_batch_is_accepted(vectors):
     vq = fitted(vectors)
     result = vq(vectors[:0])
     assert result.codes.shape == (0,)
@@ -262,7 +262,7 @@ def test_no_vectors_are_no_trouble(vectors):
 
 
 @pytest.mark.parametrize("transform", ["identity", "linear"])
-def test_a_codebook_that_was_looked_at_stays_as_it_was(vectors, transform):
+def test_a_returned_codebook_does_not_change_later(vectors, transform):
     quantizer = GRITVQ(vectors.shape[1], 8, transform=transform, codebook_weight=1.0)
     before = quantizer.codebook
     kept = before.clone()

@@ -25,7 +25,7 @@ def start(vectors, make=ResidualGRITVQ, **settings):
 
 
 @pytest.mark.parametrize("shape", [(480,), (40, 12), (5, 8, 12), (2, 4, 6, 10)])
-def test_channels_come_first_where_they_are_said_to(vectors, shape):
+def test_channel_first_input_gives_the_same_codes(vectors, shape):
     last = start(vectors)
     first = start(vectors, channel_first=True)
     boxed = vectors.reshape(*shape, DIM)
@@ -46,7 +46,7 @@ def test_images_go_through_one_codebook(vectors):
     assert torch.equal(vq.decode(result.codes), result.quantized)
 
 
-def test_two_places_that_would_do_are_refused(vectors):
+def test_an_ambiguous_channel_axis_is_refused(vectors):
     square = torch.randn(2, DIM, 5, DIM)
     with pytest.raises(QuantizerError, match=r"has 12 on axis 1 and on the last axis: build the"):
         start(vectors)(square)
@@ -60,7 +60,7 @@ def test_two_places_that_would_do_are_refused(vectors):
     assert start(vectors)(torch.randn(2, DIM, DIM)).codes.shape == (2, DIM, 3)
 
 
-def test_a_wrong_place_is_told_with_the_setting_that_mends_it(vectors):
+def test_a_wrong_channel_axis_is_refused_with_the_expected_one(vectors):
     with pytest.raises(QuantizerError, match=r"build the quantizer with channel_first=True"):
         start(vectors)(torch.randn(2, DIM, 5, 7))
     with pytest.raises(QuantizerError, match=r"12 dimensions on axis 1, got shape \(2, 5, 12\)"):
@@ -90,7 +90,7 @@ def test_a_module_in_another_dtype_trains_and_returns_it(vectors, dtype, learnin
     assert {buffer.dtype for buffer in quantizer.buffers()} == {torch.float32}
 
 
-def test_statistics_lose_no_digits_on_the_way_to_another_dtype(vectors):
+def test_statistics_keep_their_precision_in_another_dtype(vectors):
     quantizer = start(vectors, codebook_learning="ema", transform_rank=0)
     before = quantizer.levels[0].ema_sums.clone()
     assert torch.equal(quantizer.bfloat16().levels[0].ema_sums, before)
@@ -105,7 +105,7 @@ def test_the_output_has_the_dtype_of_the_input(vectors, name):
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_sizes_may_be_numpys(vectors, name, tmp_path):
+def test_sizes_may_be_numpy_integers(vectors, name, tmp_path):
     quantizer = build_quantizer(name, np.int64(DIM), np.int32(2), np.int64(16))
     quantizer.fit_init(vectors)
     assert quantizer.encode(vectors).shape == (480, 2)
@@ -176,7 +176,7 @@ def test_projections_start_in_another_dtype(vectors, dtype):
     assert quantizer.eval()(vectors.to(dtype)).quantized.dtype == dtype
 
 
-def test_one_vector_has_no_channels_to_put_first(vectors):
+def test_channel_first_accepts_a_single_vector(vectors):
     quantizer = start(vectors, channel_first=True)
     codes = quantizer.encode(vectors[0])
     assert quantizer.decode(codes).shape == (DIM,)
@@ -194,7 +194,7 @@ def test_one_vector_has_no_channels_to_put_first(vectors):
         ({"codebook_dim": 0}, "must be positive integers"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(QuantizerError, match=message):
         ResidualGRITVQ(DIM, 2, 8, **settings)
 

@@ -137,7 +137,7 @@ def test_two_turns_of_an_adversarial_loop(vectors):
 
 @pytest.mark.parametrize("learning", LEARNING)
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_may_wait_longer_than_what_came_after_it(vectors, learning, reentrant):
+def test_a_checkpointed_backward_may_follow_later_batches(vectors, learning, reentrant):
     """The second pass of a checkpoint uses the codes of its first, even after other batches."""
     quantizer = start(vectors, learning, reset_interval=1, dead_below=0.9)
     first, second, third = (batch.requires_grad_() for batch in batches(vectors, 3))
@@ -166,7 +166,7 @@ def test_codes_do_not_start_under_an_output_that_is_in_use(vectors):
     assert quantizer.mean_gap > 0
 
 
-def test_two_heads_go_back_one_after_the_other(vectors):
+def test_two_heads_can_run_backward_one_after_the_other(vectors):
     quantizer = start(vectors, reset_interval=1)
     heads = torch.nn.Linear(16, 1), torch.nn.Linear(16, 2)
     for batch in batches(vectors, 6):
@@ -176,7 +176,7 @@ def test_two_heads_go_back_one_after_the_other(vectors):
     assert quantizer.maintenance.num_steps == 5
 
 
-def test_an_output_that_is_kept_holds_maintenance_back(vectors):
+def test_a_kept_output_delays_maintenance(vectors):
     quantizer = start(vectors, reset_interval=1)
     before = quantizer.codebooks
     kept = [quantizer(batch).quantized for batch in batches(vectors, 4)]
@@ -187,7 +187,7 @@ def test_an_output_that_is_kept_holds_maintenance_back(vectors):
     assert quantizer.maintenance.num_steps == 1
 
 
-def test_an_output_that_is_thrown_away_holds_nothing_back(vectors):
+def test_a_discarded_output_does_not_delay_maintenance(vectors):
     quantizer = start(vectors)
     for batch in batches(vectors, 4):
         quantizer(batch)
@@ -242,7 +242,7 @@ def test_threads_need_no_call_of_after_step(vectors):
     assert quantizer.maintenance.num_steps > 0
 
 
-def test_forgetting_after_step_is_told_once(vectors, caplog):
+def test_missing_calls_of_after_step_are_reported_once(vectors, caplog):
     quantizer = start(vectors)
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=1e-3)
     with caplog.at_level(logging.WARNING, logger="recgrit"):
@@ -257,7 +257,7 @@ def test_forgetting_after_step_is_told_once(vectors, caplog):
     assert quantizer.maintenance.num_steps == 1
 
 
-def test_batches_without_gradients_are_told(vectors, caplog):
+def test_batches_without_gradients_are_reported(vectors, caplog):
     """The module cannot know whether such a batch gets a backward pass, so it logs a warning."""
     quantizer = start(vectors, "averages")
     with torch.no_grad(), caplog.at_level(logging.WARNING, logger="recgrit"):
@@ -282,7 +282,7 @@ def test_an_optimizer_leaves_frozen_codes_alone(vectors):
 
 @pytest.mark.parametrize("settings", [{"cache_interval": 5}, {"level_dropout": 0.3}])
 @pytest.mark.parametrize("num_before", [7, 8])
-def test_a_resumed_training_with_a_step_for_two_batches_goes_on(vectors, settings, num_before):
+def test_a_resumed_training_with_two_batches_per_step_is_exact(vectors, settings, num_before):
     def train(quantizer, optimizer, some, first):
         for number, batch in enumerate(some, start=first):
             loss_of(quantizer, batch).backward()
@@ -317,7 +317,7 @@ def test_a_resumed_training_with_a_step_for_two_batches_goes_on(vectors, setting
 @pytest.mark.parametrize(
     ("started", "num_before"), [(True, 7), (True, 8), (True, 9), (False, 2), (False, 3)]
 )
-def test_a_resumed_training_goes_on_as_it_would_have(
+def test_a_resumed_training_equals_an_uninterrupted_one(
     vectors, learning, by_hand, started, num_before
 ):
     """The state includes the counts of steps and uses, and the batch for the next reset."""
@@ -360,7 +360,7 @@ def test_a_resumed_training_goes_on_as_it_would_have(
     assert resumed.maintenance.num_steps == straight.maintenance.num_steps > 15
 
 
-def test_settings_that_were_changed_on_the_way_are_kept(vectors, tmp_path):
+def test_settings_changed_during_training_are_saved(vectors, tmp_path):
     quantizer = start(vectors)
     quantizer.reset_interval = None
     quantizer.freeze()
@@ -375,7 +375,7 @@ def test_settings_that_were_changed_on_the_way_are_kept(vectors, tmp_path):
 
 
 @pytest.mark.parametrize("learning", LEARNING)
-def test_unfreezing_learns_what_was_learned_before(vectors, learning):
+def test_unfreezing_restores_which_parameters_are_trained(vectors, learning):
     quantizer = start(vectors, learning)
     # The user froze this parameter, so unfreeze must not make it trainable.
     quantizer.levels[1].transform.rotate.requires_grad_(False)
@@ -427,7 +427,7 @@ def test_autocast_from_the_first_batch_on(vectors, settings):
     assert torch.equal(plain.codebooks[1], cast.codebooks[1])
 
 
-def test_a_surrogate_without_a_gradient_for_codes_is_told(caplog):
+def test_a_surrogate_without_a_gradient_for_codes_is_reported(caplog):
     from recgrit.quantization.estimators import RotationTrick
 
     with caplog.at_level(logging.WARNING, logger="recgrit"):

@@ -38,7 +38,7 @@ def start(features, **settings):
 
 
 @pytest.mark.parametrize("normalization", ["none", "two_sided"])
-def test_reset_codes_stand_on_badly_quantized_vectors(features, normalization):
+def test_reset_codes_are_placed_on_badly_quantized_vectors(features, normalization):
     quantizer = start(features, reset_interval=3, normalization=normalization, normalized_from=0)
     level = quantizer.levels[0]
     with torch.no_grad():  # Move two codes far from all inputs of level 0.
@@ -80,7 +80,7 @@ def test_reset_codes_go_where_the_error_is(features):
     torch.testing.assert_close(vq.codebook[0], vectors[77])
 
 
-def test_more_dead_codes_than_vectors_at_hand(features):
+def test_no_more_codes_are_reset_than_there_are_vectors(features):
     vq = GRITVQ(16, 32, reset_interval=1)
     vq(features[:3])
     assert 0 < vq.after_step() <= 3
@@ -144,7 +144,7 @@ def test_moving_averages_are_the_formula(features):
     torch.testing.assert_close(vq.codebook, sums / share[:, None], atol=1e-4, rtol=1e-4)
 
 
-def test_moving_averages_see_through_the_rotation(features):
+def test_moving_averages_are_means_of_members_for_any_rotation(features):
     """The codes in use are the means of their members for any rotation W."""
     quantizer = ResidualGRITVQ(16, 1, 8, transform_rank=0, codebook_learning="ema", ema_decay=0.0)
     quantizer.fit_init(features)

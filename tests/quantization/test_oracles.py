@@ -13,7 +13,7 @@ peers = pytest.importorskip(
 )
 
 
-def test_the_rotation_trick_has_its_gradient() -> None:
+def test_the_rotation_trick_has_the_gradient_of_the_other_library() -> None:
     from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
     draw = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def test_the_rotation_trick_has_its_gradient() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
 
 
-def test_moving_averages_go_where_its_do() -> None:
+def test_moving_averages_equal_those_of_the_other_library() -> None:
     """Both start from the same codes and get the same batches."""
     draw = torch.Generator().manual_seed(0)
     batches = torch.randn(60, 512, 8, generator=draw)
@@ -58,7 +58,7 @@ def test_moving_averages_go_where_its_do() -> None:
     assert apart[-1] < 1e-4 * moved
 
 
-def test_frozen_codes_under_one_matrix_assign_as_its_simvq_does() -> None:
+def test_simvq_assigns_codes_as_the_other_library_does() -> None:
     draw = torch.Generator().manual_seed(0)
     vectors = torch.randn(300, 8, generator=draw)
     theirs = peers.SimVQ(dim=8, codebook_size=16)

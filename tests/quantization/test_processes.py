@@ -92,7 +92,7 @@ def processes(features, tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_processes_fit_what_one_does(features, processes, variant):
+def test_two_processes_fit_nearly_the_same_codes_as_one(features, processes, variant):
     alone, together = fit(features, variant), processes[0][variant]
     for one, two in zip(alone["history"], together["history"], strict=True):
         assert two["reconstruction_loss"] == pytest.approx(one["reconstruction_loss"], rel=1e-3)
@@ -110,13 +110,13 @@ def test_the_gradient_is_that_of_all_vectors(features, processes, cut):
         torch.testing.assert_close(process[cut], alone, rtol=1e-3, atol=1e-5)
 
 
-def test_codes_were_reset_on_the_way(processes):
+def test_codes_are_reset_during_the_fit(processes):
     """Codes are reset in this variant, so the comparison above includes resets."""
     assert sum(epoch["num_resets"] for epoch in processes[0]["from random codes"]["history"]) > 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_processes_do_not_drift_apart(processes, variant):
+def test_processes_have_equal_codes_and_weights(processes, variant):
     first, second = (process[variant] for process in processes)
     assert first["history"] == second["history"]
     assert torch.equal(first["codes"], second["codes"])

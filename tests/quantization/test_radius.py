@@ -72,7 +72,7 @@ def test_jacobians_in_closed_form(name):
 
 
 @pytest.mark.parametrize("radius", [*(make() for make in RADII.values()), PowerRadius(alpha=0.5)])
-def test_no_gap_gives_the_encoder_everything_and_no_nan(radius):
+def test_a_zero_gap_gives_the_encoder_the_whole_gradient(radius):
     latent, quantized = pair(0.0)
     by_encoder, by_code = jacobians(
         lambda z, q: surrogate_radius(z, q, radius), latent, quantized.clone()
@@ -111,7 +111,7 @@ def test_batches_and_extra_dimensions_are_independent_rows():
     torch.testing.assert_close(latent.grad + quantized.grad, weights)
 
 
-def test_straight_through_gives_the_codes_nothing():
+def test_straight_through_gives_the_codes_no_gradient():
     latent = torch.randn(20, 4, requires_grad=True)
     quantized = torch.randn(20, 4, requires_grad=True)
     surrogate_radius(latent, quantized, StraightThrough()).square().sum().backward()
@@ -119,7 +119,7 @@ def test_straight_through_gives_the_codes_nothing():
     torch.testing.assert_close(latent.grad, 2 * quantized.detach())
 
 
-def test_euclidean_leaves_the_encoder_nothing_along_the_gap():
+def test_euclidean_gives_the_encoder_no_gradient_along_the_gap():
     latent = torch.randn(20, 4, requires_grad=True)
     quantized = torch.randn(20, 4, requires_grad=True)
     surrogate_radius(latent, quantized, EuclideanRadius()).sin().sum().backward()

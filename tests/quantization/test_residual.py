@@ -114,7 +114,7 @@ def test_each_level_quantizes_what_is_left(vectors):
     torch.testing.assert_close(residual, (vectors - result.quantized).detach())
 
 
-def test_start_serves_each_level_better_than_the_one_before(vectors):
+def test_each_further_level_lowers_the_error_of_the_start(vectors):
     errors = []
     for num_levels in range(1, 5):
         quantizer = fitted(vectors, num_levels)

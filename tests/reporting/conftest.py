@@ -29,7 +29,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        self.logged(), self.asked()  # Discard messages and addresses of earlier pages.
+        self.logged(), self.requested_urls()  # Discard messages and addresses of earlier pages.
         self.driver.get(page.absolute().as_uri())
 
     def run(self, script: str, *arguments: Any) -> Any:
@@ -54,7 +54,7 @@ class Browser:
         """Return the console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
-    def asked(self) -> list[str]:
+    def requested_urls(self) -> list[str]:
         """Return the addresses that the page loaded since the last call."""
         entries = [
             json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")

@@ -57,17 +57,17 @@ def test_runs_on_different_data_are_not_compared(
     tiny_run: Any, copied_run: Path, command: Command
 ) -> None:
     assert command("run", copied_run, "data.split=temporal").code == 0
-    told = command("compare", tiny_run.directory, copied_run).told()
+    told = command("compare", tiny_run.directory, copied_run).error_message()
     assert "measured on different data" in told
     assert 'data.split is "leave_one_out" and "temporal"' in told
-    assert "at least two runs" in command("compare", tiny_run.directory).told()
+    assert "at least two runs" in command("compare", tiny_run.directory).error_message()
 
 
 def test_a_run_that_is_not_evaluated_cannot_be_compared(
     tiny_run: Any, copied_run: Path, command: Command
 ) -> None:
     shutil.rmtree(copied_run / "evaluation")
-    told = command("compare", tiny_run.directory, copied_run).told()
+    told = command("compare", tiny_run.directory, copied_run).error_message()
     assert "is not evaluated yet" in told
     assert "recgrit evaluate" in told
 
@@ -131,7 +131,7 @@ def test_numbers_are_means_over_seeds_with_intervals_over_users_and_seeds(
     assert found["popularity", "ndcg_at_10", ALL].num_seeds == 2
 
 
-def test_new_items_come_first_where_many_targets_are_repeats(
+def test_new_items_come_first_if_many_targets_are_repeats(
     grid: list[Path], command: Command, tmp_path: Path
 ) -> None:
     runs = [Run(directory) for directory in grid[:4]]
@@ -159,13 +159,13 @@ def test_new_items_come_first_where_many_targets_are_repeats(
     assert places_without_figure(text) == set()
 
 
-def test_there_are_no_new_items_apart_where_repeats_are_few(make_run: MakeRun) -> None:
+def test_new_items_are_not_reported_separately_if_repeats_are_few(make_run: MakeRun) -> None:
     run = Run(make_run("repeats-first", "data.repeats=first"))
     assert not run.repeats.are_many
     assert run.new_items == {}
 
 
-def test_markdown_is_all_there_is_on_standard_output(
+def test_markdown_is_the_only_output_and_no_page_is_written(
     grid: list[Path], command: Command, tmp_path: Path
 ) -> None:
     done = command("compare", *grid, "--markdown")

@@ -28,7 +28,7 @@ def run(tiny_run: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def taken(run: Run) -> dict[str, list[str]]:
+def interactions_of_users(run: Run) -> dict[str, list[str]]:
     """Return the training items of each user from the log. The last two items are held out."""
     log = run.data.interactions.to_polars()
     users = log.sort("timestamp", maintain_order=True).group_by("user_id", maintain_order=True)
@@ -60,12 +60,12 @@ def test_mrr_is_the_mean_of_reciprocal_ranks(run: Run) -> None:
 PLACES = range(1, 21)
 
 
-def test_lists_by_the_definitions(run: Run, taken: dict[str, list[str]]) -> None:
+def test_lists_by_the_definitions(run: Run, interactions_of_users: dict[str, list[str]]) -> None:
     frame = pl.read_parquet(run.directory / "recommendations" / "recommendations.parquet")
     own, popular, people = measure_lists(run, seed=0).rows
-    items, num_users = run.data.items.item_ids.to_list(), len(taken)
-    counts = Counter(itertools.chain.from_iterable(taken.values()))
-    takers = Counter(itertools.chain.from_iterable(map(set, taken.values())))
+    items, num_users = run.data.items.item_ids.to_list(), len(interactions_of_users)
+    counts = Counter(itertools.chain.from_iterable(interactions_of_users.values()))
+    takers = Counter(itertools.chain.from_iterable(map(set, interactions_of_users.values())))
     lists = frame.group_by("user_id").agg("item_id")["item_id"].to_list()
 
     def mean(value: Callable[[str], float]) -> float:

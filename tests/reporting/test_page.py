@@ -39,7 +39,9 @@ def test_the_page_draws_without_errors_requests_or_sideways_scrolling(
     browser.open(tiny_page, width=width, dark=dark)
     assert browser.draw_all() >= 14
     assert browser.logged() == []
-    assert [url for url in browser.asked() if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert [
+        url for url in browser.requested_urls() if not url.startswith(("file:", "data:", "blob:"))
+    ] == []
     wide = browser.run("return [document.documentElement.scrollWidth, innerWidth]")
     assert wide[0] <= wide[1] == width
     # The figures are not wider than their cards either.
@@ -97,7 +99,7 @@ def test_a_click_zooms_into_the_tree_and_back(browser: Any, tiny_page: Path, kin
 
 
 @pytest.mark.parametrize("kind", ["treemap", "sunburst"])
-def test_whatever_is_open_in_the_tree_has_a_way_back(
+def test_every_open_node_of_the_tree_has_a_way_back(
     browser: Any, tiny_page: Path, kind: str
 ) -> None:
     browser.open(tiny_page)

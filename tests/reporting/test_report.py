@@ -210,7 +210,7 @@ def build_catalogue() -> tuple[ItemTable, SemanticIdTable]:
     return items, SemanticIdTable(codes, (2, 2, 2), None, items.item_ids, items.titles)
 
 
-def test_what_everything_has_is_typical_of_nothing() -> None:
+def test_a_tag_of_all_items_is_typical_of_no_group() -> None:
     items, table = build_catalogue()
     groups = pl.DataFrame({"item_idx": np.arange(5, dtype=np.int32), "group": table.codes[:, 0]})
     found = typical_tags(read_tags(items), groups)
@@ -280,9 +280,12 @@ def test_a_stage_built_from_another_parent_is_named_and_left_out(
 
 
 def test_a_page_needs_a_run_and_a_place(tiny_run: Any, command: Command, tmp_path: Path) -> None:
-    assert "No run at" in command("report", tmp_path / "nothing").told()
-    assert "is a folder" in command("report", tiny_run.directory, "--out", tmp_path).told()
-    assert "Cannot write" in command("report", tiny_run.directory, "--out", "/proc/x.html").told()
+    assert "No run at" in command("report", tmp_path / "nothing").error_message()
+    assert "is a folder" in command("report", tiny_run.directory, "--out", tmp_path).error_message()
+    assert (
+        "Cannot write"
+        in command("report", tiny_run.directory, "--out", "/proc/x.html").error_message()
+    )
 
 
 @pytest.mark.parametrize("asked", ["report", "compare"])
@@ -292,11 +295,11 @@ def test_a_file_that_is_no_page_is_not_replaced(
     place = tmp_path / "notes.txt"
     place.write_text("mine")
     runs = (copied_run,) if asked == "report" else (tiny_run.directory, copied_run)
-    assert "is not a page" in command(asked, *runs, "--out", place).told()
+    assert "is not a page" in command(asked, *runs, "--out", place).error_message()
     assert place.read_text() == "mine"
 
 
-def test_new_items_come_first_where_many_targets_are_repeats(
+def test_new_items_come_first_if_many_targets_are_repeats(
     make_run: Callable[..., Path], command: Command, tmp_path: Path
 ) -> None:
     for repeats, are_many in (("keep", True), ("first", False)):

@@ -65,7 +65,7 @@ def test_rows_stay_when_items_are_added(seed, num_buckets):
     assert np.array_equal(rows[trie.paths[:20]], rows_before[before.paths])
 
 
-def test_rows_are_the_same_everywhere():
+def test_assigned_rows_never_change():
     """These numbers must never change, because another hash would make saved tables useless."""
     trie = build_trie(np.array([[0, 0, 1], [0, 2, 0], [1, 2, 0], [255, 7, 3]], dtype=np.int32))
     assert assign_buckets(trie, 65_536).tolist() == [
@@ -140,7 +140,7 @@ def test_vectors_of_some_nodes_are_those_of_all(
     torch.testing.assert_close(model.nodes.table().of(every), vectors[every])
 
 
-def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
+def test_nodes_of_one_row_change_and_are_dropped_together(make_model, random_codes):
     model = make_model(
         random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=8, node_dropout=0.5
     )
@@ -156,7 +156,7 @@ def test_nodes_share_rows_and_what_is_dropped(make_model, random_codes):
     assert torch.equal((vectors != own).any(dim=-1), (rows < 8) & dropped[rows.clamp_max(7)])
 
 
-def test_what_training_does_not_reach_takes_over_no_embedding(make_model, random_codes):
+def test_nodes_without_training_items_use_no_embedding(make_model, random_codes):
     train_items = torch.arange(NUM_ITEMS) > 3
     codes = random_codes(NUM_ITEMS, SIZES)
     model = make_model(codes, SIZES, train_items=train_items, size="constant", node_buckets=4)
@@ -264,7 +264,7 @@ def test_a_table_smaller_than_a_codebook_is_refused(make_model, random_codes):
     )
 
 
-def test_parameters_are_told_by_part(make_model, random_codes):
+def test_parameters_are_counted_by_part(make_model, random_codes):
     model = make_model(random_codes(NUM_ITEMS, SIZES), SIZES, size="constant", node_buckets=7)
     parts = model.num_parameters()
     assert parts["embeddings of node buckets"] == 7 * 16
@@ -272,6 +272,6 @@ def test_parameters_are_told_by_part(make_model, random_codes):
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
 
 
-def test_a_table_for_nobody_is_refused():
+def test_node_buckets_without_the_constant_size_are_refused():
     with pytest.raises(ValidationError, match="set size to constant"):
         RetrieverConfig(size="prefixes", node_buckets=8192)

@@ -206,7 +206,7 @@ def test_all_items_excluded(model, vectors):
 @in_both_shapes
 @pytest.mark.parametrize("num_allowed", [1, 2, 7, NUM_ITEMS])
 @pytest.mark.parametrize("share", [None, 0.5])
-def test_only_allowed_items_come_and_all_of_them(model, vectors, num_allowed, share):
+def test_lists_have_only_allowed_items_and_are_full(model, vectors, num_allowed, share):
     """The filter of allowed items also works together with excluded items of single users."""
     states = draw_states(MANY)
     allowed = torch.zeros(NUM_ITEMS, dtype=torch.bool)
@@ -299,7 +299,7 @@ def test_a_beam_never_beats_the_exact_ranking_and_widens_towards_it(make_model, 
 
 
 @in_both_shapes
-def test_more_items_asked_for_than_there_are(model, vectors):
+def test_a_list_longer_than_the_catalogue_ends_without_items(model, vectors):
     found = search(
         model,
         draw_states(2),
@@ -355,7 +355,7 @@ def test_fixed_shapes_change_nothing(
     ids=["plain", "buckets", "all codes", "one tree level"],
 )
 @pytest.mark.parametrize("allowed", [None, torch.arange(NUM_ITEMS) % 3 > 0], ids=["all", "some"])
-def test_with_fixed_shapes_ranking_waits_for_no_number(
+def test_ranking_with_fixed_shapes_reads_no_value_back(
     make_model, random_codes, fixed_shapes, settings, allowed
 ):
     """The tensors hold no numbers, so any operation that reads a number back fails."""

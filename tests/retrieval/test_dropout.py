@@ -6,7 +6,7 @@ from recgrit.retrieval.transformer import CausalSelfAttention
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.5, 0.9])
-def test_as_many_elements_go_as_are_to_go(rate):
+def test_the_share_of_dropped_elements_is_the_rate(rate):
     mask = draw_mask(torch.Size([1000, 401]), rate, torch.float32)
     assert (mask == 0).float().mean().item() == pytest.approx(rate, abs=0.004)
     assert mask.mean().item() == pytest.approx(1, abs=0.02)
@@ -16,7 +16,7 @@ def test_as_many_elements_go_as_are_to_go(rate):
     assert both == pytest.approx(rate**2, abs=0.005)
 
 
-def test_every_call_draws_anew_and_a_seed_repeats_them():
+def test_every_call_draws_another_mask_and_a_seed_repeats_it():
     drop, x = Dropout(0.5), torch.ones(64, 33)
     torch.manual_seed(1)
     first, second = drop(x), drop(x)
@@ -25,7 +25,7 @@ def test_every_call_draws_anew_and_a_seed_repeats_them():
     assert torch.equal(drop(x), first)
 
 
-def test_the_gradient_goes_where_the_output_comes_from():
+def test_the_gradient_flows_only_through_kept_elements():
     x = torch.ones(50, 20, requires_grad=True)
     output = Dropout(0.4)(x)
     output.sum().backward()

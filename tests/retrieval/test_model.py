@@ -121,7 +121,7 @@ def test_smoothing_spreads_a_share_over_the_siblings(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervised):
+def test_accuracy_is_reported_level_by_level(make_model, histories, targets, supervised):
     # Each level differs: five children at the root, then only children, then two children.
     codes = [[i // 2 % 5, 0, i % 2, i // 10] for i in range(NUM_ITEMS)]
     model = make_model(codes, seen_scores=False)
@@ -144,7 +144,7 @@ def test_accuracy_is_told_level_by_level(make_model, histories, targets, supervi
 
 
 @pytest.mark.parametrize("only_child_level", [0, 1, 2])
-def test_a_level_at_which_nobody_has_a_choice(make_model, histories, only_child_level):
+def test_a_level_of_only_children_has_a_finite_loss(make_model, histories, only_child_level):
     """If all nodes of a level are only children, the loss is finite and the level is always right.
 
     A disambiguation level is an example if no two items collide.
@@ -371,7 +371,7 @@ def test_without_the_trie_probability_goes_to_ids_that_do_not_exist(
     loss_of(with_vectors, histories, targets, supervised).value.backward()
 
 
-def test_a_score_for_seen_items_is_learned_where_nobody_comes_back(make_model, random_codes):
+def test_the_learned_score_of_seen_items_depends_on_repeats(make_model, random_codes):
     """If all users repeat items, the learned score for seen items has the opposite sign."""
     codes = random_codes(NUM_ITEMS)
     generator = torch.Generator().manual_seed(0)
@@ -404,7 +404,7 @@ def test_a_checkpoint_holds_nothing_of_the_id_table(make_model, random_codes, hi
 
 
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2}, {"trie_softmax": False}])
-def test_targets_count_by_their_weights(
+def test_targets_are_weighted_in_the_loss(
     make_model, random_codes, histories, targets, supervised, settings
 ):
     model = make_model(random_codes(NUM_ITEMS), **settings).eval()

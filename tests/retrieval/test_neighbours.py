@@ -145,7 +145,7 @@ def test_a_narrow_beam_lists_as_many_items_as_are_left(model):
         assert row[3:] == [NO_ITEM] * 7
 
 
-def test_they_are_saved_with_the_weights(model, make_model, random_codes):
+def test_neighbours_are_saved_with_the_weights(model, make_model, random_codes):
     other = make_model(random_codes(NUM_ITEMS), neighbours=["near"], seed=1)
     other.load_state_dict(model.state_dict())
     first, second = (
@@ -191,7 +191,7 @@ def test_rare_pairs_are_remembered(pairs, make_table, random_codes, make_config,
     assert low <= recall_at_k(ranks, 3).mean() <= high
 
 
-def test_without_them_nothing_is_kept(make_table, random_codes, make_config, split):
+def test_a_model_without_neighbours_saves_none(make_table, random_codes, make_config, split):
     model = build_retriever(
         make_table(random_codes(NUM_ITEMS)), split, None, make_config(neighbours=())
     )
@@ -221,7 +221,7 @@ def similarities_of(model):
     return found
 
 
-def test_an_item_without_counts_stands_beside_the_one_it_looks_like(uncounted):
+def test_an_item_without_counts_gets_the_neighbours_of_a_similar_item(uncounted):
     model, split, features = uncounted
     model.neighbours.count(split)
     counted = similarities_of(model)
@@ -247,7 +247,7 @@ def test_an_item_without_counts_is_recommended_after_the_one_it_looks_like(uncou
     assert probabilities(model, after)[0, 5] > before + 0.2 * WEIGHT
 
 
-def test_where_all_are_counted_features_change_nothing(model, split, random_codes, make_model):
+def test_features_change_nothing_if_all_items_have_counts(model, split, random_codes, make_model):
     everything = make_model(random_codes(NUM_ITEMS - 1), neighbours=["near"])
     rng = np.random.default_rng(0)
     features = rng.normal(size=(NUM_ITEMS - 1, 8)).astype(np.float32)
@@ -261,7 +261,7 @@ def test_where_all_are_counted_features_change_nothing(model, split, random_code
     )
 
 
-def test_many_alike_do_not_take_the_place_of_what_was_counted(make_model, random_codes, split):
+def test_many_similar_items_do_not_replace_counted_neighbours(make_model, random_codes, split):
     """Many added variants of one item do not replace its counted neighbours."""
     num_added, rng = 20, np.random.default_rng(0)
     num_all = NUM_ITEMS + num_added

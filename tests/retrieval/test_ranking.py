@@ -69,7 +69,7 @@ def test_lists_are_the_best_items_user_by_user(model, split, name, masked, beam_
 
 
 @pytest.mark.parametrize("beam_width", [None, 5])
-def test_masked_items_never_come_and_unmasked_ones_may(model, split, beam_width):
+def test_masked_items_are_never_listed_and_unmasked_ones_may_be(model, split, beam_width):
     lists = {
         masked: recommend_items(
             model, split, "test", everyone(split), top_k=5, beam_width=beam_width, masked=masked
@@ -116,7 +116,7 @@ def test_a_long_list_is_searched_with_two_prefixes_for_each_item(model, split):
 
 
 @pytest.mark.parametrize("name", ["valid", "test"])
-def test_what_comes_later_changes_nothing(model, split, name):
+def test_the_target_and_later_items_change_no_list(model, split, name):
     """A history ends before its target, so changes of the target and later items have no effect."""
     items = split.items.copy()
     after = split.test_targets if name == "test" else split.valid_targets
@@ -144,7 +144,7 @@ def test_the_test_history_has_the_valid_item(model, split):
     assert (lists[0].scores != lists[1].scores).any(axis=1).all()
 
 
-def test_rows_are_the_users_asked_for_in_their_order(model, split, monkeypatch):
+def test_rows_are_the_requested_users_in_their_order(model, split, monkeypatch):
     def ask(users):
         return recommend_items(
             model, split, "test", np.array(users), top_k=5, beam_width=10, masked=True

@@ -94,7 +94,7 @@ def test_a_plan_is_what_its_definition_says(found, sizes, all_train, fewest):
 
 @settings(max_examples=50, deadline=None)
 @given(batches())
-def test_sums_are_those_of_paths(found):
+def test_bags_of_a_plan_contain_the_nodes_of_paths(found):
     num_items, batch = found
     trie = build_trie(draw_ids(num_items, (3, 4, 4), seed=1))
     plan = StepPlanner(

@@ -109,7 +109,7 @@ def test_the_narrowest_beam_finds_what_gets_a_bonus(make_model, random_codes, ki
 
 
 @pytest.mark.parametrize("at_hand", [ALL, Strengths(0.0, 0.0, 0.0, 0.0), Strengths(0.9, 0.4)])
-def test_ranking_anew_gives_what_the_model_itself_gives(model, split, at_hand):
+def test_reranked_candidates_score_as_the_model_does(model, split, at_hand):
     """The scores do not depend on the strengths with which the candidates were found."""
     users = split.target_users("valid")
     ranker = TrieRanker(model, beam_width=NUM_ITEMS)
@@ -145,7 +145,7 @@ def test_the_best_strengths_are_found(model, split, monkeypatch):
     model.neighbours.strengths = ALL
 
 
-def test_what_tells_counts_and_what_tells_nothing_does_not(make_split, cyclic):
+def test_informative_neighbours_get_a_strength_and_rank_well(make_split, cyclic):
     """Each item has one successor, while similarity is random. Only the former gets a strength."""
     split = make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS)
     features = np.random.default_rng(3).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
@@ -161,7 +161,7 @@ def test_what_tells_counts_and_what_tells_nothing_does_not(make_split, cyclic):
     assert measure(only_alike.ranker(), split, split.target_users("valid")) < 0.3
 
 
-def test_kinds_that_are_not_asked_for_count_nothing(split, likeness):
+def test_kinds_that_are_not_configured_have_no_table_and_no_strength(split, likeness):
     neighbours = ItemNeighbours(NUM_ITEMS, ["next"])
     neighbours.count(split, likeness)
     assert not any(name.startswith(("near", "alike")) for name in neighbours.state_dict())
@@ -176,7 +176,7 @@ def test_strengths_are_saved_with_the_weights(model, make_model, random_codes):
     assert other.neighbours.strengths == ALL
 
 
-def test_items_that_join_later_are_alike_in_both_directions(likeness, split):
+def test_later_items_are_similar_in_both_directions(likeness, split):
     """The similarities equal those of a count that includes the later items."""
     known = np.arange(NUM_ITEMS) < 30
     late = ItemNeighbours(NUM_ITEMS, ["alike"])
@@ -191,7 +191,7 @@ def test_items_that_join_later_are_alike_in_both_directions(likeness, split):
     )
 
 
-def test_an_item_without_counts_comes_next_where_the_one_it_looks_like_does(make_split):
+def test_an_item_without_counts_gets_the_successions_of_a_similar_item(make_split):
     split = make_split([[0, 1, 2, 3], [2, 0, 1, 3], [1, 2, 0, 3]], 5)
     features = np.eye(5, dtype=np.float32)
     features[4] = features[1]

@@ -11,7 +11,7 @@ def encoder():
     return encoder.eval()
 
 
-def test_a_state_sees_nothing_that_comes_later(encoder):
+def test_a_state_does_not_depend_on_later_items(encoder):
     items = torch.randn(3, 7, 16)
     states = encoder(items)
     for position in range(7):

@@ -81,7 +81,7 @@ def test_codes_are_free_and_old_ones_stay(addition):
 
 @settings(max_examples=100, deadline=None)
 @given(additions(disambiguation=True))
-def test_numbers_go_on_where_they_ended(addition):
+def test_disambiguation_numbers_continue_after_the_old_ones(addition):
     old, new, residuals = addition
     level = old.shape[1] - 1
     table = make_table(old, (K,) * old.shape[1], level)
@@ -112,7 +112,7 @@ def test_the_order_of_rows_does_not_matter(level):
     assert {n: plain.codes_of(n) for n in names} == {n: mixed.codes_of(n) for n in names}
 
 
-def test_the_nearest_free_code_is_taken():
+def test_the_nearest_free_code_is_assigned():
     old = [[0, 0], [0, 1]]
     residual = BOOK[0] * 0.6 + BOOK[3] * 0.4
     added = add(make_table(old, (K, K)), np.array([[0, 0]]), residual[None])
@@ -121,13 +121,13 @@ def test_the_nearest_free_code_is_taken():
     assert added.table.codes[-1].tolist() == [0, nearest]
 
 
-def test_a_full_prefix_sends_an_item_next_door():
+def test_an_item_of_a_full_prefix_gets_a_neighbouring_prefix():
     old = [[1, code] for code in range(K)]
     added = add(make_table(old, (K, K)), np.array([[1, 2]]), BOOK[2][None])
     assert added.table.codes[-1].tolist() in ([0, 2], [2, 2]), "the same last code, one step away"
 
 
-def test_no_id_left_is_told():
+def test_an_item_without_a_free_id_is_refused():
     old = [[a, b] for a in range(K) for b in range(K)]
     with pytest.raises(DataError, match=r"No semantic ID is left near that of item 'new 0'.*Train"):
         add(make_table(old, (K, K)), np.array([[1, 2]]), BOOK[2][None])

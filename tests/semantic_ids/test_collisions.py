@@ -92,7 +92,7 @@ def test_greedy_is_the_same_as_by_hand(catalogue):
 
 @settings(max_examples=150, deadline=None)
 @given(catalogues())
-def test_greedy_keeps_its_promises(catalogue):
+def test_greedy_makes_ids_unique_by_their_last_codes_alone(catalogue):
     codes, residuals, last_codes = catalogue
     unique = make_unique(
         codes,
@@ -150,7 +150,7 @@ def test_a_prefix_may_be_filled_to_the_last_code():
     assert sorted(resolved[:, 1].tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_equal_residuals_are_told_apart_too():
+def test_items_of_equal_residuals_get_different_codes():
     resolved = greedy(
         np.zeros((4, 2), dtype=np.int64),
         np.zeros((4, 3), dtype=np.float32),
@@ -192,7 +192,7 @@ def test_digits_number_each_bucket_from_zero(rows):
     assert unique.codebook_sizes == (3, 2, max(map(len, digits.values())))
 
 
-def test_digits_do_not_hang_on_the_order_of_rows():
+def test_digits_do_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, (60, 2))
     ids = np.array([f"B00{i}" for i in range(60)])
@@ -231,14 +231,14 @@ def test_ids_of_a_large_catalogue_become_unique(method):
 
 @settings(max_examples=50, deadline=None)
 @given(catalogues(), st.integers(1, 5))
-def test_blocks_do_not_show(catalogue, block):
+def test_the_size_of_blocks_changes_no_code(catalogue, block):
     whole = greedy(*catalogue)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collisions, "BLOCK_ROWS", block)
         assert np.array_equal(greedy(*catalogue), whole)
 
 
-def test_greedy_does_not_hang_on_the_order_of_rows():
+def test_greedy_does_not_depend_on_the_order_of_rows():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, (40, 2))
     # Each residual occurs four times, so there are exact ties.
@@ -288,7 +288,7 @@ def test_a_balanced_level_uses_its_codes_evenly():
     assert chosen < 0.95 * at_random
 
 
-def test_ids_of_many_levels_are_told_apart():
+def test_ids_of_many_levels_are_distinguished():
     """The number of possible IDs does not fit into 64 bits."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2**16, (50, 6))

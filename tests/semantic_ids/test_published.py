@@ -36,7 +36,9 @@ def write(folder: Path, index: object, **beside: str) -> Path:
         {"item_json": '{"0": {"item_id": "a"}, "1": {"asin": "b"}, "2": {"parent_asin": "c"}}'},
     ],
 )
-def test_numbers_are_looked_up_beside(tmp_path: Path, beside: dict[str, str]) -> None:
+def test_numbers_are_looked_up_in_files_next_to_the_index(
+    tmp_path: Path, beside: dict[str, str]
+) -> None:
     found = read_published_ids(write(tmp_path, INDEX, **beside), IDS)
     assert found.codes.tolist() == [[0, 0], [1, 2]]
     assert found.codebook_sizes == (6, 3)
@@ -74,7 +76,7 @@ def test_a_number_without_an_item_is_an_unknown_item(tmp_path: Path) -> None:
         (INDEX, r"numbers 0 to 2, and no file maps.*x\.item2id"),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path: Path, index: object, message: str) -> None:
+def test_invalid_indexes_are_refused(tmp_path: Path, index: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_published_ids(write(tmp_path, index), IDS)
 
@@ -87,12 +89,12 @@ def test_what_is_wrong_is_told(tmp_path: Path, index: object, message: str) -> N
         ("a\t0\na\t1\nb\t2\n", "two entries belong to item 'a'"),
     ],
 )
-def test_what_is_wrong_with_the_numbers(tmp_path: Path, numbers: str, message: str) -> None:
+def test_invalid_numbers_are_refused(tmp_path: Path, numbers: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_published_ids(write(tmp_path, INDEX, item2id=numbers), IDS)
 
 
-def test_what_is_exported_comes_back(
+def test_exported_ids_are_read_back(
     copied_run: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     before = Run(copied_run).semantic_ids
@@ -149,4 +151,4 @@ def test_shared_ids_become_unique(
 def test_settings_that_cannot_be_used(
     copied_run: Path, command: Callable[..., Any], settings: list[str], phrase: str
 ) -> None:
-    assert phrase in command("run", copied_run, *settings).told()
+    assert phrase in command("run", copied_run, *settings).error_message()

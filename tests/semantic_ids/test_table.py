@@ -33,7 +33,7 @@ def test_an_id_no_item_has(table):
     assert table.item_of([3, 0]) is None
 
 
-def test_an_unknown_item_is_told_how_ids_look(table):
+def test_an_unknown_item_is_refused_with_an_example_id(table):
     with pytest.raises(DataError, match=r"No item 'itme 0' among the 5 items.*'item 0'"):
         table.codes_of("itme 0")
 
@@ -154,6 +154,6 @@ def test_as_a_table(table):
     assert table.to_pandas().shape == (5, 6)
 
 
-def test_a_missing_table_is_told(tmp_path):
+def test_a_missing_table_is_refused(tmp_path):
     with pytest.raises(DataError, match="recgrit tokenize"):
         SemanticIdTable.load(tmp_path)

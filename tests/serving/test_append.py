@@ -70,7 +70,7 @@ def test_no_id_moves_night_after_night(bundle: Bundle, like: Like, tmp_path: Pat
     assert Bundle(tmp_path / "1").fingerprint == first.bundle.fingerprint, "left as it was"
 
 
-def test_new_items_are_alike_those_whose_words_they_share(
+def test_new_items_are_similar_to_those_whose_words_they_share(
     bundle: Bundle, like: Like, tmp_path: Path
 ) -> None:
     """New texts use the vocabulary of old ones, so an item's copy is its nearest neighbour."""
@@ -174,7 +174,7 @@ def test_new_items_are_neither_always_first_nor_always_last(
     assert set(new) & set(beam["item_id"]), "the beam finds some"
 
 
-def test_untaken_items_get_the_features_a_run_gives_them(
+def test_new_items_get_the_features_of_a_run_and_an_estimated_cooccurrence(
     bundle: Bundle, like: Like, tmp_path: Path
 ) -> None:
     made = append_items(bundle, tmp_path / "1", like(["3"])).bundle
@@ -185,7 +185,7 @@ def test_untaken_items_get_the_features_a_run_gives_them(
     assert made.features.vectors[:40].tobytes() == bundle.features.vectors.tobytes()
 
 
-def test_greedy_ids_in_a_retriever_of_constant_size_with_codes_to_spare(
+def test_greedy_ids_of_a_retriever_of_constant_size_can_be_appended(
     new_config: Callable[..., Path], like: Like, tmp_path: Path
 ) -> None:
     config = load_config(
@@ -250,7 +250,7 @@ def test_node_buckets_keep_their_nodes(
     assert made.recommend_after(histories, top_k=listed, beam_width=listed).height == listed
 
 
-def test_vectors_of_the_users_own(
+def test_items_of_a_bundle_with_own_vectors_need_vectors(
     new_config: Callable[..., Path], like: Like, tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(0)
@@ -279,7 +279,9 @@ def test_vectors_of_the_users_own(
         append_items(bundle, tmp_path / "2", like(["4"]), vectors=short)
 
 
-def test_vectors_where_texts_are_encoded(bundle: Bundle, like: Like, tmp_path: Path) -> None:
+def test_vectors_are_refused_if_texts_are_encoded(
+    bundle: Bundle, like: Like, tmp_path: Path
+) -> None:
     vectors = Embeddings(np.ones((1, 5), np.float32), "mine", normalized=False)
     with pytest.raises(DataError, match="encoded from their texts"):
         append_items(bundle, tmp_path / "1", like(["4"]), vectors=vectors)
@@ -321,7 +323,7 @@ def test_another_bundle_is_not_replaced(bundle: Bundle, like: Like, tmp_path: Pa
     assert (tmp_path / "1" / "manifest.json").read_bytes() == written
 
 
-def test_what_new_items_lack_is_told(
+def test_missing_columns_of_new_items_are_reported(
     bundle: Bundle, like: Like, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bundle keeps the text template of its items, so it can report columns that are missing."""

@@ -170,7 +170,7 @@ def test_a_run_knows_the_blocks_it_was_made_with(shop: Bundle, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["text", "cooccurrence", "Image", "a.b", "1a", ""])
-def test_names_of_blocks_that_say_something_else_are_refused(name: str) -> None:
+def test_reserved_and_invalid_names_of_blocks_are_refused(name: str) -> None:
     values = {"features": {"blocks": {name: {"path": "x.npy"}}}}
     with pytest.raises(ValueError, match="the name of a block"):
         ExperimentConfig.model_validate(values)

@@ -43,7 +43,7 @@ def test_it_needs_neither_the_run_nor_its_own_place(
     assert moved.fingerprint == made.fingerprint
 
 
-def test_nothing_in_it_is_pickled_and_anyone_can_read_it(bundle: Bundle) -> None:
+def test_it_has_only_open_file_formats_and_no_pickles(bundle: Bundle) -> None:
     files = [path for path in bundle.directory.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".parquet", ".safetensors", ".npy", ".json"}
     assert {path.name for path in (bundle.directory / "model").iterdir()} == {"weights.safetensors"}

@@ -74,7 +74,9 @@ def test_another_title_moves_no_id_and_a_missing_one_changes_nothing(
     assert table.titles[row] == before.titles[row]
 
 
-def test_a_first_bundle_and_a_quiet_night(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_first_bundle_has_no_delta_and_a_night_without_changes_an_empty_one(
+    bundle: Bundle, tmp_path: Path
+) -> None:
     assert not (bundle.directory / "delta").exists()
     append_items(bundle, tmp_path / "1")
     assert changes(tmp_path / "1").is_empty()
@@ -109,7 +111,7 @@ def test_quality_of_few_items_is_json(bundle: Bundle, tmp_path: Path) -> None:
     assert report["after"]["levels"][0]["neighbours_kept"] is None
 
 
-def test_a_changed_delta_is_told(bundle: Bundle, tmp_path: Path) -> None:
+def test_a_changed_delta_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     append_items(bundle, tmp_path / "1", removed=["7"])
     path = tmp_path / "1" / "delta" / "items.parquet"
     changes(tmp_path / "1").with_columns(change=pl.lit("added")).write_parquet(path)

@@ -94,7 +94,7 @@ def test_a_file_outside_the_folder_is_refused(copy: Path, name: str) -> None:
         Bundle(copy)
 
 
-def test_what_a_file_manager_hides_there_is_no_part(copy: Path, histories: Histories) -> None:
+def test_hidden_files_of_file_managers_are_ignored(copy: Path, histories: Histories) -> None:
     (copy / ".DS_Store").write_bytes(b"\0")
     (copy / "model" / ".directory").write_bytes(b"\0")
     (copy / "Thumbs.db").write_bytes(b"\0")
@@ -106,7 +106,7 @@ def test_what_a_file_manager_hides_there_is_no_part(copy: Path, histories: Histo
     ("name", "value"),
     [("beam_width", 1 - 2), ("beam_width", 0), ("num_known_items", -1), ("model", "none")],
 )
-def test_a_setting_without_sense_is_refused(copy: Path, name: str, value: object) -> None:
+def test_an_invalid_setting_is_refused(copy: Path, name: str, value: object) -> None:
     forge(copy, lambda manifest: manifest["config"].update({name: value}))
     with pytest.raises(Exception, match=r"cannot be used|No model") as caught:
         Bundle(copy)
@@ -200,7 +200,7 @@ def test_a_stage_of_another_run_is_refused(
         ("export", "bundle", "--run", copied_run, "--out", tmp_path / "out"),
         ("recommend", "--run", copied_run, "--user", "1"),
     ):
-        assert "was built from" in command(*arguments).told()
+        assert "was built from" in command(*arguments).error_message()
 
 
 Array = npt.NDArray[Any]
@@ -281,7 +281,9 @@ def _save(arrays: dict[str, Array], path: Path) -> None:
         pl.col("inverse_frequency").cast(pl.Float64),
     ],
 )
-def test_terms_that_are_none_add_no_item(copy: Path, tmp_path: Path, change: pl.Expr) -> None:
+def test_invalid_terms_are_refused_when_items_are_added(
+    copy: Path, tmp_path: Path, change: pl.Expr
+) -> None:
     path = copy / "terms.parquet"
     pl.read_parquet(path).with_columns(change).write_parquet(path)
     forge(copy)
@@ -301,7 +303,7 @@ def test_terms_that_are_none_add_no_item(copy: Path, tmp_path: Path, change: pl.
         pl.lit(None, pl.List(pl.Int32)).alias("item_idx"),
     ],
 )
-def test_users_that_cannot_be_are_refused(run: Run, tmp_path: Path, change: pl.Expr) -> None:
+def test_invalid_users_are_refused(run: Run, tmp_path: Path, change: pl.Expr) -> None:
     bundle = export_bundle(run, tmp_path / "bundle", with_users=True)
     path = bundle.directory / "users.parquet"
     pl.read_parquet(path).with_columns(change).write_parquet(path)
@@ -322,7 +324,7 @@ LISTS: dict[str, pl.Expr] = {
 
 
 @pytest.mark.parametrize("damage", LISTS)
-def test_lists_that_cannot_be_are_refused(copied_run: Path, damage: str) -> None:
+def test_invalid_lists_are_refused(copied_run: Path, damage: str) -> None:
     path = copied_run / "recommendations" / "recommendations.parquet"
     pl.read_parquet(path).with_columns(LISTS[damage]).write_parquet(path)
     forge_run(copied_run)
@@ -346,7 +348,7 @@ REPORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("damage", REPORTS)
-def test_reports_that_cannot_be_are_refused(copied_run: Path, damage: str) -> None:
+def test_invalid_reports_are_refused(copied_run: Path, damage: str) -> None:
     path = copied_run / "evaluation" / "trie" / "test" / "evaluation.json"
     values = json.loads(path.read_text())
     REPORTS[damage](values)
@@ -371,9 +373,7 @@ def test_ranks_that_are_not_those_of_the_metrics_are_refused(
 @pytest.mark.parametrize(
     "counts", [lambda c: c * 0 - 1, lambda c: c * np.nan, lambda c: c[:-1], lambda c: c[None]]
 )
-def test_counts_that_cannot_be_are_refused(
-    copied_run: Path, counts: Callable[[Array], Array]
-) -> None:
+def test_invalid_counts_are_refused(copied_run: Path, counts: Callable[[Array], Array]) -> None:
     path = copied_run / "baselines" / "popularity" / "counts.npy"
     np.save(path, counts(np.load(path)))
     forge_run(copied_run)
@@ -394,7 +394,7 @@ def test_similarities_that_are_not_finite_are_refused(copied_run: Path, value: f
         Run(copied_run).recommender("item_knn").recommend_after({"a": ["1"]})
 
 
-def test_weights_that_are_too_large_are_told(copy: Path, histories: Histories) -> None:
+def test_weights_that_give_infinite_scores_are_refused(copy: Path, histories: Histories) -> None:
     recommender = Bundle(copy, device="cpu").recommender()
     network: Any = recommender.model
     bias = network.network.get_parameter("decoder.layers.2.1.bias")

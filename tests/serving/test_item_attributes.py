@@ -40,7 +40,7 @@ def network_of(model: Any) -> Any:
     return model.network
 
 
-def test_attributes_are_learned_and_change_what_is_ranked(run: Run) -> None:
+def test_attributes_have_parameters_and_change_item_vectors(run: Run) -> None:
     network = network_of(run.model())
     table = network.attributes.table.weight
     assert run.manifest("train").summary["num_parameters"]["item attributes"] == table.numel()
@@ -84,7 +84,7 @@ def test_a_bundle_ranks_as_its_run_and_reads_later_items(run: Run, tmp_path: Pat
     assert again.recommend_after({"anyone": ["n1"]}, top_k=3).equals(listed)
 
 
-def test_a_step_reads_what_ranking_reads(run: Run) -> None:
+def test_training_and_ranking_compute_equal_history_vectors(run: Run) -> None:
     """A training step and ranking compute equal history vectors, with attributes."""
     from recgrit.ranking import Batch
 
@@ -107,14 +107,14 @@ def test_a_step_reads_what_ranking_reads(run: Run) -> None:
         ("retriever.item_attributes=[genres,genres]", "names a column twice"),
     ],
 )
-def test_columns_that_cannot_be_meant_are_refused_before_anything_is_built(
+def test_invalid_attribute_columns_are_refused_before_anything_is_embedded(
     new_config: Callable[..., Path],
     command: Callable[..., Any],
     tmp_path: Path,
     override: str,
     said: str,
 ) -> None:
-    assert said in command("run", new_config(), override).told()
+    assert said in command("run", new_config(), override).error_message()
     assert not (tmp_path / "runs" / "new" / "embeddings").exists()
 
 

@@ -136,7 +136,9 @@ def test_another_model_of_pictures_is_refused(shop: Path, tmp_path: Path) -> Non
         weights.write_bytes(kept)
 
 
-def test_what_decides_the_vectors_decides_the_key(shop: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_the_column_of_pictures_and_not_on_paths(
+    shop: Path, tmp_path: Path
+) -> None:
     config = configure(shop)
     assert EMBED.is_current(config)
     moved = configure(

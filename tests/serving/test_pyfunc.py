@@ -102,7 +102,7 @@ def test_parameters_and_histories_of_all_kinds(
     assert not set(seen) & set(short["item_ids"][0])
 
 
-def test_popular_items_are_given_where_they_are_asked_for_and_marked(
+def test_popular_items_are_returned_on_request_and_marked(
     model: Any, bundle: Bundle, post: Callable[..., httpx.Response]
 ) -> None:
     popular = bundle.recommend_after({"x": []}, top_k=3, fallback="popular")
@@ -133,7 +133,7 @@ def test_the_models_config_sets_the_fallback(bundle: Bundle, tmp_path: Path) -> 
     assert found["source"].tolist() == ["none"]
 
 
-def test_nulls_are_passed_over_and_no_id_is_altered(
+def test_nulls_are_ignored_and_no_id_is_changed(
     model: Any, post: Callable[..., httpx.Response], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nulls must not change ids.
@@ -206,7 +206,7 @@ def test_lists_end_with_the_catalogue(post: Callable[..., httpx.Response]) -> No
     assert len(row["item_ids"]) == len(set(row["item_ids"])) == 40
 
 
-def test_long_histories_are_read_from_their_end_and_wholly_kept_out(
+def test_long_histories_are_read_from_their_end_and_excluded_completely(
     post: Callable[..., httpx.Response], model: Any
 ) -> None:
     """In a batch with short histories, a long one is cut to its last 20 items.
@@ -226,7 +226,9 @@ def test_long_histories_are_read_from_their_end_and_wholly_kept_out(
     assert lists[1] == lists[300] == model.predict(frame(late), params={"top_k": 40})["item_ids"][0]
 
 
-def test_what_one_request_may_ask_for_is_a_setting(model_folder: Path, model: Any) -> None:
+def test_the_number_of_items_of_a_request_is_limited_by_a_setting(
+    model_folder: Path, model: Any
+) -> None:
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
 
@@ -378,7 +380,7 @@ def with_users(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def test_known_users_are_asked_for_by_their_ids(
+def test_known_users_can_be_requested_by_their_ids(
     with_users: Path, histories: dict[str, list[str]]
 ) -> None:
     import mlflow.pyfunc
@@ -483,7 +485,7 @@ def test_a_bare_string_of_items_is_one_id(model: Any) -> None:
         ),
     ],
 )
-def test_a_config_that_cannot_be_is_refused_when_the_model_is_loaded(
+def test_an_invalid_config_is_refused_when_the_model_is_loaded(
     model_folder: Path, config: dict[str, Any], told: str
 ) -> None:
     import mlflow.pyfunc
@@ -492,13 +494,15 @@ def test_a_config_that_cannot_be_is_refused_when_the_model_is_loaded(
         mlflow.pyfunc.load_model(str(model_folder), model_config=config)
 
 
-def test_a_bundle_without_users_says_so(model: Any, post: Callable[..., httpx.Response]) -> None:
+def test_user_ids_are_refused_by_a_bundle_without_users(
+    model: Any, post: Callable[..., httpx.Response]
+) -> None:
     reply = post({"dataframe_records": [{"user_id": "3"}]})
     assert reply.status_code == 400
     assert "This bundle has no users" in reply.json()["message"]
 
 
-def test_requests_may_say_what_is_in_stock(
+def test_requests_may_block_and_allow_items(
     model: Any, post: Callable[..., httpx.Response], histories: dict[str, list[str]]
 ) -> None:
     seen = histories["3"]
@@ -514,7 +518,7 @@ def test_requests_may_say_what_is_in_stock(
     assert model.predict(frame(seen), params={"top_k": 5})["item_ids"][0] == best, "as before"
 
 
-def test_tomorrows_bundle_comes_in_under_load_without_a_lost_request(
+def test_a_new_bundle_is_loaded_under_load_without_a_failed_request(
     model_folder: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow.pyfunc
@@ -561,7 +565,7 @@ def test_tomorrows_bundle_comes_in_under_load_without_a_lost_request(
             assert time.monotonic() < deadline
 
 
-def test_requests_go_on_whatever_comes_in_place_of_the_bundle(
+def test_the_old_bundle_answers_if_its_replacement_cannot_be_loaded(
     bundle: Bundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

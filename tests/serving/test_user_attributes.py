@@ -70,7 +70,7 @@ def network_of(model: Any) -> Any:
     return model.network
 
 
-def test_a_user_is_read_with_the_own_segment_and_a_stranger_with_none(run: Run) -> None:
+def test_known_users_have_their_segment_and_unknown_users_none(run: Run) -> None:
     data, network = run.data, network_of(run.model())
     assert "user token" in run.manifest("train").summary["num_parameters"]
     codes = network.user_token.vectors.codes
@@ -96,7 +96,7 @@ def test_a_user_is_read_with_the_own_segment_and_a_stranger_with_none(run: Run) 
     )
 
 
-def test_lists_of_users_are_those_of_a_bundle_with_users(run: Run, tmp_path: Path) -> None:
+def test_a_bundle_with_users_gives_the_lists_of_its_run(run: Run, tmp_path: Path) -> None:
     data = run.data
     bundle = export_bundle(run, tmp_path / "with", with_users=True)
     users = np.arange(6)
@@ -117,7 +117,7 @@ def test_lists_of_users_are_those_of_a_bundle_with_users(run: Run, tmp_path: Pat
     assert np.array_equal(after.user_attributes.codes, bundle.user_attributes.codes)  # type: ignore[union-attr]
 
 
-def test_a_bundle_without_users_tells_nothing_of_them(run: Run, tmp_path: Path) -> None:
+def test_a_bundle_without_users_contains_no_user_attributes(run: Run, tmp_path: Path) -> None:
     bundle = export_bundle(run, tmp_path / "without")
     assert bundle.user_attributes is not None
     assert len(bundle.user_attributes.codes) == 1
@@ -143,7 +143,7 @@ def test_the_served_model_reads_the_segment_of_a_named_user(run: Run, tmp_path: 
 
 
 def test_columns_that_the_users_lack_are_refused(run: Run, command: Any, tmp_path: Path) -> None:
-    said = command("train", run.directory, "retriever.user_attributes=[age]").told()
+    said = command("train", run.directory, "retriever.user_attributes=[age]").error_message()
     assert "retriever.user_attributes names age" in said
     assert "it has segment" in said
 

@@ -89,7 +89,7 @@ def test_old_ids_stay_and_new_items_get_theirs(old: Run, warm: Run) -> None:
     assert warm.recommend(top_k=40, exclude_seen=False)["item_id"].n_unique() == 40
 
 
-def test_it_begins_with_what_the_source_says(old: Run, warm: Run) -> None:
+def test_training_starts_with_the_scores_of_the_source(old: Run, warm: Run) -> None:
     """Before the first step, all items have the same scores as in the appended bundle."""
     source, items = open_source(warm), warm.catalogue_inputs(("embed", "tokenize"))
     network = TrieModel.build(items, warm.config.retriever)
@@ -120,7 +120,7 @@ def test_one_epoch_is_about_as_good_as_the_source_and_better_than_from_scratch(
     assert best_of(again) > best_of(scratch) + 0.05
 
 
-def test_equal_starts_are_equal_wherever_the_source_lies(
+def test_the_path_of_the_source_does_not_change_the_run(
     old: Run, warm: Run, train: Train, tmp_path: Path
 ) -> None:
     shutil.copytree(old.directory, tmp_path / "elsewhere")
@@ -141,7 +141,7 @@ def test_equal_starts_are_equal_wherever_the_source_lies(
     assert run_experiment(config, until="train").up_to_date == ["prepare"]
 
 
-def test_bundles_go_on_over_a_training(
+def test_a_bundle_after_training_keeps_ids_removals_and_ancestors(
     old: Run, train: Train, like: Callable[..., ItemTable], tmp_path: Path
 ) -> None:
     """Removed items stay removed, added ones are listed, and no ancestor bundle is missing."""
@@ -168,7 +168,9 @@ def test_bundles_go_on_over_a_training(
 
 
 @pytest.mark.parametrize("size", ["prefixes", "constant"])
-def test_other_sizes(size: str, train: Train, old_data: Path) -> None:
+def test_models_of_other_sizes_can_be_trained_further(
+    size: str, train: Train, old_data: Path
+) -> None:
     size_setting = (f"retriever.size={size}", "retriever.epochs=2")
     buckets = ("retriever.node_buckets=16",) if size == "constant" else ()
     source = train("old", *size_setting, *buckets, data=old_data)
@@ -205,7 +207,7 @@ def test_what_cannot_be_trained_on_is_refused(train: Train, old_data: Path, tmp_
         train("warm", f"retriever.init_from={tmp_path}", f"run.dir={tmp_path}")
 
 
-def test_other_sizes_after_the_features_were_taken_are_refused(old: Run, train: Train) -> None:
+def test_another_model_size_after_tokenization_is_refused(old: Run, train: Train) -> None:
     run = train("warm", f"retriever.init_from={old.directory}", until="tokenize")
     config = load_config(
         ExperimentConfig, run.directory / "config.yaml", ["retriever.model_dim=32"]

@@ -73,7 +73,7 @@ def test_a_bundle_that_two_replace_can_be_read_at_any_time(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def test_an_open_bundle_that_was_replaced_says_so(
+def test_an_open_bundle_raises_after_it_was_replaced(
     run: Run, bundle: Bundle, tmp_path: Path, histories: dict[str, list[str]]
 ) -> None:
     opened = export_bundle(run, tmp_path / "out")
@@ -83,7 +83,7 @@ def test_an_open_bundle_that_was_replaced_says_so(
         opened.recommend_after(histories)
 
 
-def test_a_run_that_was_made_anew_says_so(copied_run: Path, command: Any) -> None:
+def test_an_open_run_raises_after_it_was_rebuilt(copied_run: Path, command: Any) -> None:
     opened = Run(copied_run)
     assert opened.recommend(["1"]).height == 10
     assert command("run", copied_run, "retriever.epochs=1").code == 0

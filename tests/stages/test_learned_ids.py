@@ -60,7 +60,9 @@ def test_a_run_learns_its_ids_and_shows_how(new_config: Callable[..., Path]) -> 
     assert kept in render_report(contents)
 
 
-def test_settings_of_vectors_count_where_they_are_learned(new_config: Callable[..., Path]) -> None:
+def test_item_vector_settings_change_the_key_only_if_they_are_used(
+    new_config: Callable[..., Path],
+) -> None:
     def key(*overrides: str) -> dict[str, object]:
         config = load_config(ExperimentConfig, new_config(), list(overrides))
         stages = {stage.name: stage for stage in plan_stages(config, "train")}

@@ -172,18 +172,18 @@ def test_changed_content_is_read_again(place: Path, setting: str) -> None:
     assert redone(load(place, f"{setting}={place / name}")) == [stage]
 
 
-def test_which_of_two_lists_a_file_is_counts(place: Path) -> None:
+def test_swapping_allowed_and_blocked_items_redoes_the_lists(place: Path) -> None:
     swapped = ("allowed_items=blocked.txt", "blocked_items=allowed.txt")
     assert redone(load(place, *(f"recommendation.{one}" for one in swapped))) == ["recommend"]
     assert redone(load(place, "recommendation.blocked_items=null")) == ["recommend"]
 
 
 @pytest.mark.parametrize("setting", PLACES)
-def test_where_things_are_kept_changes_nothing(place: Path, setting: str) -> None:
+def test_changed_storage_settings_redo_nothing(place: Path, setting: str) -> None:
     assert redone(load(place, f"{setting}={PLACES[setting]}")) == []
 
 
-def test_fetched_files_are_those_that_were_brought(
+def test_equal_files_in_the_download_folder_are_up_to_date(
     new_config: Callable[..., Path], tiny_data: Path, tmp_path: Path
 ) -> None:
     config = load_config(ExperimentConfig, new_config())
@@ -194,7 +194,7 @@ def test_fetched_files_are_those_that_were_brought(
     assert again.up_to_date == ["prepare"]
 
 
-def test_an_encoder_in_a_folder_is_its_weights(
+def test_an_encoder_in_a_folder_is_identified_by_its_weights(
     new_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lengths:
@@ -223,7 +223,7 @@ def test_an_encoder_in_a_folder_is_its_weights(
     assert up_to_date("renamed") == ["prepare"]
 
 
-def test_a_run_goes_on_from_its_folder_wherever_one_stands(
+def test_a_run_resumes_from_any_working_folder(
     made: Path, place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Relative paths in the settings are resolved, so a run resumes from any working folder."""

@@ -59,7 +59,7 @@ def test_each_stage_has_a_version_of_its_own(
     assert set(result.artifacts) - set(result.up_to_date) == expected
 
 
-def test_a_model_s_stage_needs_what_the_model_needs(copied_run: Path) -> None:
+def test_the_train_stage_has_the_parents_that_its_model_needs(copied_run: Path) -> None:
     config = ExperimentConfig.load(copied_run)
     assert train_stage(config).parents == ("prepare", "embed", "tokenize")
     other = config.model_copy(
@@ -87,7 +87,7 @@ def older_run(copied_run: Path) -> Path:
     return copied_run
 
 
-def test_a_run_of_an_older_recgrit_is_told_and_made_again(
+def test_a_run_of_an_older_recgrit_is_refused_and_rebuilt(
     older_run: Path, command: Command
 ) -> None:
     for arguments in (
@@ -95,7 +95,7 @@ def test_a_run_of_an_older_recgrit_is_told_and_made_again(
         ("inspect", "run", "--run", older_run),
         ("export", "bundle", "--run", older_run, "--out", older_run.parent / "bundle"),
     ):
-        told = command(*arguments).told()
+        told = command(*arguments).error_message()
         assert "written by an older recgrit, with schema version 1" in told, arguments
         assert f"recgrit run {older_run}" in told
     done = command("run", older_run, "--json")

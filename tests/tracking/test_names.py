@@ -31,7 +31,7 @@ def test_clean_names(name: str, expected: str) -> None:
 
 
 @given(st.text(max_size=400))
-def test_any_name_is_mended_or_refused(name: str) -> None:
+def test_any_name_is_cleaned_or_refused(name: str) -> None:
     try:
         clean = clean_name(name)
     except TrackingError:

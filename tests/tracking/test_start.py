@@ -105,7 +105,7 @@ def test_a_run_within_a_run_ends_by_itself(store: Path) -> None:
     assert (outer.data.metrics["loss"], embed.data.metrics["loss"]) == (2.0, 1.0)
 
 
-def test_a_run_that_did_not_end_goes_on(store: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_resumed(store: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
 
     def attempt(number: int, error: type[BaseException] | None = None, **settings: int) -> str:
@@ -149,7 +149,7 @@ def test_a_run_that_did_not_end_goes_on(store: Path, tmp_path: Path) -> None:
     ("error", "status"),
     [(ValueError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")],
 )
-def test_a_run_that_breaks_off_says_so(
+def test_the_status_of_an_aborted_run_shows_why_it_ended(
     store: Path, error: type[BaseException], status: str
 ) -> None:
     name = f"broken by {error.__name__}"
@@ -182,7 +182,7 @@ def test_a_store_that_fails_does_not_hide_why_a_run_failed(
     assert "the store is gone" in caplog.text
 
 
-def test_refusals_are_told(store: Path) -> None:
+def test_refused_artifacts_and_params_raise(store: Path) -> None:
     with start_tracking(
         TrackingConfig(), experiment="films", run_name="refused", default_directory=store
     ) as tracker:
@@ -208,7 +208,7 @@ def test_a_named_database_keeps_its_artifacts_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "uri", ["http://127.0.0.1:9", "http://me:secret@no-such-server.invalid:5000", "gopher://x"]
 )
-def test_an_unreachable_store_is_told_at_once(uri: str, tmp_path: Path) -> None:
+def test_an_unreachable_store_is_refused_at_once(uri: str, tmp_path: Path) -> None:
     with (
         pytest.raises(TrackingError, match=r"(?s)Cannot start a run.*tracking\.uri") as caught,
         start_tracking(
@@ -220,7 +220,7 @@ def test_an_unreachable_store_is_told_at_once(uri: str, tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_made_is_told_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with (
         pytest.raises(TrackingError, match="Cannot start a run"),
@@ -340,7 +340,7 @@ def test_a_deleted_experiment_is_named_with_what_restores_it(store: Path) -> Non
     start()
 
 
-def test_curves_stand_in_the_run_around_too(store: Path) -> None:
+def test_curves_of_a_stage_are_logged_to_the_outer_run_too(store: Path) -> None:
     with (
         start_tracking(
             TrackingConfig(), experiment="films", run_name="curves", default_directory=store

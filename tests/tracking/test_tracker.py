@@ -39,7 +39,7 @@ def test_null_takes_anything() -> None:
     assert "not tracked" in tracker.location
 
 
-def test_curves_of_a_stage_stand_in_the_run_too() -> None:
+def test_curves_of_a_stage_are_logged_to_the_run_too() -> None:
     tracker = MemoryTracker()
     with tracker.stage("train") as stage:
         stage.log_metrics({"train/loss": 0.5}, step=3)

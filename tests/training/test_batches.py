@@ -138,7 +138,7 @@ def test_targets_are_the_items_that_follow(make_split, user_lengths, history_len
     )
 
 
-def test_a_batch_to_read(make_split):
+def test_collate_gives_the_expected_batch(make_split):
     split = make_split([[5, 6, 7, 8, 9], [3, 4]], targets=False)
     windows = build_windows(split, 3)
     assert windows.starts.tolist() == [0, 1, 5]
@@ -158,7 +158,7 @@ def test_targets_of_valid_and_test_are_never_read(make_split):
 
 
 @pytest.mark.parametrize("history_length", [1, 2, 4, 9])
-def test_last_items_end_where_they_should(history_length):
+def test_last_items_are_the_end_of_each_slice(history_length):
     items = np.arange(20, dtype=np.int32)
     read = last_items(items, np.array([0, 8, 10]), np.array([5, 9, 10]), history_length)
     histories, found = read.items, read.lengths
@@ -176,7 +176,9 @@ def weighed(split, weights):
 
 @settings(max_examples=150, deadline=None)
 @given(lengths, st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_what_weighs_nothing_is_read_and_no_target(make_split, user_lengths, history_length, seed):
+def test_items_of_weight_zero_are_read_and_never_targets(
+    make_split, user_lengths, history_length, seed
+):
     draw = np.random.default_rng(seed)
     split = make_split(distinct(user_lengths))
     split = weighed(split, draw.choice([0, 0, 1, 5], len(split.items)))

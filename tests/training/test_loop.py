@@ -44,7 +44,7 @@ def stop_after(last):
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
 @pytest.mark.parametrize(("last", "attributes"), [(1, ()), (3, ()), (1, ("category", "price"))])
-def test_an_interrupted_training_goes_on_exactly(
+def test_an_interrupted_training_resumes_exactly(
     table, split, make_config, tmp_path, average_decay, last, attributes
 ):
     config = make_config(
@@ -174,7 +174,9 @@ def test_what_is_kept_is_the_average_of_the_weights(table, split, make_config, m
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
     ],
 )
-def test_want_of_memory_is_told_with_what_to_try(table, split, make_config, monkeypatch, error):
+def test_lack_of_memory_is_reported_with_settings_to_try(
+    table, split, make_config, monkeypatch, error
+):
     def fail(*arguments):
         raise error
 
@@ -183,7 +185,7 @@ def test_want_of_memory_is_told_with_what_to_try(table, split, make_config, monk
         fit_retriever(table, split, None, make_config(batch_targets=128), seed=0)
 
 
-def test_other_runtime_errors_are_ours(table, split, make_config, monkeypatch):
+def test_other_runtime_errors_are_raised_unchanged(table, split, make_config, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("shapes do not match")
 

@@ -178,7 +178,7 @@ def processes(jobs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_two_processes_train_what_one_does(jobs, processes, name):
+def test_two_processes_train_the_same_model_as_one(jobs, processes, name):
     alone = learn(*jobs[name])
     together = processes[0][name]
     torch.testing.assert_close(
@@ -193,25 +193,25 @@ def test_two_processes_train_what_one_does(jobs, processes, name):
 
 
 @pytest.mark.parametrize("name", [*SAME, "whole"])
-def test_processes_do_not_drift_apart(processes, name):
+def test_processes_have_equal_losses_and_weights(processes, name):
     first, second = (found[name] for found in processes)
     assert first["losses"] == second["losses"]
     assert all(torch.equal(v, second["weights"][name]) for name, v in first["weights"].items())
 
 
-def test_a_decoder_stood_idle_in_some_steps(processes):
+def test_the_decoder_is_unused_in_some_steps(processes):
     """The decoder is unused in some steps, so the comparison above includes such steps."""
     unused = processes[0]["a level with one choice"]["unused"]
     assert min(unused) == 0 < max(unused)
 
 
-def test_every_process_and_step_drops_others(processes):
+def test_every_process_and_step_drops_different_nodes(processes):
     drops = torch.cat([torch.stack(found["drops"]) for found in processes])
     assert len(drops) > 2 * RESUMED["epochs"]
     assert len(drops.unique(dim=0)) == len(drops)
 
 
-def test_one_process_goes_on_with_what_two_began(jobs, processes, tmp_path):
+def test_one_process_resumes_the_checkpoint_of_two(jobs, processes, tmp_path):
     path = tmp_path / "state.safetensors"
     path.write_bytes(processes[0]["checkpoint"])
     found = learn(*jobs["one part"], checkpoint=path)
@@ -229,7 +229,7 @@ def test_a_loss_that_diverges_in_one_process_ends_all(processes):
     assert processes[1]["error"] == processes[0]["error"]
 
 
-def test_a_killed_process_is_replaced_and_training_goes_on(jobs, processes, tmp_path):
+def test_a_killed_process_is_replaced_and_training_resumes(jobs, processes, tmp_path):
     """torchrun resumes from the last checkpoint, with the losses of an undisturbed training."""
     _, split, config = jobs["whole"]
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(jobs["whole"]))

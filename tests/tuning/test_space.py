@@ -107,7 +107,7 @@ class OtherModel(Popularity):
     settings_class: ClassVar[type[Config]] = Settings
 
 
-def test_a_model_of_ones_own_is_varied_in_settings_of_the_usual_names() -> None:
+def test_a_custom_model_is_tuned_by_settings_with_the_usual_names() -> None:
     config = settings(model=f"{__name__}.OwnModel")
     space = by_name(config)
     assert set(space) >= {"model.settings.learning_rate", "model.settings.dropout"}

@@ -121,7 +121,7 @@ def test_other_models_are_tuned(new_config: NewConfig, tmp_path: Path, kind: str
     assert load(result.winner).model.kind == kind
 
 
-def test_a_killed_tuning_goes_on_within_its_trial(
+def test_a_killed_tuning_resumes_within_its_trial(
     new_config: NewConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -249,16 +249,18 @@ def test_the_command(new_config: NewConfig, tmp_path: Path, command: Callable[..
     assert f"recgrit run {place / 'winner.yaml'}" in done.out
     assert "trial 3 of 3" in done.err
     refused = command("tune", path, "model.kind=popularity")
-    assert "nothing to tune in the model popularity" in refused.told()
+    assert "nothing to tune in the model popularity" in refused.error_message()
     for wrong in ("2", "soon", "0m", "2h later"):
-        assert "--budget is a time such as" in command("tune", path, "--budget", wrong).told()
+        assert (
+            "--budget is a time such as" in command("tune", path, "--budget", wrong).error_message()
+        )
 
 
 def test_without_optuna_the_command_says_how_to_get_it(
     new_config: NewConfig, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    assert "pip install 'recgrit[tune]'" in command("tune", new_config()).told()
+    assert "pip install 'recgrit[tune]'" in command("tune", new_config()).error_message()
 
 
 @pytest.mark.parametrize(
@@ -313,6 +315,6 @@ def test_trials_are_not_kept_in_an_artifact(
     new_config: NewConfig, copied_run: Path, command: Callable[..., Any]
 ) -> None:
     for place in (copied_run / "data", copied_run / "data" / "inner"):
-        told = command("tune", new_config(), "--trials", 1, "--out", place).told()
+        told = command("tune", new_config(), "--trials", 1, "--out", place).error_message()
         assert "an artifact that recgrit wrote" in told
     assert command("inspect", "run", "--run", copied_run, "--verify").code == 0

@@ -113,7 +113,7 @@ def test_copies_without_stars_have_no_weight(folder: Path) -> None:
     assert read(folder).interactions.columns == ["user_id", "item_id", "timestamp"]
 
 
-def test_other_category_is_not_taken(folder: Path) -> None:
+def test_files_of_another_category_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"expected reviews_Baby_5\.json\.gz or .*, and meta_Baby"):
         read(folder, "Baby")
 
@@ -207,7 +207,7 @@ def read_2023(folder: Path) -> RawData:
         ("user_id,rating,timestamp", "names parent_asin, got"),
     ],
 )
-def test_headers_of_tables_that_do_not_do(
+def test_invalid_headers_of_tables_are_refused(
     write_dataset: Callable[..., Path], header: str, message: str
 ) -> None:
     folder = write_dataset("amazon2023/All_Beauty as splits")

@@ -85,7 +85,7 @@ class SourceContract:
         }
         assert [path.name for path in raw.files] == [self.ratings_file, self.items_file]
 
-    def test_one_of_the_files_stands_for_all(self, folder: Path) -> None:
+    def test_the_path_of_one_file_is_enough(self, folder: Path) -> None:
         assert self.read(folder / self.ratings_file).counts["rows_read"] == 6
 
     def test_missing_path(self, tmp_path: Path) -> None:

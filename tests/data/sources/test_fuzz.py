@@ -85,7 +85,7 @@ def damage(content: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(which=st.integers(0, 3), packed=st.booleans(), changes=DAMAGE)
-def test_damage_is_counted_or_told(
+def test_damage_is_counted_or_refused(
     write_dataset: Callable[..., Path],
     written_as: str,
     which: int,

@@ -85,7 +85,7 @@ def big(request: pytest.FixtureRequest, write_dataset: Callable[..., Path]) -> C
     return Case(request.param, write_dataset(request.param, MANY))
 
 
-def test_cut_files_are_told(case: Case) -> None:
+def test_truncated_and_empty_files_are_refused(case: Case) -> None:
     for path in (case.ratings, case.items):
         whole = path.read_bytes()
         if path.suffix == ".gz":
@@ -100,7 +100,7 @@ def test_cut_files_are_told(case: Case) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp500"])
-def test_other_encodings_are_told(case: Case, encoding: str) -> None:
+def test_other_encodings_are_refused(case: Case, encoding: str) -> None:
     case.write(case.ratings, case.content(case.ratings).decode().encode(encoding))
     with pytest.raises(DataError, match=case.ratings.name):
         case.read()
@@ -118,14 +118,14 @@ def test_line_ends_may_be_mixed(case: Case) -> None:
     assert raw.counts == plain.counts
 
 
-def test_old_macintosh_line_ends_are_told(case: Case) -> None:
+def test_old_macintosh_line_ends_are_refused(case: Case) -> None:
     case.write_lines(case.ratings, [line.rstrip(b"\r") for line in case.lines(case.ratings)], b"\r")
     with pytest.raises(DataError, match=case.ratings.name):
         case.read()
 
 
 @pytest.mark.parametrize("scrap", [b"\0", b"\0\0garbage\0", b"\xc3\x28", b"[" * 5000, b"x" * 2**20])
-def test_a_line_of_scrap_is_counted_or_told(big: Case, scrap: bytes) -> None:
+def test_a_line_of_garbage_is_counted_or_refused(big: Case, scrap: bytes) -> None:
     lines = big.lines(big.ratings)
     big.write_lines(big.ratings, [*lines[:50], scrap, *lines[50:]])
     if scrap == b"\xc3\x28" and not big.content(big.ratings).startswith(b"{"):
@@ -152,7 +152,7 @@ def test_absurd_times_are_counted(big: Case, time: bytes) -> None:
     assert MARK.decode() not in raw.interactions["user_id"].to_list()
 
 
-def test_times_before_1970_and_negative_ids_are_taken_as_they_are(big: Case) -> None:
+def test_times_before_1970_and_negative_ids_are_read_unchanged(big: Case) -> None:
     lines = big.lines(big.ratings)
     place = big.line_of(MARK)
     at = b"177000" if "2023" in big.name else b"177"
@@ -204,7 +204,7 @@ def test_quotes_and_line_breaks_in_titles(case: Case) -> None:
     assert expected in case.read().items["title"].to_list()
 
 
-def test_a_line_break_within_a_quoted_title_costs_that_movie(
+def test_a_line_break_within_a_quoted_title_makes_that_movie_malformed(
     write_dataset: Callable[..., Path],
 ) -> None:
     case = Case("movielens-latest-small", write_dataset("movielens-latest-small"))
@@ -249,7 +249,9 @@ def test_splits_that_overlap_are_counted(write_dataset: Callable[..., Path]) -> 
     assert len(data.interactions) == 6
 
 
-def test_users_that_are_no_text_are_nobody_elses_rows(write_dataset: Callable[..., Path]) -> None:
+def test_user_ids_that_are_not_text_never_merge_with_other_users(
+    write_dataset: Callable[..., Path],
+) -> None:
     case = Case("amazon2018/Gift_Cards", write_dataset("amazon2018/Gift_Cards", MANY))
     lines = case.lines(case.ratings)
     for place, value in enumerate([["7"], {"a": 1}, None, True]):
@@ -263,7 +265,9 @@ def test_users_that_are_no_text_are_nobody_elses_rows(write_dataset: Callable[..
 
 
 @pytest.mark.parametrize("packer", [gzip.compress, zlib.compress])
-def test_what_is_packed_twice_is_told(big: Case, packer: Callable[[bytes], bytes]) -> None:
+def test_files_that_are_compressed_twice_are_refused(
+    big: Case, packer: Callable[[bytes], bytes]
+) -> None:
     big.write(big.ratings, packer(big.content(big.ratings)))
     if big.ratings.suffix != ".gz" and packer is gzip.compress:
         # The content is packed once, and its file name does not matter.

@@ -166,7 +166,7 @@ def test_an_item_is_the_same_alone_and_among_others(
         assert build_item_texts(read_items(folder / "one.csv"), template) == [texts[place]]
 
 
-def test_names_of_the_run_are_honoured_and_our_own_understood(tmp_path: Path) -> None:
+def test_columns_may_have_the_names_of_the_run_or_the_default_names(tmp_path: Path) -> None:
     names = TableConfig(item_id="sku", title="name")
     for header in ("sku,name", "item_id,name", "sku,title", "item_id,title"):
         items = read_items(write(tmp_path, f"{header}\na,Oak &amp; Pine\n"), names)

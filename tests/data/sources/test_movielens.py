@@ -163,7 +163,7 @@ def test_byte_order_mark_is_ignored(write_dataset: Callable[..., Path]) -> None:
     assert read("movielens-latest-small", folder).counts["rows_read"] == 6
 
 
-def test_stray_quote_costs_one_movie(write_dataset: Callable[..., Path]) -> None:
+def test_a_stray_quote_makes_one_movie_malformed(write_dataset: Callable[..., Path]) -> None:
     folder = write_dataset("movielens-latest-small")
     path = folder / "movies.csv"
     lines = path.read_bytes().splitlines(keepends=True)

@@ -54,7 +54,7 @@ def test_what_compresses_well_is_no_bomb(
 
 
 @pytest.mark.parametrize("prefix", ["../../../", "/tmp/", "x/../../", "C:\\\\", "..\\\\"])
-def test_archives_whose_names_lead_elsewhere_are_refused(
+def test_archives_with_paths_outside_of_them_are_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, prefix: str
 ) -> None:
     archive = pack(write_dataset(NAME), tmp_path / "in" / "ml-latest-small.zip", "x/")
@@ -89,7 +89,7 @@ def test_one_file_twice_in_an_archive_is_refused(
 @pytest.mark.parametrize(
     ("find", "put"), [(b"PK\x01\x02", 42), (b"PK\x03\x04", 26), (b"PK\x05\x06", 16)]
 )
-def test_archives_whose_headers_lie(
+def test_archives_with_false_headers_are_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, find: bytes, put: int
 ) -> None:
     archive = pack(write_dataset(NAME), tmp_path / "ml-latest-small.zip")
@@ -111,7 +111,7 @@ def test_a_cut_archive(write_dataset: Callable[..., Path], tmp_path: Path, cut: 
 
 @pytest.mark.parametrize("cut", ["", "{cut\n"])
 @pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"a\ud800b"])
-def test_half_a_surrogate_pair_is_no_id(cut: str, half: str) -> None:
+def test_an_id_with_half_a_surrogate_pair_is_malformed(cut: str, half: str) -> None:
     """An id with half a surrogate pair is malformed.
 
     This must hold when all lines are parsed at once, and when a damaged line makes the reader parse
@@ -125,7 +125,7 @@ def test_half_a_surrogate_pair_is_no_id(cut: str, half: str) -> None:
     assert cleaned.num_malformed == found.height - 1
 
 
-def test_a_zip_whose_directory_lies_about_sizes_is_refused(
+def test_a_zip_with_false_sizes_in_its_directory_is_refused(
     write_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limit on the unpacked size holds even if the archive states a wrong packed size."""

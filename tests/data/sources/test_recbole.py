@@ -65,14 +65,14 @@ def test_items_without_any_title_field(folder: Path) -> None:
         ("user_id\titem_id\ttimestamp", "name:type fields"),
     ],
 )
-def test_headers_that_do_not_do(folder: Path, header: str, message: str) -> None:
+def test_invalid_headers_are_refused(folder: Path, header: str, message: str) -> None:
     (folder / "shop.inter").write_text(f"{header}\n1\t2\t3\n")
     with pytest.raises(DataError, match=message):
         read(folder)
 
 
 @pytest.mark.parametrize("header", ["title:token", "item_id:token\ttitle:token\tname:token"])
-def test_item_headers_that_do_not_do(folder: Path, header: str) -> None:
+def test_invalid_item_headers_are_refused(folder: Path, header: str) -> None:
     (folder / "shop.item").write_text(f"{header}\n1\t2\t3\n")
     with pytest.raises(DataError, match="needs the header field item_id:token and no field twice"):
         read(folder)

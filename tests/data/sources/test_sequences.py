@@ -123,7 +123,7 @@ def test_what_is_exported_can_be_read(tiny_run: Any, tmp_path: Path) -> None:
     assert ids.num_unknown == 0
 
 
-def test_ids_of_several_kinds_of_content_are_numbered_alike(tmp_path: Path) -> None:
+def test_published_ids_of_every_kind_of_content_are_read(tmp_path: Path) -> None:
     """MQL4GRec names an ID table after its kind of content, and writes image codes in capitals."""
     write(tmp_path, item2id="B00\t0\nC\t1\n")
     table = {"0": ["<A_1>", "<B_2>"], "1": ["<A_0>", "<B_5>"]}

@@ -73,7 +73,7 @@ lines = st.tuples(fields, fields, numbers, numbers).map(list)
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(lines, min_size=1, max_size=4), st.sampled_from([",", "\t", "::"]), st.booleans())
-def test_what_the_fast_parser_takes_it_takes_as_it_is(
+def test_the_fast_parser_reads_the_same_values_as_the_plain_one(
     rows: list[list[str]], separator: str, returns: bool
 ) -> None:
     end = "\r\n" if returns else "\n"
@@ -128,7 +128,7 @@ def test_malformed_lines_of_later_blocks_have_their_numbers(
         source.read(source.find_files(folder), max_malformed_share=0.001)
 
 
-def test_stars_that_begin_late_are_required_from_the_start(
+def test_lines_before_the_first_stars_are_malformed(
     write_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "PARSED_BYTES", 256)
@@ -152,7 +152,7 @@ def test_ids_that_stop_being_numbers_stay_the_same_ids(
     assert found.coded.user_ids.n_unique() == len(found.coded.user_ids) == 38
 
 
-def test_text_that_is_not_utf8_is_told_with_its_place(
+def test_text_that_is_not_utf8_is_refused_with_its_position(
     write_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "PARSED_BYTES", 64)

@@ -114,13 +114,15 @@ def test_rows_with_gaps_are_counted(tmp_path: Path) -> None:
         (ROWS.with_columns(at=pl.lit("soon")), "4 of 4 lines are malformed.*time_format"),
     ],
 )
-def test_what_cannot_be_read_is_told(tmp_path: Path, rows: pl.DataFrame, message: str) -> None:
+def test_columns_that_cannot_be_read_are_refused(
+    tmp_path: Path, rows: pl.DataFrame, message: str
+) -> None:
     rows.write_parquet(tmp_path / "log.parquet")
     with pytest.raises(DataError, match=message):
         read(tmp_path)
 
 
-def test_damage_and_confusion(tmp_path: Path) -> None:
+def test_missing_damaged_and_mixed_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no such file: expected Parquet or CSV"):
         read(tmp_path)
     (tmp_path / "log.parquet").write_bytes(b"PAR1 not really")
@@ -133,7 +135,7 @@ def test_damage_and_confusion(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-def test_one_config_line_away(tmp_path: Path) -> None:
+def test_a_table_is_prepared_by_settings_alone(tmp_path: Path) -> None:
     pl.concat([ROWS] * 2).with_columns(at=pl.int_range(8)).write_parquet(tmp_path / "log.parquet")
     config = DataConfig.model_validate(
         {
@@ -149,7 +151,7 @@ def test_one_config_line_away(tmp_path: Path) -> None:
     assert data.items.titles.to_list() == data.items.item_ids.to_list()
 
 
-def test_parquet_damaged_anywhere_is_told_or_read(tmp_path: Path) -> None:
+def test_parquet_damaged_anywhere_is_refused_or_read(tmp_path: Path) -> None:
     """Some of this damage makes other Parquet readers end the process. This reader must not."""
     path = tmp_path / "log.parquet"
     ROWS.write_parquet(path)

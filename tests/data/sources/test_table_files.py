@@ -49,7 +49,7 @@ def write(folder: Path, name: str, text: str | bytes, encoding: str = "utf-8") -
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|", "::", ", "])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_how_a_log_is_written_is_found(
+def test_separator_line_end_and_encoding_are_detected(
     tmp_path: Path, separator: str, line_end: str, encoding: str
 ) -> None:
     text = LOG.replace(",", separator).replace("\n", line_end)
@@ -63,7 +63,9 @@ def test_lines_before_the_header(tmp_path: Path, before: str) -> None:
     assert rows(write(tmp_path, "log.csv", before + LOG)) == ROWS
 
 
-def test_it_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_detected_format_is_logged_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     for day in range(3):
         write(tmp_path, f"{day}.csv", LOG.replace(",", ";"))
@@ -91,14 +93,14 @@ def test_no_header(tmp_path: Path) -> None:
     )
 
 
-def test_other_names_are_told_with_the_setting(tmp_path: Path) -> None:
+def test_other_column_names_are_refused_with_the_setting(tmp_path: Path) -> None:
     path = write(tmp_path, "log.csv", LOG.replace("user_id", "userId"))
     with pytest.raises(DataError, match=r"lacks the column user_id.*data\.table\.user_id=userId"):
         rows(path)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "shift_jis"])
-def test_other_encodings_are_told_or_set(tmp_path: Path, encoding: str) -> None:
+def test_other_encodings_are_refused_unless_they_are_set(tmp_path: Path, encoding: str) -> None:
     name = "u1" if encoding == "shift_jis" else "ü1"
     text = LOG.replace("ü1", "u1") + f"ソ{name},i3,1320105660\n".replace(
         "ソ", "ソ" if encoding == "shift_jis" else ""
@@ -286,12 +288,12 @@ def test_items_beside_the_log_are_no_part_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [b"PK\x03\x04 broken", b"\xd0\xcf\x11\xe0 sheet", b"<html>"])
-def test_what_is_no_table_is_told(tmp_path: Path, start: bytes) -> None:
+def test_files_that_are_not_tables_are_refused(tmp_path: Path, start: bytes) -> None:
     with pytest.raises(DataError, match=r"log\.csv is (a damaged zip|an Excel|an HTML page)"):
         rows(write(tmp_path, "log.csv", start * 100))
 
 
-def test_a_workbook_is_told(tmp_path: Path) -> None:
+def test_an_excel_workbook_is_refused(tmp_path: Path) -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("xl/workbook.xml", "<workbook/>")
@@ -351,7 +353,7 @@ def test_what_a_program_wrote_is_read_back(
 @settings(max_examples=200, deadline=None)
 @example(b"x\x01", "log.jsonl")
 @given(st.binary(max_size=60), st.sampled_from(["log.csv", "log.jsonl", "log.parquet", "log.zip"]))
-def test_any_bytes_are_read_or_told(scrap: bytes, name: str) -> None:
+def test_any_bytes_are_read_or_refused(scrap: bytes, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for content in (scrap, LOG.encode() + scrap, scrap + LOG.encode()):
             path, told = write(Path(folder), name, content), name
@@ -406,7 +408,7 @@ SCRAPS = [
         max_size=3,
     ),
 )
-def test_damage_is_counted_or_told(name: str, changes: list[tuple[float, str, bytes]]) -> None:
+def test_damage_is_counted_or_refused(name: str, changes: list[tuple[float, str, bytes]]) -> None:
     content = DESCRIBED.encode() if name == "items.csv" else TABLES[name]
     for place, how, scrap in changes:
         at = int(place * len(content))
@@ -476,23 +478,19 @@ def test_long_and_many_columns_are_cut_in_messages() -> None:
         ("user_id,item_id,user_id,timestamp", "user_id"),
     ],
 )
-def test_a_column_that_is_there_twice_is_refused(
-    header: str, repeated: str, tmp_path: Path
-) -> None:
+def test_a_duplicate_column_is_refused(header: str, repeated: str, tmp_path: Path) -> None:
     path = write(tmp_path, "log.csv", f"{header}\nu1,i1,1320105600,1320105601\n")
     with pytest.raises(DataError, match=rf"log\.csv has several columns called {repeated}"):
         rows(path)
 
 
-def test_a_column_without_a_use_may_be_there_twice(tmp_path: Path) -> None:
+def test_an_unused_column_may_be_duplicate(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,note,note\nü1,i1,1320105600,a,b\nu2,i2,1320105660,a,b\n"
     assert rows(write(tmp_path, "log.csv", text)) == rows(write(tmp_path, "plain.csv", LOG))
 
 
 @pytest.mark.parametrize("repeated", ["title", "item_id"])
-def test_titles_and_ids_of_items_that_are_there_twice_are_refused(
-    repeated: str, tmp_path: Path
-) -> None:
+def test_duplicate_title_and_id_columns_of_items_are_refused(repeated: str, tmp_path: Path) -> None:
     items = write(tmp_path, "items.csv", f"item_id,title,{repeated}\ni1,Lamp,Home\n")
     with pytest.raises(DataError, match=rf"items\.csv has several columns called {repeated}"):
         raw(write(tmp_path, "log.csv", LOG), items_path=items)

@@ -66,7 +66,7 @@ def test_the_most_given_tags_come_first(
     assert "Tags" not in text[2]
 
 
-def test_one_setting(write_dataset: Callable[..., Path]) -> None:
+def test_one_setting_adds_the_tags(write_dataset: Callable[..., Path]) -> None:
     folder = write_tags(write_dataset("movielens-latest-small"))
     settings = {"min_user_interactions": 1, "min_item_interactions": 1, "path": folder}
     config = DataConfig(source="movielens-latest-small", movie_tags=5, **settings)  # type: ignore[arg-type]
@@ -77,13 +77,13 @@ def test_one_setting(write_dataset: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["movielens-100k", "movielens-1m", "recbole", "amazon2014/Beauty"])
-def test_where_there_are_none(name: str, tmp_path: Path) -> None:
+def test_sources_without_tags_refuse_the_setting(name: str, tmp_path: Path) -> None:
     config = load_config(DataConfig, overrides=[f"source={name}", "movie_tags=3"])
     with pytest.raises(ConfigError, match=f"{name} has no tags.*from movielens-10m on"):
         prepare(config)
 
 
-def test_what_is_wrong_is_told(
+def test_missing_files_and_malformed_lines_are_refused(
     write_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     source = with_tags(load_source("movielens-latest-small"), "movielens-latest-small", 2)

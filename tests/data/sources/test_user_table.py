@@ -54,7 +54,7 @@ def test_a_folder_of_all_files_does_not_take_users_for_a_log(tmp_path: Path) -> 
     assert len(data.interactions) == 12
 
 
-def test_a_column_called_as_ours_keeps_what_it_says(tmp_path: Path) -> None:
+def test_columns_with_reserved_names_keep_their_values(tmp_path: Path) -> None:
     data = prepare(write(tmp_path, "customer,user_id,title,line\n007,u1,Dr,3\n"))
     assert data.users is not None
     assert data.users.columns == ["user_id", "user_id_column", "title", "line"]
@@ -69,14 +69,12 @@ def test_a_column_called_as_ours_keeps_what_it_says(tmp_path: Path) -> None:
         ("customer,plan\n", "no lines of data"),
     ],
 )
-def test_tables_of_users_that_cannot_be_meant_are_refused(
-    tmp_path: Path, users: str, said: str
-) -> None:
+def test_invalid_user_tables_are_refused(tmp_path: Path, users: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         prepare(write(tmp_path, users))
 
 
-def test_the_content_of_the_users_file_counts_and_not_its_place(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_content_of_the_user_table_not_its_path(tmp_path: Path) -> None:
     from recgrit.experiment import ExperimentConfig
     from recgrit.stages.prepare import PREPARE
 
