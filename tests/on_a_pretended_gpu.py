@@ -85,6 +85,7 @@ class TestTheDevice:
         with PretendedGpu() as gpu:
             there = torch.ones(4, 2).to(gpu.device)
             float(first_price_step(there, there))
+            assert gpu.waits
             assert all(wait.startswith("outside") for wait in gpu.waits)
 
     def test_it_gives_the_gradients_of_a_cpu(self):

@@ -1,5 +1,6 @@
 """Test the shards that every engine uses: a shard is complete or missing, and is made once."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -159,10 +160,11 @@ def test_a_worker_that_cannot_see_the_folder_fails_with_the_reason(shards):
     assert "storage that all machines share" in outcome.error
 
 
-def test_the_record_has_the_size_of_the_shard(shards):
+def test_the_record_has_size_and_digest_of_the_shard(shards):
     LocalEngine().map_shards(lambda: write_rows, shards)
     record = json.loads((shards.folder / "000003.json").read_text())
     assert record["bytes"] == shards.path(3).stat().st_size == 1
+    assert record["sha256"] == hashlib.sha256(shards.path(3).read_bytes()).hexdigest()
 
 
 def test_the_folder_goes_with_its_shards(shards):

@@ -146,7 +146,7 @@ def test_the_best_strengths_are_found(model, split, monkeypatch):
 
 
 def test_informative_neighbours_get_a_strength_and_rank_well(make_split, cyclic):
-    """Each item has one successor, while similarity is random. Only the former gets a strength."""
+    """Each item has one successor, while similarity is random. Only the former ranks well."""
     split = make_split(cyclic(num_items=NUM_ITEMS), NUM_ITEMS)
     features = np.random.default_rng(3).normal(size=(NUM_ITEMS, 6)).astype(np.float32)
     inputs = build_inputs(split, features=features)
