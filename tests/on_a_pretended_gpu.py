@@ -126,6 +126,7 @@ TRIES = {
     "constant": {"size": "constant"},
     "all codes": {"trie_softmax": False},
     "one tree level": {"tree_levels": 1},
+    "no tree level": {"tree_levels": 0},
     "smoothed": {"label_smoothing": 0.1},
 }
 

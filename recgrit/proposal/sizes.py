@@ -24,6 +24,10 @@ LONG_HISTORY = 100
 # Such a log is regularised less, and long histories pay.
 DENSE = 100
 LONGEST_HISTORY = 200
+# Largest catalogue in which the retriever chooses among all items at once. In all measured
+# catalogues of this size its transformer learns more than with a walk down the tree
+# (docs/results/leaderboard.md). The time of a training step grows with the number of items.
+FEW_ITEMS = 10_000
 # Number of items from which a retriever with a vector per node trains slowly, and the rows of the
 # table that nodes then share (docs/explanation/trie_softmax.md).
 MANY_ITEMS = 1_000_000
@@ -64,6 +68,8 @@ class Sizes:
         num_levels: Number of codebooks.
         codebook_size: Number of codes of each codebook.
         text_dim: Dimensions of the text features.
+        tree_levels: Number of codes that the retriever chooses one after another. 0 chooses among
+            all items at once. None chooses all codes.
         node_buckets: Rows of the table of node vectors that nodes share in a retriever of constant
             size. 0 gives each node its own vector.
         model_dim: Width of the retriever.
@@ -81,6 +87,7 @@ class Sizes:
     num_levels: int
     codebook_size: int
     text_dim: int
+    tree_levels: int | None
     node_buckets: int
     model_dim: int
     num_layers: int
@@ -176,6 +183,7 @@ def choose_sizes(kept: Kept, num_targets: int) -> Sizes:
         num_levels=levels,
         codebook_size=codes,
         text_dim=min(64, max(2, _power_of_two(items // 4))),
+        tree_levels=0 if items <= FEW_ITEMS else None,
         node_buckets=NODE_BUCKETS if items >= MANY_ITEMS else 0,
         model_dim=32 if is_small else 128 if is_large else 64,
         num_layers=1 if is_small else 2,

@@ -13,7 +13,7 @@ from recgrit.data.sources.reading import show_names
 from recgrit.experiment import ExperimentConfig
 from recgrit.progress import show_control
 from recgrit.proposal.shop import FEW_REPEATS, ShopFacts
-from recgrit.proposal.sizes import DENSE, MANY_ITEMS, choose_sizes
+from recgrit.proposal.sizes import DENSE, FEW_ITEMS, MANY_ITEMS, choose_sizes
 
 COMMENT_COLUMN = 34
 
@@ -188,6 +188,18 @@ def _stages(facts: ShopFacts) -> list[str]:
             ]
             if sizes.node_buckets
             else []
+        ),
+        *(
+            []
+            if sizes.tree_levels is None
+            else [
+                _line(
+                    "tree_levels",
+                    sizes.tree_levels,
+                    f"choose among all items at once, up to {FEW_ITEMS:,}",
+                    1,
+                )
+            ]
         ),
         _line("model_dim", sizes.model_dim, "larger from 20,000 and from 150,000 interactions", 1),
         _line("num_layers", sizes.num_layers, "2 from 20,000 interactions", 1),

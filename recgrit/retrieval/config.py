@@ -42,8 +42,9 @@ class RetrieverConfig(TransformerConfig):
             replaces in each training step. This trains the fallback, which scores items without
             training interactions.
         tree_levels: Number of codes of an ID that are chosen one after another. One last step then
-            chooses among the items that share these codes. None chooses all codes one after
-            another. Set it for long IDs.
+            chooses among the items that share these codes. 0 chooses among all items at once, which
+            suits a small catalogue with many interactions per item. None chooses all codes one
+            after another. Set it for long IDs.
         label_smoothing: Share of each target's probability that is spread evenly over all children
             of the same node. 0 switches label smoothing off.
         neighbours: Kinds of items whose scores are raised because they are neighbours of the
@@ -78,7 +79,7 @@ class RetrieverConfig(TransformerConfig):
     """
 
     node_dropout: float = Field(0.05, ge=0, lt=1)
-    tree_levels: int | None = Field(None, ge=1)
+    tree_levels: int | None = Field(None, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     neighbours: tuple[NeighbourKind, ...] = ("near", "next", "alike")
     seen_scores: bool = True

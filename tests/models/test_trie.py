@@ -151,7 +151,7 @@ def test_validation_may_read_a_sample_of_users(table, split, make_config):
     assert (found.history[0].valid_recall_at_10 * 20) % 1 == pytest.approx(0)
 
 
-@pytest.mark.parametrize("tree_levels", [None, 2])
+@pytest.mark.parametrize("tree_levels", [None, 0, 2])
 def test_new_items_are_neither_first_nor_last(
     make_table, random_codes, make_split, cyclic, make_config, tree_levels
 ):

@@ -36,9 +36,33 @@ def test_large_data_get_the_sizes_of_their_published_configuration(
     sizes = choose_sizes(kept, interactions - 3 * users)
     assert sizes.num_levels == config.tokenizer.num_levels
     assert sizes.codebook_size == config.tokenizer.codebook_size
-    for field in ("model_dim", "num_layers", "num_heads", "dropout", "batch_targets"):
+    for field in (
+        "tree_levels",
+        "model_dim",
+        "num_layers",
+        "num_heads",
+        "dropout",
+        "batch_targets",
+    ):
         assert getattr(sizes, field) == getattr(config.retriever, field), field
     assert sizes.learning_rate == config.retriever.learning_rate
     # Data with short histories need no long history_length.
     assert min(long_history, config.retriever.history_length) <= sizes.history_length
     assert sizes.history_length <= config.retriever.history_length
+
+
+@pytest.mark.parametrize(
+    ("items", "tree_levels"), [(300, 0), (10_000, 0), (10_001, None), (2_000_000, None)]
+)
+def test_small_catalogues_choose_among_all_items_at_once(
+    items: int, tree_levels: int | None
+) -> None:
+    kept = Kept(
+        min_user=5,
+        min_item=5,
+        num_users=20_000,
+        num_items=items,
+        num_interactions=500_000,
+        long_history=150,
+    )
+    assert choose_sizes(kept, 400_000).tree_levels == tree_levels

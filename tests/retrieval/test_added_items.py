@@ -16,7 +16,7 @@ def size(request):
     return request.param
 
 
-@pytest.fixture(params=[None, 1, 2])
+@pytest.fixture(params=[None, 0, 1, 2])
 def tree_levels(request):
     return request.param
 
@@ -53,7 +53,7 @@ def test_ids_of_old_items_keep_their_scores(make_model, random_codes, size, tree
     assert second.exp().sum() == pytest.approx(1, abs=1e-4)
     # Log P of all children of one parent changes by the same amount, which new siblings of the
     # parents cause. The ratios of the children's probabilities therefore stay equal.
-    depth = tree_levels or 2
+    depth = 2 if tree_levels is None else tree_levels
     shifts = {}
     for item in range(50):
         parent = tuple(old[item][:depth])

@@ -26,6 +26,7 @@ SIZES_AND_SETTINGS = [
     ((4, 4, 4), {}),
     ((3, 3, 2, 2, 6), {}),
     ((3, 3, 2, 2, 6), {"tree_levels": 2, "size": "constant"}),
+    ((4, 4, 4), {"tree_levels": 0}),
     ((60,), {"size": "constant", "node_buckets": 61}),
     ((4, 4, 4), {"size": "constant", "node_buckets": 5}),
 ]
@@ -351,8 +352,14 @@ def test_fixed_shapes_change_nothing(
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"size": "constant", "node_buckets": 11}, {"trie_softmax": False}, {"tree_levels": 1}],
-    ids=["plain", "buckets", "all codes", "one tree level"],
+    [
+        {},
+        {"size": "constant", "node_buckets": 11},
+        {"trie_softmax": False},
+        {"tree_levels": 1},
+        {"tree_levels": 0},
+    ],
+    ids=["plain", "buckets", "all codes", "one tree level", "no tree level"],
 )
 @pytest.mark.parametrize("allowed", [None, torch.arange(NUM_ITEMS) % 3 > 0], ids=["all", "some"])
 def test_ranking_with_fixed_shapes_reads_no_value_back(

@@ -309,6 +309,25 @@ def test_a_node_of_one_item_has_the_codes_that_are_left_of_its_id(make_model, ra
     assert 0 < num_lone < NUM_ITEMS
 
 
+def test_without_tree_levels_one_softmax_chooses_among_all_items(make_model, random_codes):
+    """Compute probabilities by hand. An item's vector is its own plus those of all its codes."""
+    codes = random_codes(NUM_ITEMS, (4, 4, 4))
+    model = make_model(codes, tree_levels=0, seen_scores=False)
+    nodes, weight = model.nodes, model.nodes.code_embedding.weight
+    own = {node: row for row, node in enumerate(nodes.own_nodes.tolist())}
+    vectors = torch.stack(
+        [
+            nodes.node_embedding.weight[own[node]]
+            + sum(weight[nodes.code_starts[k] + codes[item, k]] for k in range(3))
+            for item, (node,) in enumerate(model.trie.paths.tolist())
+        ]
+    )
+    states = model.encode(torch.tensor([[3, 1, 2]]), nodes())[:, -1]
+    expected = (model.decoder(states, None, 0) @ vectors.T).log_softmax(dim=-1)
+    found = score_all_items(model.trie, TrieWalk(model, nodes(), states, []))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("disambiguation_level", [None, 2])
 def test_parameters_by_part_sum_to_the_total(make_model, random_codes, disambiguation_level):
     model = make_model(random_codes(NUM_ITEMS), disambiguation_level=disambiguation_level)
