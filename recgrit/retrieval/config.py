@@ -43,8 +43,8 @@ class RetrieverConfig(TransformerConfig):
             training interactions.
         tree_levels: Number of codes of an ID that are chosen one after another. One last step then
             chooses among the items that share these codes. 0 chooses among all items at once, which
-            suits a small catalogue with many interactions per item. None chooses all codes one
-            after another. Set it for long IDs.
+            suits up to about 10,000 items. None chooses all codes one after another. Set it for
+            long IDs.
         label_smoothing: Share of each target's probability that is spread evenly over all children
             of the same node. 0 switches label smoothing off.
         neighbours: Kinds of items whose scores are raised because they are neighbours of the
